@@ -1,0 +1,87 @@
+"""Trajectories as padded tensors: the one place where turns become training tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from matchtir.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBatch:
+    """B token sequences of padded length L (right padding).
+
+    Every tensor is aligned at the token itself: what stands at [b, l] belongs to `input_ids[b, l]`.
+    """
+
+    input_ids: Int[Tensor, "B L"]
+    attention_mask: Bool[Tensor, "B L"]  # real tokens, observations included
+    sampled: Bool[Tensor, "B L"]  # tokens drawn by the policy: the ones with loss
+    turn_index: Int[Tensor, "B L"]  # turn of a sampled token, -1 elsewhere
+    sampler_logprobs: Float[Tensor, "B L"]  # the engine's own, 0 where not sampled
+
+    @property
+    def lengths(self) -> Int[Tensor, " B"]:
+        """Real tokens of each sequence."""
+        return self.attention_mask.sum(dim=1)
+
+    def rows(self, index: Tensor) -> TokenBatch:
+        """The given rows, cut to the longest of them."""
+        length = int(self.lengths[index].max())
+        return TokenBatch(**{f.name: getattr(self, f.name)[index, :length] for f in fields(self)})
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch on another device."""
+        return TokenBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def collate(trajectories: Sequence[Trajectory], pad_id: int) -> TokenBatch:
+    """Token ids, masks and turn numbers of trajectories, from their records alone.
+
+    A trajectory is its prompt, then per turn the sampled tokens and the forced observation.
+    """
+    rows = [_flatten(trajectory) for trajectory in trajectories]
+    length = max((len(ids) for ids, _, _ in rows), default=0)
+    shape = (len(rows), length)
+    input_ids = torch.full(shape, pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros(shape, dtype=torch.bool)
+    turn_index = torch.full(shape, -1, dtype=torch.int64)
+    logprobs = torch.zeros(shape, dtype=torch.float32)
+    for row, (ids, turns, sampler) in enumerate(rows):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        attention_mask[row, : len(ids)] = True
+        turn_index[row, : len(ids)] = torch.tensor(turns)
+        logprobs[row, : len(ids)] = torch.tensor(sampler)
+    return TokenBatch(input_ids, attention_mask, turn_index >= 0, turn_index, logprobs)
+
+
+def _flatten(trajectory: Trajectory) -> tuple[list[int], list[int], list[float]]:
+    """Token ids, turn index (-1: forced) and sampler log-probability of each token."""
+    ids = list(trajectory.prompt_ids)
+    turns = [-1] * len(ids)
+    logprobs = [0.0] * len(ids)
+    for index, turn in enumerate(trajectory.turns):
+        forced = len(turn.observation_ids)
+        ids += [*turn.token_ids, *turn.observation_ids]
+        turns += [index] * len(turn.token_ids) + [-1] * forced
+        logprobs += [*turn.logprobs, *([0.0] * forced)]
+    return ids, turns, logprobs
+
+
+def micro_batches(lengths: Int[Tensor, " B"], max_tokens: int) -> list[Tensor]:
+    """Row indices in groups of at most `max_tokens` padded tokens, similar lengths together.
+
+    A row longer than `max_tokens` gets a group of its own.
+    """
+    groups: list[list[int]] = []
+    for row in torch.argsort(lengths, stable=True).tolist():
+        if groups and (len(groups[-1]) + 1) * int(lengths[row]) <= max_tokens:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [torch.tensor(group) for group in groups]

@@ -1,0 +1,87 @@
+"""Where policies come from: `tiny` (made here), or any Hugging Face model by path or id."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from matchtir.policy.policy import Policy
+from matchtir.policy.tokenizer import tiny_tokenizer
+
+POLICY_FOLDER = "policy"  # of a run folder: what training made, in the Hugging Face format
+
+
+class LoadedPolicy(NamedTuple):
+    """A model and the tokenizer that belongs to it."""
+
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+
+
+def load_tiny(
+    hidden_size: int = 128,
+    layers: int = 3,
+    heads: int = 4,
+    key_value_heads: int = 2,
+    feed_forward: int = 384,
+    init_std: float = 0.06,
+    head_chunk: int = 2048,
+    seed: int = 0,
+) -> LoadedPolicy:
+    """A Qwen3-architecture model of about 0.7 M parameters with random weights.
+
+    The weights depend on the arguments alone, not on the state of the global generator.
+    """
+    tokenizer = tiny_tokenizer()
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_value_heads,
+        head_dim=hidden_size // heads,
+        intermediate_size=feed_forward,
+        initializer_range=init_std,
+        tie_word_embeddings=True,
+        max_position_embeddings=32_768,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(config)
+    return LoadedPolicy(Policy(model, head_chunk), tokenizer)
+
+
+def load_pretrained(
+    name_or_path: str, dtype: str = "auto", head_chunk: int = 2048, **model_kwargs: Any
+) -> LoadedPolicy:
+    """A Hugging Face causal LM and its tokenizer, from a folder or the hub.
+
+    Raises what transformers raises where the model is not there: OSError, ValueError.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **model_kwargs)
+    return LoadedPolicy(Policy(model, head_chunk), tokenizer)
+
+
+def load_policy(name_or_path: str) -> LoadedPolicy:
+    """The policy that a run left in its folder, or a Hugging Face model by path or id."""
+    of_run = Path(name_or_path, POLICY_FOLDER)
+    return load_pretrained(str(of_run) if of_run.is_dir() else name_or_path)
+
+
+def save_pretrained(loaded: LoadedPolicy, folder: str | Path) -> None:
+    """Write model and tokenizer in the Hugging Face format, for `load_pretrained` and vLLM."""
+    loaded.policy.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)

@@ -1,0 +1,78 @@
+"""A causal language model as the trainer uses it: log-probabilities of given tokens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+
+class TokenScores(NamedTuple):
+    """Per token of a batch, 0 where no score was asked for."""
+
+    logprobs: Float[Tensor, "B L"]  # of the token itself, given everything before it
+    entropy: Float[Tensor, "B L"]  # of the distribution it was drawn from, in nats
+
+
+class Policy(nn.Module):
+    """Wraps any Hugging Face causal LM.
+
+    Args:
+        model: with `get_input_embeddings`, `get_output_embeddings` and a base model.
+        head_chunk: tokens whose logits exist at once; those of the whole batch never do.
+    """
+
+    def __init__(self, model: PreTrainedModel, head_chunk: int = 2048) -> None:
+        super().__init__()
+        if head_chunk < 1:
+            raise ValueError(f"head_chunk must be at least 1, got {head_chunk}")
+        self.model = model
+        self.head_chunk = head_chunk
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "B L"],
+        scored: Bool[Tensor, "B L"],
+        temperature: float = 1.0,
+    ) -> TokenScores:
+        """Log-probability and entropy of every `scored` token, at the sampler's temperature.
+
+        Sequences are padded on the right, so that causal attention alone hides the padding and
+        the fast kernels without a mask apply.
+        """
+        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        # The state before a token predicts it; the first token of a sequence has none before it.
+        wanted = scored[:, 1:]
+        states, targets = hidden[:, :-1][wanted], input_ids[:, 1:][wanted]
+        pieces = [
+            self._score_chunk(state, target, temperature)
+            for state, target in zip(
+                states.split(self.head_chunk), targets.split(self.head_chunk), strict=True
+            )
+        ]
+        logprobs, entropy = (torch.cat(column) for column in zip(*pieces, strict=True))
+        empty = torch.zeros(input_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
+        place = torch.zeros_like(scored)
+        place[:, 1:] = wanted
+        return TokenScores(
+            empty.masked_scatter(place, logprobs), empty.masked_scatter(place, entropy)
+        )
+
+    def _score_chunk(
+        self, states: Float[Tensor, "K H"], targets: Int[Tensor, " K"], temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of K tokens; the logits are computed again in the backward pass."""
+        if torch.is_grad_enabled():
+            return checkpoint(self._head, states, targets, temperature, use_reentrant=False)
+        return self._head(states, targets, temperature)
+
+    def _head(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logits = self.model.get_output_embeddings()(states).float() / temperature
+        log_distribution = logits.log_softmax(dim=-1)
+        logprobs = log_distribution.gather(-1, targets[:, None]).squeeze(-1)
+        entropy = -(log_distribution.exp() * log_distribution).sum(dim=-1)
+        return logprobs, entropy

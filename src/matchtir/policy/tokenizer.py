@@ -1,0 +1,118 @@
+"""The tokenizer of the tiny policy: one token per word of the synthetic worlds, bytes for the rest.
+
+A word-level vocabulary is what lets a policy of under a million parameters learn to copy names
+from questions and tool results into arguments within a minute; with sub-word pieces it does not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = Path(__file__).with_name("qwen3_template.jinja")
+
+# Qwen3's added tokens that conversations use; the second kind is not "special" there either.
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MARKUP_TOKENS = (
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<think>",
+    "</think>",
+)
+
+# Stretches of the chat format and of JSON that recur in every conversation: one token each.
+FRAMES = (
+    "system\n",
+    "user\n",
+    "assistant\n",
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
+    "You are provided with function signatures within <tools></tools> XML tags:\n<tools>\n",
+    "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
+    "within ",
+    " XML tags:\n",
+    '\n{"name": <function-name>, "arguments": <args-json-object>}\n',
+    '{"type": "function", "function": {"name": "',
+    '", "description": "',
+    '", "parameters": {"type": "object", "properties": {"',
+    '"]}}}\n{"type": "function", "function": {"name": "',
+    '": {"type": "string"}',
+    '": {"type": "string"}}, "required": ["',
+    '": {"type": "string"}, "',
+    '": {"type": "string", "enum": ["',
+    '"], "default": "',
+    '"}}, "required": ["',
+    '"]}}}',
+    '", "',
+    '\n{"name": "',
+    '", "arguments": {"',
+    '": "',
+    '"}}\n',
+    '{"error": "',
+    ' "',
+    '"?',
+    ", ",
+    "<answer>",
+    "</answer>",
+    "\n\n",
+)
+
+
+def _split_pattern() -> Regex:
+    """Frames first, longest first; then words and numbers with at most one space before them."""
+    frames = sorted(FRAMES, key=len, reverse=True)
+    return Regex("|".join([*map(re.escape, frames), r" ?[A-Za-z_]+", r" ?[0-9]+"]))
+
+
+def _byte_level(text: str) -> str:
+    """The spelling of a text in the byte-level alphabet, in which vocabularies are written."""
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(
+        text
+    )
+    return "".join(piece for piece, _ in pieces)
+
+
+def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A fast tokenizer with `words` (each alone and after a space), the frames and 256 bytes.
+
+    Any text can be encoded, and decodes to itself. The chat template writes Qwen3's format.
+    """
+    units = [*sorted(pre_tokenizers.ByteLevel.alphabet())]
+    units += [_byte_level(frame) for frame in FRAMES]
+    units += [_byte_level(prefix + word) for word in words for prefix in ("", " ")]
+    vocabulary = {unit: index for index, unit in enumerate(dict.fromkeys(units))}
+
+    # No merges: a piece that is in the vocabulary is one token, any other falls apart into bytes.
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(_split_pattern(), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_tokens(list(MARKUP_TOKENS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=131_072,
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE.read_text(encoding="utf-8"),
+    )
+
+
+@lru_cache(maxsize=1)
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer of the tiny policy, with the words of the laptop worlds."""
+    from matchtir.tasks.synthetic.lexicon import laptop_words
+
+    return build_tokenizer(laptop_words())

@@ -1,0 +1,99 @@
+"""What happened in one rollout, call by call, as a plain record for JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matchtir.credit.rewards import Credit
+from matchtir.types import Task, ToolCall, Trajectory, Turn
+
+
+def trace_record(
+    trajectory: Trajectory, credit: Credit, advantages: Sequence[float]
+) -> dict[str, Any]:
+    """One rollout with what each call and each turn earned.
+
+    A call's `gold` is the index of the gold call with the most weight in its row of the plan, null
+    where the row is all zero; `weight` and `similarity` are that pair's.
+
+    Args:
+        trajectory: of T turns.
+        credit: its rewards.
+        advantages: one per turn, [T].
+
+    Raises:
+        ValueError: the number of turns or calls differs between the three.
+    """
+    turns, calls = len(trajectory.turns), len(trajectory.calls)
+    if len(credit.turn_rewards) != turns or len(advantages) != turns:
+        raise ValueError(
+            f"{trajectory.task.task_id}: {turns} turns, {len(credit.turn_rewards)} turn rewards, "
+            f"{len(advantages)} advantages"
+        )
+    if len(credit.plan) != calls:
+        raise ValueError(f"{trajectory.task.task_id}: {calls} calls, {len(credit.plan)} plan rows")
+    records, first = [], 0
+    for index, turn in enumerate(trajectory.turns):
+        records.append(
+            {
+                "text": turn.text,
+                "tokens": len(turn.token_ids),
+                "reward": float(credit.turn_rewards[index]),
+                "advantage": float(advantages[index]),
+                "calls": _call_records(turn, credit, first),
+            }
+        )
+        first += len(turn.calls)
+    gold_calls = _gold_calls(trajectory.task, credit.plan.shape[1])
+    return {
+        "task": trajectory.task.task_id,
+        "question": trajectory.task.question,
+        "gold_calls": [{"name": call.name, "arguments": call.arguments} for call in gold_calls],
+        "gold_answer": trajectory.task.answer,
+        "turns": records,
+        "stop_reason": str(trajectory.stop_reason),
+        "outcome": credit.outcome,
+        "total": credit.total,
+        "policy_version": trajectory.policy_version,
+        "seconds": trajectory.seconds,
+    }
+
+
+def write_traces(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """Write one record per line, in place of any earlier file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _call_records(turn: Turn, credit: Credit, first: int) -> list[dict[str, Any]]:
+    """The calls of one turn; `first` is the index of its first call in the trajectory."""
+    records = []
+    for offset, call in enumerate(turn.calls):
+        row = first + offset
+        plan = credit.plan[row]
+        gold = int(plan.argmax()) if plan.any() else None
+        result = turn.results[offset] if offset < len(turn.results) else None
+        records.append(
+            {
+                "name": call.name,
+                "arguments": call.arguments,
+                "status": str(call.status),
+                "result_status": None if result is None else str(result.status),
+                "output": None if result is None else result.output,
+                "gold": gold,
+                "weight": 0.0 if gold is None else float(plan[gold]),
+                "similarity": None if gold is None else float(credit.similarity[row, gold]),
+                "reward": float(credit.call_rewards[row]),
+            }
+        )
+    return records
+
+
+def _gold_calls(task: Task, columns: int) -> tuple[ToolCall, ...]:
+    """The gold trace that the plan's columns stand for: the first that has as many calls."""
+    traces = (task.gold_calls, *task.alternative_gold_calls)
+    return next((trace for trace in traces if len(trace) == columns), task.gold_calls)

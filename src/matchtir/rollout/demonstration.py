@@ -1,0 +1,60 @@
+"""Gold solutions as conversations: what supervised fine-tuning imitates and replays write."""
+
+from __future__ import annotations
+
+from itertools import groupby
+
+from matchtir.rollout.renderer import Renderer
+from matchtir.tools.parser import parse_calls, render_call
+from matchtir.types import StopReason, Task, ToolResult, Trajectory, Turn
+
+
+def _calls_by_turn(task: Task) -> list[list[int]]:
+    """Indices of the gold calls of each turn; one call a turn where the source does not say."""
+    count = len(task.gold_calls)
+    turns = task.gold_turns or tuple(range(count))
+    if len(turns) != count:
+        raise ValueError(f"task {task.task_id}: {len(turns)} gold turns for {count} gold calls")
+    order = sorted(range(count), key=turns.__getitem__)
+    return [list(group) for _, group in groupby(order, key=turns.__getitem__)]
+
+
+def gold_turn_texts(task: Task) -> tuple[str, ...]:
+    """The assistant messages of the gold solution: its turns of calls, then the answer.
+
+    Raises:
+        ValueError: `gold_turns` has another length than `gold_calls`.
+    """
+    calls = [render_call(call.name, call.arguments) for call in task.gold_calls]
+    turns = ["\n".join(calls[index] for index in turn) for turn in _calls_by_turn(task)]
+    return (*turns, f"<answer>{task.answer}</answer>")
+
+
+def gold_trajectory(task: Task, renderer: Renderer) -> Trajectory:
+    """The gold solution as a trajectory, its results taken from the task: nothing is executed.
+
+    Its log-probabilities are zero: no policy sampled it.
+
+    Raises:
+        ValueError: the task does not know the output of each of its gold calls.
+    """
+    names = [call.name for call in task.gold_calls]
+    if [sub_answer.tool for sub_answer in task.sub_answers] != names:
+        raise ValueError(f"task {task.task_id}: sub_answers are not the outputs of its gold calls")
+    # What the policy reads, where the task knows more of it than what an output must contain.
+    texts = task.metadata.get("outputs") or [answer.output for answer in task.sub_answers]
+    outputs = [tuple(ToolResult(texts[index]) for index in turn) for turn in _calls_by_turn(task)]
+    turns = []
+    for text, results in zip(gold_turn_texts(task), [*outputs, ()], strict=True):
+        token_ids = renderer.encode_turn(text)
+        turns.append(
+            Turn(
+                token_ids=token_ids,
+                logprobs=(0.0,) * len(token_ids),
+                text=text,
+                calls=parse_calls(text, {spec.name for spec in task.tools}) if results else (),
+                results=results,
+                observation_ids=renderer.observation_ids(results) if results else (),
+            )
+        )
+    return Trajectory(task, renderer.prompt_ids(task), tuple(turns), StopReason.ANSWER)

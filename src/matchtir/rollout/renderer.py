@@ -1,0 +1,169 @@
+"""Where messages become tokens: prompts, observations and written turns, id for id the template's.
+
+The ids that a policy sampled are never decoded and encoded again: what follows them is appended.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from matchtir.types import Task, ToolResult
+
+DEFAULT_SYSTEM_PROMPT = (
+    "Answer the question with the help of the tools. You may call several tools in one turn; their "
+    "results come back in the next message. A malformed call is answered by an error message, and "
+    "the dialogue goes on. When you know the answer, make no further call and finish with "
+    "<answer>your answer</answer>."
+)
+
+TURN_START = "<|im_start|>"
+TURN_END = "<|im_end|>"
+TEXT_END = "<|endoftext|>"
+POLICY_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
+
+# Marks where a text is cut before it is encoded. A lone surrogate cannot be encoded, so no
+# text that reaches a tokenizer contains one.
+_CUT = "\ud800"
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+# Contents of the conversation that shows how a chat template frames tool results.
+_PROBE = ("probe question", "probe turn", "first probe result", "second probe result")
+
+
+class _Inert:
+    """Cuts a text inside each control token in it, so that none can be encoded as one."""
+
+    def __init__(self, control_tokens: Iterable[str]) -> None:
+        # The first character is matched, the rest only looked at: overlaps are found too.
+        tokens = [token for token in control_tokens if len(token) > 1]
+        self._starts = re.compile(
+            "|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in tokens)
+        )
+
+    def text(self, text: str) -> str:
+        """The text with cuts; lone surrogates become U+FFFD."""
+        return self._starts.sub(lambda start: start.group() + _CUT, _SURROGATES.sub("\ufffd", text))
+
+    def json(self, value: Any) -> Any:
+        """A JSON value with cuts in all of its texts, keys included."""
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, dict):
+            return {self.json(key): self.json(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.json(item) for item in value]
+        return value
+
+
+class Renderer:
+    """Renders conversations of tools in the format of a tokenizer's own chat template.
+
+    Prompt, sampled turn, observation, sampled turn ... put together are, id for id, what the
+    template gives for the same messages, where the turns are written as the template writes them.
+    One exception lies in Qwen3's template: with thinking off it puts an empty think block before
+    a turn to be sampled, and leaves it out where it renders that turn as history. It stays here,
+    because the policy saw it.
+
+    Questions, tool schemas and tool results are data: a control token written in them
+    (``<|im_end|>``, ``<tool_call>``, ...) is encoded as plain text and decodes to itself.
+
+    Args:
+        tokenizer: a tokenizer with Qwen's ``<|im_start|>`` and ``<|im_end|>`` and a chat template
+            that renders tool messages.
+        system_prompt: trusted text, with control tokens live; empty: no system message.
+        thinking: whether the policy is asked to think; a template without that switch ignores it.
+
+    Raises:
+        ValueError: the tokenizer lacks one of these, or cannot encode a conversation in parts.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        system_prompt: str = DEFAULT_SYSTEM_PROMPT,
+        thinking: bool = True,
+    ) -> None:
+        added = tokenizer.get_added_vocab()
+        missing = [token for token in (TURN_START, TURN_END) if token not in added]
+        if missing or not tokenizer.chat_template:
+            lacks = ", ".join([*missing, *([] if tokenizer.chat_template else ["a chat template"])])
+            raise ValueError(f"tokenizer {tokenizer.name_or_path!r} lacks {lacks}")
+        self.tokenizer = tokenizer
+        self.system_prompt = system_prompt
+        self.thinking = thinking
+        self.pad_id = added[TURN_END] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.stop_token_ids = tuple(added[t] for t in (TURN_END, TEXT_END) if t in added)
+        self._data = _Inert(added)
+        self._policy = _Inert(set(added) - POLICY_MARKUP)
+        self._frame = self._observation_frame()
+
+    def prompt_ids(self, task: Task) -> tuple[int, ...]:
+        """System message, tools and question, up to the place where the policy writes its turn."""
+        messages = [{"role": "user", "content": self._data.text(task.question)}]
+        if self.system_prompt:
+            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        tools = [self._data.json(spec.schema()) for spec in task.tools]
+        return self._encode(self._render(messages, tools))
+
+    def observation_ids(self, results: Sequence[ToolResult]) -> tuple[int, ...]:
+        """What follows a sampled turn with calls: all their results, and the next turn's start."""
+        opening, between, closing = self._frame
+        outputs = between.join(self._data.text(result.output) for result in results)
+        return self._encode(opening + outputs + closing)
+
+    def encode_turn(self, text: str) -> tuple[int, ...]:
+        """The tokens of a turn that was written instead of sampled, end-of-turn token included.
+
+        Calls and think tags are live; any other control token in `text` is plain text.
+        """
+        return self._encode(self._policy.text(text) + TURN_END)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a turn, without the token that ended it."""
+        ended = bool(token_ids) and token_ids[-1] in self.stop_token_ids
+        return self._decode(token_ids[:-1] if ended else token_ids)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        text = self.tokenizer.decode(
+            list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text whose cuts keep the pieces apart; control tokens are live."""
+        encode = self.tokenizer.encode
+        pieces = [encode(piece, add_special_tokens=False) for piece in text.split(_CUT)]
+        return tuple(token for piece in pieces for token in piece)
+
+    def _render(self, messages: list[dict[str, str]], tools: list[Any] | None) -> str:
+        text = self.tokenizer.apply_chat_template(
+            messages,
+            tools=tools or None,
+            add_generation_prompt=True,
+            enable_thinking=self.thinking,
+            tokenize=False,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _observation_frame(self) -> tuple[str, str, str]:
+        """What the template writes before, between and after the results of one turn."""
+        roles = ("user", "assistant", "tool", "tool")
+        messages = [{"role": r, "content": c} for r, c in zip(roles, _PROBE, strict=True)]
+        conversation = self._render(messages, None)
+        _, turn, tail = conversation.partition(_PROBE[1] + TURN_END)
+        opening, first, rest = tail.partition(_PROBE[2])
+        between, second, closing = rest.partition(_PROBE[3])
+        name = self.tokenizer.name_or_path
+        if not (turn and first and second):
+            raise ValueError(f"the chat template of {name!r} does not render tool messages")
+        # Cut into many pieces, the text must stay the same: no piece may gain or swallow a space.
+        pieces = self._encode(self._data.text(conversation))
+        if self._decode(pieces) != self._decode(self._encode(conversation)):
+            raise ValueError(f"tokenizer {name!r} cannot encode a conversation in parts")
+        return opening, between, closing

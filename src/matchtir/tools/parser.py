@@ -1,0 +1,188 @@
+"""The one reader of what the policy wrote: it decides what is executed and what is scored.
+
+The format is Qwen3's (also called Hermes): one JSON object with the keys "name" and "arguments"
+between ``<tool_call>`` and ``</tool_call>``. Decisions, each held by a test:
+
+* The tags of calls and of thinking are tokens of the vocabulary: they structure the text wherever
+  they stand, also inside a JSON string.
+* Thinking is not execution: blocks inside ``<think>...</think>`` are no calls, and what is said
+  there is no answer. A ``</think>`` that no ``<think>`` precedes ends a thinking part that the
+  prompt had opened; an open ``<think>`` reaches to the end of the text.
+* A new ``<tool_call>``, a ``<think>`` or the end of the text before ``</tool_call>`` leaves the
+  block unclosed. A lone ``</tool_call>`` is plain text.
+* JSON as RFC 8259 has it, one value and nothing after it: NaN and Infinity are refused, as are
+  duplicate keys, numbers too large for a float, lone surrogates, and nesting beyond `MAX_DEPTH`.
+* "arguments" must be there, and be an object, ``{}`` for a call without any: the prompt says so,
+  and the strict readers of this format (vLLM, Qwen-Agent) say so too. Arguments that are a JSON
+  string, or stand under "parameters", are refused. Further keys of the call are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from matchtir.types import CallStatus, ToolCall
+
+MAX_DEPTH = 100  # levels of objects and arrays; far below the recursion limit of what reads them
+
+_THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_CALL_TAG = re.compile(r"</?tool_call>")
+# An opening tag may not stand inside: of "<answer>a <answer>b</answer>" the answer is "b".
+_ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+
+def parse_calls(text: str, tool_names: Collection[str] | None) -> tuple[ToolCall, ...]:
+    """Every ``<tool_call>`` block of a turn outside thinking, in order, each with its status.
+
+    A call to a name that is not among `tool_names` is an unknown tool; None accepts any name.
+    A refused call keeps what could be read of it: its name ("" if there is none) and its arguments
+    (None if there are none). Never raises for what the text holds.
+    """
+    return tuple(_call(block, closed, tool_names) for block, closed in _blocks(text))
+
+
+def render_call(name: str, arguments: Any) -> str:
+    """A call as Qwen3's chat template writes it.
+
+    Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
+    """
+    rendered = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {rendered}}}\n</tool_call>'
+
+
+def error_text(call: ToolCall) -> str:
+    """The observation for a call that was refused; raises ValueError for one that was not."""
+    match call.status:
+        case CallStatus.UNCLOSED:
+            return "Error: the tool call has no closing </tool_call> tag."
+        case CallStatus.UNKNOWN_TOOL:
+            return f"Error: there is no tool called {_printable(call.name)}."
+        case CallStatus.OK:
+            raise ValueError(f"the call to {call.name!r} was not refused")
+    try:
+        problem = _problem(_load(call.text))[1]
+    except ValueError as error:
+        problem = f"it is not valid JSON ({error})"
+    return f"Error: the tool call cannot be read: {problem}."
+
+
+def extract_answer(text: str) -> str | None:
+    """What stands inside the last complete ``<answer>...</answer>`` outside thinking, stripped.
+
+    None where there is none; "" for an empty one.
+    """
+    answers = [answer for part in _spoken(text) for answer in _ANSWER.findall(part)]
+    return answers[-1].strip() if answers else None
+
+
+def _spoken(text: str) -> list[str]:
+    """The parts of a turn outside thinking."""
+    before, close, after = text.partition("</think>")
+    if close and "<think>" not in before:
+        text = after
+    return _THINKING.split(text)
+
+
+def _blocks(text: str) -> Iterator[tuple[str, bool]]:
+    """Content of each ``<tool_call>`` block outside thinking, and whether it was closed."""
+    for part in _spoken(text):
+        start: int | None = None  # of the open block
+        for tag in _CALL_TAG.finditer(part):
+            closes = tag.group() == "</tool_call>"
+            if start is not None:
+                yield part[start : tag.start()], closes
+            start = None if closes else tag.end()
+        if start is not None:
+            yield part[start:], False
+
+
+def _call(text: str, closed: bool, tool_names: Collection[str] | None) -> ToolCall:
+    if not closed:
+        return ToolCall("", None, CallStatus.UNCLOSED, text)
+    try:
+        value = _load(text)
+    except ValueError:
+        return ToolCall("", None, CallStatus.INVALID_JSON, text)
+    status, _ = _problem(value)
+    name, arguments = "", None
+    if isinstance(value, dict):
+        arguments = value.get("arguments")
+        if isinstance(value.get("name"), str):
+            name = value["name"]
+    if status is CallStatus.OK and tool_names is not None and name not in tool_names:
+        status = CallStatus.UNKNOWN_TOOL
+    return ToolCall(name, arguments, status, text)
+
+
+def _problem(value: Any) -> tuple[CallStatus, str]:
+    """Status of a block's JSON value, and in words what is wrong with it."""
+    if not isinstance(value, dict):
+        return CallStatus.MISSING_NAME, "it must be one JSON object with a name and arguments"
+    if not isinstance(value.get("name"), str) or not value["name"]:
+        return CallStatus.MISSING_NAME, 'it has no "name" that is a non-empty string'
+    refused = CallStatus.ARGUMENTS_NOT_OBJECT
+    if "arguments" not in value and "parameters" in value:
+        return refused, 'its arguments must stand under "arguments", not under "parameters"'
+    if "arguments" not in value:
+        return refused, 'it has no "arguments"; write {} for a call without any'
+    if isinstance(value["arguments"], str):
+        return refused, 'its "arguments" must be a JSON object, not a string that holds one'
+    if not isinstance(value["arguments"], dict):
+        return refused, 'its "arguments" must be a JSON object'
+    return CallStatus.OK, ""
+
+
+def _load(text: str) -> Any:
+    """A block's JSON value; raises ValueError with a message for the policy."""
+    if not text.strip():
+        raise ValueError("the block is empty")
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    except RecursionError:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels") from None
+    _check(value)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        ((double, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {_printable(double)} stands twice in one object")
+    return value
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _check(value: Any) -> None:
+    """Refuse what Python's reader accepts and others may not; iterative, so any depth is safe."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                below.extend(item)
+                below.extend(item.values())
+            elif isinstance(item, list):
+                below.extend(item)
+            elif isinstance(item, str) and _SURROGATE.search(item):
+                raise ValueError("a string holds half of a surrogate pair")
+            elif isinstance(item, float) and math.isinf(item):
+                raise ValueError("a number is too large")
+        if not below:
+            return
+        level = below
+    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+
+
+def _printable(text: str) -> str:
+    """A name out of the policy's text as an error may repeat it: short, and encodable."""
+    return json.dumps(text[:100], ensure_ascii=bool(_SURROGATE.search(text)))

@@ -1,0 +1,141 @@
+"""What both ways of training share: attempts at held-out tasks, and the optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from matchtir.evaluation.metrics import TrajectoryMetrics
+from matchtir.policy.policy import Policy
+from matchtir.rollout.engine import Engine, SamplingParams
+from matchtir.rollout.episode import EpisodeLimits, EpisodeRunner
+from matchtir.rollout.renderer import Renderer
+from matchtir.tools.sandbox import Sandbox
+from matchtir.training.optimizers import OptimizerFactory
+from matchtir.types import Task
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class PolicyModule(LightningModule):
+    """A policy that is trained by steps of its own making and validated by greedy decoding.
+
+    Args:
+        policy: the model in training.
+        renderer: writes conversations as its tokens.
+        engine: samples from it.
+        sandbox: executes the calls.
+        limits: where episodes end.
+        optimizer: makes the optimizers.
+        micro_batch_tokens: padded tokens in one backward pass.
+        max_grad_norm: the norm that gradients are clipped to.
+        seed: of everything random in the iterations.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        renderer: Renderer,
+        engine: Engine,
+        sandbox: Sandbox,
+        limits: EpisodeLimits,
+        optimizer: OptimizerFactory,
+        micro_batch_tokens: int,
+        max_grad_norm: float,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        if micro_batch_tokens < 1 or max_grad_norm <= 0:
+            raise ValueError("micro_batch_tokens and max_grad_norm must be positive")
+        self.automatic_optimization = False
+        self.policy = policy
+        self.renderer = renderer
+        self.engine = engine
+        self.episodes = EpisodeRunner(engine, renderer, sandbox, limits, max_concurrent=1_000_000)
+        self.optimizer_factory = optimizer
+        self.micro_batch_tokens = micro_batch_tokens
+        self.max_grad_norm = max_grad_norm
+        self.seed = seed
+        self.held_out = TrajectoryMetrics(reward=False)
+        self.last_rollout: list[Any] = []  # what the traces show, where there is one
+        self.test_scores: Mapping[str, Mapping[str, float]] = {}  # of each task, by measure
+
+    @property
+    def iteration(self) -> int:
+        """The iteration under way or just done, from 1 on; 0 before training.
+
+        Rows of the metrics have it as their step, trajectories as the version of their policy.
+        """
+        return self.trainer.fit_loop.total_batch_idx + 1
+
+    def log_row(self, metrics: Mapping[str, Any]) -> None:
+        """Log what was measured in this iteration, and nothing else.
+
+        Lightning's own way to the loggers would repeat the last value of a metric in every later
+        row, also in iterations that did not measure it.
+        """
+        self.log_dict(dict(metrics), logger=False)
+        for logger in self.loggers:
+            logger.log_metrics({k: float(v) for k, v in metrics.items()}, step=self.iteration)
+
+    # -- optimisation -------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        """Optimizers with their schedules, which `optimizer_step` steps."""
+        # Not trainer.estimated_stepping_batches: it sets the loader up before a resumed run has
+        # its state, which would then be lost.
+        iterations = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        scheduled = self.optimizer_factory(self.policy, iterations)
+        return [s.optimizer for s in scheduled], [s.schedule for s in scheduled]
+
+    def step_optimizers(self) -> float:
+        """Clip the gradients, step, clear them; returns the norm before clipping."""
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        optimizers = self.optimizers()
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            optimizer.step()
+            optimizer.zero_grad()
+        return float(norm)
+
+    def step_schedules(self) -> None:
+        """Once per iteration."""
+        schedules = self.lr_schedulers()
+        for schedule in schedules if isinstance(schedules, list) else [schedules]:
+            assert schedule is not None
+            schedule.step()
+
+    # -- held-out tasks -----------------------------------------------------------------------
+
+    def attempt(self, tasks: Sequence[Task]) -> None:
+        """One greedy attempt at each task, measured."""
+        self.policy.eval()
+        self.engine.sync(self.policy, version=self.iteration)
+        groups = self.episodes.run(tasks, group_size=1, sampling=GREEDY, seed=self.seed)
+        self.policy.train()
+        self.held_out.update([trajectory for group in groups for trajectory in group])
+
+    def validation_step(self, tasks: list[Task], batch_index: int) -> None:
+        """Attempt validation tasks."""
+        self.attempt(tasks)
+
+    def test_step(self, tasks: list[Task], batch_index: int) -> None:
+        """Attempt test tasks."""
+        self.attempt(tasks)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/<measure>."""
+        self._log_held_out("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/<measure>, and keep the score of each task."""
+        self.test_scores = self.held_out.per_task()
+        self._log_held_out("test")
+
+    def _log_held_out(self, split: str) -> None:
+        means: Mapping[str, Tensor] = self.held_out.compute()
+        self.log_row({f"{split}/{name}": value.float() for name, value in means.items()})
+        self.held_out.reset()

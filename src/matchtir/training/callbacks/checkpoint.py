@@ -1,0 +1,86 @@
+"""The checkpoint that an interrupted run goes on from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps `<folder>/last.ckpt`, from which a run resumes as if it had never stopped.
+
+    Lightning's ModelCheckpoint saves before the iteration's metrics are logged and before the
+    validation that may follow, and a run resumed from there does neither. Here a checkpoint
+    becomes `last.ckpt` only once everything of its iteration is done: where validation follows, it
+    is saved after that, so that it knows the best score so far; otherwise it is saved under another
+    name, and renamed when the next iteration begins.
+
+    Args:
+        folder: of the checkpoints.
+        every_n_iterations: between two of them; the last iteration always gets one.
+    """
+
+    def __init__(self, folder: str, every_n_iterations: int) -> None:
+        if every_n_iterations < 1:
+            raise ValueError(f"every_n_iterations={every_n_iterations} must be 1 or more")
+        self.every_n_iterations = every_n_iterations
+        self.path = Path(folder) / "last.ckpt"
+        self._saved_iterations = -1
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """The iteration before this one is complete."""
+        self._promote(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save, unless validation comes first."""
+        if self._is_due(trainer) and not _validation_follows(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save where `on_train_batch_end` waited."""
+        in_training = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if in_training and self._is_due(trainer):
+            self._save(trainer)
+            self._promote(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the run."""
+        if self._saved_iterations != _iterations(trainer):
+            self._save(trainer)
+        self._promote(trainer)
+
+    def _is_due(self, trainer: Trainer) -> bool:
+        return _iterations(trainer) % self.every_n_iterations == 0
+
+    @property
+    def _new(self) -> Path:
+        return self.path.with_name("new.ckpt")
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self._new)
+        self._saved_iterations = _iterations(trainer)
+
+    def _promote(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero or not self._new.exists():
+            return
+        if self.path.is_dir():  # a sharded checkpoint, which cannot be replaced in one step
+            shutil.rmtree(self.path)
+        os.replace(self._new, self.path)
+
+
+def _iterations(trainer: Trainer) -> int:
+    """Iterations done, over all epochs and before a resumption too."""
+    return trainer.fit_loop.total_batch_idx + 1
+
+
+def _validation_follows(trainer: Trainer) -> bool:
+    # Lightning has no public way to ask this.
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)

@@ -1,0 +1,106 @@
+"""Shows a run as it trains."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
+from rich.live import Live
+
+from matchtir.reports.progress import TRAINING, VALIDATION, Position, panel, plain_line
+
+HISTORY = 14  # iterations in a sparkline
+
+
+class Progress(Callback):
+    """A live display in a terminal; elsewhere one plain line every few iterations.
+
+    Args:
+        title: heads the live display; usually the experiment's name.
+        every_n_iterations: between two plain lines.
+        console: where to show it; standard output by default.
+    """
+
+    def __init__(
+        self, title: str | None = None, every_n_iterations: int = 10, console: Console | None = None
+    ) -> None:
+        if every_n_iterations < 1:
+            raise ValueError(f"every_n_iterations={every_n_iterations} must be 1 or more")
+        self.title = title or ""
+        self.every_n_iterations = every_n_iterations
+        self.console = console or Console()
+        self._live: Live | None = None
+        self._history: dict[str, deque[float]] = {}
+        self._started = 0.0
+        self._iterations_before = 0  # of an earlier process
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the display."""
+        self._started = time.monotonic()
+        self._iterations_before = trainer.fit_loop.total_batch_idx + 1
+        if trainer.is_global_zero and self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4)
+            self._live.start()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Show the iteration."""
+        position = self._position(trainer)
+        due = position.iteration % self.every_n_iterations == 0
+        self._show(trainer, position, TRAINING, due or position.iteration == position.total)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the validation of the iteration."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._show(trainer, self._position(trainer), VALIDATION, due=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Close the display; its last state stays on the screen."""
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Close the display, so that the error can be read."""
+        self._close()
+
+    def _show(
+        self, trainer: Trainer, position: Position, names: Mapping[str, str], due: bool
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for name in names:
+            if name in metrics:
+                self._history.setdefault(name, deque(maxlen=HISTORY)).append(metrics[name])
+        if self._live is not None:
+            self._live.update(panel(self.title, position, metrics, self._history))
+        elif due:
+            line = plain_line(position, metrics, names)
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _position(self, trainer: Trainer) -> Position:
+        iteration = trainer.fit_loop.total_batch_idx + 1
+        total = total_iterations(trainer)
+        elapsed = time.monotonic() - self._started
+        per_iteration = elapsed / max(iteration - self._iterations_before, 1)
+        left = None if total is None else per_iteration * (total - iteration)
+        return Position(iteration, total, elapsed, left)
+
+
+def total_iterations(trainer: Trainer) -> int | None:
+    """Iterations of the whole run, None where it has no end by count."""
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if epochs is None or epochs < 0 or math.isinf(batches):
+        return None
+    return int(batches) * epochs

@@ -1,0 +1,159 @@
+"""Which tasks each iteration trains on, and on which the policy is validated and tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from matchtir.tasks.task_set import TaskSet
+from matchtir.types import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stretch of training: so many iterations of so many tasks each, from one task set."""
+
+    tasks: TaskSet
+    iterations: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1 or self.batch_size < 1:
+            raise ValueError("iterations and batch_size of a stage must be at least 1")
+        if not len(self.tasks.tasks("train")):
+            raise ValueError("the task set of a stage has no training tasks")
+
+
+class TaskBatches:
+    """The task lists of all iterations; one epoch of this loader is the whole run.
+
+    The tasks of iteration i depend on the stages, the seed and i alone: each pass over a task set
+    has an order of its own. The state is the number of lists given out.
+
+    Args:
+        stages: one after the other.
+        seed: of the order of tasks.
+        rank, world_size: with several processes each gets its share of every list.
+    """
+
+    def __init__(
+        self, stages: Sequence[Stage], seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        for number, stage in enumerate(stages):
+            if stage.batch_size % world_size:
+                raise ValueError(
+                    f"stage {number}: a batch of {stage.batch_size} tasks cannot be shared evenly "
+                    f"among {world_size} processes"
+                )
+        self.stages = stages
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self._given = 0
+
+    def __len__(self) -> int:
+        return sum(stage.iterations for stage in self.stages)
+
+    def __iter__(self) -> Iterator[list[Task]]:
+        start = self._given
+        for iteration in range(start, len(self)):
+            self._given = iteration + 1
+            yield self.batch(iteration)
+        self._given = 0
+
+    def batch(self, iteration: int) -> list[Task]:
+        """The tasks of one iteration, counted from 0 over all stages."""
+        number, within = 0, iteration
+        while within >= self.stages[number].iterations:
+            within -= self.stages[number].iterations
+            number += 1
+        stage = self.stages[number]
+        tasks = stage.tasks.tasks("train")
+        first = within * stage.batch_size
+        places = range(first + self.rank, first + stage.batch_size, self.world_size)
+        return [tasks[self._place(number, len(tasks), place)] for place in places]
+
+    def _place(self, stage: int, size: int, place: int) -> int:
+        epoch, position = divmod(place, size)
+        if (stage, size, epoch) != getattr(self, "_order_key", None):
+            self._order_key = (stage, size, epoch)
+            self._order = np.random.default_rng((self.seed, stage, epoch)).permutation(size)
+        return int(self._order[position])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning keeps this in checkpoints."""
+        return {"given": self._given}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on after the lists already given out."""
+        self._given = state["given"]
+
+
+class TaskDataModule(LightningDataModule):
+    """Training stages, and held-out tasks for validation and test.
+
+    Args:
+        stages: of training.
+        held_out: task set whose validation and test splits measure the policy; None: it is only
+            trained.
+        seed: of the order of training tasks.
+        eval_batch_size: tasks that are attempted at once.
+
+    Raises:
+        ValueError: an option out of range, or a split without tasks: before any model is loaded.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        held_out: TaskSet | None,
+        seed: int,
+        eval_batch_size: int = 128,
+    ) -> None:
+        super().__init__()
+        if eval_batch_size < 1:
+            raise ValueError(f"eval_batch_size must be at least 1, got {eval_batch_size}")
+        for split in ("validation", "test"):
+            if held_out is not None and not len(held_out.tasks(split)):
+                raise ValueError(f"the held-out task set has no {split} tasks")
+        self.stages = stages
+        self.held_out = held_out
+        self.seed = seed
+        self.eval_batch_size = eval_batch_size
+
+    def train_dataloader(self) -> TaskBatches:
+        """All iterations of the run."""
+        rank, world_size = self._place()
+        return TaskBatches(self.stages, self.seed, rank, world_size)
+
+    def val_dataloader(self) -> DataLoader[list[Task]]:
+        """Validation tasks in lists of `eval_batch_size`."""
+        return self._eval_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[list[Task]]:
+        """Test tasks in lists of `eval_batch_size`."""
+        return self._eval_loader("test")
+
+    def _eval_loader(self, split: str) -> DataLoader[list[Task]]:
+        rank, world_size = self._place()
+        if self.held_out is None:
+            raise RuntimeError(f"{split}: there are no held-out tasks")
+        tasks = self.held_out.tasks(split)
+        if len(tasks) < world_size:  # a process without tasks would not take part in the means
+            raise ValueError(f"{len(tasks)} {split} tasks for {world_size} processes")
+        mine: Any = [tasks[index] for index in range(rank, len(tasks), world_size)]
+        return DataLoader(mine, batch_size=self.eval_batch_size, collate_fn=list)
+
+    def _place(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Tasks are records of text: they stay where they are."""
+        return batch

@@ -1,0 +1,148 @@
+"""The records that everything else passes around: frozen, small, free of behaviour.
+
+Axes used throughout: N trajectories, T turns, m predicted calls, n gold calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class CallStatus(StrEnum):
+    """What the parser made of one ``<tool_call>`` block."""
+
+    OK = "ok"
+    INVALID_JSON = "invalid_json"
+    UNCLOSED = "unclosed"
+    MISSING_NAME = "missing_name"
+    ARGUMENTS_NOT_OBJECT = "arguments_not_object"
+    UNKNOWN_TOOL = "unknown_tool"
+
+
+class ResultStatus(StrEnum):
+    """How the execution of one call ended."""
+
+    OK = "ok"
+    REJECTED = "rejected"  # never executed: the parser refused the call
+    BAD_ARGUMENTS = "bad_arguments"  # the call does not fit the tool's signature
+    EXCEPTION = "exception"  # the tool raised
+    TIMEOUT = "timeout"  # the deadline passed; the process was killed
+    CRASHED = "crashed"  # the process died by itself
+    TRUNCATED = "truncated"  # it ran, its output was cut at the cap
+    BROKEN_TOOL = "broken_tool"  # the tool's source does not load
+
+
+class StopReason(StrEnum):
+    """Why an episode ended."""
+
+    ANSWER = "answer"  # a turn without calls
+    MAX_TURNS = "max_turns"
+    TURN_LENGTH = "turn_length"  # a turn hit its token limit without an end-of-turn token
+    RESPONSE_BUDGET = "response_budget"  # no room for another turn
+    PROMPT_TOO_LONG = "prompt_too_long"  # never started
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """A tool as offered to the policy, and the Python source that runs it."""
+
+    name: str
+    description: str
+    parameters: Mapping[str, Any]  # JSON schema of the arguments object
+    source: str = ""  # Python source that defines a function called `name`
+
+    def schema(self) -> dict[str, Any]:
+        """The tool as chat templates expect it."""
+        return {
+            "type": "function",
+            "function": {
+                "name": self.name,
+                "description": self.description,
+                "parameters": dict(self.parameters),
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call, made by the policy or written in a gold trace."""
+
+    name: str
+    arguments: Any  # an object for every well-formed call
+    status: CallStatus = CallStatus.OK
+    text: str = ""  # what the policy wrote between the tags
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What came back from one call; `output` is the text that the policy reads."""
+
+    output: str
+    status: ResultStatus = ResultStatus.OK
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SubAnswer:
+    """The gold output of one tool: a sub-question of FTRL's Solve metrics."""
+
+    tool: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A question, the tools offered for it, and its gold solution."""
+
+    task_id: str
+    question: str
+    tools: tuple[ToolSpec, ...]
+    gold_calls: tuple[ToolCall, ...]  # in order
+    answer: str
+    sub_answers: tuple[SubAnswer, ...] = ()
+    scenario: str = ""
+    gold_turns: tuple[int, ...] = ()  # turn index of each gold call, where the source knows it
+    alternative_gold_calls: tuple[tuple[ToolCall, ...], ...] = ()  # other traces as good as gold
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One assistant message and the observation that answered it."""
+
+    token_ids: tuple[int, ...]  # sampled, end-of-turn token included
+    logprobs: tuple[float, ...]  # the sampler's own, one per sampled token
+    text: str
+    calls: tuple[ToolCall, ...] = ()
+    results: tuple[ToolResult, ...] = ()
+    observation_ids: tuple[int, ...] = ()  # forced tokens that follow; empty after the last turn
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One sampled attempt at a task."""
+
+    task: Task
+    prompt_ids: tuple[int, ...]
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    policy_version: int = 0
+    seconds: float = 0.0  # wall time from the first token to the last result
+
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """All calls of the trajectory, in order."""
+        return tuple(call for turn in self.turns for call in turn.calls)
+
+    @property
+    def results(self) -> tuple[ToolResult, ...]:
+        """All results of the trajectory, in order of their calls."""
+        return tuple(result for turn in self.turns for result in turn.results)
+
+    @property
+    def final_text(self) -> str:
+        """Text of the last turn, empty where no turn was sampled."""
+        return self.turns[-1].text if self.turns else ""

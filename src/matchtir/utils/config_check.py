@@ -1,0 +1,118 @@
+"""Finds mistakes in a composed config before anything is built from it."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+INSTANTIATE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names every key at fault."""
+
+
+def check(
+    config: DictConfig,
+    known: Collection[str],
+    given: Mapping[str, Collection[str]] | None = None,
+) -> None:
+    """Raise ConfigError where a value is missing, a key is not read, or a target does not fit.
+
+    Args:
+        config: composed, interpolations and all.
+        known: dotted keys that the program reads; a key stands for everything below it.
+        given: for the dotted key of a target, the arguments that the program passes itself.
+
+    Raises:
+        ConfigError: listing every missing value and broken interpolation, or else every key that
+            is not known and every `_target_` that cannot be imported or called with its arguments.
+    """
+    problems = list(_unresolved(config))
+    if not problems:
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        problems = [*_unknown(plain, "", known), *_misfits(plain, "", given or {})]
+    if problems:
+        raise ConfigError("\n".join(["the config cannot be run:", *problems]))
+
+
+def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
+    """Missing values and interpolations that fail."""
+    keys = list(node) if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
+        name = f"{prefix}{key}"
+        if OmegaConf.is_missing(node, key):
+            yield f"  {name}: a value must be given"
+            continue
+        try:
+            value = node[key]
+        except OmegaConfBaseException as error:
+            yield f"  {name}: {str(error).splitlines()[0]}"
+            continue
+        if isinstance(value, DictConfig | ListConfig) and not value._is_none():
+            yield from _unresolved(value, f"{name}.")
+
+
+def _unknown(node: Mapping[str, Any], prefix: str, known: Collection[str]) -> Iterator[str]:
+    """Leaves and targets that no known key covers."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if name in known:
+            continue
+        inside = any(entry.startswith(f"{name}.") for entry in known)
+        if inside and isinstance(value, Mapping) and "_target_" not in value:
+            yield from _unknown(value, f"{name}.", known)
+        elif not inside or value is not None:
+            yield f"  {name}: nothing reads this key{_suggest(name, known)}"
+
+
+def _misfits(node: Any, prefix: str, given: Mapping[str, Collection[str]]) -> Iterator[str]:
+    """Targets that cannot be imported, and arguments that they do not take or still need."""
+    if isinstance(node, list):
+        for index, item in enumerate(node):
+            yield from _misfits(item, f"{prefix}{index}.", given)
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        yield from _target_misfits(node, prefix, given.get(prefix.removesuffix("."), ()))
+    for key, value in node.items():
+        yield from _misfits(value, f"{prefix}{key}.", given)
+
+
+def _target_misfits(node: Mapping[str, Any], prefix: str, given: Collection[str]) -> Iterator[str]:
+    target = node["_target_"]
+    try:
+        function = get_object(target)
+    except Exception as error:  # an import may fail in any way
+        reason = str(error).splitlines()[0]
+        yield f"  {prefix}_target_: {target} cannot be imported: {reason}"
+        return
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # some built-ins have no signature
+        return
+    taken = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key in node:
+        if key not in taken and key not in INSTANTIATE_KEYS and not takes_any:
+            yield f"  {prefix}{key}: {target} takes no such argument{_suggest(str(key), taken)}"
+    if node.get("_partial_") or "_args_" in node:
+        return
+    for name in sorted(taken - set(node) - set(given)):
+        if parameters[name].default is inspect.Parameter.empty:
+            yield f"  {prefix}{name}: {target} needs this argument"
+
+
+def _suggest(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

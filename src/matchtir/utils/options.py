@@ -1,0 +1,11 @@
+"""Checks of option values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def check_option(option: str, value: str, allowed: Sequence[str]) -> None:
+    """Raise ValueError naming the option and its allowed values where `value` is not one."""
+    if value not in allowed:
+        raise ValueError(f"{option}={value!r} is not one of {', '.join(allowed)}")

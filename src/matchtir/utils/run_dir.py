@@ -1,0 +1,143 @@
+"""The folder of a run: where it lies, which one `ckpt_path=last` goes on with, and its config.
+
+    <log_dir>/<experiment>/runs/<time>               one run
+    <log_dir>/<experiment>/multiruns/<time>/<n>      job n of a sweep
+
+`ckpt_path=last` continues the experiment's newest interrupted run in its own folder: one that has
+`checkpoints/last.ckpt` but no `result.json` yet.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+LAST = "last"
+CONFIG_FILE = "config.yaml"
+RESULT_FILE = "result.json"
+CHECKPOINT_FILE = Path("checkpoints", "last.ckpt")
+
+# What may differ when a run is resumed: where and how long it runs, and who watches.
+MAY_CHANGE = (
+    "ckpt_path",
+    "paths.*",
+    "logger.*",
+    "extras.*",
+    "trainer.max_*",
+    "trainer.limit_*",
+    "trainer.enable_*",
+    "trainer.default_root_dir",
+)
+
+
+def register_resolvers() -> None:
+    """Make `${run_dir:...}` and `${sweep_dir:...}` known; call it before `hydra.main`.
+
+    Their values are kept for the life of a config, so that the folder is the same at every look.
+    """
+    OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
+
+
+def run_dir(
+    log_dir: str, job: str, overrides: Sequence[str], choices: DictConfig, ckpt_path: str | None
+) -> str:
+    """The folder of a single run: the newest interrupted one for `ckpt_path=last`, else a new one.
+
+    Args:
+        log_dir: of all experiments.
+        job: name of the program, which stands in where no experiment was chosen.
+        overrides: of the command line.
+        choices: Hydra's chosen option of each config group.
+        ckpt_path: "last" to go on with an interrupted run. Where there is none the folder is a
+            new one, so that `checkpoint_to_load` raises, inside the program.
+    """
+    runs = Path(log_dir, _experiment(job, overrides, choices), "runs")
+    interrupted = [
+        folder
+        for folder in (path.parent.parent for path in runs.glob(f"*/{CHECKPOINT_FILE}"))
+        if not (folder / RESULT_FILE).exists()
+    ]
+    return str(max(interrupted) if ckpt_path == LAST and interrupted else _new(runs))
+
+
+def sweep_dir(log_dir: str, job: str, overrides: Sequence[str], choices: DictConfig) -> str:
+    """The folder of a sweep; experiments that are swept over are joined by `+`."""
+    return str(_new(Path(log_dir, _experiment(job, overrides, choices), "multiruns")))
+
+
+def _experiment(job: str, overrides: Sequence[str], choices: DictConfig) -> str:
+    for override in overrides:
+        group, _, chosen = override.partition("=")
+        if group == "experiment" and "," in chosen:
+            return chosen.replace(",", "+")
+    return choices.get("experiment") or job
+
+
+def _new(parent: Path) -> Path:
+    """A folder named after the time, which no other run has."""
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder, number = parent / name, 1
+    while folder.exists():
+        number += 1
+        folder = parent / f"{name}_{number}"
+    return folder
+
+
+def checkpoint_to_load(ckpt_path: str | None, folder: str | Path) -> Path | None:
+    """The checkpoint that the run starts from, None for a fresh start.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path == LAST:
+        path = Path(folder, CHECKPOINT_FILE)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"ckpt_path=last: no interrupted run in {Path(folder).parent} (one that has "
+                f"{CHECKPOINT_FILE} and no {RESULT_FILE})"
+            )
+        return path
+    if not Path(ckpt_path).exists():
+        raise FileNotFoundError(f"ckpt_path: there is no {ckpt_path}")
+    return Path(ckpt_path)
+
+
+@rank_zero_only
+def keep_config(config: DictConfig, folder: str | Path) -> None:
+    """Write the resolved config into the run's folder; a resumed run's must be the same.
+
+    Raises:
+        ValueError: the folder has another config; the message names the keys that differ.
+    """
+    path = Path(folder, CONFIG_FILE)
+    new = OmegaConf.to_container(config, resolve=True)
+    if path.exists():
+        old_leaves, new_leaves = _leaves(OmegaConf.to_container(OmegaConf.load(path))), _leaves(new)
+        differing = [
+            f"  {key}: {old_leaves.get(key, 'absent')} -> {new_leaves.get(key, 'absent')}"
+            for key in sorted(old_leaves.keys() | new_leaves.keys())
+            if old_leaves.get(key, "absent") != new_leaves.get(key, "absent")
+            and not any(fnmatch.fnmatch(key, pattern) for pattern in MAY_CHANGE)
+        ]
+        if differing:
+            raise ValueError("\n".join([f"{folder} was started with another config:", *differing]))
+    OmegaConf.save(OmegaConf.create(new), path)
+
+
+def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(node, dict) and node:
+        return {
+            name: leaf
+            for key, value in node.items()
+            for name, leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    return {prefix: node}

@@ -1,0 +1,115 @@
+"""Train a policy; its run folder gets config.yaml, metrics.csv, curves, traces and result.json.
+
+python src/train.py experiment=matchtir_soft
+python src/train.py experiment=matchtir_soft ckpt_path=last     # go on with an interrupted run
+python src/train.py -m experiment=matchtir_hard,grpo seed=1,2,3
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from lightning import LightningDataModule, Trainer, seed_everything
+from omegaconf import DictConfig, OmegaConf
+
+from matchtir.policy.loading import POLICY_FOLDER, LoadedPolicy, save_pretrained
+from matchtir.tools.sandbox import Sandbox
+from matchtir.training.build import build_module
+from matchtir.training.callbacks.progress import Progress
+from matchtir.training.held_out import report, scores_before, test_scores
+from matchtir.training.warm_start import warm_start
+from matchtir.utils.config_check import check
+from matchtir.utils.instantiate import instantiate_group
+from matchtir.utils.run_dir import checkpoint_to_load, keep_config, register_resolvers
+
+KNOWN_KEYS = (
+    *("seed", "ckpt_path", "objective", "paths", "extras.print_config", "extras.matmul_precision"),
+    *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "drop_silent"),
+    *("penalties", "turn_reduction"),
+    *("model", "renderer", "rollout.engine", "rollout.limits", "sandbox"),
+    *("assignment", "reward", "advantage", "loss", "optimizer", "module"),
+    *("warm_start.module", "warm_start.datamodule", "warm_start.cache_dir"),
+    *("data", "datamodule", "trainer", "callbacks", "logger"),
+)
+# What build_module passes to the targets.
+GIVEN = {
+    "renderer": ("tokenizer",),
+    "rollout.engine": ("stop_token_ids",),
+    "module": ("policy", "renderer", "engine", "sandbox"),
+    "warm_start.module": ("policy", "renderer", "engine", "sandbox"),
+    "trainer": ("callbacks", "logger"),
+}
+
+
+def run(config: DictConfig) -> float:
+    """Train, and test before and after; returns the metric that a search would optimise."""
+    check(config, KNOWN_KEYS, GIVEN)
+    started = time.monotonic()
+    folder = Path(config.paths.run_dir)
+    checkpoint = checkpoint_to_load(config.ckpt_path, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_config(config, folder)
+    if config.extras.print_config:
+        print(OmegaConf.to_yaml(config, resolve=True))
+    torch.set_float32_matmul_precision(config.extras.matmul_precision)
+    seed_everything(config.seed, workers=True, verbose=False)
+
+    datamodule: LightningDataModule = instantiate(config.datamodule)
+    callbacks, loggers = instantiate_group(config.callbacks), instantiate_group(config.logger)
+    trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+    sandbox = instantiate(config.sandbox)
+    try:
+        loaded = instantiate(config.model)
+        if config.get("warm_start"):
+            start_warm(config, loaded, sandbox)
+        module = build_module(config, config.module, loaded, sandbox)
+        before = scores_before(trainer, module, datamodule, folder / "before.json")
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
+        objective = float(trainer.callback_metrics.get(config.objective, float("nan")))
+        after = test_scores(trainer, module, datamodule)
+    finally:
+        sandbox.shutdown()
+    if trainer.is_global_zero:
+        save_pretrained(loaded, folder / POLICY_FOLDER)
+        facts = {"objective": objective, "seed": config.seed, "iterations": module.iteration}
+        report(folder, before, after, seconds=time.monotonic() - started, **facts)
+    return objective
+
+
+def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> None:
+    """Give the policy the weights of the configured supervised fine-tuning."""
+    names = ("model", "renderer", "warm_start.module", "warm_start.datamodule", "trainer")
+    settings: dict[str, Any] = {
+        name: OmegaConf.to_object(OmegaConf.select(config, name)) for name in names
+    }
+    for unused in ("default_root_dir", "val_check_interval", "limit_test_batches"):
+        settings["trainer"].pop(unused, None)
+    warm_start(
+        build_module(config, config.warm_start.module, loaded, sandbox),
+        instantiate(config.warm_start.datamodule),
+        lambda: instantiate(
+            config.trainer,
+            callbacks=[Progress("warm start")],
+            logger=False,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+        ),
+        settings,
+        config.warm_start.cache_dir,
+    )
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(config: DictConfig) -> float:
+    """The command line."""
+    return run(config)
+
+
+if __name__ == "__main__":
+    register_resolvers()
+    main()

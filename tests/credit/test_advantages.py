@@ -1,0 +1,385 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matchtir.credit.advantages import (
+    DrGrpoAdvantage,
+    DualAdvantage,
+    GigpoAdvantage,
+    GtpoHybridAdvantage,
+    IntraTrajectoryAdvantage,
+    MtGrpoAdvantage,
+    ReinforcePlusPlusAdvantage,
+    RewardBatch,
+    RlooAdvantage,
+    ShrinkageAdvantage,
+    TrajectoryAdvantage,
+    TurnAdvantage,
+)
+from matchtir.credit.advantages.shrinkage import shrinkage
+from matchtir.credit.assignment import HardAssignment
+from matchtir.credit.rewards import MatchReward
+from matchtir.credit.similarity import Similarity
+from matchtir.types import StopReason
+from tests.credit.builders import attempt, call, says, task, turn
+
+PER_GROUP = [
+    TrajectoryAdvantage(),
+    TrajectoryAdvantage(singleton="zero"),
+    DrGrpoAdvantage(),
+    RlooAdvantage(),
+    TurnAdvantage(),
+    TurnAdvantage(turn_groups="kind_and_index", singleton="zero"),
+    TurnAdvantage(turn_groups="state"),
+    DualAdvantage(),
+    DualAdvantage(0.5, 0.5, precision="single"),
+    IntraTrajectoryAdvantage("product"),
+    IntraTrajectoryAdvantage("sum"),
+    MtGrpoAdvantage(),
+    GigpoAdvantage(),
+    GtpoHybridAdvantage(),
+    ShrinkageAdvantage(),
+    ShrinkageAdvantage("index"),
+]
+PER_BATCH = [ReinforcePlusPlusAdvantage(), ReinforcePlusPlusAdvantage("group")]
+EVERY = [*PER_GROUP, *PER_BATCH]
+NAMES = [f"{type(advantage).__name__}-{index}" for index, advantage in enumerate(EVERY)]
+each = pytest.mark.parametrize("advantage", EVERY, ids=NAMES)
+
+
+def batch(rows, group=None, has_calls=None, outcome=None, states=None, actions=None):
+    """A batch from ragged rows of turn rewards; the last turn of each makes no calls."""
+    longest = max((len(row) for row in rows), default=0)
+    mask = np.array([[t < len(row) for t in range(longest)] for row in rows], dtype=bool)
+    rewards = np.zeros(mask.shape)
+    rewards[mask] = np.concatenate([np.asarray(row, dtype=float) for row in rows])
+    last = np.array([[t == len(row) - 1 for t in range(longest)] for row in rows], dtype=bool)
+    calls = mask & ~last if has_calls is None else np.asarray(has_calls, dtype=bool)
+    if outcome is None:
+        outcome = [row[-1] if len(row) else 0.0 for row in rows]
+    return RewardBatch(
+        rewards,
+        mask,
+        np.zeros(len(rows), dtype=int) if group is None else np.asarray(group),
+        calls,
+        rewards.sum(axis=1),
+        np.asarray(outcome, dtype=float),
+        None if states is None else np.asarray(states),
+        None if actions is None else np.asarray(actions),
+    )
+
+
+@st.composite
+def batches(draw, smallest=1):
+    rows = draw(
+        st.lists(
+            st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=smallest, max_size=4),
+            min_size=1,
+            max_size=9,
+        )
+    )
+    rows[0] = rows[0] or [0.5]
+    made = batch(rows, draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows))))
+    numbers = st.integers(0, 2)
+    drawn = [
+        np.array([[draw(numbers) for _ in range(made.turn_mask.shape[1])] for _ in rows])
+        for _ in range(2)
+    ]
+    # States of different groups are different states.
+    return replace(made, states=drawn[0] + 10 * made.group[:, None], actions=drawn[1])
+
+
+def rows_of(made, index):
+    arrays = {name: getattr(made, name)[index] for name in made.__slots__}
+    return RewardBatch(**arrays)
+
+
+@each
+@given(made=batches(smallest=0))
+def test_finite_and_zero_outside_the_mask(advantage, made):
+    values = advantage(made)
+    assert values.shape == made.turn_mask.shape
+    assert values.dtype == np.float64
+    assert np.isfinite(values).all()
+    assert (values[~made.turn_mask] == 0).all()
+
+
+@each
+@given(made=batches(), random=st.randoms())
+def test_the_order_of_trajectories_and_the_names_of_groups_do_not_matter(advantage, made, random):
+    order = list(range(len(made.group)))
+    random.shuffle(order)
+    shuffled = replace(rows_of(made, order), group=7 - made.group[order])
+    np.testing.assert_allclose(advantage(shuffled), advantage(made)[order], atol=2e-6)
+
+
+@each
+@given(made=batches())
+def test_blind_to_padding(advantage, made):
+    def widen(values, fill):
+        return np.hstack([values, np.full((len(values), 2), fill, dtype=values.dtype)])
+
+    wide = RewardBatch(
+        widen(np.where(made.turn_mask, made.turn_rewards, 99.0), 99.0),
+        widen(made.turn_mask, False),
+        made.group,
+        widen(made.has_calls, True),
+        made.total,
+        made.outcome,
+        widen(made.states, 0),
+        widen(made.actions, 0),
+    )
+    np.testing.assert_allclose(advantage(wide)[:, :-2], advantage(made), atol=2e-6)
+
+
+@pytest.mark.parametrize("advantage", PER_GROUP, ids=NAMES[: len(PER_GROUP)])
+@given(made=batches())
+def test_together_is_apart(advantage, made):
+    together = advantage(made)
+    for group in np.unique(made.group):
+        index = made.group == group
+        np.testing.assert_allclose(advantage(rows_of(made, index)), together[index], atol=2e-6)
+
+
+@pytest.mark.parametrize("advantage", [TrajectoryAdvantage(), DrGrpoAdvantage(), RlooAdvantage()])
+@given(made=batches())
+def test_trajectory_advantages_are_centred_per_group(advantage, made):
+    values = advantage(made)[:, 0]
+    for group in np.unique(made.group):
+        index = made.group == group
+        if index.sum() > 1:
+            assert values[index].sum() == pytest.approx(0, abs=1e-6)
+
+
+@given(made=batches())
+def test_turn_advantages_are_centred_per_turn(made):
+    values = TurnAdvantage(singleton="zero")(made)
+    for group in np.unique(made.group):
+        assert values[made.group == group].sum(axis=0) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("advantage", PER_BATCH)
+@given(made=batches())
+def test_reinforce_plus_plus_is_centred_over_the_batch(advantage, made):
+    assert advantage(made)[:, 0].sum() == pytest.approx(0, abs=1e-6)
+
+
+def test_group_relative_by_hand():
+    made = batch([[1.0, 1.0], [0.0]])
+    std = np.sqrt(2)  # of the totals 2 and 0, unbiased
+    expected = 1 / (std + 1e-6)
+    values = TrajectoryAdvantage()(made)
+    assert values == pytest.approx(np.array([[expected, expected], [-expected, 0]]))
+    assert DrGrpoAdvantage()(made).tolist() == [[1, 1], [-1, 0]]
+    assert RlooAdvantage()(made).tolist() == [[2, 2], [-2, 0]]
+
+
+def test_dual_by_hand():
+    made = batch([[0.25, 1.0], [0.5, 0.0]])
+    trajectory = 0.375 / (np.sqrt(2) * 0.375 + 1e-6)  # totals 1.25 and 0.5
+    first = (1.15 - 0.5) / 2  # returns 0.25 + 0.9 and 0.5
+    turns = [first / (np.sqrt(2) * first + 1e-6), 0.5 / (np.sqrt(2) * 0.5 + 1e-6)]
+    values = DualAdvantage(2.0, 3.0)(made)
+    expected = [2 * trajectory + 3 * value for value in turns]
+    assert values == pytest.approx(np.array([expected, [-x for x in expected]]))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+def test_returns_are_discounted_per_turn(gamma):
+    made = batch([[1.0, 2.0, 4.0]])
+    raw = TurnAdvantage(gamma, epsilon=1e-12)(made)  # alone: its return as it is
+    expected = [1 + gamma * 2 + gamma**2 * 4, 2 + gamma * 4, 4]
+    assert raw == pytest.approx(np.array([expected]))
+
+
+def test_a_single_trajectory_keeps_its_reward_or_gets_nothing():
+    made = batch([[0.5, 1.0]])
+    assert TrajectoryAdvantage()(made) == pytest.approx(np.full((1, 2), 1.5), abs=1e-5)
+    assert TrajectoryAdvantage(singleton="zero")(made).tolist() == [[0, 0]]
+    assert DrGrpoAdvantage("raw")(made).tolist() == [[1.5, 1.5]]
+    assert RlooAdvantage("raw")(made).tolist() == [[1.5, 1.5]]
+
+
+def test_reinforce_plus_plus_by_hand():
+    made = batch([[1.0], [3.0], [5.0], [5.0]], group=[0, 0, 1, 1])
+    plain = ReinforcePlusPlusAdvantage()(made)[:, 0]
+    totals = np.array([1, 3, 5, 5])
+    assert plain == pytest.approx((totals - 3.5) / totals.std(ddof=1), abs=1e-5)
+    baseline = ReinforcePlusPlusAdvantage("group")(made)[:, 0]
+    centred = np.array([-1, 1, 0, 0])
+    assert baseline == pytest.approx(centred / centred.std(ddof=1), abs=1e-5)
+
+
+def test_intra_trajectory_compares_turns_of_one_trajectory():
+    made = batch([[1.0, 0.0, 0.0], [0.0, 0.0]])
+    level = TrajectoryAdvantage()(made)
+    product = IntraTrajectoryAdvantage("product", gamma=0.0)(made)
+    assert product[0, 0] > level[0, 0] > product[0, 1] == product[0, 2] > 0
+    assert product[1] == pytest.approx(level[1])  # equal turns share the blame equally
+    added = IntraTrajectoryAdvantage("sum", 1.0, 2.0, gamma=0.0)(made)
+    local = np.array([1.0, -0.5, -0.5]) / np.sqrt(0.75)  # centred 2/3, -1/3, -1/3
+    assert added[0] == pytest.approx(level[0] + 2 * local, abs=1e-4)
+
+
+def test_a_product_never_praises_the_bad_turns_of_a_bad_trajectory():
+    made = batch([[0.0, 1.0], [5.0, 5.0]])
+    values = IntraTrajectoryAdvantage("product", gamma=0.0)(made)
+    assert values[0, 0] < values[0, 1] < 0
+
+
+def test_mt_grpo_sums_what_is_still_to_come():
+    made = batch([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
+    unit = 0.5 / (np.sqrt(0.5) + 1e-6)
+    values = MtGrpoAdvantage()(made)
+    # turn rewards: +u, -u at turn 0 and -u, +u at turn 1; outcome +u, -u; the last turn has none
+    assert values == pytest.approx(unit * np.array([[1, 0, 1], [-1, 0, -1]]))
+
+
+def test_mt_grpo_does_not_hold_an_answer_against_those_who_call():
+    made = batch([[1.0, 0.0], [1.0, 1.0, 0.0]], outcome=[0.0, 0.0])
+    # at turn 1 only the second trajectory calls: nothing to compare with
+    assert MtGrpoAdvantage()(made).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+def test_gtpo_hybrid_damps_the_outcome():
+    made = batch([[0.5, 1.0], [0.5, 0.0]])
+    unit = 0.5 / (np.sqrt(0.5) + 1e-6)
+    values = GtpoHybridAdvantage(0.3)(made)
+    assert values[:, 1] == pytest.approx([1.3 * unit, -1.3 * unit])
+    first = 0.45 / (np.sqrt(2) * 0.45 + 1e-6)  # returns 0.5 + 0.9 and 0.5
+    assert values[:, 0] == pytest.approx([first + 0.3 * unit, -first - 0.3 * unit])
+
+
+def test_gigpo_compares_turns_from_the_same_state():
+    made = batch(
+        [[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]],
+        states=[[0, 1], [0, 2], [0, 1]],
+        actions=np.zeros((3, 2), dtype=int),
+    )
+    local = GigpoAdvantage(gamma=0.0)(made) - TrajectoryAdvantage(singleton="zero")(made)
+    centred = np.array([-1, 2, -1]) / 3
+    assert local[:, 0] == pytest.approx(centred / centred.std(ddof=1), abs=1e-5)
+    unit = 0.5 / (np.sqrt(0.5) + 1e-6)
+    assert local[:, 1] == pytest.approx([unit, 0, -unit])  # state 2 was seen once
+
+
+@pytest.mark.parametrize(
+    ("returns", "actions", "expected"),
+    [
+        ([1, 1, 0, 0], [0, 0, 1, 1], 1.0),  # the action decides
+        ([1, 0, 1, 0], [0, 0, 1, 1], 0.0),  # chance decides
+        ([1, 0, 1, 1], [0, 0, 0, 0], 1.0),  # one action: cannot be told
+        ([1, 0, 1, 1], [0, 1, 2, 3], 1.0),  # no action twice: cannot be told
+        ([1, 1, 1, 1], [0, 0, 1, 1], 1.0),
+        ([3, 1, 1, -1], [0, 0, 1, 1], 1 - (4 / 2) / (8 / 3)),
+    ],
+)
+def test_shrinkage_is_the_share_of_variance_between_actions(returns, actions, expected):
+    weight = shrinkage(np.array(returns, dtype=float), np.zeros(4, dtype=int), np.array(actions))
+    assert weight == pytest.approx(np.full(4, expected))
+
+
+def test_shrinkage_scales_the_turn_term_alone():
+    rewards = [[3.0], [1.0], [1.0], [-1.0]]
+    made = batch(rewards, states=np.zeros((4, 1), dtype=int), actions=[[0], [0], [1], [1]])
+    level = TrajectoryAdvantage(singleton="zero")(made)
+    values = ShrinkageAdvantage()(made)
+    assert values == pytest.approx(level + 0.25 * level, abs=1e-5)
+
+
+def test_answers_are_compared_with_answers():
+    # One trajectory answers in turn 1, where the other still calls.
+    made = batch([[0.5, 0.2], [0.5, 0.5, 0.8]])
+    by_index = TurnAdvantage(gamma=0.0, singleton="zero")(made)
+    by_kind = TurnAdvantage(gamma=0.0, singleton="zero", turn_groups="kind_and_index")(made)
+    unit = 0.5 / np.sqrt(0.5)
+    assert by_index[0, 1] == pytest.approx(-unit, abs=1e-4)  # an answer of 0.2 against a call
+    assert by_index[1] == pytest.approx([0, unit, 0], abs=1e-4)
+    assert by_kind[0] == pytest.approx([0, -unit, 0], abs=1e-4)
+    assert by_kind[1] == pytest.approx([0, 0, unit], abs=1e-4)
+
+
+def test_batches_without_states_are_refused_where_they_are_needed():
+    made = batch([[1.0]])
+    for advantage in (GigpoAdvantage(), TurnAdvantage(turn_groups="state")):
+        with pytest.raises(ValueError, match="turn_groups=state needs"):
+            advantage(made)
+    with pytest.raises(ValueError, match="actions"):
+        ShrinkageAdvantage()(made)
+
+
+def scored(*trajectories, group=None):
+    credits = MatchReward(Similarity(), HardAssignment(), no_answer_penalty=0.25)(trajectories)
+    return RewardBatch.from_credits(credits, trajectories, group or [0] * len(trajectories))
+
+
+def test_a_batch_from_trajectories():
+    of = task(call("a"), call("b"))
+    made = scored(
+        attempt(of, turn(call("a")), turn(call("b")), says("blue")),
+        attempt(of, turn(call("a"))),
+        attempt(of, stop=StopReason.PROMPT_TOO_LONG),
+        group=[4, 4, 9],
+    )
+    assert made.turn_rewards.tolist() == [[1, 1, 1], [0.75, 0, 0], [0, 0, 0]]
+    assert made.turn_mask.tolist() == [[True] * 3, [True, False, False], [False] * 3]
+    assert made.has_calls.tolist() == [[True, True, False], [True, False, False], [False] * 3]
+    assert made.group.tolist() == [4, 4, 9]
+    assert made.total.tolist() == [3, 0.75, 0]
+    assert made.outcome.tolist() == [1, -0.25, 0]
+    assert made.process_rewards.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0]]
+
+
+def test_states_are_what_is_known_and_actions_what_is_done():
+    of = task(call("a"), call("b"))
+    a, b = turn(call("a"), outputs=["1"]), turn(call("b"), outputs=["2"])
+    other = turn(call("a"), outputs=["x"])
+    made = scored(
+        attempt(of, a, b, says("blue")),
+        attempt(of, b, a, says("red")),
+        attempt(of, other, b, says("blue")),
+        attempt(of, a),
+        group=[0, 0, 0, 1],
+    )
+    states, actions = made.states, made.actions
+    assert states[0, 0] == states[1, 0] == states[2, 0] != states[3, 0]  # another task
+    assert states[0, 1] != states[1, 1]
+    assert states[0, 2] == states[1, 2] != states[2, 2]  # the same results in another order
+    assert actions[0, 0] == actions[1, 1] == actions[2, 0] == actions[3, 0]
+    assert actions[0, 2] == actions[2, 2] != actions[1, 2]
+    assert states[3, 1] == actions[3, 1] == -1  # padding
+
+
+def test_a_batch_without_any_turn():
+    of = task(call("a"))
+    made = scored(attempt(of), attempt(of))
+    for advantage in EVERY:
+        assert advantage(made).shape == (2, 0)
+
+
+def test_unequal_lengths_are_refused():
+    with pytest.raises(ValueError, match="0 credits, 0 trajectories and 1 group"):
+        RewardBatch.from_credits([], [], [1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrajectoryAdvantage(epsilon=0.0), "epsilon=0.0"),
+        (lambda: TrajectoryAdvantage(singleton="one"), "singleton='one'.*raw, zero"),
+        (lambda: TrajectoryAdvantage(precision="half"), "precision='half'.*double, single"),
+        (lambda: TurnAdvantage(gamma=1.5), "gamma=1.5"),
+        (lambda: TurnAdvantage(turn_groups="any"), "turn_groups='any'.*index, kind_and_index"),
+        (lambda: DualAdvantage(gamma=-0.1), "gamma=-0.1"),
+        (lambda: IntraTrajectoryAdvantage("mean"), "combination='mean'.*product, sum"),
+        (lambda: ReinforcePlusPlusAdvantage("mean"), "baseline='mean'.*none, group"),
+        (lambda: DrGrpoAdvantage("one"), "singleton='one'"),
+        (lambda: ShrinkageAdvantage("any"), "turn_groups='any'"),
+    ],
+)
+def test_options_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

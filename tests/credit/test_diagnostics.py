@@ -1,0 +1,131 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from matchtir.credit import diagnostics
+from matchtir.credit.advantages import RewardBatch, TurnAdvantage
+from matchtir.credit.assignment import HardAssignment, SoftAssignment
+from matchtir.credit.rewards import MatchReward
+from matchtir.credit.similarity import Similarity
+from tests.credit.builders import attempt, call, says, task, turn
+
+A, B = call("a", x=1), call("b")
+AB = task(A, B)
+
+
+def scored(trajectories, group=None, **options):
+    reward = MatchReward(Similarity(), options.pop("assignment", HardAssignment()), **options)
+    credits = reward(trajectories)
+    batch = RewardBatch.from_credits(credits, trajectories, group or [0] * len(trajectories))
+    return reward, credits, batch
+
+
+def test_groups_without_signal():
+    same = [attempt(AB, turn(A)), attempt(AB, turn(B))]
+    unlike = [attempt(AB, turn(A)), attempt(AB, turn(call("z")))]
+    _, _, batch = scored([*same, *unlike], [0, 0, 1, 1])
+    advantages = np.array([[0.0], [0.0], [1.0], [-1.0]])
+    assert diagnostics.signal(batch, advantages) == {
+        "groups_equal_reward": 0.5,
+        "groups_no_advantage": 0.5,
+    }
+
+
+def test_turn_rewards_that_go_with_success():
+    good, bad = attempt(AB, turn(A), says("blue")), attempt(AB, turn(call("z")), says("red"))
+    _, credits, batch = scored([good, bad, good])
+    assert diagnostics.success_correlation(batch, credits) == {
+        "turn_reward_success": pytest.approx(1.0)
+    }
+    _, credits, batch = scored([good, good])
+    assert diagnostics.success_correlation(batch, credits) == {}  # nothing varies
+
+
+def test_what_a_longer_episode_is_paid():
+    short, long = attempt(AB, turn(A)), attempt(AB, turn(A), turn(B), turn(call("z")))
+    _, _, batch = scored([short, long])
+    advantages = np.array([[0.5, 0, 0], [1.0, 1.0, 1.0]])
+    assert diagnostics.episode_length(batch, advantages) == {
+        "reward_per_turn": pytest.approx((2 - 1) / 2),
+        "advantage_per_turn": pytest.approx((1 - 0.5) / 2),
+    }
+    _, _, batch = scored([short, short])
+    assert diagnostics.episode_length(batch, advantages[:, :1]) == {}
+
+
+def test_singletons_and_what_they_get():
+    _, _, batch = scored([attempt(AB, turn(A)), attempt(AB, turn(A), turn(B))])
+    found = diagnostics.singletons(batch, TurnAdvantage()(batch))
+    assert found == {
+        "singleton_share": pytest.approx(1 / 3),
+        "singleton_advantage": pytest.approx(1.0, abs=1e-5),
+    }
+
+
+def test_duplicates_and_what_they_get():
+    trajectories = [attempt(AB, turn(A, A), turn(B)), attempt(AB, turn(B), turn(A))]
+    _, credits, _ = scored(trajectories, assignment=HardAssignment(0.25))
+    assert diagnostics.duplicates(trajectories, credits) == {
+        "duplicate_share": 0.2,
+        "duplicate_reward": -0.25,
+    }
+
+
+def test_rewards_by_number_of_calls():
+    trajectories = [attempt(AB, turn(A), says("blue")), attempt(AB, turn(A, B), says("red"))]
+    _, credits, batch = scored(trajectories, assignment=SoftAssignment(0.01), turn_reduction="sum")
+    assert diagnostics.reward_by_calls(batch, credits) == {
+        "reward_of_1_calls": pytest.approx(0.5),
+        "reward_of_2_calls": pytest.approx(1.0),
+    }
+
+
+def test_probes_find_the_bonus_for_serialised_calls():
+    trajectories = [attempt(AB, turn(A), turn(B), says("blue"))]
+    mean, _, _ = scored(trajectories)
+    total, _, _ = scored(trajectories, turn_reduction="sum")
+    assert diagnostics.probes(mean, trajectories)["gain_serialised"] == pytest.approx(1.0)
+    assert diagnostics.probes(total, trajectories)["gain_serialised"] == pytest.approx(0.0)
+
+
+def test_probes_find_what_useless_calls_cost():
+    trajectories = [attempt(AB, turn(A), says("blue"))]
+    free, _, _ = scored(trajectories)
+    assert diagnostics.probes(free, trajectories) == {
+        "gain_duplicate": 0.0,
+        "gain_wrong_call": 0.0,
+    }
+    strict, _, _ = scored(trajectories, assignment=HardAssignment(0.25))
+    assert diagnostics.probes(strict, trajectories) == {
+        "gain_duplicate": pytest.approx(-0.25),
+        "gain_wrong_call": pytest.approx(-0.25),
+    }
+
+
+def test_probes_keep_the_answer():
+    trajectory = attempt(AB, turn(A), turn(B), says("blue"))
+    joined = diagnostics.merged(trajectory)
+    assert [len(t.calls) for t in joined.turns] == [2, 0]
+    assert joined.final_text == trajectory.final_text
+    longer = diagnostics.with_turn(trajectory, turn(A))
+    assert [len(t.calls) for t in longer.turns] == [1, 1, 1, 0]
+    silent = attempt(AB, says("blue"))
+    assert diagnostics.merged(silent) == silent
+
+
+@pytest.mark.parametrize(
+    "trajectories",
+    [
+        [],
+        [attempt(AB)],
+        [attempt(AB, says("blue"))],
+        [attempt(AB, turn(A, A), turn(B), says("blue")), attempt(AB, turn(B)), attempt(AB)],
+    ],
+)
+def test_everything_is_a_finite_number_that_can_be_logged(trajectories):
+    reward, credits, batch = scored(trajectories)
+    found = diagnostics.diagnose(reward, trajectories, credits, batch, TurnAdvantage()(batch))
+    assert all(type(value) is float and math.isfinite(value) for value in found.values())
+    json.dumps(found)

@@ -1,0 +1,182 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matchtir.credit.assignment import (
+    GreedyAssignment,
+    HardAssignment,
+    OrderedAssignment,
+    PartialAssignment,
+    SoftAssignment,
+)
+from matchtir.credit.rewards import MatchReward
+from matchtir.credit.similarity import Similarity
+from matchtir.types import CallStatus, StopReason, ToolCall
+from tests.credit.builders import attempt, call, says, task, turn
+
+A, B, C = call("a", x=1), call("b", y="p"), call("c")
+ABC = task(A, B, C)
+MALFORMED = ToolCall("", None, CallStatus.INVALID_JSON, "{")
+ASSIGNMENTS = [
+    HardAssignment(),
+    SoftAssignment(),
+    GreedyAssignment(),
+    PartialAssignment(),
+    PartialAssignment(kind="transport"),
+    OrderedAssignment(),
+]
+
+
+def score(trajectory, assignment=None, **options):
+    return MatchReward(Similarity(), assignment or HardAssignment(), **options)([trajectory])[0]
+
+
+def turn_rewards(*turns, of=ABC, **options):
+    return score(attempt(of, *turns), **options).turn_rewards.tolist()
+
+
+def test_turn_rewards_are_means_and_the_answer_is_paid_last():
+    credit = score(attempt(ABC, turn(A, call("nothing")), turn(B), says("blue")))
+    assert credit.turn_rewards.tolist() == [0.5, 1.0, 1.0]
+    assert credit.call_rewards.tolist() == [1.0, 0.0, 1.0]
+    assert credit.plan.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert (credit.outcome, credit.outcome_reward, credit.total) == (1.0, 1.0, 2.5)
+
+
+def test_options_of_the_sums():
+    turns = turn(A, call("nothing")), turn(B), says("blue")
+    assert turn_rewards(*turns, turn_reduction="sum") == [1.0, 1.0, 1.0]
+    assert score(attempt(ABC, *turns), trajectory_reduction="mean").total == pytest.approx(2.5 / 3)
+
+
+def test_the_parts_can_be_paid_alone():
+    turns = turn(A), says("blue sky")
+    assert turn_rewards(*turns) == [1.0, pytest.approx(2 / 3)]
+    assert turn_rewards(*turns, rewards="turn") == [1.0, 0.0]
+    assert turn_rewards(*turns, rewards="outcome") == [0.0, pytest.approx(2 / 3)]
+    assert turn_rewards(*turns, outcome="answer_match") == [1.0, 0.0]
+    assert turn_rewards(*turns, outcome="none") == [1.0, 0.0]
+    # the answer is measured, whether it is paid or not
+    assert score(attempt(ABC, *turns), rewards="turn").outcome == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("turns", "expected"),
+    [
+        ([turn(A), says("blue")], [1.0, 1.0]),
+        ([turn(A), turn(text="blue")], [1.0, -0.5]),  # no tags, no answer
+        ([turn(A), turn(B)], [1.0, 0.5]),  # still calling when the episode was cut
+        ([turn(A, text="<answer>blue</answer>")], [0.5]),  # an answer beside a call is none
+        ([says("red")], [0.0]),  # a wrong answer is an answer
+        ([says("")], [0.0]),
+    ],
+)
+def test_a_missing_answer_costs_the_penalty_in_the_last_turn(turns, expected):
+    assert turn_rewards(*turns, no_answer_penalty=0.5) == expected
+
+
+def test_the_penalty_goes_with_the_outcome():
+    assert turn_rewards(turn(A), no_answer_penalty=0.5, rewards="turn") == [1.0]
+    credit = score(attempt(ABC, turn(A)), no_answer_penalty=0.5)
+    assert (credit.outcome, credit.outcome_reward, credit.total) == (0.0, -0.5, 0.5)
+
+
+def test_release_pays_an_answer_wherever_it_stands():
+    turns = turn(A, text="<answer>blue</answer>"), says("blue"), turn(B)
+    assert turn_rewards(*turns) == [1.0, 0.0, 1.0]
+    assert turn_rewards(*turns, outcome_turns="every") == [2.0, 1.0, 1.0]
+
+
+def test_an_episode_that_never_started_earns_nothing():
+    credit = score(attempt(ABC, stop=StopReason.PROMPT_TOO_LONG), no_answer_penalty=0.5)
+    assert credit.turn_rewards.shape == (0,)
+    assert credit.similarity.shape == (0, 3)
+    assert (credit.total, credit.outcome, credit.outcome_reward) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_a_malformed_call_counts_as_a_wrong_one_or_not_at_all(assignment):
+    with_it = attempt(ABC, turn(A, MALFORMED), turn(MALFORMED), says("blue"))
+    without = attempt(ABC, turn(A), turn(), says("blue"))
+    counted = score(with_it, assignment)
+    assert counted.call_rewards[0] > counted.call_rewards[1] == counted.call_rewards[2] == 0
+    assert counted.turn_rewards[0] == counted.call_rewards[0] / 2
+    ignored = score(with_it, assignment, malformed_calls="ignored")
+    plain = score(without, assignment, malformed_calls="ignored")
+    assert ignored.turn_rewards.tolist() == plain.turn_rewards.tolist()
+    assert ignored.plan.shape == ignored.similarity.shape == (3, 3)
+    assert ignored.call_rewards.tolist() == [plain.call_rewards[0], 0.0, 0.0]
+
+
+def test_of_several_gold_traces_the_best_counts():
+    other = task(A, B, alternative_gold_calls=((C, C, A), (C,)))
+    credit = score(attempt(other, turn(C, C, A), says("blue")))
+    assert credit.turn_rewards.tolist() == [1.0, 1.0]
+    assert credit.similarity.shape == (3, 3)
+    first = score(attempt(other, turn(A, B), says("blue")))
+    assert first.similarity.shape == (2, 2)
+
+
+def test_the_first_of_equally_good_gold_traces_counts():
+    credit = score(attempt(task(A, B, alternative_gold_calls=((A,),)), turn(A)))
+    assert credit.similarity.shape == (1, 2)
+
+
+def test_tasks_without_gold_calls():
+    free = task()
+    assert turn_rewards(turn(A), says("blue"), of=free) == [0.0, 1.0]
+    strict = HardAssignment(unmatched_penalty=0.25)
+    assert score(attempt(free, turn(A)), strict).turn_rewards.tolist() == [-0.25]
+
+
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
+def test_together_is_apart(assignment):
+    trajectories = [
+        attempt(ABC, turn(A), turn(B, C), says("blue")),
+        attempt(ABC),
+        attempt(ABC, turn(C), turn(B), turn(A), says("green")),
+        attempt(task(C), turn(A, C), says("blue")),
+    ]
+    reward = MatchReward(Similarity(), assignment)
+    for credit, trajectory in zip(reward(trajectories), trajectories, strict=True):
+        alone = reward([trajectory])[0]
+        assert credit.turn_rewards == pytest.approx(alone.turn_rewards, abs=1e-8)
+        assert credit.total == pytest.approx(alone.total, abs=1e-8)
+    assert reward([]) == []
+
+
+CALLS = st.sampled_from([A, B, C, call("a", x=2), call("a"), MALFORMED])
+TURNS = st.lists(st.lists(CALLS, max_size=3), max_size=4)
+
+
+@given(TURNS, st.sampled_from(ASSIGNMENTS), st.sampled_from(["mean", "sum"]))
+def test_turn_rewards_add_up(turns, assignment, reduction):
+    trajectory = attempt(ABC, *(turn(*calls) for calls in turns), says("blue"))
+    credit = score(trajectory, assignment, turn_reduction=reduction)
+    assert credit.total == pytest.approx(credit.turn_rewards.sum())
+    assert len(credit.call_rewards) == len(trajectory.calls)
+    if reduction == "sum":
+        assert credit.total == pytest.approx(credit.call_rewards.sum() + 1.0)
+
+
+@pytest.mark.parametrize("assignment", [HardAssignment(), GreedyAssignment(), OrderedAssignment()])
+def test_the_gold_trace_earns_everything(assignment):
+    credit = score(attempt(ABC, turn(A), turn(B), turn(C), says("blue")), assignment)
+    assert credit.turn_rewards.tolist() == [1.0, 1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("turn_reduction", "max"),
+        ("trajectory_reduction", "max"),
+        ("rewards", "all"),
+        ("outcome", "bleu"),
+        ("outcome_turns", "some"),
+        ("malformed_calls", "fine"),
+        ("no_answer_penalty", -1.0),
+    ],
+)
+def test_options_are_checked(option, value):
+    with pytest.raises(ValueError, match=f"{option}={value!r}"):
+        MatchReward(Similarity(), HardAssignment(), **{option: value})

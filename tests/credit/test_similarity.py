@@ -1,0 +1,158 @@
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matchtir.credit.equality import json_equal, normalized
+from matchtir.credit.similarity import Similarity
+from matchtir.types import CallStatus, ToolCall
+
+KEYS = st.sampled_from(["a", "b", "c"])
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.sampled_from([0.0, 1.0, 0.5, "x", "X", "1"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=2),
+    max_leaves=4,
+)
+CALLS = st.builds(ToolCall, st.sampled_from(["f", "g"]), st.dictionaries(KEYS, VALUES, max_size=3))
+
+
+def pair(predicted, gold, **options):
+    return Similarity(**options)([ToolCall("f", predicted)], [ToolCall("f", gold)])[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold", "expected"),
+    [
+        ({}, {}, 1.0),
+        ({"a": 1}, {"a": 1}, 1.0),
+        ({"a": 2}, {"a": 1}, 2 / 3),  # the right tool and argument name, a wrong value
+        ({"a": 1, "b": 1}, {"a": 1}, (1 + 1 / 2 + 1) / 3),
+        ({}, {"a": 1, "b": 2}, 1 / 4),
+        ({"a": 1}, {"a": 1, "b": 2}, (1 + 1 / 2 + 1) / 4),
+        ({"z": 1}, {}, 1 / 2),
+    ],
+)
+def test_values_of_the_formula(predicted, gold, expected):
+    assert pair(predicted, gold) == pytest.approx(expected)
+
+
+def test_another_name_is_worth_nothing():
+    similarity = Similarity()([ToolCall("f", {"a": 1})], [ToolCall("g", {"a": 1})])
+    assert similarity.tolist() == [[0.0]]
+
+
+def test_case_of_names_counts_unless_told_otherwise():
+    calls = [ToolCall("Find", {})], [ToolCall("find", {})]
+    assert Similarity()(*calls) == 0
+    assert Similarity(names="casefold")(*calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "as_json", "as_python", "as_normalized"),
+    [
+        (3, 3.0, True, True, True),
+        (True, 1, False, True, False),
+        (False, 0.0, False, True, False),
+        ([True], [1], False, True, False),
+        ({"x": {"y": 0}}, {"x": {"y": False}}, False, True, False),
+        (None, None, True, True, True),
+        (None, 0, False, False, False),
+        ({"x": 1, "y": 2}, {"y": 2, "x": 1}, True, True, True),
+        ([1, 2], [2, 1], False, False, False),
+        ("5", 5, False, False, True),
+        (" Paris ", "paris", False, False, True),
+        ("5.0", "5", False, False, True),
+        ("true", True, False, False, False),
+        ("1e3", 1000, False, False, True),
+        ("nan", "NaN", False, False, True),  # equal as words, not as numbers
+        ("9007199254740993", 9007199254740992, False, False, False),
+        (["A", {"k": "1"}], ["a", {"k": 1}], False, False, True),
+    ],
+)
+def test_equality_of_values(left, right, as_json, as_python, as_normalized):
+    for values, expected in {
+        "json": as_json,
+        "python": as_python,
+        "normalized": as_normalized,
+    }.items():
+        full = pair({"a": left}, {"a": right}, values=values) == 1
+        assert bool(full) is expected, values
+
+
+@pytest.mark.parametrize("arguments", [None, [], "text", 3, [["a", 1]]])
+def test_arguments_that_are_no_object_resemble_nothing(arguments):
+    odd, good = ToolCall("f", arguments), ToolCall("f", {})
+    assert Similarity()([odd, good], [good]).tolist() == [[0.0], [1.0]]
+    assert Similarity()([good], [odd, good]).tolist() == [[0.0, 1.0]]
+
+
+@pytest.mark.parametrize("status", [s for s in CallStatus if s not in ("ok", "unknown_tool")])
+def test_calls_that_the_parser_refused_resemble_nothing(status):
+    call = ToolCall("f", {"a": 1})
+    assert Similarity()([ToolCall("f", {"a": 1}, status)], [call]).tolist() == [[0.0]]
+
+
+def test_shapes_without_calls_or_gold_calls():
+    call = ToolCall("f", {})
+    assert Similarity()([], [call]).shape == (0, 1)
+    assert Similarity()([call, call], []).shape == (2, 0)
+
+
+def test_values_nested_beyond_recursion_are_unequal_rather_than_an_error():
+    deep: object = 1
+    for _ in range(100_000):
+        deep = [deep]
+    assert json_equal(deep, deep) is False
+
+
+def test_numbers_with_absurdly_many_digits_stay_text():
+    assert normalized("9" * 5000) == "9" * 5000
+    assert normalized("1e999") == "1e999"
+
+
+def test_unknown_options_are_named():
+    with pytest.raises(ValueError, match="names='fuzzy'.*exact, casefold"):
+        Similarity(names="fuzzy")
+    with pytest.raises(ValueError, match="values='yaml'.*json, python, normalized"):
+        Similarity(values="yaml")
+
+
+@given(st.lists(CALLS, max_size=5), st.lists(CALLS, max_size=5))
+def test_bounds_and_identity(predicted, gold):
+    similarity = Similarity()(predicted, gold)
+    assert similarity.shape == (len(predicted), len(gold))
+    assert similarity.dtype == np.float64
+    assert ((similarity >= 0) & (similarity <= 1)).all()
+    own = Similarity()(predicted, predicted)
+    assert (np.diag(own) == 1).all()
+
+
+@given(
+    st.lists(CALLS, min_size=2, max_size=5), st.lists(CALLS, min_size=1, max_size=5), st.randoms()
+)
+def test_permuting_calls_permutes_rows(predicted, gold, random):
+    order = list(range(len(predicted)))
+    random.shuffle(order)
+    permuted = Similarity()([predicted[i] for i in order], gold)
+    assert (permuted == Similarity()(predicted, gold)[order]).all()
+
+
+def canonical(value):
+    """JSON text in which equal values look alike: an independent definition of equality."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{canonical(value[k])}" for k in sorted(value)) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(canonical, value)) + "]"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return json.dumps(value)
+
+
+@given(VALUES, VALUES)
+def test_json_equality_agrees_with_canonical_text(left, right):
+    assert json_equal(left, right) is (canonical(left) == canonical(right))

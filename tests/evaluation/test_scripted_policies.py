@@ -1,0 +1,88 @@
+"""The gold policy writes gold calls; the random one writes calls that fit the schemas."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matchtir.evaluation.policies import random_turn_texts, random_value, scripted_policy
+from matchtir.tools.parser import extract_answer, parse_calls
+from matchtir.types import CallStatus, Task, ToolCall, ToolSpec
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "unit": {"type": "string", "enum": ["km", "mile"]},
+        "limit": {"type": "integer", "minimum": 3, "maximum": 5},
+        "exact": {"type": "boolean", "default": True},
+        "filters": {"type": "array", "items": {"type": "number"}},
+        "range": {"type": "object", "properties": {"from": {"type": ["integer", "null"]}}},
+    },
+    "required": ["city", "limit"],
+}
+TOOLS = (ToolSpec("finder", "Finds.", SCHEMA), ToolSpec("empty", "Nothing.", {}))
+TASK = Task("t", "Where is the old bridge?", TOOLS, (ToolCall("finder", {"city": "Ulm"}),), "Ulm")
+
+TYPES = {"string": str, "boolean": bool, "integer": int, "array": list, "object": dict}
+
+
+@given(st.integers())
+def test_random_calls_are_well_formed_and_fit_the_schema(seed):
+    *turns, last = random_turn_texts(TASK, seed)
+    assert 1 <= len(turns) <= 5
+    for text in turns:
+        calls = parse_calls(text, {tool.name for tool in TOOLS})
+        assert 1 <= len(calls) <= 2
+        for call in calls:
+            assert call.status is CallStatus.OK
+            assert_fits(call)
+    assert not parse_calls(last, None)
+    assert extract_answer(last) in TASK.question.split()
+
+
+def assert_fits(call):
+    properties = SCHEMA["properties"] if call.name == "finder" else {}
+    required = SCHEMA["required"] if call.name == "finder" else []
+    assert set(required) <= set(call.arguments) <= set(properties)
+    for name, value in call.arguments.items():
+        assert isinstance(value, TYPES[properties[name]["type"]])
+        assert value in properties[name].get("enum", [value])
+    assert 3 <= call.arguments.get("limit", 3) <= 5
+
+
+def test_random_calls_depend_on_seed_and_task():
+    assert random_turn_texts(TASK, 1) == random_turn_texts(TASK, 1)
+    assert len({random_turn_texts(TASK, seed) for seed in range(20)}) > 10
+    other = Task("other", TASK.question, TOOLS, (), "")
+    assert random_turn_texts(TASK, 1) != random_turn_texts(other, 1)
+
+
+def test_a_task_without_tools_or_words_is_answered_at_once():
+    assert random_turn_texts(Task("t", "", (), (), ""), 0) == ("<answer>?</answer>",)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+keywords = st.sampled_from(["type", "enum", "default", "minimum", "maximum"])
+odd_schemas = json_values | st.dictionaries(keywords, st.none() | st.integers() | st.text())
+
+
+@given(odd_schemas, st.integers())
+def test_odd_schemas_still_give_a_value(schema, seed):
+    random_value(schema, ["word"], random.Random(seed))
+
+
+def test_scripts_write_the_turns_of_their_task():
+    gold = scripted_policy("gold", [TASK])
+    assert parse_calls(gold("0/0/t", 0), {"finder"})[0].arguments == {"city": "Ulm"}
+    assert gold("0/0/t", 1) == "<answer>Ulm</answer>"
+    assert scripted_policy("random", [TASK], 7)("0/0/t", 0) == random_turn_texts(TASK, 7)[0]
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="policy='best' is not one of gold, random"):
+        scripted_policy("best", [TASK])

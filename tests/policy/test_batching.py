@@ -1,0 +1,119 @@
+"""Turns become tokens: literal ids, masks, turn numbers and log-probabilities."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from matchtir.policy.batching import collate, micro_batches
+from matchtir.types import StopReason, Task, Trajectory, Turn
+
+PAD = 99
+TASK = Task("t", "?", (), (), "")
+
+TWO_TURNS = Trajectory(
+    TASK,
+    prompt_ids=(1, 2, 3),
+    turns=(
+        Turn((10, 11), (-0.5, -0.25), "call", observation_ids=(20, 21, 22)),
+        Turn((12,), (-1.0,), "answer"),
+    ),
+    stop_reason=StopReason.ANSWER,
+)
+ONE_TURN = Trajectory(
+    TASK,
+    prompt_ids=(1, 2),
+    turns=(Turn((13, 14, 15), (-2.0, 0.0, -3.0), "answer"),),
+    stop_reason=StopReason.ANSWER,
+)
+NO_TURN = Trajectory(TASK, (1, 2, 3, 4), (), StopReason.PROMPT_TOO_LONG)
+
+
+def test_trajectories_as_tensors() -> None:
+    batch = collate([TWO_TURNS, ONE_TURN], PAD)
+    assert batch.input_ids.tolist() == [
+        [1, 2, 3, 10, 11, 20, 21, 22, 12],
+        [1, 2, 13, 14, 15, PAD, PAD, PAD, PAD],
+    ]
+    assert batch.attention_mask.int().tolist() == [
+        [1, 1, 1, 1, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 0, 0, 0, 0],
+    ]
+    assert batch.sampled.int().tolist() == [
+        [0, 0, 0, 1, 1, 0, 0, 0, 1],
+        [0, 0, 1, 1, 1, 0, 0, 0, 0],
+    ]
+    assert batch.turn_index.tolist() == [
+        [-1, -1, -1, 0, 0, -1, -1, -1, 1],
+        [-1, -1, 0, 0, 0, -1, -1, -1, -1],
+    ]
+    assert batch.sampler_logprobs.tolist() == [
+        [0, 0, 0, -0.5, -0.25, 0, 0, 0, -1.0],
+        [0, 0, -2.0, 0, -3.0, 0, 0, 0, 0],
+    ]
+    assert batch.lengths.tolist() == [9, 5]
+
+
+def test_a_trajectory_without_turns_is_its_prompt() -> None:
+    batch = collate([NO_TURN], PAD)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4]]
+    assert batch.attention_mask.all() and not batch.sampled.any()
+
+
+def test_an_empty_batch() -> None:
+    assert collate([], PAD).input_ids.shape == (0, 0)
+
+
+def test_rows_are_cut_to_the_longest_of_them() -> None:
+    batch = collate([TWO_TURNS, ONE_TURN, ONE_TURN], PAD).rows(torch.tensor([2, 1]))
+    assert batch.input_ids.tolist() == [[1, 2, 13, 14, 15]] * 2
+    assert batch.turn_index.tolist() == [[-1, -1, 0, 0, 0]] * 2
+    assert batch.sampler_logprobs.shape == batch.sampled.shape == (2, 5)
+    assert batch.lengths.tolist() == [5, 5]
+
+
+def test_rows_come_in_the_order_asked_for() -> None:
+    batch = collate([TWO_TURNS, ONE_TURN, NO_TURN], PAD)
+    assert batch.rows(torch.tensor([2, 0])).input_ids[:, 0:4].tolist() == [
+        [1, 2, 3, 4],
+        [1, 2, 3, 10],
+    ]
+
+
+def test_log_probabilities_that_do_not_fit_the_tokens_are_refused() -> None:
+    broken = Trajectory(TASK, (1,), (Turn((2, 3), (-1.0,), "x"),), StopReason.ANSWER)
+    with pytest.raises((ValueError, RuntimeError)):
+        collate([broken], PAD)
+
+
+def as_lengths(lengths: list[int]) -> Tensor:
+    return torch.tensor(lengths, dtype=torch.int64)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
+def test_micro_batches_cover_every_row_once_within_the_limit(
+    lengths: list[int], max_tokens: int
+) -> None:
+    groups = [group.tolist() for group in micro_batches(as_lengths(lengths), max_tokens)]
+    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    for group in groups:
+        padded = len(group) * max(lengths[row] for row in group)
+        assert padded <= max_tokens or len(group) == 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
+def test_rows_of_like_length_share_a_micro_batch(lengths: list[int]) -> None:
+    groups = micro_batches(as_lengths(lengths), 60)
+    sizes = [[lengths[row] for row in group.tolist()] for group in groups]
+    for group, following in pairwise(sizes):
+        assert max(group) <= min(following)
+
+
+def test_micro_batches_are_filled() -> None:
+    groups = micro_batches(torch.tensor([5, 100, 5, 4, 5]), max_tokens=15)
+    assert [group.tolist() for group in groups] == [[3, 0, 2], [4], [1]]

@@ -1,0 +1,75 @@
+"""Where policies come from: made here from a seed, or read from a folder."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from matchtir.policy.loading import LoadedPolicy, load_pretrained, load_tiny, save_pretrained
+from tests.policy.tiny_policy import small
+
+
+def same_weights(one: LoadedPolicy, other: LoadedPolicy) -> bool:
+    first, second = one.policy.state_dict(), other.policy.state_dict()
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_weights_depend_on_the_arguments_alone() -> None:
+    torch.manual_seed(1)
+    first = small()
+    torch.rand(5)
+    assert same_weights(first, small())
+    assert not same_weights(first, small(seed=1))
+
+
+def test_making_a_policy_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    small()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_default_is_of_the_promised_size() -> None:
+    loaded = load_tiny()
+    parameters = sum(parameter.numel() for parameter in loaded.policy.parameters())
+    assert 500_000 <= parameters <= 5_000_000
+    model = loaded.policy.model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.config.vocab_size == len(loaded.tokenizer)
+    assert model.config.eos_token_id == loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+def test_init_std_is_that_of_the_weights() -> None:
+    policy = load_tiny(init_std=0.06).policy
+    assert policy.model.get_input_embeddings().weight.std().item() == pytest.approx(0.06, rel=0.05)
+
+
+def test_a_saved_policy_loads_again(tmp_path: Path) -> None:
+    saved = small(seed=5)
+    save_pretrained(saved, str(tmp_path))
+    loaded = load_pretrained(str(tmp_path), head_chunk=7)
+    assert same_weights(saved, loaded)
+    assert loaded.policy.head_chunk == 7
+    assert type(loaded.policy.model).__name__ == "Qwen3ForCausalLM"
+    ids = torch.tensor([loaded.tokenizer.encode("What is the age of amber anchor")])
+    assert ids.tolist() == [saved.tokenizer.encode("What is the age of amber anchor")]
+    scored = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        one, other = saved.policy(ids, scored).logprobs, loaded.policy(ids, scored).logprobs
+    assert torch.equal(one, other)
+
+
+def test_the_type_of_the_weights_can_be_chosen(tmp_path: Path) -> None:
+    save_pretrained(small(layers=1), str(tmp_path))
+    policy = load_pretrained(str(tmp_path), dtype="bfloat16").policy
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
+    ids = torch.tensor([[5, 6, 7]])
+    scores = policy(ids, torch.ones_like(ids, dtype=torch.bool))
+    assert scores.logprobs.dtype == torch.float32  # sums of logits are always taken in float32
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        load_pretrained(str(tmp_path / "nowhere"))

@@ -1,0 +1,279 @@
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from matchtir.policy.losses import LossInputs, MismatchCorrection, PolicyLoss, spread_turns
+from matchtir.policy.losses.kl import kl_estimate
+from matchtir.policy.losses.ratios import log_ratios
+
+TURNS = torch.tensor(
+    [
+        [-1, -1, 0, 0, -1, 1, -1, -1],
+        [-1, 0, -1, 1, 1, 1, 1, -1],
+        [-1, -1, -1, 0, 0, 0, -1, -1],
+    ]
+)
+SAMPLED = TURNS >= 0
+ADVANTAGES = torch.tensor([[1.0, -0.5], [2.0, -1.5], [-0.7, 0.0]], dtype=torch.float64)
+
+
+def draw(scale=0.3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(factor=1.0):
+        return factor * torch.randn(TURNS.shape, generator=generator, dtype=torch.float64)
+
+    old = noise() - 2
+    return LossInputs(
+        logprobs=old + noise(scale),
+        old_logprobs=old,
+        reference_logprobs=old + noise(scale),
+        advantages=spread_turns(ADVANTAGES, TURNS),
+        entropy=noise().abs(),
+        sampled=SAMPLED,
+        turn_index=TURNS,
+        weights=torch.zeros_like(old),
+        sampler_logprobs=old + noise(scale),
+    )  # fmt: skip
+
+
+def weighted(loss, inputs):
+    weights = loss.token_weights(inputs.sampled, inputs.turn_index).double()
+    return replace(inputs, weights=weights)
+
+
+def value(loss, inputs):
+    return loss(weighted(loss, inputs)).loss
+
+
+LOSSES = {
+    "clip": PolicyLoss(),
+    "clip_higher": PolicyLoss(clip_high=0.28, aggregation="token_mean"),
+    "dual_clip": PolicyLoss(dual_clip=1.3),
+    "sequence": PolicyLoss(ratio="sequence", clip_low=0.1, clip_high=0.1),
+    "turn": PolicyLoss(ratio="turn", aggregation="turn_mean"),
+    "dr_grpo": PolicyLoss(aggregation="dr_grpo", length=8),
+    "k1": PolicyLoss(kl_estimator="k1", kl_coefficient=0.3),
+    "k2": PolicyLoss(kl_estimator="k2", kl_coefficient=0.3),
+    "k3": PolicyLoss(kl_estimator="k3", kl_coefficient=0.3, entropy_coefficient=0.2),
+    "corrected": PolicyLoss(correction=MismatchCorrection(1.1, (0.9, 1.2))),
+}
+each = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
+
+
+@each
+@pytest.mark.parametrize("seed", [0, 1])
+def test_gradients_are_those_of_finite_differences(loss, seed):
+    inputs = weighted(loss, draw(seed=seed))
+
+    def of(logprobs, entropy):
+        return loss(replace(inputs, logprobs=logprobs, entropy=entropy)).loss
+
+    leaves = inputs.logprobs.requires_grad_(), inputs.entropy.requires_grad_()
+    assert torch.autograd.gradcheck(of, leaves, eps=1e-7, atol=1e-6)
+
+
+@each
+def test_gradients_reach_sampled_tokens_alone(loss):
+    inputs = draw()
+    logprobs = inputs.logprobs.requires_grad_()
+    value(loss, replace(inputs, logprobs=logprobs)).backward()
+    assert (logprobs.grad[~SAMPLED] == 0).all()
+
+
+@each
+def test_what_was_not_sampled_may_be_anything(loss):
+    inputs = draw()
+    for junk in (float("nan"), float("inf"), -1e30):
+        spoiled = {
+            name: torch.where(SAMPLED, getattr(inputs, name), junk)
+            for name in ("logprobs", "old_logprobs", "reference_logprobs", "entropy")
+        }
+        spoiled["sampler_logprobs"] = torch.where(SAMPLED, inputs.sampler_logprobs, junk)
+        logprobs = spoiled["logprobs"].requires_grad_()
+        result = value(loss, replace(inputs, **spoiled))
+        assert torch.equal(result, value(loss, inputs))
+        result.backward()
+        assert torch.isfinite(logprobs.grad).all()
+
+
+@each
+def test_micro_batches_add_up(loss):
+    inputs = weighted(loss, draw())
+    whole = loss(inputs)
+    parts = [
+        loss(LossInputs(**{f.name: getattr(inputs, f.name)[rows] for f in fields(inputs)}))
+        for rows in ([0], [2, 1])
+    ]
+    assert sum(part.loss for part in parts) == pytest.approx(whole.loss)
+    for name, metric in whole.metrics.items():
+        assert sum(part.metrics[name] for part in parts) == pytest.approx(metric), name
+
+
+@each
+def test_blind_to_padding(loss):
+    inputs = draw()
+
+    def pad(tensor, fill):
+        return torch.nn.functional.pad(tensor, (0, 3), value=fill)
+
+    padded = {
+        f.name: pad(getattr(inputs, f.name), {"sampled": False, "turn_index": -1}.get(f.name, 7.0))
+        for f in fields(inputs)
+    }
+    assert value(loss, LossInputs(**padded)) == pytest.approx(value(loss, inputs))
+
+
+@each
+def test_absurd_log_probabilities_stay_finite(loss):
+    inputs = draw()
+    for shift in (500.0, -500.0):
+        logprobs = (inputs.old_logprobs + shift).requires_grad_()
+        result = value(loss, replace(inputs, logprobs=logprobs))
+        result.backward()
+        assert torch.isfinite(result) and torch.isfinite(logprobs.grad).all()
+
+
+PLAIN = {"kl_coefficient": 0.0, "entropy_coefficient": 0.0}
+
+
+def surrogate(ratio, advantage, **options):
+    """Objective of a single sampled token."""
+    loss = PolicyLoss(**PLAIN, **options)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    inputs = LossInputs(
+        one * torch.tensor(ratio).log(), one * 0, None, one * advantage, None,
+        one.bool(), (one * 0).long(), one,
+    )  # fmt: skip
+    output = loss(inputs)
+    return -output.loss.item(), output.metrics["clip_fraction"].item()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "options", "expected", "clipped"),
+    [
+        (1.1, 2.0, {}, 2.2, 0),
+        (1.5, 2.0, {}, 2.4, 1),
+        (0.5, 2.0, {}, 1.0, 0),  # a bad step away from a good token is not held back
+        (0.5, -2.0, {}, -1.6, 1),
+        (1.5, -2.0, {}, -3.0, 0),
+        (1.25, 2.0, {"clip_high": 0.28}, 2.5, 0),
+        (5.0, -2.0, {"dual_clip": 3.0}, -6.0, 1),
+        (2.0, -2.0, {"dual_clip": 3.0}, -4.0, 0),
+        (5.0, 2.0, {"dual_clip": 3.0}, 2.4, 1),
+    ],
+)
+def test_clipping_by_hand(ratio, advantage, options, expected, clipped):
+    objective, fraction = surrogate(ratio, advantage, **options)
+    assert objective == pytest.approx(expected)
+    assert fraction == clipped
+
+
+def test_ratios_of_tokens_turns_and_sequences():
+    turns = torch.tensor([[-1, 0, 0, -1, 1, -1]])
+    difference = torch.tensor([[9.0, 0.1, 0.3, 9.0, 0.8, 9.0]])
+    expected = {
+        "token": [0, 0.1, 0.3, 0, 0.8, 0],
+        "turn": [0, 0.2, 0.2, 0, 0.8, 0],
+        "sequence": [0, 0.4, 0.4, 0, 0.4, 0],
+    }
+    for level, values in expected.items():
+        ratios = log_ratios(difference, turns >= 0, turns, level)
+        assert ratios.tolist() == [pytest.approx(values)], level
+
+
+def test_kl_estimators_agree_in_the_mean_and_k3_is_never_negative():
+    generator = torch.Generator().manual_seed(0)
+    logits, other = torch.randn(2, 50, generator=generator, dtype=torch.float64)
+    policy, reference = logits.log_softmax(0), (logits + 0.3 * other).log_softmax(0)
+    exact = (policy.exp() * (policy - reference)).sum().item()
+    for estimator, tolerance in {"k1": 1e-9, "k2": 0.1, "k3": 1e-9}.items():
+        estimates = kl_estimate(policy[None], reference[None], estimator)[0]
+        mean = (policy.exp() * estimates).sum()  # over the policy's own tokens
+        assert mean.item() == pytest.approx(exact, rel=tolerance), estimator
+    assert (kl_estimate(policy[None], reference[None], "k3") >= 0).all()
+
+
+def test_on_policy_the_gradient_is_that_of_reinforce():
+    inputs = draw()
+    logprobs = inputs.old_logprobs.clone().requires_grad_()
+    for ratio in ("token", "turn", "sequence"):
+        loss = PolicyLoss(ratio=ratio, **PLAIN)
+        ready = weighted(loss, replace(inputs, logprobs=logprobs))
+        (gradient,) = torch.autograd.grad(loss(ready).loss, logprobs)
+        expected = -(ready.weights * ready.advantages)
+        if ratio == "turn":  # same in sum over each turn
+            expected, gradient = (spread_sums(t) for t in (expected, gradient))
+        if ratio == "sequence":
+            expected, gradient = expected.sum(dim=1), gradient.sum(dim=1)
+        assert torch.allclose(gradient, expected), ratio
+
+
+def spread_sums(values):
+    sums = torch.zeros(len(values), 2, dtype=values.dtype)
+    return sums.scatter_add(1, TURNS.clamp(min=0), values * SAMPLED)
+
+
+def test_truncated_importance_weights():
+    inputs = draw()
+    plain, corrected = PolicyLoss(**PLAIN), PolicyLoss(**PLAIN, correction=MismatchCorrection(1.2))
+    difference = torch.where(SAMPLED, inputs.old_logprobs - inputs.sampler_logprobs, 0.0)
+    factors = difference.exp().clamp(max=1.2)
+    ready = weighted(plain, inputs)
+    expected = value(plain, replace(inputs, advantages=inputs.advantages * factors))
+    output = corrected(ready)
+    assert output.loss == pytest.approx(expected)
+    assert output.metrics["mismatch_truncated"] == pytest.approx(
+        (ready.weights * (difference.exp() > 1.2)).sum()
+    )
+    kl = (ready.weights * (difference.exp() - 1 - difference)).sum()
+    assert output.metrics["mismatch_kl"] == pytest.approx(kl)
+    assert plain(ready).metrics["mismatch_kl"] == pytest.approx(kl)  # measured in any case
+
+
+def test_sequences_too_far_from_their_sampler_are_masked():
+    inputs = draw(scale=0.01)
+    far = inputs.sampler_logprobs.clone()
+    far[1] -= 1.0
+    masked = PolicyLoss(**PLAIN, correction=MismatchCorrection(None, (0.5, 2.0)))
+    without = inputs.advantages.clone()
+    without[1] = 0
+    output = masked(weighted(masked, replace(inputs, sampler_logprobs=far)))
+    assert output.loss == pytest.approx(
+        value(PolicyLoss(**PLAIN), replace(inputs, advantages=without))
+    )
+    assert output.metrics["mismatch_masked"] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("missing", "loss"),
+    [
+        ("reference_logprobs", PolicyLoss()),
+        ("entropy", PolicyLoss()),
+        ("sampler_logprobs", PolicyLoss(correction=MismatchCorrection())),
+    ],
+)
+def test_missing_inputs_are_named(missing, loss):
+    with pytest.raises(ValueError, match=missing):
+        value(loss, replace(draw(), **{missing: None}))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: PolicyLoss(ratio="word"), "ratio='word'.*token, turn, sequence"),
+        (lambda: PolicyLoss(kl_estimator="k4"), "kl_estimator='k4'.*k1, k2, k3"),
+        (lambda: PolicyLoss(aggregation="mean"), "aggregation='mean'"),
+        (lambda: PolicyLoss(clip_low=1.0), "clip_low=1.0"),
+        (lambda: PolicyLoss(clip_high=0.0), "clip_high=0.0"),
+        (lambda: PolicyLoss(dual_clip=1.0), "dual_clip=1.0"),
+        (lambda: PolicyLoss(aggregation="dr_grpo"), "length=None"),
+        (lambda: PolicyLoss(length=5), "length=5"),
+        (lambda: MismatchCorrection(cap=0.5), "cap=0.5"),
+        (lambda: MismatchCorrection(sequence_range=(1.1, 2.0)), "sequence_range"),
+    ],
+)
+def test_options_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

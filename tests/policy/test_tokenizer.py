@@ -1,0 +1,140 @@
+"""The tiny policy's tokenizer: nothing is lost, every word of its worlds is one token."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from matchtir.policy.tokenizer import (
+    FRAMES,
+    MARKUP_TOKENS,
+    SPECIAL_TOKENS,
+    build_tokenizer,
+    tiny_tokenizer,
+)
+from matchtir.rollout.demonstration import gold_trajectory
+from matchtir.rollout.renderer import Renderer
+from matchtir.tasks.synthetic import SyntheticTasks
+from matchtir.tasks.synthetic.lexicon import laptop_words
+from tests.rollout.episode_fakes import qwen3_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+PIECES = st.sampled_from(
+    [*FRAMES, *SPECIAL_TOKENS, *MARKUP_TOKENS, *laptop_words(), " ", '"', "\n"]
+)
+
+
+def encode(text: str) -> list[int]:
+    return TOKENIZER.encode(text, add_special_tokens=False)
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_any_text_decodes_to_itself(text: str) -> None:
+    assert TOKENIZER.decode(encode(text)) == text
+
+
+@settings(deadline=None)
+@given(st.lists(PIECES | st.text(max_size=3)).map("".join))
+def test_any_mixture_of_known_pieces_decodes_to_itself(text: str) -> None:
+    assert TOKENIZER.decode(encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["\x00", "\r\n", "  two  spaces ", " ,", "don't", "é ¿\u2028", "🙂"]
+)
+def test_ugly_text_decodes_to_itself(text: str) -> None:
+    assert TOKENIZER.decode(encode(text)) == text
+
+
+def test_every_word_is_one_token_alone_and_after_a_space() -> None:
+    for word in laptop_words():
+        assert (len(encode(word)), len(encode(f" {word}"))) == (1, 1), word
+
+
+def test_every_frame_and_control_token_is_one_token() -> None:
+    for piece in (*FRAMES, *SPECIAL_TOKENS, *MARKUP_TOKENS):
+        assert len(encode(piece)) == 1, piece
+
+
+def test_a_word_that_is_not_in_the_vocabulary_falls_apart_into_bytes() -> None:
+    assert len(encode("zebra")) == len("zebra")
+    assert len(encode("Ärger")) == len("Ärger".encode())
+    assert len(encode(" amberish")) == len(" amberish")  # a known word inside does not count
+
+
+def test_an_entity_has_the_same_ids_wherever_it_stands() -> None:
+    name = "amber anchor"
+    contexts = [
+        f'What is the age of "{name}"?',
+        f'What are the age of "opal otter", the rank of "{name}" and the rank of "pale pine"?',
+        f'<tool_call>\n{{"name": "find_age", "arguments": {{"person": "{name}"}}}}\n</tool_call>',
+        f'{{"person": "{name}", "unit": "feet"}}',
+        f"<tool_response>\n{name}\n</tool_response>",
+        f"<answer>{name}</answer>",
+        f"<answer>42, {name}, pale pine</answer>",
+    ]
+    ids = encode(name)
+    assert len(ids) == 2
+    for text in contexts:
+        found = encode(text)
+        assert any(found[i : i + 2] == ids for i in range(len(found))), text
+
+
+def test_laptop_conversations_need_hardly_any_bytes() -> None:
+    """Quotes and line ends are bytes; all else in a gold conversation is a word or a frame."""
+    renderer = Renderer(TOKENIZER, system_prompt="")
+    tasks = SyntheticTasks(sizes={"train": 24}).tasks("train")
+    used: set[str] = set()
+    for task in tasks:
+        trajectory = gold_trajectory(task, renderer)
+        assert len(trajectory.prompt_ids) <= 200
+        ids = [*trajectory.prompt_ids]
+        for turn in trajectory.turns:
+            ids += [*turn.token_ids, *turn.observation_ids]
+        used |= {TOKENIZER.decode([token]) for token in ids}
+    assert {text for text in used if len(text) == 1 and not text.isdigit()} <= {'"', "\n", "a"}
+
+
+def test_control_tokens_are_qwen3s() -> None:
+    theirs = qwen3_tokenizer()
+    known = theirs.get_added_vocab()
+    assert {*SPECIAL_TOKENS, *MARKUP_TOKENS} <= set(known)
+    special = {str(token) for token in theirs.added_tokens_decoder.values() if token.special}
+    assert set(SPECIAL_TOKENS) <= special
+    assert not set(MARKUP_TOKENS) & special
+    assert (TOKENIZER.eos_token, TOKENIZER.pad_token) == (theirs.eos_token, theirs.pad_token)
+
+
+def test_markup_survives_a_decoding_without_special_tokens() -> None:
+    text = "<|im_start|><tool_call>x</tool_call><think></think><|im_end|>"
+    shown = TOKENIZER.decode(encode(text), skip_special_tokens=True)
+    assert shown == re.sub(r"<\|.*?\|>", "", text)
+
+
+def test_it_loads_again_from_a_folder(tmp_path: Path) -> None:
+    TOKENIZER.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.get_vocab() == TOKENIZER.get_vocab()
+    assert loaded.chat_template == TOKENIZER.chat_template
+    assert (loaded.eos_token, loaded.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    (task,) = SyntheticTasks(sizes={"train": 1}).tasks("train")
+    for text in ("zebra é🙂", " amber anchor", "".join(FRAMES), " ,  a"):
+        assert loaded.encode(text, add_special_tokens=False) == encode(text)
+        assert loaded.decode(encode(text)) == text
+    assert Renderer(loaded).prompt_ids(task) == Renderer(TOKENIZER).prompt_ids(task)
+
+
+def test_the_chat_template_is_there() -> None:
+    messages = [{"role": "user", "content": "What is 42"}]
+    text = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert text == "<|im_start|>user\nWhat is 42<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_ids_do_not_depend_on_repeated_words() -> None:
+    once, twice = build_tokenizer(["a", "b"]), build_tokenizer(["a", "b", "a"])
+    assert once.get_vocab() == twice.get_vocab()
+    assert sorted(once.get_vocab().values()) == list(range(len(once)))

@@ -1,0 +1,88 @@
+import contextlib
+from dataclasses import replace
+
+import pytest
+
+from matchtir.policy.tokenizer import tiny_tokenizer
+from matchtir.rollout.demonstration import gold_trajectory, gold_turn_texts
+from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.episode import EpisodeLimits, EpisodeRunner
+from matchtir.rollout.renderer import Renderer
+from matchtir.rollout.scripted import ScriptedEngine, replay
+from matchtir.tasks.synthetic import SyntheticTasks
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import StopReason, SubAnswer, ToolCall, ToolResult
+from tests.rollout.episode_fakes import call_text, small_tokenizer, task
+
+RENDERER = Renderer(small_tokenizer(), "", thinking=False)
+
+
+def gold(*cities: str, **fields):
+    calls = tuple(ToolCall("mayor_of", {"city": city}) for city in cities)
+    sub_answers = tuple(SubAnswer("mayor_of", f"mayor of {city}") for city in cities)
+    return task(gold_calls=calls, sub_answers=sub_answers, **fields)
+
+
+def test_calls_are_grouped_by_gold_turns():
+    assert gold_turn_texts(gold("alpha", "beta", "gamma", gold_turns=(0, 0, 2))) == (
+        f"{call_text('alpha')}\n{call_text('beta')}",
+        call_text("gamma"),
+        "<answer>beta</answer>",
+    )
+
+
+def test_one_call_a_turn_where_turns_are_unknown():
+    texts = gold_turn_texts(gold("alpha", "beta"))
+    assert texts == (call_text("alpha"), call_text("beta"), "<answer>beta</answer>")
+
+
+def test_answer_alone_without_gold_calls():
+    trajectory = gold_trajectory(gold(), RENDERER)
+    assert [turn.text for turn in trajectory.turns] == ["<answer>beta</answer>"]
+    assert trajectory.turns[0].observation_ids == ()
+
+
+def test_results_follow_their_calls_through_the_turns():
+    trajectory = gold_trajectory(gold("alpha", "beta", "gamma", gold_turns=(1, 0, 1)), RENDERER)
+    assert [call.arguments["city"] for call in trajectory.calls] == ["beta", "alpha", "gamma"]
+    assert [result.output for result in trajectory.results] == [
+        "mayor of beta",
+        "mayor of alpha",
+        "mayor of gamma",
+    ]
+    first = trajectory.turns[0]
+    assert first.observation_ids == RENDERER.observation_ids([ToolResult("mayor of beta")])
+    assert first.logprobs == (0.0,) * len(first.token_ids)
+
+
+def test_turns_of_another_length_are_refused():
+    with pytest.raises(ValueError, match="task t: 1 gold turns for 2 gold calls"):
+        gold_turn_texts(gold("alpha", "beta", gold_turns=(0,)))
+
+
+@pytest.mark.parametrize("sub_answers", [(), (SubAnswer("other", "x"), SubAnswer("mayor_of", "x"))])
+def test_missing_or_misaligned_outputs_are_refused(sub_answers):
+    wanted = replace(gold("alpha", "beta"), sub_answers=sub_answers)
+    with pytest.raises(ValueError, match="task t: sub_answers"):
+        gold_trajectory(wanted, RENDERER)
+
+
+@pytest.mark.parametrize("thinking", [True, False])
+def test_demonstration_equals_a_replay_with_the_real_tools(thinking):
+    """What fine-tuning imitates is, token for token, what an episode with those turns records."""
+    tasks = SyntheticTasks().tasks("validation")[:8]
+    renderer = Renderer(tiny_tokenizer(), "", thinking)
+    engine = ScriptedEngine(renderer, replay({t.task_id: gold_turn_texts(t) for t in tasks}))
+    sandbox = ProcessPoolSandbox(workers=1)
+    with contextlib.ExitStack() as stack:
+        stack.callback(sandbox.shutdown)
+        runner = EpisodeRunner(engine, renderer, sandbox, EpisodeLimits())
+        groups = runner.run(tasks, 1, SamplingParams(), seed=0)
+    for wanted, [replayed] in zip(tasks, groups, strict=True):
+        demonstration = gold_trajectory(wanted, renderer)
+        assert replayed.stop_reason is StopReason.ANSWER
+        timeless = [
+            replace(turn, results=tuple(replace(r, seconds=0.0) for r in turn.results))
+            for turn in replayed.turns
+        ]
+        assert demonstration == replace(replayed, turns=tuple(timeless), seconds=0.0)

@@ -1,0 +1,384 @@
+import asyncio
+import logging
+
+import pytest
+
+from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.episode import (
+    EpisodeLimits,
+    EpisodeRunner,
+    session_name,
+    task_id_of,
+    turn_seed,
+)
+from matchtir.rollout.renderer import Renderer
+from matchtir.rollout.scripted import ScriptedEngine
+from matchtir.types import CallStatus, ResultStatus, StopReason
+from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, small_tokenizer, task
+
+RENDERER = Renderer(small_tokenizer(), "", thinking=False)
+SAMPLING = SamplingParams(temperature=0.7)
+ANSWER = "<answer>beta</answer>"
+
+
+class Engine(ScriptedEngine):
+    """Writes listed turns, the same for every session, and notes which sessions are released."""
+
+    def __init__(self, *turns: str) -> None:
+        super().__init__(RENDERER, lambda session, turn: turns[turn])
+        self.released: list[str] = []
+
+    def release(self, session: str) -> None:
+        self.released.append(session)
+        super().release(session)
+
+
+def runner_of(engine, sandbox=None, max_concurrent=64, **limits) -> EpisodeRunner:
+    limits = EpisodeLimits(**limits)
+    return EpisodeRunner(engine, RENDERER, sandbox or FakeSandbox(), limits, max_concurrent)
+
+
+def run_one(engine, sandbox=None, **limits):
+    """One trajectory; its sessions must be given back."""
+    sandbox = sandbox or FakeSandbox()
+    [[trajectory]] = runner_of(engine, sandbox, **limits).run([task()], 1, SAMPLING, seed=0)
+    assert all(session.is_closed for session in sandbox.sessions)
+    assert set(engine.released) == {request.session for request in engine.requests}
+    return trajectory
+
+
+def tokens(text: str) -> int:
+    return len(RENDERER.encode_turn(text))
+
+
+# -- what a trajectory records ---------------------------------------------------------------
+
+
+def test_whole_episode():
+    turns = (f"{call_text('alpha')}\n{call_text('beta')}", call_text("gamma"), ANSWER)
+    engine = Engine(*turns)
+    engine.version = 3
+    sandbox = FakeSandbox()
+    trajectory = run_one(engine, sandbox)
+
+    assert trajectory.stop_reason is StopReason.ANSWER
+    assert trajectory.policy_version == 3
+    assert trajectory.prompt_ids == RENDERER.prompt_ids(task())
+    assert [turn.text for turn in trajectory.turns] == list(turns)
+    outputs = [[result.output for result in turn.results] for turn in trajectory.turns]
+    assert outputs == [["mayor of alpha", "mayor of beta"], ["mayor of gamma"], []]
+    assert [len(turn.calls) for turn in trajectory.turns] == [2, 1, 0]
+    for turn in trajectory.turns:
+        assert turn.token_ids == RENDERER.encode_turn(turn.text)
+        assert turn.logprobs == (0.0,) * len(turn.token_ids)
+    for turn in trajectory.turns[:-1]:
+        assert turn.observation_ids == RENDERER.observation_ids(turn.results)
+    assert trajectory.turns[-1].observation_ids == ()
+    assert len(sandbox.sessions) == 1
+    assert 0 < trajectory.seconds < 60
+
+    # The context of each turn is everything before it, token for token.
+    context = trajectory.prompt_ids
+    for request, turn in zip(engine.requests, trajectory.turns, strict=True):
+        assert request.context == context
+        context += turn.token_ids + turn.observation_ids
+
+
+def test_sampled_ids_are_kept_where_their_text_encodes_otherwise():
+    """Token in, token out: a spelling that no encoder would choose stays as it was sampled."""
+    byte_by_byte = small_tokenizer().convert_tokens_to_ids(list("alpha"))
+    assert RENDERER.encode_turn("alpha")[:-1] != tuple(byte_by_byte)
+
+    class Speller(Engine):
+        async def generate(self, session, context, sampling, seed):
+            generation = await super().generate(session, context, sampling, seed)
+            if len(self.requests) > 1:
+                return generation
+            ids = (*byte_by_byte, *generation.token_ids)
+            self._contexts[session] = (*context, *ids)
+            return Generation(ids, (-1.0,) * len(ids), True)
+
+    trajectory = run_one(Speller(call_text("beta"), ANSWER))
+    assert trajectory.turns[0].text == "alpha" + call_text("beta")
+    assert trajectory.turns[0].token_ids[: len(byte_by_byte)] == tuple(byte_by_byte)
+
+
+def test_refused_calls_are_answered_and_the_episode_goes_on():
+    broken = '<tool_call>\n{"name": "mayor_of", \n</tool_call>'
+    unknown = '<tool_call>\n{"name": "pray", "arguments": {}}\n</tool_call>'
+    trajectory = run_one(Engine(f"{broken}\n{unknown}\n{call_text('beta')}", "<tool_call>", ANSWER))
+    assert [call.status for call in trajectory.calls] == [
+        CallStatus.INVALID_JSON,
+        CallStatus.UNKNOWN_TOOL,
+        CallStatus.OK,
+        CallStatus.UNCLOSED,
+    ]
+    rejected, ok = ResultStatus.REJECTED, ResultStatus.OK
+    assert [result.status for result in trajectory.results] == [rejected, rejected, ok, rejected]
+    observed = small_tokenizer().decode(trajectory.turns[0].observation_ids)
+    assert "Error: invalid_json" in observed and "Error: unknown_tool" in observed
+    assert trajectory.stop_reason is StopReason.ANSWER
+
+
+def test_no_sandbox_session_without_calls():
+    sandbox = FakeSandbox()
+    assert run_one(Engine(ANSWER), sandbox).stop_reason is StopReason.ANSWER
+    assert sandbox.sessions == []
+
+
+# -- stop reasons ----------------------------------------------------------------------------
+
+
+def test_turn_length():
+    text = f"{call_text('alpha')} and then"
+    trajectory = run_one(Engine(text), max_turn_tokens=tokens(text) - 1)
+    assert trajectory.stop_reason is StopReason.TURN_LENGTH
+    [turn] = trajectory.turns
+    assert turn.text == text and len(turn.token_ids) == tokens(text) - 1
+    assert turn.calls == () and turn.results == () and turn.observation_ids == ()
+
+
+def test_turn_of_exactly_the_limit_is_whole():
+    trajectory = run_one(Engine(ANSWER), max_turn_tokens=tokens(ANSWER))
+    assert trajectory.stop_reason is StopReason.ANSWER
+
+
+def test_turn_is_cut_where_the_response_budget_ends():
+    engine = Engine(call_text("alpha"), ANSWER)
+    first = run_one(Engine(call_text("alpha"), ANSWER)).turns[0]
+    used = len(first.token_ids) + len(first.observation_ids)
+    trajectory = run_one(engine, max_response_tokens=used + 1)
+    assert trajectory.stop_reason is StopReason.TURN_LENGTH
+    assert len(trajectory.turns[1].token_ids) == 1
+    assert [request.sampling.max_new_tokens for request in engine.requests] == [used + 1, 1]
+    assert {request.sampling.temperature for request in engine.requests} == {0.7}
+
+
+def test_response_budget():
+    first = run_one(Engine(call_text("alpha"), ANSWER)).turns[0]
+    used = len(first.token_ids) + len(first.observation_ids)
+    trajectory = run_one(Engine(call_text("alpha")), max_response_tokens=used)
+    assert trajectory.stop_reason is StopReason.RESPONSE_BUDGET
+    [turn] = trajectory.turns
+    assert turn.results == first.results  # executed and recorded, but nobody reads it
+    assert turn.observation_ids == ()
+
+
+def test_max_turns_executes_the_last_calls():
+    trajectory = run_one(Engine(call_text("alpha"), call_text("beta"), ANSWER), max_turns=2)
+    assert trajectory.stop_reason is StopReason.MAX_TURNS
+    assert [result.output for result in trajectory.results] == ["mayor of alpha", "mayor of beta"]
+    assert trajectory.turns[0].observation_ids and not trajectory.turns[1].observation_ids
+
+
+def test_prompt_too_long(caplog):
+    short, long = task("short"), task("long", question="What is alpha " * 50)
+    limit = len(RENDERER.prompt_ids(short))
+    sandbox = FakeSandbox()
+    engine = Engine(ANSWER)
+    with caplog.at_level(logging.WARNING):
+        groups = runner_of(engine, sandbox, max_prompt_tokens=limit).run(
+            [long, short], 3, SAMPLING, seed=0
+        )
+    assert [t.stop_reason for t in groups[0]] == [StopReason.PROMPT_TOO_LONG] * 3
+    assert [t.stop_reason for t in groups[1]] == [StopReason.ANSWER] * 3
+    assert groups[0][0].turns == () and groups[0][0].prompt_ids == RENDERER.prompt_ids(long)
+    [record] = caplog.records
+    message = record.getMessage()
+    assert "task long" in message and str(limit) in message
+    assert str(len(RENDERER.prompt_ids(long))) in message
+    assert len(engine.requests) == 3
+
+
+@pytest.mark.parametrize(
+    "limit", ["max_turns", "max_prompt_tokens", "max_response_tokens", "max_turn_tokens"]
+)
+def test_limits_below_one_are_refused(limit):
+    with pytest.raises(ValueError, match=f"{limit} must be at least 1"):
+        EpisodeLimits(**{limit: 0})
+
+
+def test_counts_below_one_are_refused():
+    with pytest.raises(ValueError, match="max_concurrent must be at least 1"):
+        runner_of(Engine(), max_concurrent=0)
+    with pytest.raises(ValueError, match="group_size must be at least 1"):
+        runner_of(Engine()).run([task()], 0, SAMPLING, seed=0)
+
+
+# -- order, seeds, concurrency ---------------------------------------------------------------
+
+
+def test_groups_sessions_and_seeds_are_in_order():
+    def requests(seed):
+        engine = Engine(call_text("alpha"), ANSWER)
+        tasks = [task("a/1"), task("b"), task("c")]
+        groups = runner_of(engine).run(tasks, 2, SAMPLING, seed)
+        assert [[t.task.task_id for t in group] for group in groups] == [
+            ["a/1"] * 2, ["b"] * 2, ["c"] * 2,
+        ]  # fmt: skip
+        assert len(engine.released) == 6
+        return engine.requests
+
+    first, again, other = requests(0), requests(0), requests(1)
+    starts = [request.session for request in first[:6]]
+    assert starts == [session_name(p, n, name) for p, name in enumerate(["a/1", "b", "c"])
+                      for n in range(2)]  # fmt: skip
+    assert task_id_of(starts[0]) == "a/1"
+    assert first == again
+    seeds = {request.seed for request in first}
+    assert len(seeds) == 12  # of every turn its own
+    assert not seeds & {request.seed for request in other}
+
+
+def test_turn_seed_is_the_same_in_every_process():
+    assert turn_seed(0, 0, 0, 0) == 8662518681111019217
+    assert len({turn_seed(s, p, n, t) for s in (-1, 12) for p in (1, 11) for n in (1, 11)
+                for t in (0, 1)}) == 16  # fmt: skip
+
+
+def test_a_run_without_tasks():
+    assert runner_of(Engine()).run([], 4, SAMPLING, seed=0) == []
+
+
+def test_slow_tool_delays_no_other_trajectory():
+    """The tool of the first task returns only when the second task's episode is over."""
+    finished = asyncio.Event()
+
+    class Watcher(Engine):
+        def release(self, session):
+            super().release(session)
+            if task_id_of(session) == "fast":
+                finished.set()
+
+    async def answer(call):
+        if call.arguments["city"] == "slow":
+            await finished.wait()
+        return await echo(call)
+
+    engine = Watcher()
+    engine.script = lambda session, turn: (ANSWER, call_text(task_id_of(session)))[turn == 0]
+    runner = runner_of(engine, FakeSandbox(answer))
+    tasks = [task("slow"), task("fast")]
+    groups = asyncio.run(asyncio.wait_for(runner.run_async(tasks, 1, SAMPLING, 0), 20))
+    assert [group[0].stop_reason for group in groups] == [StopReason.ANSWER] * 2
+
+
+def test_calls_of_one_turn_run_concurrently_and_keep_their_order():
+    arrived = asyncio.Event()
+
+    async def answer(call):
+        if call.arguments["city"] == "alpha":
+            await arrived.wait()
+        else:
+            arrived.set()
+        return await echo(call)
+
+    runner = runner_of(Engine(call_text("alpha") + call_text("beta"), ANSWER), FakeSandbox(answer))
+    [[trajectory]] = asyncio.run(asyncio.wait_for(runner.run_async([task()], 1, SAMPLING, 0), 20))
+    assert [result.output for result in trajectory.results] == ["mayor of alpha", "mayor of beta"]
+
+
+def test_no_more_episodes_at_once_than_allowed():
+    running, most = set(), 0
+
+    class Counting(Engine):
+        async def generate(self, session, context, sampling, seed):
+            nonlocal most
+            running.add(session)
+            most = max(most, len(running))
+            await asyncio.sleep(0)
+            return await super().generate(session, context, sampling, seed)
+
+        def release(self, session):
+            running.discard(session)
+            super().release(session)
+
+    runner_of(Counting(call_text("alpha"), ANSWER), max_concurrent=3).run(
+        [task(str(i)) for i in range(4)], 4, SAMPLING, seed=0
+    )
+    assert most == 3 and not running
+
+
+# -- failures --------------------------------------------------------------------------------
+
+
+class FailingEngine(Engine):
+    """Fails at the second turn of the first task, while the others wait for their tools."""
+
+    async def generate(self, session, context, sampling, seed):
+        if task_id_of(session) == "fails" and session in {r.session for r in self.requests}:
+            raise OSError("device lost")
+        return await super().generate(session, context, sampling, seed)
+
+
+async def only_alpha_returns(call):
+    if call.arguments["city"] != "alpha":
+        await asyncio.Event().wait()
+    return await echo(call)
+
+
+def failing_run():
+    engine = FailingEngine()
+    cities = {"fails": "alpha", "waits": "beta"}
+    engine.script = lambda session, turn: call_text(cities[task_id_of(session)])
+    sandbox = FakeSandbox(only_alpha_returns)
+    return engine, sandbox, [task("waits"), task("fails"), task("waits")]
+
+
+def test_engine_failure_ends_all_episodes_and_is_raised_as_itself():
+    engine, sandbox, tasks = failing_run()
+    with pytest.raises(OSError, match="device lost"):
+        runner_of(engine, sandbox).run(tasks, 2, SAMPLING, seed=0)
+    assert len(sandbox.sessions) == 6
+    assert all(session.is_closed for session in sandbox.sessions)
+    assert len(engine.released) == 6
+
+
+def test_sandbox_failure_inside_a_turn_is_raised_as_itself():
+    async def answer(call):
+        raise RuntimeError("pool is gone")
+
+    sandbox = FakeSandbox(answer)
+    engine = Engine(call_text("alpha"))
+    with pytest.raises(RuntimeError, match="pool is gone"):
+        runner_of(engine, sandbox).run([task()], 2, SAMPLING, seed=0)
+    assert all(session.is_closed for session in sandbox.sessions)
+
+
+def test_cancellation_from_outside_releases_everything():
+    engine, sandbox, tasks = failing_run()
+
+    async def interrupted():
+        run = asyncio.create_task(runner_of(engine, sandbox).run_async(tasks[::2], 2, SAMPLING, 0))
+        while len(sandbox.sessions) < 4:
+            await asyncio.sleep(0)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    asyncio.run(interrupted())
+    assert all(session.is_closed for session in sandbox.sessions)
+    assert len(engine.released) == 4
+
+
+def test_session_is_closed_to_the_end_when_cancelled_meanwhile():
+    closing = asyncio.Event()
+
+    class SlowToClose(FakeSandbox):
+        async def before_close(self):
+            closing.set()
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    sandbox = SlowToClose()
+
+    async def interrupted():
+        engine = Engine(call_text("alpha"), ANSWER)
+        run = asyncio.create_task(runner_of(engine, sandbox).run_async([task()], 1, SAMPLING, 0))
+        await closing.wait()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+        assert [session.is_closed for session in sandbox.sessions] == [True]
+
+    asyncio.run(interrupted())

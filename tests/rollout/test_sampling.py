@@ -1,0 +1,127 @@
+"""Tokens come up as often as the settings say, and a row depends on itself alone."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.sampling import sample_tokens
+
+DRAWS = 2000
+LOGITS = torch.tensor([1.0, -1.0, 2.0, 0.5, -torch.inf, 0.0])
+
+
+def shares(logits: Tensor, params: SamplingParams) -> Tensor:
+    """How often each token comes up where the random numbers cover [0, 1) evenly."""
+    uniforms = [(draw + 0.5) / DRAWS for draw in range(DRAWS)]
+    rows = logits.expand(DRAWS, -1)
+    tokens, logprobs = sample_tokens(rows, [params] * DRAWS, uniforms)
+    found = torch.bincount(tokens, minlength=len(logits)) / DRAWS
+    # What is reported is the distribution that was drawn from.
+    for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
+        assert found[token].item() == pytest.approx(torch.tensor(logprob).exp().item(), abs=2e-3)
+    return found
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
+def test_tokens_come_up_as_often_as_their_probability(temperature: float) -> None:
+    expected = (LOGITS / temperature).softmax(dim=-1)
+    found = shares(LOGITS, SamplingParams(temperature))
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+    assert found[4] == 0
+
+
+def test_top_k_keeps_the_k_likeliest() -> None:
+    kept = torch.tensor([True, False, True, False, False, False])
+    expected = LOGITS.masked_fill(~kept, -torch.inf).softmax(dim=-1)
+    torch.testing.assert_close(shares(LOGITS, SamplingParams(top_k=2)), expected, atol=2e-3, rtol=0)
+
+
+def test_top_k_of_more_than_the_vocabulary_changes_nothing() -> None:
+    wide = shares(LOGITS, SamplingParams(top_k=100))
+    torch.testing.assert_close(wide, shares(LOGITS, SamplingParams()))
+
+
+@pytest.mark.parametrize(
+    ("top_p", "kept"),
+    [
+        (0.01, [0]),  # the likeliest token always stays
+        (0.49, [0]),
+        (0.51, [0, 1]),  # the smallest set that reaches top_p: the token that crosses it is in
+        (0.81, [0, 1, 2]),
+        (1.0, [0, 1, 2, 3]),
+    ],
+)
+def test_top_p_keeps_the_nucleus(top_p: float, kept: list[int]) -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    expected = torch.zeros(4)
+    expected[kept] = probabilities[kept] / probabilities[kept].sum()
+    found = shares(probabilities.log(), SamplingParams(top_p=top_p))
+    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
+
+
+def test_top_p_is_of_the_distribution_at_the_temperature() -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    found = shares(probabilities.log(), SamplingParams(temperature=0.1, top_p=0.9))
+    assert found[0] == 1
+
+
+def test_greedy_is_the_likeliest_token_with_its_log_probability_at_temperature_1() -> None:
+    tokens, logprobs = sample_tokens(LOGITS[None], [SamplingParams(temperature=0)], [0.999])
+    assert tokens.tolist() == [2]
+    torch.testing.assert_close(logprobs, LOGITS.log_softmax(dim=-1)[2:3])
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
+def test_the_ends_of_the_unit_interval_draw_a_possible_token(uniform: float) -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
+    tokens, logprobs = sample_tokens(logits, [SamplingParams()], [uniform])
+    assert tokens.tolist() == [1 if uniform == 0 else 2]
+    assert logprobs.isfinite().all()
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.lists(st.floats(-5, 5), min_size=6, max_size=6),
+        st.sampled_from([0.0, 0.5, 1.0]),  # temperature
+        st.sampled_from([0.3, 0.9, 1.0]),  # top_p
+        st.sampled_from([0, 1, 3]),  # top_k
+        st.floats(0, 1, exclude_max=True),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(deadline=None)
+@given(ROWS)
+def test_a_row_depends_on_itself_alone(rows: list[tuple]) -> None:
+    logits = torch.tensor([row[0] for row in rows], dtype=torch.float32)
+    params = [SamplingParams(temperature, top_p, top_k) for _, temperature, top_p, top_k, _ in rows]
+    uniforms = [row[4] for row in rows]
+    tokens, logprobs = sample_tokens(logits, params, uniforms)
+    for index in range(len(rows)):
+        one = slice(index, index + 1)
+        token, logprob = sample_tokens(logits[one], params[one], uniforms[one])
+        assert token.item() == tokens[index].item()
+        assert logprob.item() == logprobs[index].item()
+
+
+def test_a_row_without_truncation_is_untouched_by_one_with_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3000, generator=generator) * 6
+    params = [SamplingParams(), SamplingParams(top_p=0.5)]
+    for draw in range(200):
+        uniforms = [1 - 0.5 ** (draw / 4), 0.5]  # ever further into the tail
+        tokens, logprobs = sample_tokens(logits, params, uniforms)
+        alone = sample_tokens(logits[:1], params[:1], uniforms[:1])
+        assert (tokens[0].item(), logprobs[0].item()) == (alone[0].item(), alone[1].item())
+
+
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    logits = torch.zeros(1, 5000, dtype=torch.bfloat16)
+    _, logprobs = sample_tokens(logits, [SamplingParams()], [0.5])
+    assert logprobs.dtype == torch.float32
+    assert logprobs.item() == pytest.approx(-torch.tensor(5000.0).log().item(), abs=1e-5)

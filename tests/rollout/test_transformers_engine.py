@@ -1,0 +1,498 @@
+"""The engine that keeps the cache of each conversation, held against plain forward passes."""
+
+import asyncio
+import gc
+import logging
+import random
+from typing import Any
+
+import pytest
+import torch
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+from matchtir.policy.policy import Policy
+from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.transformers_engine import TransformersEngine
+from tests.policy.tiny_policy import small
+from tests.rollout.engine_helpers import (
+    STOP,
+    Talk,
+    assert_equal,
+    converse,
+    naive,
+    run_all,
+    talks,
+)
+
+SAMPLED = SamplingParams(temperature=1.0, max_new_tokens=9)
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=9)
+POLICY = small(layers=1, seed=3).policy.eval()
+
+
+def engine(
+    policy: Policy = POLICY, stop: tuple[int, ...] = STOP, **options: Any
+) -> TransformersEngine:
+    made = TransformersEngine(stop, **options)
+    made.sync(policy, version=0)
+    return made
+
+
+# -- what is sampled ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, SamplingParams(0.7, 0.9, 50, 9)])
+@pytest.mark.parametrize("rejoin_after", [4, 0, None])
+def test_several_turns_of_many_conversations_equal_a_loop_without_a_cache(
+    sampling: SamplingParams, rejoin_after: int | None
+) -> None:
+    conversations = talks(4)
+    found = run_all(engine(rejoin_after=rejoin_after), conversations, sampling)
+    for talk, generations in zip(conversations, found, strict=True):
+        assert_equal(generations, naive(POLICY, talk, sampling))
+    lengths = {len(generation.token_ids) for turns in found for generation in turns}
+    assert len(lengths) > 2  # rows joined and left at different times
+
+
+def test_log_probabilities_equal_the_trainers() -> None:
+    sampling = SamplingParams(temperature=0.8, max_new_tokens=9)
+    conversations = talks(4, seed=1)
+    for talk, generations in zip(
+        conversations, run_all(engine(), conversations, sampling), strict=True
+    ):
+        ids, sampled, expected = list(talk.prompt), [False] * len(talk.prompt), []
+        for turn, generation in enumerate(generations):
+            forced = talk.observations[turn] if turn < len(talk.observations) else ()
+            ids += [*generation.token_ids, *forced]
+            sampled += [True] * len(generation.token_ids) + [False] * len(forced)
+            expected += generation.logprobs
+        mask = torch.tensor([sampled])
+        with torch.no_grad():
+            scores = POLICY(torch.tensor([ids]), mask, temperature=0.8)
+        torch.testing.assert_close(scores.logprobs[mask], torch.tensor(expected), atol=2e-5, rtol=0)
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch() -> None:
+    conversations = talks(5, seed=2)
+    together = run_all(engine(), conversations, SAMPLED)
+    for talk, generations in zip(conversations, together, strict=True):
+        (alone,) = run_all(engine(), [talk], SAMPLED)
+        assert_equal(alone, generations)
+
+
+def test_another_seed_gives_other_tokens() -> None:
+    prompt = (50, 60, 70)
+    found = run_all(engine(), [Talk(prompt, seed=n) for n in range(8)], SAMPLED)
+    assert len({generations[0].token_ids for generations in found}) > 4
+
+
+def test_rows_with_different_settings_share_a_batch() -> None:
+    conversations = talks(3, turns=1)
+    settings = [GREEDY, SAMPLED, SamplingParams(2.0, 1.0, 3, 5)]
+
+    async def main() -> list[list[Generation]]:
+        shared = engine()
+        return await asyncio.gather(
+            *(
+                converse(shared, f"s{n}", talk, sampling)
+                for n, (talk, sampling) in enumerate(zip(conversations, settings, strict=True))
+            )
+        )
+
+    for talk, sampling, found in zip(conversations, settings, asyncio.run(main()), strict=True):
+        assert_equal(found, naive(POLICY, talk, sampling))
+
+
+# -- where a turn ends ---------------------------------------------------------------------------
+
+
+def test_a_turn_ends_with_its_stop_token() -> None:
+    found = run_all(engine(), [Talk((50, 60), seed=n) for n in range(10)], SAMPLED)
+    stopped = [generations[0] for generations in found if generations[0].stopped]
+    assert stopped
+    for generation in stopped:
+        assert generation.token_ids[-1] in STOP
+        assert not set(generation.token_ids[:-1]) & set(STOP)
+
+
+@pytest.mark.parametrize("room", [1, 2, 7])
+def test_a_turn_without_a_stop_token_is_cut(room: int) -> None:
+    sampling = SamplingParams(max_new_tokens=room)
+    ((generation,),) = run_all(engine(stop=()), [Talk((50, 60))], sampling)
+    assert len(generation.token_ids) == len(generation.logprobs) == room
+    assert not generation.stopped
+
+
+def test_a_stop_token_in_the_last_place_counts_as_stopped() -> None:
+    everything = engine(stop=tuple(range(882)))
+    ((generation,),) = run_all(everything, [Talk((50,))], SamplingParams(max_new_tokens=1))
+    assert generation.stopped and len(generation.token_ids) == 1
+
+
+def test_a_prompt_of_one_token() -> None:
+    talk = Talk((50,), ((60,), (61,)))
+    (found,) = run_all(engine(), [talk], SAMPLED)
+    assert_equal(found, naive(POLICY, talk, SAMPLED))
+
+
+def test_a_turn_may_follow_a_turn_without_an_observation() -> None:
+    talk = Talk((50, 51, 52), ((), ()))
+    (found,) = run_all(engine(), [talk], SAMPLED)
+    assert_equal(found, naive(POLICY, talk, SAMPLED))
+
+
+# -- the cache -----------------------------------------------------------------------------------
+
+
+def test_only_new_tokens_are_read() -> None:
+    (talk,) = talks(1, turns=3, seed=4)
+    single = engine()
+    run_all(single, [talk], SAMPLED)
+    # The last token of a turn is read with the observation that follows it.
+    assert single.prefill_count == len(talk.prompt) + sum(1 + len(o) for o in talk.observations)
+
+
+def test_the_prompt_of_a_group_is_read_once() -> None:
+    conversations = talks(8, turns=1, group=4)
+    shared = engine()
+    found = run_all(shared, conversations, SAMPLED)
+    assert shared.prefill_count == len(conversations[0].prompt) + len(conversations[4].prompt)
+    for talk, generations in zip(conversations, found, strict=True):
+        assert_equal(generations, naive(POLICY, talk, SAMPLED))
+
+
+@pytest.mark.parametrize("prefill_tokens", [1, 5, 30])
+def test_context_is_read_in_pieces(prefill_tokens: int) -> None:
+    conversations = talks(4, group=2, seed=5)
+    found = run_all(engine(prefill_tokens=prefill_tokens), conversations, SAMPLED)
+    for talk, generations in zip(conversations, found, strict=True):
+        assert_equal(generations, naive(POLICY, talk, SAMPLED))
+
+
+def test_a_group_waits_for_a_prompt_that_is_read_in_pieces() -> None:
+    """Also where one of the group was moved to a slot before that of the reader."""
+    prompt = tuple(range(100, 140))
+    moved = engine(stop=(), prefill_tokens=8, rejoin_after=None)
+
+    async def main() -> None:
+        short = converse(moved, "s", Talk((50, 51)), SamplingParams(max_new_tokens=3))
+        group = [converse(moved, f"g{n}", Talk(prompt, seed=n), SAMPLED) for n in range(2)]
+        await asyncio.gather(short, *group)
+
+    asyncio.run(main())
+    assert moved.prefill_count == 2 + len(prompt)
+
+
+def test_a_cache_that_grows_keeps_what_it_holds() -> None:
+    long = tuple(random.Random(0).choices(range(10, 800), k=300))  # more than one step of growth
+    conversations = [Talk((50, 51, 52), ((60,), long)), Talk((53, 54), ((61, 62), (63,)))]
+    found = run_all(engine(), conversations, SAMPLED)
+    for talk, generations in zip(conversations, found, strict=True):
+        assert_equal(generations, naive(POLICY, talk, SAMPLED))
+
+
+@pytest.mark.parametrize("max_sessions", [1, 2, 3])
+def test_more_conversations_than_places(max_sessions: int) -> None:
+    """Places are taken over and moved; every conversation stays what it is."""
+    conversations = talks(5, seed=6, group=2)
+    found = run_all(engine(max_sessions=max_sessions), conversations, SAMPLED)
+    for talk, generations in zip(conversations, found, strict=True):
+        assert_equal(generations, naive(POLICY, talk, SAMPLED))
+
+
+# -- who waits for whom --------------------------------------------------------------------------
+
+
+def test_a_long_turn_keeps_nobody_waiting() -> None:
+    finished: list[str] = []
+
+    async def main() -> None:
+        shared = engine(stop=(), max_sessions=2)
+
+        async def one(session: str, room: int) -> None:
+            sampling = SamplingParams(max_new_tokens=room)
+            await converse(shared, session, Talk((50, 51)), sampling)
+            finished.append(session)
+
+        await asyncio.gather(one("long", 60), *(one(f"short{n}", 2) for n in range(6)))
+
+    asyncio.run(main())
+    assert finished == [*(f"short{n}" for n in range(6)), "long"]
+
+
+def test_nobody_waits_for_anothers_tools() -> None:
+    """Without rendezvous: neither a running conversation nor one that comes later."""
+
+    async def main() -> None:
+        shared = engine(rejoin_after=None)
+        tools, finished = asyncio.Event(), []
+
+        async def one(session: str, talk: Talk) -> None:
+            await converse(shared, session, talk, SAMPLED, delay=tools.wait)
+            finished.append(session)
+
+        slow = asyncio.create_task(one("slow", Talk((50, 51), ((60,),))))
+        quick = asyncio.create_task(one("quick", Talk((52, 53, 54))))
+        await asyncio.wait_for(quick, 10)
+        await asyncio.sleep(0.05)  # the engine has nothing to do
+        await asyncio.wait_for(one("late", Talk((55, 56))), 10)
+        assert finished == ["quick", "late"]
+        tools.set()
+        await asyncio.wait_for(slow, 10)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("max_sessions", [64, 3])
+def test_results_are_the_same_to_the_last_bit_however_long_tools_take(max_sessions: int) -> None:
+    conversations = talks(8, turns=4, seed=7, group=2)
+
+    def with_jitter(seed: int) -> list[list[Generation]]:
+        rng = random.Random(seed)
+
+        async def delay() -> None:
+            for _ in range(rng.choice([0, 0, 1, 2, 30])):
+                await asyncio.sleep(0)
+            if rng.random() < 0.2:
+                await asyncio.sleep(0.01 * rng.random())
+
+        return run_all(engine(max_sessions=max_sessions), conversations, SAMPLED, delay)
+
+    first = with_jitter(0)
+    assert all(with_jitter(seed) == first for seed in (1, 2, 3))
+
+
+def test_an_engine_that_was_used_before_gives_the_same_bits() -> None:
+    conversations = talks(5, seed=8, group=2)
+    fresh = run_all(engine(), conversations, SAMPLED)
+    used = engine()
+    run_all(used, [Talk(tuple(range(20, 400)), ((5,),)), *talks(9, seed=9)], SAMPLED)
+    used.sync(POLICY, version=1)
+    assert run_all(used, conversations, SAMPLED) == fresh
+
+
+# -- things that go wrong ------------------------------------------------------------------------
+
+
+def test_an_error_in_the_model_reaches_everybody_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = small(layers=1, seed=3).policy.eval()
+    shared = engine(broken, max_sessions=2)  # two run, one waits for a place
+    forward, passes = broken.model.base_model.forward, 0
+
+    def fail(*args, **kwargs):
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            raise ZeroDivisionError("out of luck")
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(broken.model.base_model, "forward", fail)
+    conversations = talks(3)
+
+    async def main() -> list[list[Generation] | BaseException]:
+        running = [converse(shared, f"s{n}", talk, SAMPLED) for n, talk in enumerate(conversations)]
+        return await asyncio.gather(*running, return_exceptions=True)
+
+    with caplog.at_level(logging.ERROR, logger="asyncio"):
+        failures = asyncio.run(main())
+        shared.sync(broken, version=1)
+        again = run_all(shared, conversations, SAMPLED)
+        gc.collect()
+    reached = [(type(failure), str(failure)) for failure in failures]
+    assert reached == [(ZeroDivisionError, "out of luck")] * 3
+    for talk, generations in zip(conversations, again, strict=True):
+        assert_equal(generations, naive(broken, talk, SAMPLED))
+    assert not caplog.records  # the episodes have the error: nothing is left over to warn about
+
+
+def test_the_engine_goes_on_in_the_same_loop_after_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    broken = small(layers=1, seed=3).policy.eval()
+    shared = engine(broken)
+    (talk,) = talks(1)
+
+    async def main() -> list[Generation]:
+        with monkeypatch.context() as patch:
+            patch.setattr(broken.model.base_model, "forward", lambda **_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                await converse(shared, "s", talk, SAMPLED)
+        return await converse(shared, "s", talk, SAMPLED)
+
+    assert_equal(asyncio.run(main()), naive(broken, talk, SAMPLED))
+
+
+@pytest.mark.parametrize("rejoin_after", [4, None])
+@pytest.mark.parametrize("ticks", [0, 1, 3, 8])
+def test_a_turn_that_is_cancelled_leaves_the_others_alone(
+    ticks: int, rejoin_after: int | None
+) -> None:
+    conversations = talks(4, seed=10, group=2)
+
+    async def main() -> list[list[Generation]]:
+        shared = engine(stop=(), max_sessions=4, rejoin_after=rejoin_after)
+        endless = SamplingParams(max_new_tokens=10**4)
+        prompts = (conversations[0].prompt, (5, 6, 7))
+        cancelled = [
+            asyncio.create_task(converse(shared, f"c{n}", Talk(prompt, seed=50 + n), endless))
+            for n, prompt in enumerate(prompts)
+        ]
+        running = [
+            asyncio.create_task(converse(shared, f"s{n}", talk, SAMPLED))
+            for n, talk in enumerate(conversations)
+        ]
+        for _ in range(2 + 2 * ticks):
+            await asyncio.sleep(0)
+        for task in cancelled:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        return await asyncio.wait_for(asyncio.gather(*running), 60)
+
+    for talk, generations in zip(conversations, asyncio.run(main()), strict=True):
+        (alone,) = run_all(engine(stop=()), [talk], SAMPLED)
+        assert_equal(generations, alone)
+
+
+def test_a_session_can_be_opened_again_under_its_name() -> None:
+    (talk,) = talks(1, seed=11)
+
+    async def main() -> list[Generation]:
+        shared = engine()
+        task = asyncio.create_task(converse(shared, "s", Talk((5, 6)), SAMPLED))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.sleep(0)
+        return await asyncio.wait_for(converse(shared, "s", talk, SAMPLED), 20)
+
+    assert_equal(asyncio.run(main()), naive(POLICY, talk, SAMPLED))
+
+
+def test_a_context_that_does_not_extend_the_session_is_refused() -> None:
+    async def main() -> None:
+        shared = engine()
+        context = (50, 51, 52)
+        first = await shared.generate("s", context, SAMPLED, 0)
+        whole = context + first.token_ids
+        for wrong in (context, (99, *whole[1:], 7), whole[:-1], (*whole[:-1], 99, 7)):
+            with pytest.raises(ValueError, match="session s: the context does not extend"):
+                await shared.generate("s", wrong, SAMPLED, 1)
+        await shared.generate("s", (*whole, 7), SAMPLED, 1)  # the session is none the worse
+        shared.release("s")
+
+    asyncio.run(main())
+
+
+def test_a_session_samples_one_turn_at_a_time() -> None:
+    async def main() -> None:
+        shared = engine()
+        turn = asyncio.create_task(shared.generate("s", (50, 51), SAMPLED, 0))
+        await asyncio.sleep(0)
+        with pytest.raises(ValueError, match="session s is already generating"):
+            await shared.generate("s", (50, 51, 52), SAMPLED, 0)
+        await turn
+        shared.release("s")
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("context", "room"), [((), 5), ((50,), 0)], ids=["empty context", "no room"]
+)
+def test_impossible_requests_are_refused(context: tuple[int, ...], room: int) -> None:
+    request = engine().generate("s", context, SamplingParams(max_new_tokens=room), 0)
+    with pytest.raises(ValueError, match="session s"):
+        asyncio.run(request)
+
+
+def test_a_release_of_an_unknown_session_does_nothing() -> None:
+    engine().release("nobody")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_sessions": 0}, {"prefill_tokens": 0}, {"rejoin_after": -1}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        TransformersEngine(STOP, **options)
+
+
+# -- weights --------------------------------------------------------------------------------------
+
+
+def test_it_needs_weights_first() -> None:
+    with pytest.raises(RuntimeError, match="sync"):
+        asyncio.run(TransformersEngine(STOP).generate("s", (50,), SAMPLED, 0))
+
+
+def test_weights_cannot_change_while_sessions_are_open() -> None:
+    async def main() -> None:
+        shared = engine()
+        await shared.generate("s", (50, 51), SAMPLED, 0)
+        with pytest.raises(RuntimeError, match="1 sessions are open"):
+            shared.sync(POLICY, version=1)
+        assert shared.version == 0
+        shared.release("s")
+        shared.sync(POLICY, version=1)
+        assert shared.version == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("rejoin_after", [4, None])
+def test_new_weights_are_used_at_once_in_the_same_loop(rejoin_after: int | None) -> None:
+    """Nothing of the old weights is left, not even a prompt that another session has read."""
+    policy, talk = small(layers=1, seed=3).policy.eval(), Talk((50, 51, 52, 53))
+
+    async def main() -> list[Generation]:
+        shared = engine(policy, rejoin_after=rejoin_after)
+        await shared.generate("s", talk.prompt, SAMPLED, 0)
+        await asyncio.sleep(0.01)  # the engine waits for the session's next turn
+        shared.release("s")
+        with torch.no_grad():
+            for parameter in policy.parameters():
+                parameter.mul_(1.2)
+        shared.sync(policy, version=1)
+        return await converse(shared, "t", talk, SAMPLED)
+
+    found = asyncio.run(asyncio.wait_for(main(), 20))
+    assert_equal(found, naive(policy, talk, SAMPLED))
+    assert found[0] != naive(POLICY, talk, SAMPLED)[0]
+
+
+def test_a_policy_of_another_shape_can_follow() -> None:
+    shared, other = engine(), small(key_value_heads=2).policy.eval()
+    (talk,) = talks(1)
+    run_all(shared, [talk], SAMPLED)
+    shared.sync(other, version=1)
+    assert_equal(run_all(shared, [talk], SAMPLED)[0], naive(other, talk, SAMPLED))
+
+
+def test_only_policies_are_weights() -> None:
+    with pytest.raises(TypeError, match="Linear"):
+        TransformersEngine(STOP).sync(torch.nn.Linear(1, 1), version=0)
+
+
+def test_models_with_sliding_windows_are_refused() -> None:
+    config = Gemma3TextConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=6,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+    )
+    with pytest.raises(ValueError, match="sliding_attention"):
+        TransformersEngine(STOP).sync(Policy(Gemma3ForCausalLM(config)), version=0)
+
+
+def test_attention_that_reads_the_mask_otherwise_is_refused() -> None:
+    policy = small().policy
+    policy.model.set_attn_implementation("eager")
+    with pytest.raises(ValueError, match="eager"):
+        TransformersEngine(STOP).sync(policy, version=0)

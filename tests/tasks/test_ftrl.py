@@ -1,0 +1,287 @@
+"""FTRL's files become tasks; every kind of malformed row is named with file, row and field."""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from matchtir.tasks.ftrl import FtrlTasks
+from matchtir.tasks.rows import RowError
+
+SOURCE = "def finder(city, year=None):\n    return f'{city} was founded in 1902'\n"
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": f"The {name}.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        },
+    }
+    for name in ("finder", "counter")
+]
+
+
+def make_row(**changes):
+    """A good row; a change to None makes a null, to ... takes the column away."""
+    row = {
+        "messages": [{"role": "user", "content": "Find it.\nQuestion: When was Ulm founded?"}],
+        "tools": json.dumps(TOOLS),
+        "codes": json.dumps({"finder": SOURCE, "counter": SOURCE.replace("finder", "counter")}),
+        "unsolved_set": json.dumps({"finder": ["1902", "1903"], "counter": ["7"]}),
+        "ground_truth": json.dumps(
+            [
+                {"name": "finder", "parameters": {"city": "Ulm"}},
+                {"name": "counter", "parameters": {}},
+                {"name": "finder", "parameters": {"city": "Bonn"}},
+            ]
+        ),
+        "solve_rate": 0.5,
+        "data_source": "self/multi_hop",
+        "split": "train",
+        "answer": "1902",
+    }
+    row.update(changes)
+    return {key: value for key, value in row.items() if value is not ...}
+
+
+def write(path: Path, *rows) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    table = pyarrow.table({key: [row.get(key) for row in rows] for key in columns})
+    pyarrow.parquet.write_table(table, path)
+    return str(path)
+
+
+def test_training_row(tmp_path):
+    tasks = FtrlTasks(train_path=write(tmp_path / "a.parquet", make_row()), validation_share=0)
+    (task,) = tasks.tasks("train")
+    assert task.task_id == "ftrl/train/0"
+    assert task.question == "Find it.\nQuestion: When was Ulm founded?"
+    assert task.scenario == "multi_hop"
+    assert task.answer == "1902"
+    assert [tool.name for tool in task.tools] == ["finder", "counter"]
+    assert task.tools[0].source == SOURCE
+    assert task.tools[0].schema() == TOOLS[0]
+    calls = [(call.name, call.arguments) for call in task.gold_calls]
+    assert calls == [("finder", {"city": "Ulm"}), ("counter", {}), ("finder", {"city": "Bonn"})]
+    # in the order of the calls, and of `unsolved_set` within a tool
+    outputs = [(answer.tool, answer.output) for answer in task.sub_answers]
+    assert outputs == [("finder", "1902"), ("counter", "7"), ("finder", "1903")]
+
+
+def test_sub_answers_keep_their_order_where_they_do_not_fit_the_calls(tmp_path):
+    row = make_row(ground_truth=json.dumps([{"name": "counter", "parameters": {}}]))
+    tasks = FtrlTasks(train_path=write(tmp_path / "a.parquet", row), validation_share=0)
+    (task,) = tasks.tasks("train")
+    assert [answer.output for answer in task.sub_answers] == ["1902", "1903", "7"]
+
+
+def test_test_rows_need_no_ground_truth_and_training_rows_no_unsolved_set(tmp_path):
+    tasks = FtrlTasks(
+        train_path=write(tmp_path / "train.parquet", make_row(unsolved_set=...)),
+        test_path=write(tmp_path / "test.parquet", make_row(ground_truth=...)),
+        validation_share=0,
+    )
+    assert tasks.tasks("train")[0].sub_answers == ()
+    assert tasks.tasks("test")[0].gold_calls == ()
+    assert len(tasks.tasks("test")[0].sub_answers) == 3
+
+
+def test_gold_traces_give_test_rows_calls_in_the_order_of_their_turns(tmp_path):
+    steps = [
+        {"name": "finder", "arguments": {"city": "Ulm"}, "turn": 2, "quality": "clean"},
+        {"name": "counter", "arguments": {}, "turn": 1, "quality": "literal"},
+        {"name": "finder", "arguments": None, "turn": 3, "quality": "unreached"},
+    ]
+    traces = tmp_path / "gold.jsonl"
+    traces.write_text(json.dumps({"row": 1, "gold_trace": steps}) + "\n\n")
+    path = write(tmp_path / "test.parquet", *[make_row(ground_truth=...)] * 2)
+    first, second = FtrlTasks(test_path=path, gold_traces_path=str(traces)).tasks("test")
+    assert first.gold_calls == ()
+    assert [call.name for call in second.gold_calls] == ["counter", "finder"]
+    assert second.gold_turns == (0, 1)
+    assert second.metadata["gold_quality"] == "unreached"  # the worst
+
+
+def test_validation_is_a_seeded_share_of_the_training_tasks(tmp_path):
+    path = write(tmp_path / "a.parquet", *[make_row(answer=str(i)) for i in range(20)])
+
+    def split(seed):
+        tasks = FtrlTasks(train_path=path, validation_share=0.25, seed=seed)
+        return tuple([task.answer for task in tasks.tasks(s)] for s in ("train", "validation"))
+
+    training, validation = split(seed=1)
+    assert len(validation) == 5
+    assert sorted(training + validation, key=int) == [str(i) for i in range(20)]
+    assert split(seed=1) == (training, validation)
+    assert split(seed=2) != (training, validation)
+
+
+def test_a_validation_file_leaves_all_training_tasks(tmp_path):
+    path = write(tmp_path / "a.parquet", make_row(), make_row())
+    other = write(tmp_path / "b.parquet", make_row(answer="other"))
+    tasks = FtrlTasks(train_path=path, validation_path=other)
+    assert len(tasks.tasks("train")) == 2
+    assert [task.answer for task in tasks.tasks("validation")] == ["other"]
+
+
+NO_SOURCE = json.dumps({"finder": SOURCE})
+TWICE = json.dumps([TOOLS[0], TOOLS[0]])
+NO_PARAMETERS = json.dumps([{"type": "function", "function": {"name": "f", "description": ""}}])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"codes": ...}, r"codes: is missing"),
+        ({"tools": None}, r"tools: is null"),
+        ({"tools": "[{"}, r"tools: broken JSON"),
+        ({"tools": "{}"}, r"tools: expected a JSON list, got dict"),
+        ({"tools": "[3]"}, r"tools\[0\]: expected an object, got int"),
+        ({"tools": NO_PARAMETERS}, r"tools\[0\]: parameters: is missing"),
+        ({"tools": TWICE}, r"tools\[1\]: two tools are called 'finder'"),
+        ({"codes": NO_SOURCE}, r"codes: no source for the tool 'counter'"),
+        ({"codes": "[]"}, r"codes: expected a JSON dict, got list"),
+        ({"ground_truth": ...}, r"ground_truth: is missing"),
+        (
+            {"ground_truth": '[{"name": "finder", "parameters": null}]'},
+            r"\[0\]: parameters: is null",
+        ),
+        ({"ground_truth": '[{"name": "finder"}]'}, r"ground_truth\[0\]: parameters: is missing"),
+        ({"ground_truth": '[{"name": "finder", "parameters": "{}"}]'}, r"expected dict, got str"),
+        ({"ground_truth": '[{"name": "x", "parameters": {}}]'}, r"the tool 'x' is not offered"),
+        ({"ground_truth": '["finder"]'}, r"ground_truth\[0\]: expected an object, got str"),
+        ({"unsolved_set": '{"x": ["1"]}'}, r"unsolved_set: the tool 'x' is not offered"),
+        ({"unsolved_set": '{"finder": "1"}'}, r"unsolved_set: finder: expected a list of strings"),
+        ({"unsolved_set": '{"finder": [1]}'}, r"unsolved_set: finder: expected a list of strings"),
+        ({"messages": []}, r"messages: expected one user message"),
+        ({"messages": [{"role": "user", "content": None}]}, r"messages: content: is null"),
+        ({"messages": "hello"}, r"messages: expected list, got str"),
+        ({"answer": 12}, r"answer: expected str, got int"),
+        ({"data_source": None}, r"data_source: is null"),
+    ],
+)
+def test_a_malformed_row_is_named_or_skipped(tmp_path, caplog, changes, message):
+    path = write(tmp_path / "bad.parquet", make_row(**changes))
+    with pytest.raises(RowError, match=rf"bad\.parquet, row 0: .*{message}"):
+        FtrlTasks(train_path=path).tasks("train")
+
+    with caplog.at_level(logging.WARNING):
+        assert FtrlTasks(train_path=path, on_bad_row="skip").tasks("train") == ()
+    assert "left out 1 of 1 rows" in caplog.text
+
+
+def test_skipping_keeps_the_good_rows_and_their_numbers(tmp_path):
+    path = write(tmp_path / "a.parquet", make_row(), make_row(codes="{"), make_row(answer="last"))
+    tasks = FtrlTasks(train_path=path, on_bad_row="skip", validation_share=0).tasks("train")
+    assert [task.task_id for task in tasks] == ["ftrl/train/0", "ftrl/train/2"]
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        ({"name": "finder", "arguments": {}}, "turn: expected a number from 1, got None"),
+        ({"name": "finder", "arguments": {}, "turn": 0}, "turn: expected a number from 1, got 0"),
+        ({"name": "x", "arguments": {}, "turn": 1}, "the tool 'x' is not offered"),
+        ({"name": "finder", "arguments": [], "turn": 1}, "arguments: expected dict, got list"),
+        (
+            {"name": "finder", "arguments": {}, "turn": 1, "quality": "good"},
+            "quality: 'good' is none of clean, literal, echo, unreached",
+        ),
+    ],
+)
+def test_a_malformed_gold_trace_is_named(tmp_path, step, message):
+    traces = tmp_path / "gold.jsonl"
+    traces.write_text(json.dumps({"row": 0, "gold_trace": [step]}))
+    path = write(tmp_path / "test.parquet", make_row())
+    with pytest.raises(RowError, match=f"row 0: gold_trace.*{message}"):
+        FtrlTasks(test_path=path, gold_traces_path=str(traces)).tasks("test")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"gold\.jsonl, line 1: broken JSON"),
+        ("[]", r"gold\.jsonl, line 1: expected a JSON object"),
+        ('{"row": "0", "gold_trace": []}', r"gold\.jsonl, row 0: row: expected int, got str"),
+        ('{"row": 0}', r"gold\.jsonl, row 0: gold_trace: is missing"),
+    ],
+)
+def test_a_malformed_gold_file_is_named(tmp_path, text, message):
+    traces = tmp_path / "gold.jsonl"
+    traces.write_text(text)
+    path = write(tmp_path / "test.parquet", make_row())
+    with pytest.raises(ValueError, match=message):
+        FtrlTasks(test_path=path, gold_traces_path=str(traces)).tasks("test")
+
+
+@pytest.mark.parametrize("option", ["train_path", "test_path", "gold_traces_path"])
+def test_a_missing_file_is_an_error_before_anything_is_read(tmp_path, option):
+    missing = str(tmp_path / "nowhere.parquet")
+    with pytest.raises(FileNotFoundError, match=rf"nowhere\.parquet.*{option}.*MATCHTIR_DATA"):
+        FtrlTasks(**{option: missing})
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path):
+    path = tmp_path / "text.parquet"
+    path.write_text("no parquet")
+    with pytest.raises(ValueError, match=r"text\.parquet: not a readable parquet file"):
+        FtrlTasks(train_path=str(path)).tasks("train")
+
+
+def test_options_are_checked_at_once(tmp_path):
+    path = write(tmp_path / "a.parquet", make_row())
+    with pytest.raises(ValueError, match="on_bad_row='ignore' is not one of error, skip"):
+        FtrlTasks(train_path=path, on_bad_row="ignore")
+    with pytest.raises(ValueError, match="validation_share=1"):
+        FtrlTasks(train_path=path, validation_share=1.0)
+    with pytest.raises(ValueError, match="split='dev' is not one of"):
+        FtrlTasks(train_path=path).tasks("dev")
+    with pytest.raises(ValueError, match="set test_path"):
+        FtrlTasks(train_path=path).tasks("test")
+
+
+def test_a_dataset_id_is_loaded_from_the_hub(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        return [make_row()]
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    tasks = FtrlTasks(train_path="somebody/tools", validation_share=0)
+    assert len(tasks.tasks("train")) == 1
+    assert asked == [("somebody/tools", "train")]
+
+
+def test_a_dataset_that_cannot_be_loaded_is_named(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def load_dataset(name, split):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(OSError, match=r"test_path=somebody/tools is no local file.*no network"):
+        FtrlTasks(test_path="somebody/tools").tasks("test")
+
+
+@pytest.mark.skipif("MATCHTIR_DATA" not in os.environ, reason="MATCHTIR_DATA is not set")
+def test_the_published_files_load_whole():
+    folder = Path(os.environ["MATCHTIR_DATA"]) / "ftrl"
+    tasks = FtrlTasks(
+        train_path=str(folder / "train_derived.parquet"),
+        test_path=str(folder / "test.parquet"),
+        gold_traces_path=str(folder / "test_gold_derived.jsonl"),
+    )
+    training, validation, test = (tasks.tasks(s) for s in ("train", "validation", "test"))
+    assert len(training) + len(validation) == 125
+    assert len(test) == 140
+    scenarios = {"single_hop", "parallel_single_hop", "multi_hop", "parallel_multi_hop"}
+    assert {task.scenario for task in test} == scenarios
+    for task in (*training, *validation):
+        assert [call.name for call in task.gold_calls] == [item.tool for item in task.sub_answers]

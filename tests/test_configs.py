@@ -1,0 +1,110 @@
+"""Every config that the command line can name composes, and nothing in it goes unread."""
+
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, open_dict, read_write
+
+from matchtir.utils.config_check import ConfigError, check
+from matchtir.utils.run_dir import register_resolvers
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# What a command line must give besides the option under test, by program and by option.
+NEEDED = {"train": [], "eval": ["policy=gold"]}
+OPTION_NEEDS = {"model=huggingface": ["model.name_or_path=a/model"]}
+PROGRAMS = [name for name in NEEDED if (CONFIGS / f"{name}.yaml").exists()]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+def composed(program: str, *overrides: str) -> DictConfig:
+    """The config of a command line, with Hydra's own part."""
+    register_resolvers()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return compose(program, [*NEEDED[program], *overrides], return_hydra_config=True)
+
+
+def check_program(program: str, *overrides: str) -> None:
+    config = composed(program, *overrides)
+    config.hydra.runtime.output_dir = "logs/a/runs/b"
+    hydra = HydraConfig.instance()
+    hydra.set_config(config)  # for interpolations, as inside the program
+    try:
+        assert str(config.hydra.run.dir).startswith("logs/")
+        with read_write(config), open_dict(config):
+            del config["hydra"]
+        module = importlib.import_module(program)
+        check(config, module.KNOWN_KEYS, getattr(module, "GIVEN", None))
+    finally:
+        hydra.cfg = None
+
+
+def groups_of(program: str) -> Iterator[str]:
+    choices = composed(program).hydra.runtime.choices
+    yield from (group for group in choices if (CONFIGS / group).is_dir())
+
+
+EVERY_OPTION = [
+    (program, f"{group}={option}")
+    for program in PROGRAMS
+    for group in groups_of(program)
+    for option in options(group)
+]
+
+
+@pytest.mark.parametrize(("program", "override"), EVERY_OPTION)
+def test_every_option_composes_and_fits(program: str, override: str) -> None:
+    check_program(program, override, *OPTION_NEEDS.get(override, []))
+
+
+def test_every_group_belongs_to_a_program() -> None:
+    used = {group for program in PROGRAMS for group in groups_of(program)}
+    folders = {path.parent.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/**/*.yaml")}
+    assert folders - used == set()
+
+
+@pytest.mark.parametrize("scale", ["", *options("scale")])
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_runs_at_every_scale(experiment: str, scale: str) -> None:
+    overrides = [f"experiment={experiment}", *([f"scale={scale}"] if scale else [])]
+    check_program("train", *overrides)
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_says_how_it_is_run(experiment: str) -> None:
+    text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    assert re.search(rf"python src/train\.py .*experiment={experiment}\b", head)
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_unknown_key_is_refused(program: str) -> None:
+    with pytest.raises(ConfigCompositionException, match="sed"):
+        composed(program, "sed=1")
+    with pytest.raises(ConfigError, match="sed: nothing reads this key"):
+        check_program(program, "+sed=1")
+
+
+@pytest.mark.parametrize(
+    ("program", "override", "named"),
+    [
+        ("train", "+trainer.max_epoch=2", "trainer.max_epoch: .* did you mean max_epochs"),
+        ("train", "+callbacks.progress.every=2", "callbacks.progress.every"),
+        ("train", "+reward.outcom=none", "reward.outcom: .* did you mean outcome"),
+        ("train", "assignment._target_=matchtir.nowhere.Thing", "assignment._target_"),
+        ("eval", "+sandbox.worker=2", "sandbox.worker: .* did you mean workers"),
+    ],
+)
+def test_a_mistyped_argument_is_refused_in_full(program: str, override: str, named: str) -> None:
+    if program not in PROGRAMS:
+        pytest.skip(f"there is no configs/{program}.yaml")
+    with pytest.raises(ConfigError, match=named):
+        check_program(program, override)

@@ -1,0 +1,349 @@
+"""Whole runs of src/train.py: what they leave behind, and how they fail and go on."""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict, read_write
+
+import train
+from matchtir.credit.assignment import HardAssignment
+from matchtir.credit.rewards import Credit, MatchReward
+from matchtir.credit.similarity import Similarity
+from matchtir.policy.loading import load_pretrained
+from matchtir.training.policy_gradient import PolicyGradientModule
+from matchtir.types import Trajectory
+from matchtir.utils.config_check import ConfigError
+from matchtir.utils.run_dir import register_resolvers
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+NOT_REPEATED = ("time/", "train/tokens_per_s")  # columns that no two runs have alike
+
+# The smoke experiment, smaller still.
+TINY = (
+    "experiment=smoke",
+    "model.hidden_size=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.key_value_heads=1",
+    "model.feed_forward=64",
+    "rollout.limits.max_turn_tokens=12",
+    "sandbox.workers=1",
+)
+FEW_TASKS = "data.sizes={train: 8, validation: 2, test: 2}"
+
+
+@pytest.fixture
+def in_hydra() -> Iterator[Callable[..., DictConfig]]:
+    """Makes the config of a command line as the program gets it, with a given run folder."""
+    hydra = HydraConfig.instance()
+
+    def make(folder: Path, *overrides: str) -> DictConfig:
+        register_resolvers()
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            paths = [f"paths.log_dir={folder.parent}"]
+            data = [] if "data=ftrl" in overrides else [FEW_TASKS]
+            arguments = [*TINY, *paths, *data, *overrides]
+            config = compose("train", arguments, return_hydra_config=True)
+        config.hydra.runtime.output_dir = str(folder)
+        hydra.set_config(config)
+        with read_write(config), open_dict(config):
+            del config["hydra"]
+        return config
+
+    yield make
+    hydra.cfg = None
+
+
+@pytest.fixture
+def run(in_hydra: Callable[..., DictConfig]) -> Callable[..., float]:
+    """Runs a command line in this process, in a given folder; gives its objective."""
+    return lambda folder, *overrides: train.run(in_hydra(folder, *overrides))
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what differs between any two runs."""
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [
+            {name: cell for name, cell in row.items() if not name.startswith(NOT_REPEATED)}
+            for row in csv.DictReader(file)
+        ]
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+class TokenReward:
+    """Pays for odd tokens, so that random weights, too, have something to learn."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
+        credits = MatchReward(Similarity(), HardAssignment())(trajectories)
+        return [self._paid(*each) for each in zip(trajectories, credits, strict=True)]
+
+    def _paid(self, trajectory: Trajectory, credit: Credit) -> Credit:
+        odd = [np.mean([token % 2 for token in turn.token_ids]) for turn in trajectory.turns]
+        return replace(credit, turn_rewards=np.array(odd), total=float(sum(odd)))
+
+
+PAID = f"reward._target_={__name__}.TokenReward"
+
+
+# -- what a run leaves behind --------------------------------------------------------------------
+
+
+def test_the_smoke_experiment_leaves_everything_behind(
+    tmp_path: Path, run: Callable[..., float]
+) -> None:
+    folder = tmp_path / "run"
+    objective = run(folder)
+
+    traces = sorted(path.name for path in (folder / "traces").iterdir())
+    assert traces == [f"iteration_00000{number}.jsonl" for number in (1, 2, 3)]
+    records = (folder / "traces" / traces[0]).read_text(encoding="utf-8").splitlines()
+    assert len(records) == 2 * 4 and all(json.loads(record)["turns"] for record in records)
+
+    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert checkpoints == ["best.ckpt", "last.ckpt"]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "_target_: matchtir" in (folder / "config.yaml").read_text(encoding="utf-8")
+
+    rows = table(folder)
+    trained = [row["step"] for row in rows if row["train/reward"]]
+    assert trained == ["1", "2", "3"]
+    validated = [row["step"] for row in rows if row["val/solve_f1"]]
+    assert validated == ["2"]
+    assert float(rows[int(validated[0])]["val/solve_f1"]) == objective
+
+    facts = result(folder)
+    assert (facts["iterations"], facts["seed"], facts["tasks"]) == (3, 1, 2)
+    assert facts["objective"] == objective
+    assert facts["before"].keys() == facts["after"].keys() == facts["gain"].keys()
+
+
+def test_the_policy_of_a_run_loads_as_a_hugging_face_model(
+    tmp_path: Path, run: Callable[..., float]
+) -> None:
+    folder = tmp_path / "run"
+    run(folder, "iterations=1")
+    loaded = load_pretrained(str(folder / "policy"))
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    trained = loaded.policy.state_dict()
+    assert {f"policy.{name}" for name in trained} == set(last)
+    assert all(torch.equal(weight, last[f"policy.{name}"]) for name, weight in trained.items())
+
+
+def test_the_same_command_gives_the_same_numbers(tmp_path: Path, run: Callable[..., float]) -> None:
+    run(tmp_path / "one", "iterations=2", PAID)
+    run(tmp_path / "two", "iterations=2", PAID)
+    assert table(tmp_path / "one") == table(tmp_path / "two")
+    run(tmp_path / "three", "iterations=2", PAID, "seed=2")
+    assert table(tmp_path / "one") != table(tmp_path / "three")
+
+
+# -- interrupted runs ------------------------------------------------------------------------------
+
+
+class Interrupted(BaseException):
+    """Stands for a kill."""
+
+
+@pytest.mark.parametrize(("mini_batches", "iteration"), [(1, 4), (2, 3)])
+def test_an_interrupted_run_goes_on_to_the_same_numbers(
+    tmp_path: Path,
+    run: Callable[..., float],
+    monkeypatch: pytest.MonkeyPatch,
+    mini_batches: int,
+    iteration: int,
+) -> None:
+    command = ("iterations=4", f"mini_batches={mini_batches}", "optimizer=muon_adamw", PAID)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(whole, *command)
+    assert len({row["train/grad_norm"] for row in table(whole) if row["train/loss"]}) == 4
+
+    score = PolicyGradientModule.score
+
+    def interrupt(self: PolicyGradientModule, groups: Any) -> Any:
+        if self.iteration == iteration:
+            raise Interrupted
+        return score(self, groups)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicyGradientModule, "score", interrupt)
+        with pytest.raises(Interrupted):
+            run(broken, *command)
+    assert len(table(broken)) < len(table(whole))
+    assert not (broken / "result.json").exists()
+
+    run(broken, *command, "ckpt_path=last")
+    assert table(broken) == table(whole)
+    facts = [result(folder) for folder in (whole, broken)]
+    for each in facts:
+        del each["seconds"]
+    assert facts[0] == facts[1]
+
+
+def test_an_interrupted_run_is_not_resumed_with_another_config(
+    tmp_path: Path, run: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(self: PolicyGradientModule, groups: Any) -> Any:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicyGradientModule, "score", interrupt)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "run")
+    (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(ValueError, match=r"another config:\n +group_size: 4 -> 2"):
+        run(tmp_path / "run", "ckpt_path=last", "group_size=2")
+
+
+# -- other choices ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        *(f"assignment={name}" for name in ("hard", "soft", "greedy")),
+        *(f"advantage={name}" for name in ("dual", "trajectory", "turn")),
+    ],
+)
+def test_the_methods_choices_run(tmp_path: Path, run: Callable[..., float], choice: str) -> None:
+    run(tmp_path / "run", "iterations=1", choice)
+    assert result(tmp_path / "run")["iterations"] == 1
+
+
+OPTIONS = [
+    f"{group}={path.stem}"
+    for group in ("assignment", "reward", "advantage", "loss")
+    for path in sorted((CONFIGS / group).glob("*.yaml"))
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_the_method_runs(
+    tmp_path: Path, run: Callable[..., float], option: str
+) -> None:
+    run(tmp_path / "run", "iterations=2", "mini_batches=2", option)
+    row = table(tmp_path / "run")[-2]
+    assert all(abs(float(row[f"train/{name}"])) < 1e6 for name in ("loss", "grad_norm", "reward"))
+
+
+STAGE = (
+    "{_target_: matchtir.training.datamodule.Stage, iterations: 2, batch_size: 2,"
+    " tasks: {_target_: matchtir.tasks.synthetic.copying.CopyTasks, size: 10}}"
+)
+
+
+def test_fine_tuning_is_an_experiment_of_its_own(tmp_path: Path, run: Callable[..., float]) -> None:
+    run(tmp_path / "run", "experiment=sft", f"datamodule.stages=[{STAGE}]")
+    rows = table(tmp_path / "run")
+    assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2"]
+    assert result(tmp_path / "run")["iterations"] == 2
+
+
+def test_a_warm_start_is_made_once_and_only_as_a_whole(
+    tmp_path: Path, run: Callable[..., float]
+) -> None:
+    warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{STAGE}]", "iterations=1")
+    cache = tmp_path / "warm_starts"
+    run(tmp_path / "first", *warm)
+    (file,) = cache.iterdir()
+    made = file.stat().st_mtime_ns
+    run(tmp_path / "second", *warm, "group_size=2", "data.sizes.test=3")
+    assert [*cache.iterdir()] == [file] and file.stat().st_mtime_ns == made
+    # One iteration of fine-tuning is no warm start, and must not be taken for one.
+    run(tmp_path / "third", *warm, "trainer.limit_train_batches=1")
+    assert len([*cache.iterdir()]) == 2
+    # The fine-tuning leaves no checkpoint of its own.
+    assert [path.name for path in (tmp_path / "first" / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.slow
+def test_weights_and_biases_without_a_network(
+    tmp_path: Path, run: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run(tmp_path / "run", "iterations=1", "logger=wandb", "logger.wandb.offline=true")
+    assert [*(tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")]
+    assert len(table(tmp_path / "run")) == 2  # beside the table
+
+
+# -- bad input: said before a model is loaded ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "named"),
+    [
+        (["+advantage.gama=0.5"], ConfigError, "advantage.gama: .* did you mean gamma"),
+        (["+itertions=3"], ConfigError, "itertions: nothing reads this key; did you mean"),
+        (["data=ftrl"], FileNotFoundError, "no/such/ftrl/train.parquet"),
+        (["data.sizes.test=0"], ValueError, "no test tasks"),
+        (["data.difficulty=hopeless"], ValueError, "hopeless"),
+        (["ckpt_path=last"], FileNotFoundError, "ckpt_path=last: no interrupted run"),
+        (["ckpt_path=no/such.ckpt"], FileNotFoundError, "there is no no/such.ckpt"),
+        (["tasks_per_iteration=0"], ValueError, "batch_size"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_are_found_before_a_model_is_loaded(
+    tmp_path: Path,
+    in_hydra: Callable[..., DictConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    overrides: Sequence[str],
+    error: type[Exception],
+    named: str,
+) -> None:
+    def load(**_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("matchtir.policy.loading.load_tiny", load)
+    monkeypatch.setenv("MATCHTIR_DATA", "no/such")
+    config = in_hydra(tmp_path / "run", *overrides)
+    with pytest.raises(Exception, match=named) as caught:
+        train.run(config)
+    causes = [caught.value, caught.value.__cause__, caught.value.__context__]
+    assert any(isinstance(cause, error) for cause in causes)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+# -- the command line itself -----------------------------------------------------------------------
+
+
+def command_line(log_dir: Path, *arguments: str) -> list[str]:
+    program = [sys.executable, str(ROOT / "src" / "train.py")]
+    return [*program, *arguments, *TINY, FEW_TASKS, f"paths.log_dir={log_dir}"]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_the_methods_choices(tmp_path: Path) -> None:
+    sweep = ("-m", "iterations=1", "assignment=hard,soft", "advantage=dual,trajectory")
+    subprocess.run(command_line(tmp_path, *sweep), check=True, stdout=subprocess.DEVNULL)
+    results = sorted(tmp_path.glob("smoke/multiruns/*/*/result.json"))
+    assert [path.parent.name for path in results] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.slow
+def test_a_mistyped_key_ends_the_command_at_once(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command_line(tmp_path, "+advantage.gama=1"), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "advantage.gama" in done.stderr and "did you mean gamma" in done.stderr
+    assert not [*tmp_path.glob("smoke/runs/*/metrics.csv")]

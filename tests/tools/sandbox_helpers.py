@@ -1,0 +1,61 @@
+"""What the tests of the sandbox share: run tools, look at processes."""
+
+import asyncio
+import textwrap
+import time
+from pathlib import Path
+
+from matchtir.types import ToolCall, ToolResult, ToolSpec
+
+LONG = 60.0  # a deadline that a test which is not about deadlines never meets
+
+
+def tool(source: str, name: str = "f") -> ToolSpec:
+    return ToolSpec(name, "", {}, textwrap.dedent(source))
+
+
+async def call_all(sandbox, *calls: tuple[ToolSpec, dict]) -> list[ToolResult]:
+    """The results of concurrent calls, each in a session of its own."""
+    sessions = [await sandbox.open([spec]) for spec, _ in calls]
+    return await asyncio.gather(
+        *(
+            session.call(ToolCall(spec.name, arguments))
+            for session, (spec, arguments) in zip(sessions, calls, strict=True)
+        )
+    )
+
+
+def run(sandbox, source: str, /, **arguments) -> ToolResult:
+    (result,) = asyncio.run(call_all(sandbox, (tool(source), arguments)))
+    return result
+
+
+def worker_pids(parent: int) -> set[int]:
+    """The tool processes of a process, dead but unreaped ones included."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+                command = (folder / "cmdline").read_bytes()
+            except OSError:
+                continue  # gone meanwhile
+            if int(fields[1]) == parent and (b"worker.py" in command or fields[0] == "Z"):
+                found.add(int(folder.name))
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def until(condition, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True

@@ -1,0 +1,290 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matchtir.tools.parser import MAX_DEPTH, error_text, extract_answer, parse_calls, render_call
+from matchtir.types import CallStatus, ToolCall
+
+OK = CallStatus.OK
+GOOD = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
+
+
+def block(content: str) -> str:
+    return f"<tool_call>\n{content}\n</tool_call>"
+
+
+def only(text: str) -> ToolCall:
+    (call,) = parse_calls(text, {"add"})
+    return call
+
+
+def nested(depth: int) -> str:
+    return block(f'{{"name": "add", "arguments": {{"a": {"[" * depth}1{"]" * depth}}}}}')
+
+
+def test_a_call_has_name_arguments_and_its_text():
+    assert only(GOOD) == ToolCall("add", {"a": 1}, OK, '\n{"name": "add", "arguments": {"a": 1}}\n')
+
+
+def test_text_without_calls_has_none():
+    assert parse_calls("", None) == ()
+    assert parse_calls("I could write a tool_call > here.", None) == ()
+    assert parse_calls("a stray </tool_call> is text", None) == ()
+
+
+def test_calls_come_in_order_with_or_without_text_between():
+    text = "So: " + GOOD + GOOD.replace("1", "2") + "\nand\n" + GOOD.replace("1", "3") + " done"
+    calls = parse_calls(text, {"add"})
+    assert [call.arguments for call in calls] == [{"a": 1}, {"a": 2}, {"a": 3}]
+    assert {call.status for call in calls} == {OK}
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "words"),
+    [
+        ("", CallStatus.INVALID_JSON, "the block is empty"),
+        ("  \n ", CallStatus.INVALID_JSON, "the block is empty"),
+        ('{"name": "add"', CallStatus.INVALID_JSON, "not valid JSON"),
+        ("{'name': 'add', 'arguments': {}}", CallStatus.INVALID_JSON, "double quotes"),
+        ('{"name": "add", "arguments": {}} so', CallStatus.INVALID_JSON, "Extra data"),
+        ('{"name": "add", "arguments": {}}\n' * 2, CallStatus.INVALID_JSON, "Extra data"),
+        ('```json\n{"name": "add", "arguments": {}}\n```', CallStatus.INVALID_JSON, "not valid"),
+        ('{"name": "add", "arguments": {"a": NaN}}', CallStatus.INVALID_JSON, "NaN"),
+        ('{"name": "add", "arguments": {"a": -Infinity}}', CallStatus.INVALID_JSON, "-Infinity"),
+        ('{"name": "add", "arguments": {"a": 1e999}}', CallStatus.INVALID_JSON, "too large"),
+        ('{"name": "add", "arguments": {"a": 1, "a": 2}}', CallStatus.INVALID_JSON, '"a" stands'),
+        ('{"name": "x", "name": "add", "arguments": {}}', CallStatus.INVALID_JSON, '"name" stands'),
+        ('{"name": "add", "arguments": {"a": "\\ud800"}}', CallStatus.INVALID_JSON, "surrogate"),
+        ('{"name": "add", "arguments": {"\\udc00": 1}}', CallStatus.INVALID_JSON, "surrogate"),
+        ('{"name": "\\ud800", "arguments": {}}', CallStatus.INVALID_JSON, "surrogate"),
+        ('{"\\ud800": 1, "\\ud800": 2}', CallStatus.INVALID_JSON, "stands twice"),
+        ('{"name": "add", "arguments": ' + "9" * 5000 + "}", CallStatus.INVALID_JSON, "digits"),
+        ('[{"name": "add", "arguments": {}}]', CallStatus.MISSING_NAME, "one JSON object"),
+        ('"add"', CallStatus.MISSING_NAME, "one JSON object"),
+        ("null", CallStatus.MISSING_NAME, "one JSON object"),
+        ('{"arguments": {}}', CallStatus.MISSING_NAME, 'no "name"'),
+        ('{"name": "", "arguments": {}}', CallStatus.MISSING_NAME, 'no "name"'),
+        ('{"name": ["add"], "arguments": {}}', CallStatus.MISSING_NAME, 'no "name"'),
+        ('{"name": "add"}', CallStatus.ARGUMENTS_NOT_OBJECT, "write {}"),
+        ('{"name": "add", "parameters": {}}', CallStatus.ARGUMENTS_NOT_OBJECT, '"parameters"'),
+        ('{"name": "add", "arguments": "{}"}', CallStatus.ARGUMENTS_NOT_OBJECT, "not a string"),
+        ('{"name": "add", "arguments": [1]}', CallStatus.ARGUMENTS_NOT_OBJECT, "JSON object"),
+        ('{"name": "add", "arguments": null}', CallStatus.ARGUMENTS_NOT_OBJECT, "JSON object"),
+        ('{"name": "sub", "arguments": {}}', CallStatus.UNKNOWN_TOOL, 'no tool called "sub"'),
+        ('{"name": " add", "arguments": {}}', CallStatus.UNKNOWN_TOOL, 'no tool called " add"'),
+    ],
+)
+def test_what_is_refused_and_in_which_words(content, status, words):
+    call = only(block(content))
+    assert call.status is status
+    assert call.text == f"\n{content}\n"
+    assert words in error_text(call)
+
+
+def test_refused_calls_have_different_words_for_different_faults():
+    contents = ["", "{", "[]", "{}", '{"name": "add"}', '{"name": "add", "parameters": {}}']
+    contents += ['{"name": "add", "arguments": ""}', '{"name": "add", "arguments": 1}']
+    contents += ['{"name": "sub", "arguments": {}}', '{"name": "add", "arguments": {"a": NaN}}']
+    texts = [error_text(only(block(content))) for content in contents]
+    texts.append(error_text(only("<tool_call>")))
+    assert len(set(texts)) == len(texts)
+    assert all(text.startswith("Error: ") for text in texts)
+
+
+def test_a_call_that_was_not_refused_has_no_error_text():
+    with pytest.raises(ValueError, match="not refused"):
+        error_text(only(GOOD))
+
+
+def test_what_can_be_read_of_a_refused_call_is_kept():
+    assert only(block('{"name": "add", "arguments": "{}"}')).arguments == "{}"
+    assert only(block('{"name": "add"}')).name == "add"
+    assert only(block('{"arguments": {"a": 1}}')) == ToolCall(
+        "", {"a": 1}, CallStatus.MISSING_NAME, '\n{"arguments": {"a": 1}}\n'
+    )
+
+
+def test_form_comes_before_the_name_of_the_tool():
+    assert only(block('{"name": "sub"}')).status is CallStatus.ARGUMENTS_NOT_OBJECT
+
+
+def test_without_names_every_tool_is_known():
+    assert parse_calls(block('{"name": "sub", "arguments": {}}'), None)[0].status is OK
+
+
+def test_further_keys_are_ignored():
+    call = only(block('{"id": 7, "name": "add", "arguments": {}, "parameters": 1}'))
+    assert (call.status, call.arguments) == (OK, {})
+
+
+def test_a_block_that_the_text_ends_is_unclosed():
+    call = only('<tool_call>\n{"name": "add", "arguments": {}}')
+    assert call == ToolCall("", None, CallStatus.UNCLOSED, '\n{"name": "add", "arguments": {}}')
+    assert "closing" in error_text(call)
+
+
+def test_a_new_block_leaves_the_former_unclosed():
+    calls = parse_calls('<tool_call>{"name": "add"' + GOOD, {"add"})
+    assert [call.status for call in calls] == [CallStatus.UNCLOSED, OK]
+
+
+def test_nested_blocks_are_an_unclosed_and_a_closed_one():
+    calls = parse_calls(f"<tool_call>{GOOD}</tool_call>", {"add"})
+    assert [call.status for call in calls] == [CallStatus.UNCLOSED, OK]
+
+
+def test_tags_structure_the_text_inside_strings_too():
+    calls = parse_calls(block('{"name": "add", "arguments": {"a": "<tool_call>"}}'), {"add"})
+    assert [call.status for call in calls] == [CallStatus.UNCLOSED, CallStatus.INVALID_JSON]
+
+
+@pytest.mark.parametrize(
+    ("text", "statuses"),
+    [
+        (f"<think>{GOOD}</think>", []),
+        (f"<think>{GOOD}</think>{GOOD}", [OK]),
+        (f"{GOOD}<think>{GOOD}</think>{GOOD}", [OK, OK]),
+        (f"{GOOD}<think>{GOOD}", [OK]),  # thinking that never ends
+        (f"the prompt opened this: {GOOD}</think>\n{GOOD}", [OK]),
+        (f"<think><tool_call></think>{GOOD}", [OK]),
+        (f"<tool_call>{{<think>{GOOD}</think>", [CallStatus.UNCLOSED]),
+        (f"<think>a</think>{GOOD}</think>", [OK]),  # a stray tag is text
+    ],
+)
+def test_thinking_is_not_execution(text, statuses):
+    assert [call.status for call in parse_calls(text, {"add"})] == statuses
+
+
+def test_depth_is_bounded_wherever_the_reader_itself_gives_up():
+    assert only(nested(MAX_DEPTH - 2)).status is OK  # the call and its arguments are two levels
+    for depth in (MAX_DEPTH - 1, 500, 990, 5_000, 200_000):
+        call = only(nested(depth))
+        assert call.status is CallStatus.INVALID_JSON
+        assert f"deeper than {MAX_DEPTH}" in error_text(call)
+
+
+def test_a_megabyte_of_arguments_is_read():
+    call = only(block(json.dumps({"name": "add", "arguments": {"a": "x" * 1_000_000}})))
+    assert len(call.arguments["a"]) == 1_000_000
+
+
+def test_pairs_of_surrogates_are_one_character():
+    assert only(block('{"name": "add", "arguments": {"a": "\\ud83d\\ude00"}}')).arguments == {
+        "a": "😀"
+    }
+
+
+def test_half_a_pair_in_the_text_itself_is_refused_and_its_error_encodable():
+    call = only(block('{"name": "add", "arguments": {"a": "\ud800"}}'))
+    assert call.status is CallStatus.INVALID_JSON
+    error_text(call).encode()
+
+
+strings = st.text(st.characters(codec="utf-8", exclude_characters="<"))  # tags are structure
+scalars = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | strings
+scalars |= st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner) | st.dictionaries(strings, inner), max_leaves=8
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.dictionaries(strings, values))
+def test_a_rendered_call_is_read_back(arguments):
+    text = render_call("add", arguments)
+    assert only(text) == ToolCall("add", arguments, OK, text[11:-12])
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_no_text_is_too_ugly(text):
+    for call in parse_calls(f"<tool_call>{text}</tool_call>", {"add"}):
+        assert call.status is not OK
+        error_text(call).encode()
+
+
+pieces = ["<think>", "</think>", "<tool_call>", "</tool_call>", GOOD, "{", '"', "x", "<answer>"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from([*pieces, "</answer>"])))
+def test_no_order_of_tags_is_too_ugly(parts):
+    text = "".join(parts)
+    calls = parse_calls(text, {"add"})
+    assert sum(call.status is OK for call in calls) <= text.count(GOOD)
+    assert all(call.status in (OK, CallStatus.UNCLOSED, CallStatus.INVALID_JSON) for call in calls)
+    extract_answer(text)
+
+
+def test_render_call_is_plain_unicode():
+    expected = (
+        '<tool_call>\n{"name": "look", "arguments": {"q": "Zürich 東京", "n": null}}\n</tool_call>'
+    )
+    assert render_call("look", {"q": "Zürich 東京", "n": None}) == expected
+
+
+def test_render_call_refuses_what_the_parser_would():
+    with pytest.raises(ValueError, match="JSON compliant"):
+        render_call("add", {"a": float("nan")})
+
+
+def test_render_call_equals_the_chat_template_id_for_id():
+    if "MATCHTIR_DATA" not in os.environ:
+        pytest.skip("MATCHTIR_DATA is unset: no Qwen3 tokenizer")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(os.environ["MATCHTIR_DATA"], "qwen3_tokenizer"))
+    calls = [
+        ("look", {"q": 'Zürich "東京" <b>&\'\\ \n\t', "n": [1, 2.5, -1e-7, True, None]}),
+        ("none", {}),
+        ("deep", {"b": {"z": 1, "a": {"": []}}}),
+    ]
+    message = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"type": "function", "function": {"name": name, "arguments": arguments}}
+            for name, arguments in calls
+        ],
+    }
+    conversation = [{"role": "user", "content": "q"}, message, {"role": "user", "content": "r"}]
+    rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
+    turn = rendered.split("<|im_start|>assistant\n")[1].split("<|im_end|>")[0]
+    ours = "\n".join(render_call(name, arguments) for name, arguments in calls)
+    assert ours == turn
+    assert tokenizer(ours).input_ids == tokenizer(turn).input_ids
+    assert [(call.name, call.arguments) for call in parse_calls(ours, None)] == calls
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("no answer", None),
+        ("<answer>42</answer>", "42"),
+        ("<answer> a\nb </answer> and more", "a\nb"),
+        ("<answer></answer>", ""),
+        ("<answer>1</answer> no, <answer>2</answer>", "2"),
+        ("<answer>1</answer> or <answer>2", "1"),
+        ("<answer>1 <answer>2</answer> 3</answer>", "2"),
+        ("</answer>1<answer>", None),
+        ("<answer>never closed", None),
+        ("<think><answer>1</answer></think> hm", None),
+        ("<answer>2</answer><think><answer>1</answer></think>", "2"),
+        ("a thought <answer>1</answer></think><answer>2</answer>", "2"),
+    ],
+)
+def test_the_answer_is_in_the_last_complete_pair(text, answer):
+    assert extract_answer(text) == answer
+
+
+def test_hostile_tags_are_read_in_linear_time():
+    many = 100_000
+    assert extract_answer("<answer>" * many) is None
+    assert len(parse_calls("<tool_call>" * many, None)) == many
+    assert parse_calls("<think>" * many, None) == ()
+    keys = ",".join(f'"{i}": 0' for i in [*range(many), many - 1])
+    assert only(block("{" + keys + "}")).status is CallStatus.INVALID_JSON

@@ -1,0 +1,263 @@
+"""Many calls, many event loops, and the end of it all; times are several times what is needed."""
+
+import asyncio
+import gc
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import ResultStatus, ToolCall
+from tests.tools.sandbox_helpers import LONG, alive, call_all, run, tool, until, worker_pids
+
+ROOT = Path(__file__).parents[2]
+ENDLESS = "import re\ndef f(): return re.match('(a+)+$', 'a' * 40 + 'b')"
+
+
+def test_calls_run_at_once_on_different_workers(make_sandbox):
+    sandbox = make_sandbox(workers=10)
+    source = "import os, time\ndef f(s):\n    time.sleep(s)\n    return os.getpid()"
+    asyncio.run(call_all(sandbox, *[(tool(source), {"s": 0.2})] * 10))  # starts the workers
+    started = time.monotonic()
+    results = asyncio.run(call_all(sandbox, *[(tool(source), {"s": 0.2})] * 10))
+    assert time.monotonic() - started < 1.8  # one after another: 2 s
+    assert len({result.output for result in results}) == 10
+
+
+def test_calls_are_served_in_the_order_they_came(make_sandbox):
+    sandbox = make_sandbox(workers=1)
+    source = "import time\ndef f(): return time.monotonic()"
+    results = asyncio.run(call_all(sandbox, *[(tool(source), {})] * 20))
+    times = [float(result.output) for result in results]
+    assert times == sorted(times)
+
+
+def test_processes_start_when_needed_and_stay(make_sandbox):
+    sandbox = make_sandbox(workers=4)
+    before = worker_pids(os.getpid())
+    source = "import os\ndef f(): return os.getpid()"
+    outputs = {run(sandbox, source).output for _ in range(5)}
+    assert {str(pid) for pid in worker_pids(os.getpid()) - before} == outputs
+    assert len(outputs) == 1  # one at a time needs one worker
+
+
+def test_one_sandbox_serves_successive_event_loops_and_threads(make_sandbox):
+    sandbox = make_sandbox(workers=2)
+    source = tool("def f(x): return x")
+    session = asyncio.run(sandbox.open([source]))
+    for x in range(5):
+        assert asyncio.run(session.call(ToolCall("f", {"x": x}))).output == str(x)
+
+    outputs = []
+
+    def other():
+        results = asyncio.run(call_all(sandbox, *[(source, {"x": 9})] * 50))
+        outputs.extend(result.output for result in results)
+
+    threads = [threading.Thread(target=other) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outputs == ["9"] * 200
+    assert sandbox.counts[ResultStatus.OK] == 205
+
+
+def test_a_call_goes_on_while_the_event_loop_is_busy(make_sandbox):
+    sandbox = make_sandbox(timeout_s=2.0)
+    source = tool("def f(): return 1")
+
+    async def busy():
+        call = asyncio.ensure_future(call_all(sandbox, (source, {})))
+        await asyncio.sleep(0.5)
+        call_2 = asyncio.ensure_future(call_all(sandbox, (source, {})))
+        await asyncio.sleep(0)
+        time.sleep(2.5)  # a long step of the model, longer than the deadline
+        return [*await call, *await call_2]
+
+    assert {result.output for result in asyncio.run(busy())} == {"1"}
+
+
+def test_a_cancelled_call_frees_its_worker_at_once(make_sandbox):
+    sandbox = make_sandbox(workers=1)
+    endless = (tool(ENDLESS), {})
+
+    async def impatient():
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(call_all(sandbox, endless, endless, endless), 0.5)
+
+    before = worker_pids(os.getpid())
+    started = time.monotonic()
+    for _ in range(2):
+        asyncio.run(impatient())
+        assert run(sandbox, "def f(): return 1").output == "1"
+    assert time.monotonic() - started < LONG / 2
+    assert len(worker_pids(os.getpid()) - before) == 1
+    assert sandbox.counts == {ResultStatus.OK: 2}
+
+
+def test_an_event_loop_may_end_while_calls_run(make_sandbox):
+    sandbox = make_sandbox(workers=2)
+
+    async def leave():
+        for _ in range(4):
+            task = asyncio.ensure_future(call_all(sandbox, (tool(ENDLESS), {})))
+            task.add_done_callback(lambda task: task.cancelled())
+        await asyncio.sleep(0.2)
+
+    asyncio.run(leave())  # cancels what is left
+    assert run(sandbox, "def f(): return 1").output == "1"
+
+
+def test_a_process_with_many_open_files_can_use_it(make_sandbox):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 4096:
+        pytest.skip("this machine allows less than 4096 open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
+    with open(os.devnull) as null:
+        files = [os.dup(null.fileno()) for _ in range(1500)]
+    try:
+        sandbox = make_sandbox(workers=1)
+        for _ in range(2):
+            assert run(sandbox, "def f(): return 1").output == "1"
+    finally:
+        for descriptor in files:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_counts_tell_how_calls_ended(make_sandbox):
+    sandbox = make_sandbox()
+    source = "def f(x): return 1 / x"
+    for x in (1, 0, 2):
+        run(sandbox, source, x=x)
+    run(sandbox, source)
+    assert sandbox.counts == {
+        ResultStatus.OK: 2, ResultStatus.EXCEPTION: 1, ResultStatus.BAD_ARGUMENTS: 1
+    }  # fmt: skip
+
+
+def test_shutdown_leaves_no_process_and_may_be_repeated(make_sandbox):
+    before = worker_pids(os.getpid())
+    sandbox = make_sandbox(workers=3)
+    asyncio.run(call_all(sandbox, *[(tool("import time\ndef f(): time.sleep(0.2)"), {})] * 3))
+    assert len(worker_pids(os.getpid()) - before) == 3
+    sandbox.shutdown()
+    sandbox.shutdown()
+    assert worker_pids(os.getpid()) == before
+    with pytest.raises(RuntimeError, match="shutdown"):
+        run(sandbox, "def f(): return 1")
+
+
+def test_shutdown_stops_running_calls(make_sandbox):
+    sandbox = make_sandbox(workers=1)
+
+    async def interrupted():
+        call = asyncio.ensure_future(call_all(sandbox, (tool(ENDLESS), {})))
+        await asyncio.sleep(0.3)
+        sandbox.shutdown()
+        return await call
+
+    started = time.monotonic()
+    (result,) = asyncio.run(interrupted())
+    assert result.status is ResultStatus.CRASHED
+    assert time.monotonic() - started < LONG / 2
+
+
+def test_a_forgotten_sandbox_is_shut_down():
+    before = worker_pids(os.getpid())
+    sandbox = ProcessPoolSandbox(workers=1)
+    assert run(sandbox, "def f(): return 1").output == "1"
+    assert worker_pids(os.getpid()) != before
+    del sandbox
+    gc.collect()
+    assert worker_pids(os.getpid()) == before
+
+
+PARENT = """
+import asyncio, os, signal, sys
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import ToolCall, ToolSpec
+
+SOURCE = "\\n".join([
+    "import os",
+    "def f(folder, busy):",
+    "    open(f'{folder}/{os.getpid()}', 'w')",
+    "    while busy: pass",
+])
+folder, end = sys.argv[1:]
+sandbox = ProcessPoolSandbox(workers=2, timeout_s=2.0)
+
+async def main():
+    session = await sandbox.open([ToolSpec("f", "", {}, SOURCE)])
+    busy = session.call(ToolCall("f", {"folder": folder, "busy": True}))
+    busy = asyncio.ensure_future(busy)
+    await asyncio.sleep(0.5)
+    await session.call(ToolCall("f", {"folder": folder, "busy": False}))
+    if end == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if end == "raises":
+        raise RuntimeError
+    await busy
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("end", ["killed", "raises", "returns"])
+def test_workers_do_not_outlive_their_parent(tmp_path, end):
+    folder = tmp_path / "pids"
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", PARENT, str(folder), end]
+    code = subprocess.run(command, env=environment, stderr=subprocess.DEVNULL).returncode
+    assert code == {"killed": -signal.SIGKILL, "raises": 1, "returns": 0}[end]
+    pids = [int(note.name) for note in folder.iterdir()]
+    assert len(pids) == 2
+    assert until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"workers": 0}, "workers must be positive, not 0"),
+        ({"timeout_s": -1.0}, "timeout_s must be positive"),
+        ({"timeout_s": float("nan")}, "timeout_s must be positive"),
+        ({"max_output_chars": 0}, "max_output_chars must be positive"),
+        ({"max_argument_chars": 0}, "max_argument_chars must be positive"),
+        ({"memory_mb": -1}, "memory_mb must be 0"),
+        ({"output": "yaml"}, "output must be one of json, python, not 'yaml'"),
+    ],
+)
+def test_invalid_options_are_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        ProcessPoolSandbox(**options)
+
+
+def test_a_worker_that_does_not_start_is_an_error(make_sandbox, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RuntimeError, match=r"does not start: /bin/false .* exit code 1"):
+        run(make_sandbox(), "def f(): return 1")
+
+
+def test_the_memory_limit_is_an_option(make_sandbox):
+    source = "import mmap\ndef f(): return len(mmap.mmap(-1, 1 << 29))"
+    assert run(make_sandbox(memory_mb=0), source).output == str(1 << 29)
+    assert run(make_sandbox(memory_mb=256), source).status is ResultStatus.EXCEPTION
+
+
+def test_the_configuration_builds_a_sandbox_without_processes():
+    before = worker_pids(os.getpid())
+    pool = instantiate(OmegaConf.load(ROOT / "configs/sandbox/process_pool.yaml"))
+    assert isinstance(pool, ProcessPoolSandbox)
+    assert worker_pids(os.getpid()) == before
+    pool.shutdown()

@@ -1,0 +1,114 @@
+"""Which optimizer gets which parameter, and its learning rate at every iteration."""
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from matchtir.policy.policy import Policy
+from matchtir.training.optimizers import AdamW, MuonAdamW, Scheduled
+from tests.policy.tiny_policy import small
+
+POLICY = small().policy
+
+
+def rates(scheduled: Scheduled, iterations: int) -> list[float]:
+    """The learning rate in each iteration."""
+    used = []
+    for _ in range(iterations):
+        used.append(scheduled.optimizer.param_groups[0]["lr"])
+        scheduled.optimizer.step()
+        scheduled.schedule.step()
+    return used
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "expected"),
+    [
+        (0, "constant", [1, 1, 1, 1]),
+        (2, "constant", [1 / 3, 2 / 3, 1, 1]),
+        (0, "linear", [1, 3 / 4, 1 / 2, 1 / 4]),
+        (1, "linear", [1 / 2, 3 / 4, 1 / 2, 1 / 4]),
+        (9, "constant", [0.1, 0.2, 0.3, 0.4]),  # longer than the run
+    ],
+)
+def test_the_learning_rate_of_every_iteration(
+    warmup: int, decay: str, expected: list[float]
+) -> None:
+    (adamw,) = AdamW(lr=2.0, warmup=warmup, decay=decay)(POLICY, iterations=4)
+    assert rates(adamw, 4) == pytest.approx([2 * factor for factor in expected])
+    muon, adamw = MuonAdamW(3.0, 0.5, warmup, decay)(POLICY, iterations=4)
+    assert rates(muon, 4) == pytest.approx([3 * factor for factor in expected])
+    assert rates(adamw, 4) == pytest.approx([0.5 * factor for factor in expected])
+
+
+def test_a_run_that_is_longer_than_planned_does_not_climb_again() -> None:
+    (adamw,) = AdamW(lr=1.0, decay="linear")(POLICY, iterations=2)
+    assert rates(adamw, 4) == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_adamw_has_its_settings_and_every_trained_parameter() -> None:
+    policy = small().policy
+    frozen = policy.model.get_input_embeddings().weight.requires_grad_(False)
+    (scheduled,) = AdamW(lr=1.0, betas=[0.8, 0.9], weight_decay=0.3)(policy, iterations=4)
+    assert type(scheduled.optimizer) is torch.optim.AdamW
+    (group,) = scheduled.optimizer.param_groups
+    assert (tuple(group["betas"]), group["weight_decay"]) == ((0.8, 0.9), 0.3)
+    expected = {id(each) for each in policy.parameters()} - {id(frozen)}
+    assert {id(each) for each in group["params"]} == expected
+
+
+def groups(policy: Policy) -> tuple[set[str], set[str]]:
+    """Names of the parameters of Muon and of AdamW."""
+    names = {id(parameter): name for name, parameter in policy.named_parameters()}
+    muon, adamw = (
+        {names[id(each)] for group in scheduled.optimizer.param_groups for each in group["params"]}
+        for scheduled in MuonAdamW(1.0, 1.0)(policy, iterations=4)
+    )
+    return muon, adamw
+
+
+def test_muon_gets_the_matrices_of_the_layers_and_adamw_the_rest() -> None:
+    muon, adamw = groups(POLICY)
+    assert not muon & adamw
+    assert muon | adamw == {name for name, _ in POLICY.named_parameters()}
+    assert {name.split(".")[-2] for name in muon} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj"),
+        *("gate_proj", "up_proj", "down_proj"),
+    }
+    assert "model.model.embed_tokens.weight" in adamw
+
+
+def test_an_output_layer_of_its_own_is_no_matter_for_muon() -> None:
+    config = Qwen3Config(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=False,
+    )
+    muon, adamw = groups(Policy(Qwen3ForCausalLM(config)))
+    assert "model.lm_head.weight" in adamw and len(muon) == 7
+
+
+def test_both_optimizers_change_their_parameters() -> None:
+    policy = small().policy
+    before = {name: each.detach().clone() for name, each in policy.named_parameters()}
+    ids = torch.arange(20, 32)[None]
+    policy(ids, torch.ones_like(ids, dtype=torch.bool)).logprobs.sum().backward()
+    for scheduled in MuonAdamW(1e-2, 1e-2)(policy, iterations=4):
+        scheduled.optimizer.step()
+    for name, parameter in policy.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("make", [AdamW, lambda **options: MuonAdamW(matrix_lr=1.0, **options)])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"decay": "cosine"}, "decay.*constant.*linear"), ({"warmup": -1}, "warmup=-1")],
+)
+def test_schedules_that_there_are_not_are_refused(make, options, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        make(lr=1.0, **options)

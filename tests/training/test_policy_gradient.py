@@ -1,0 +1,386 @@
+"""One iteration: rollout, score, update; what it learns from and what it logs."""
+
+import math
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning import Callback
+
+from matchtir.credit.advantages import TrajectoryAdvantage
+from matchtir.policy.batching import collate
+from matchtir.policy.losses import LossInputs, LossOutput, MismatchCorrection
+from matchtir.rollout.engine import SamplingParams
+from matchtir.training.policy_gradient import PolicyGradientModule, ScoredRollout
+from matchtir.types import StopReason
+from tests.training.training_parts import (
+    ATTEMPTS,
+    LIMITS,
+    fit,
+    logged,
+    long_task,
+    policy_gradient,
+    tasks,
+    weights,
+)
+
+
+class Recorder(PolicyGradientModule):
+    """Keeps what the hooks got and gave."""
+
+    def __init__(self, **settings) -> None:
+        super().__init__(**settings)
+        self.inputs: list[LossInputs] = []
+        self.scored: list[ScoredRollout] = []
+
+    def score(self, groups) -> ScoredRollout:
+        self.scored.append(super().score(groups))
+        return self.scored[-1]
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        self.inputs.append(inputs)
+        return super().loss(inputs)
+
+
+# -- one iteration --------------------------------------------------------------------------------
+def test_an_iteration_changes_every_weight(tmp_path: Path) -> None:
+    module = policy_gradient()
+    before = weights(module)
+    fit(module, tmp_path)
+    for name, after in weights(module).items():
+        assert not torch.equal(before[name], after), name
+    assert logged(tmp_path, "train/grad_norm")[0] > 0
+
+
+def test_the_best_attempt_becomes_more_likely_than_the_others_do(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder, loss={"entropy_coefficient": 0.0, "kl_coefficient": 0.0})
+    before = deepcopy(module.policy)
+    fit(module, tmp_path, iterations=3)
+    trajectories = module.scored[0].trajectories[: len(ATTEMPTS)]
+    totals = [credit.total for credit in module.scored[0].credits[: len(ATTEMPTS)]]
+    batch = collate(trajectories, 0)
+    with torch.no_grad():
+        gains = [
+            policy(batch.input_ids, batch.sampled).logprobs.sum(dim=1) * sign
+            for policy, sign in ((module.policy, 1), (before, -1))
+        ]
+    per_token = sum(gains) / batch.sampled.sum(dim=1)
+    assert int(per_token.argmax()) == int(np.argmax(totals))
+    assert per_token.max() > 0
+
+
+def test_the_metrics_of_an_iteration(tmp_path: Path) -> None:
+    fit(policy_gradient(), tmp_path)
+    expected = {
+        "train/solve_f1": None,
+        "train/answer_f1": (1 + 1 + 0 + 0) / 4,
+        "train/answered": 3 / 4,
+        "train/turns": (2 + 2 + 1 + 2) / 4,
+        "train/calls": (1 + 1 + 0 + 2) / 4,
+        "train/stop/answer": 1.0,
+        # rewards of the calls; of the answers
+        "train/reward": ((1 + 1) + (2 / 3 + 1) + 0 + ((1 - 0.25) / 2 - 0.5)) / 4,
+        "train/kl": 0.0,
+        "train/clip_fraction": 0.0,
+    }
+    for name, value in expected.items():
+        (found,) = logged(tmp_path, name)
+        assert value is None or found == pytest.approx(value, abs=1e-6), name
+    for name in ("entropy", "loss", "grad_norm", "mismatch_kl", "tokens_per_s"):
+        assert math.isfinite(logged(tmp_path, f"train/{name}")[0])
+    for phase in ("rollout", "credit", "update", "tools"):
+        assert logged(tmp_path, f"time/{phase}")[0] >= 0
+
+
+def test_what_the_traces_show(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder)
+    fit(module, tmp_path)
+    assert len(module.last_rollout) == 8
+    for row, (trajectory, credit, advantages) in enumerate(module.last_rollout):
+        assert len(advantages) == len(trajectory.turns) == len(credit.turn_rewards)
+        assert advantages == module.scored[0].advantages[row, : len(advantages)].tolist()
+
+
+def test_every_token_of_a_turn_gets_the_turns_advantage(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder)
+    fit(module, tmp_path)
+    (inputs,) = module.inputs
+    scored = module.scored[0]
+    rows = {trajectory: row for row, trajectory in enumerate(inputs.sampled.sum(dim=1).tolist())}
+    assert len(rows) == len(ATTEMPTS)  # attempts differ in length: rows can be told apart
+    for trajectory, advantages in zip(scored.trajectories, scored.advantages, strict=True):
+        length = sum(len(turn.token_ids) for turn in trajectory.turns)
+        candidates = (inputs.sampled.sum(dim=1) == length).nonzero().flatten().tolist()
+        expected = [
+            advantages[index] for index, turn in enumerate(trajectory.turns) for _ in turn.token_ids
+        ]
+        assert any(
+            inputs.advantages[row][inputs.sampled[row]].tolist()
+            == pytest.approx(expected, abs=1e-6)
+            for row in candidates
+        )
+
+
+# -- mini-batches and micro-batches ---------------------------------------------------------------
+@pytest.mark.parametrize("aggregation", ["seq_mean_token_mean", "token_mean", "turn_mean"])
+def test_the_size_of_micro_batches_changes_nothing(tmp_path: Path, aggregation: str) -> None:
+    norms, results = [], []
+    for number, tokens in enumerate((10_000, 700, 1)):
+        folder = tmp_path / str(number)
+        module = policy_gradient(
+            Recorder, micro_batch_tokens=tokens, loss={"aggregation": aggregation}
+        )
+        fit(module, folder)
+        norms.append(logged(folder, "train/grad_norm")[0])
+        results.append((weights(module), logged(folder, "train/loss")[0], len(module.inputs)))
+    assert [count for *_, count in results][::2] == [1, 8] and 1 < results[1][2] < 8
+    assert norms == pytest.approx([norms[0]] * 3, rel=1e-5)
+    for after, loss, _ in results[1:]:
+        assert loss == pytest.approx(results[0][1], rel=1e-4, abs=1e-6)
+        for name, expected in results[0][0].items():
+            torch.testing.assert_close(after[name], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_weights_of_a_mini_batch_sum_to_one(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder, micro_batch_tokens=1, mini_batches=2)
+    fit(module, tmp_path)
+    assert len(module.inputs) == 8
+    for half in (module.inputs[:4], module.inputs[4:]):
+        assert sum(float(each.weights.sum()) for each in half) == pytest.approx(1, abs=1e-5)
+
+
+def test_with_one_mini_batch_old_log_probabilities_are_the_present_ones(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder)
+    fit(module, tmp_path, iterations=2)
+    for inputs in module.inputs:
+        assert torch.equal(inputs.old_logprobs, inputs.logprobs.detach())
+        assert not inputs.old_logprobs.requires_grad
+
+
+def test_later_mini_batches_keep_the_log_probabilities_of_the_start(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder, mini_batches=2, max_grad_norm=1.0)
+    start = deepcopy(module.policy)
+    fit(module, tmp_path)
+    first, second = module.inputs
+    assert len(first.logprobs) == len(second.logprobs) == 4
+    torch.testing.assert_close(first.logprobs, first.old_logprobs, atol=1e-5, rtol=0)
+    moved = (second.logprobs - second.old_logprobs)[second.sampled].abs().max()
+    assert moved > 1e-3
+
+    batch = collate(module.scored[0].trajectories, 0)
+    with torch.no_grad():
+        expected = start(batch.input_ids, batch.sampled).logprobs
+    found = torch.cat([inputs.old_logprobs[inputs.sampled] for inputs in module.inputs])
+    torch.testing.assert_close(
+        found.sort().values, expected[batch.sampled].sort().values, atol=1e-5, rtol=0
+    )
+
+
+def test_mini_batches_share_out_the_trajectories(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder, mini_batches=3, micro_batch_tokens=10_000)
+    fit(module, tmp_path)
+    assert [len(inputs.logprobs) for inputs in module.inputs] == [3, 3, 2]
+    lengths = [n for inputs in module.inputs for n in inputs.sampled.sum(dim=1).tolist()]
+    expected = [
+        sum(len(turn.token_ids) for turn in trajectory.turns)
+        for trajectory in module.scored[0].trajectories
+    ]
+    assert sorted(lengths) == sorted(expected)
+
+
+def test_more_mini_batches_than_trajectories(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder, mini_batches=50)
+    fit(module, tmp_path)
+    assert len(module.inputs) == 8
+
+
+def test_gradients_are_clipped_and_their_norm_is_logged_as_it_was(tmp_path: Path) -> None:
+    module = policy_gradient(max_grad_norm=1e-4)
+    before = weights(module)
+    fit(module, tmp_path)
+    moved = torch.stack([(after - before[name]).norm() for name, after in weights(module).items()])
+    assert moved.norm().item() == pytest.approx(0.1 * 1e-4, rel=1e-2)  # learning rate 0.1
+    assert logged(tmp_path, "train/grad_norm")[0] > 1e-2
+
+
+# -- the reference policy -------------------------------------------------------------------------
+def test_without_kl_there_is_no_reference(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder, loss={"kl_coefficient": 0.0})
+    assert not module._reference
+    fit(module, tmp_path)
+    assert module.inputs[0].reference_logprobs is None
+
+
+def test_the_reference_stays_what_the_policy_was(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder, micro_batch_tokens=300)
+    start = deepcopy(module.policy)
+    fit(module, tmp_path, iterations=3)
+    assert not any(name.startswith("_reference") for name in module.state_dict())
+    (reference,) = module._reference
+    for one, other in zip(reference.parameters(), start.parameters(), strict=True):
+        assert torch.equal(one, other) and not one.requires_grad
+    kl = logged(tmp_path, "train/kl")
+    assert kl[0] == pytest.approx(0, abs=1e-9) and kl[-1] > 1e-8
+    for inputs in module.inputs:
+        assert inputs.reference_logprobs is not None
+        assert (inputs.reference_logprobs[inputs.sampled] < 0).all()
+
+
+# -- trajectories that teach nothing --------------------------------------------------------------
+def test_trajectories_without_turns_are_left_out(tmp_path: Path) -> None:
+    limits = replace(LIMITS, max_prompt_tokens=800)
+    module = policy_gradient(Recorder, limits=limits)
+    fit(module, tmp_path, [long_task(), *tasks(1)])
+    stops = [trajectory.stop_reason for trajectory in module.scored[0].trajectories]
+    assert stops.count(StopReason.PROMPT_TOO_LONG) == 4
+    (inputs,) = module.inputs
+    assert len(inputs.logprobs) == 4
+    assert inputs.weights.sum().item() == pytest.approx(1, abs=1e-6)
+    assert logged(tmp_path, "train/stop/prompt_too_long") == [0.5]
+    assert len(module.last_rollout) == 8
+
+
+def test_an_iteration_of_prompts_over_the_budget_is_an_error(tmp_path: Path) -> None:
+    module = policy_gradient(limits=replace(LIMITS, max_prompt_tokens=5))
+    with pytest.raises(RuntimeError, match="every prompt is over the budget"):
+        fit(module, tmp_path)
+
+
+class Alike(Callback):
+    """Every attempt of a group is the same: nothing to learn."""
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        pl_module.engine.script = lambda session, turn: ATTEMPTS[0][turn]
+
+
+@pytest.mark.parametrize("drop", [True, False])
+def test_groups_in_which_all_attempts_are_alike(tmp_path: Path, drop: bool) -> None:
+    no_regulariser = {"kl_coefficient": 0.0, "entropy_coefficient": 0.0}
+    module = policy_gradient(Recorder, drop_silent=drop, loss=no_regulariser)
+    before = weights(module)
+    fit(module, tmp_path, iterations=2, callbacks=[Alike()])
+    assert logged(tmp_path, "train/silent") == [1.0, 1.0]
+    assert bool(module.inputs) is not drop
+    for name, after in weights(module).items():
+        torch.testing.assert_close(before[name], after, atol=1e-6, rtol=0)
+
+
+# -- with the policy itself as sampler ------------------------------------------------------------
+@pytest.mark.parametrize(("temperature", "mini_batches"), [(1.0, 1), (0.7, 1), (1.0, 2)])
+def test_on_policy_the_sampler_and_the_trainer_agree(
+    tmp_path: Path, temperature: float, mini_batches: int
+) -> None:
+    module = policy_gradient(
+        scripted=False,
+        sampling=SamplingParams(temperature),
+        mini_batches=mini_batches,
+        limits=replace(LIMITS, max_turn_tokens=12),
+    )
+    fit(module, tmp_path, iterations=3)
+    mismatch = logged(tmp_path, "train/mismatch_kl")
+    assert len(mismatch) == 3 and all(abs(value) < 1e-6 for value in mismatch)
+    assert module.engine.version >= 2
+
+
+def test_a_mismatch_of_sampler_and_trainer_is_seen(tmp_path: Path) -> None:
+    """The script claims probability 1 for what it writes."""
+    fit(policy_gradient(), tmp_path)
+    assert logged(tmp_path, "train/mismatch_kl")[0] > 1
+
+
+def test_the_correction_of_a_mismatch_gets_the_samplers_log_probabilities(tmp_path: Path) -> None:
+    fit(policy_gradient(loss={"correction": MismatchCorrection(cap=2.0)}), tmp_path)
+    assert logged(tmp_path, "train/mismatch_truncated") == [0.0]
+
+
+def test_runs_of_the_same_seed_are_the_same(tmp_path: Path) -> None:
+    results = []
+    for number, seed in enumerate((1, 1, 2)):
+        module = policy_gradient(
+            scripted=False, seed=seed, limits=replace(LIMITS, max_turn_tokens=12)
+        )
+        fit(module, tmp_path / str(number), iterations=2)
+        results.append(weights(module))
+    first, again, other = results
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_iterations_sample_anew(tmp_path: Path) -> None:
+    """The same task in two iterations is not attempted with the same random numbers."""
+    sampled: list[set[tuple[int, ...]]] = []
+
+    class Keep(PolicyGradientModule):
+        def score(self, groups) -> ScoredRollout:
+            sampled.append({t.turns[0].token_ids for group in groups for t in group})
+            return super().score(groups)
+
+    still = {"kl_coefficient": 0.0, "entropy_coefficient": 0.0}
+    module = policy_gradient(
+        Keep, scripted=False, loss=still, limits=replace(LIMITS, max_turn_tokens=12)
+    )
+    fit(module, tmp_path, tasks(1), iterations=2, batch_size=1)
+    assert len(sampled[0]) == 4  # and neither are the attempts of a group
+    assert not sampled[0] & sampled[1]
+
+
+def test_validation_is_greedy_and_does_not_disturb_training(tmp_path: Path) -> None:
+    results = []
+    for validate in (True, False):
+        folder = tmp_path / str(validate)
+        module = policy_gradient(scripted=False, limits=replace(LIMITS, max_turn_tokens=12))
+        fit(module, folder, iterations=2, validate=validate)
+        results.append(weights(module))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+    assert 0 <= logged(tmp_path / "True", "val/solve_f1")[0] <= 1
+
+
+# -- the hooks ------------------------------------------------------------------------------------
+def test_each_hook_can_be_overridden(tmp_path: Path) -> None:
+    class Own(PolicyGradientModule):
+        def rollout(self, tasks):
+            groups = super().rollout(tasks)
+            return [group[:3] for group in groups]
+
+        def score(self, groups) -> ScoredRollout:
+            scored = super().score(groups)
+            return replace(scored, advantages=np.ones_like(scored.advantages))
+
+        def loss(self, inputs: LossInputs) -> LossOutput:
+            assert set(inputs.advantages[inputs.sampled].tolist()) == {1.0}
+            likelihood = (inputs.weights * inputs.logprobs).sum()
+            return LossOutput(-likelihood, {"own": 3 * inputs.weights.sum()})
+
+    module = policy_gradient(Own, micro_batch_tokens=1)
+    before = weights(module)
+    fit(module, tmp_path)
+    assert len(module.last_rollout) == 6
+    assert logged(tmp_path, "train/own") == [pytest.approx(3, abs=1e-5)]
+    assert any(not torch.equal(before[name], after) for name, after in weights(module).items())
+
+
+def test_another_advantage_is_one_argument(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder, advantage=TrajectoryAdvantage())
+    fit(module, tmp_path)
+    scored = module.scored[0]
+    turns = np.array([len(trajectory.turns) for trajectory in scored.trajectories])
+    two = scored.advantages[turns == 2]
+    np.testing.assert_allclose(two[:, 0], two[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ({"group_size": 0}, "group_size"),
+        ({"mini_batches": 0}, "mini_batches"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens"),
+        ({"max_grad_norm": 0.0}, "max_grad_norm"),
+        ({"sampling": SamplingParams(temperature=0.0)}, "temperature=0"),
+    ],
+)
+def test_options_out_of_range_are_refused(option, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        policy_gradient(**option)

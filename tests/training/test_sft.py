@@ -1,0 +1,83 @@
+"""Supervised fine-tuning: the mean loss of the assistant's tokens in gold solutions."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from matchtir.policy.batching import collate
+from matchtir.rollout.demonstration import gold_trajectory
+from matchtir.training.optimizers import AdamW
+from matchtir.training.sft import SupervisedModule
+from matchtir.types import SubAnswer, Task
+from tests.training.training_parts import GOLD, fit, logged, parts, tasks, weights
+
+
+def with_outputs(count: int) -> list[Task]:
+    """Tasks that know the output of their gold call, each of another length."""
+    return [
+        replace(task, sub_answers=(SubAnswer(GOLD.name, "beta " * n + "beta"),))
+        for n, task in enumerate(tasks(count))
+    ]
+
+
+def supervised(**settings) -> SupervisedModule:
+    return SupervisedModule(**parts(scripted=False, **settings))
+
+
+def test_the_loss_is_the_mean_over_all_tokens_of_gold_turns(tmp_path: Path) -> None:
+    module, given = supervised(), with_outputs(2)
+    batch = collate([gold_trajectory(task, module.renderer) for task in given], 0)
+    with torch.no_grad():
+        logits = module.policy.model(input_ids=batch.input_ids).logits[:, :-1]
+    logprobs = logits.log_softmax(dim=-1).gather(-1, batch.input_ids[:, 1:, None]).squeeze(-1)
+    expected = -logprobs[batch.sampled[:, 1:]].mean()
+    fit(module, tmp_path, given)
+    assert logged(tmp_path, "train/loss") == [pytest.approx(expected.item(), rel=1e-5)]
+    assert logged(tmp_path, "train/entropy")[0] > 0
+    assert logged(tmp_path, "train/grad_norm")[0] > 0
+
+
+def test_the_size_of_micro_batches_changes_nothing(tmp_path: Path) -> None:
+    results = []
+    for tokens in (10_000, 1):
+        folder, module = tmp_path / str(tokens), supervised(micro_batch_tokens=tokens)
+        fit(module, folder, with_outputs(3), batch_size=3)
+        names = ("train/loss", "train/entropy", "train/grad_norm")
+        results.append((weights(module), [logged(folder, name)[0] for name in names]))
+    (first, first_logged), (second, second_logged) = results
+    assert second_logged == pytest.approx(first_logged, rel=1e-5)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
+
+
+def test_tool_results_have_no_loss(tmp_path: Path) -> None:
+    """A result that nothing follows but the answer changes only what the answer is given."""
+    module = supervised()
+    (task,) = with_outputs(1)
+    trajectory = gold_trajectory(task, module.renderer)
+    batch = collate([trajectory], 0)
+    turns = [module.renderer.decode(turn.token_ids) for turn in trajectory.turns]
+    (row,) = batch.input_ids
+    assert module.renderer.decode(row[batch.sampled[0]].tolist()) == "<|im_end|>".join(turns)
+    fit(module, tmp_path, [task], batch_size=1)
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    module = supervised(optimizer=AdamW(lr=1e-2), max_grad_norm=1.0)
+    fit(module, tmp_path, with_outputs(2), iterations=12)
+    losses = logged(tmp_path, "train/loss")
+    assert len(losses) == 12 and losses[-1] < 0.7 * losses[0]
+
+
+def test_it_is_validated_by_attempts_of_its_own(tmp_path: Path) -> None:
+    module = supervised()
+    fit(module, tmp_path, with_outputs(2), validate=True)
+    for measure in ("solve_f1", "answer_f1", "answered"):
+        assert len(logged(tmp_path, f"val/{measure}")) == 1
+
+
+def test_a_task_that_does_not_know_its_outputs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="task t0: sub_answers are not the outputs"):
+        fit(supervised(), tmp_path, tasks(1), batch_size=1)

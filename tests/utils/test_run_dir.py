@@ -1,0 +1,114 @@
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from matchtir.utils import run_dir as run_dirs
+
+CHOICES = OmegaConf.create({"experiment": "grpo", "paths": "default"})
+
+
+def make_run(log_dir: Path, time: str, checkpoint: bool = True, result: bool = False) -> Path:
+    folder = log_dir / "grpo" / "runs" / time
+    (folder / "checkpoints").mkdir(parents=True)
+    if checkpoint:
+        (folder / "checkpoints" / "last.ckpt").touch()
+    if result:
+        (folder / "result.json").touch()
+    return folder
+
+
+def folder(log_dir: Path, ckpt_path: str | None, choices: DictConfig = CHOICES) -> Path:
+    return Path(run_dirs.run_dir(str(log_dir), "train", [], choices, ckpt_path))
+
+
+def test_a_run_lies_under_its_experiment(tmp_path: Path) -> None:
+    assert folder(tmp_path, None).parent == tmp_path / "grpo" / "runs"
+    no_experiment = OmegaConf.create({"experiment": None})
+    assert folder(tmp_path, None, no_experiment).parent == tmp_path / "train" / "runs"
+
+
+def test_runs_started_in_the_same_second_have_different_folders(tmp_path: Path) -> None:
+    folders = []
+    for _ in range(3):
+        folders.append(folder(tmp_path, None))
+        folders[-1].mkdir(parents=True)
+    assert len(set(folders)) == 3
+    assert sorted(folders) == folders
+
+
+def test_last_is_the_newest_interrupted_run(tmp_path: Path) -> None:
+    make_run(tmp_path, "2026-01-01_00-00-00")
+    newest_interrupted = make_run(tmp_path, "2026-01-02_00-00-00")
+    make_run(tmp_path, "2026-01-03_00-00-00", result=True)
+    make_run(tmp_path, "2026-01-04_00-00-00", checkpoint=False)
+    assert folder(tmp_path, "last") == newest_interrupted
+    checkpoint = run_dirs.checkpoint_to_load("last", newest_interrupted)
+    assert checkpoint == newest_interrupted / "checkpoints" / "last.ckpt"
+
+
+def test_last_without_an_interrupted_run_is_an_error_that_says_where_it_looked(
+    tmp_path: Path,
+) -> None:
+    finished = make_run(tmp_path, "2026-01-03_00-00-00", result=True)
+    new = folder(tmp_path, "last")
+    assert new != finished
+    with pytest.raises(FileNotFoundError, match=r"no interrupted run in .*grpo/runs"):
+        run_dirs.checkpoint_to_load("last", new)
+
+
+def test_a_checkpoint_given_by_its_path_starts_a_new_run(tmp_path: Path) -> None:
+    other = make_run(tmp_path, "2026-01-01_00-00-00") / "checkpoints" / "last.ckpt"
+    new = folder(tmp_path, str(other))
+    assert not new.exists()
+    assert run_dirs.checkpoint_to_load(str(other), new) == other
+    assert run_dirs.checkpoint_to_load(None, new) is None
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run_dirs.checkpoint_to_load("nowhere.ckpt", new)
+
+
+def test_experiments_that_are_swept_over_are_joined(tmp_path: Path) -> None:
+    overrides = ["seed=1,2", "experiment=grpo,matchtir_hard"]
+    sweep = Path(run_dirs.sweep_dir(str(tmp_path), "train", overrides, CHOICES))
+    assert sweep.parent == tmp_path / "grpo+matchtir_hard" / "multiruns"
+    sweep = Path(run_dirs.sweep_dir(str(tmp_path), "train", ["seed=1,2"], CHOICES))
+    assert sweep.parent == tmp_path / "grpo" / "multiruns"
+
+
+def settings(**changes: object) -> DictConfig:
+    return OmegaConf.create(
+        {
+            "seed": 1,
+            "ckpt_path": None,
+            "loss": {"clip": 0.2, "double": "${loss.clip}"},
+            "trainer": {"max_epochs": 1, "limit_train_batches": 4, "precision": 32},
+            "logger": {"csv": {}},
+        }
+        | changes
+    )
+
+
+def test_the_kept_config_is_resolved(tmp_path: Path) -> None:
+    run_dirs.keep_config(settings(), tmp_path)
+    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"), resolve=False)[
+        "loss"
+    ] == {"clip": 0.2, "double": 0.2}
+
+
+def test_a_resumed_run_may_change_how_long_it_runs(tmp_path: Path) -> None:
+    run_dirs.keep_config(settings(), tmp_path)
+    longer = {"max_epochs": 2, "limit_train_batches": 9, "precision": 32}
+    wandb = {"csv": {}, "wandb": {"project": "p"}}
+    run_dirs.keep_config(settings(ckpt_path="last", trainer=longer, logger=wandb), tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").trainer.max_epochs == 2
+
+
+def test_a_resumed_run_may_change_nothing_else(tmp_path: Path) -> None:
+    run_dirs.keep_config(settings(), tmp_path)
+    before = (tmp_path / "config.yaml").read_text()
+    precision = {"max_epochs": 1, "limit_train_batches": 4, "precision": 16}
+    with pytest.raises(ValueError) as raised:
+        run_dirs.keep_config(settings(seed=2, trainer=precision, extra={"a": 1}), tmp_path)
+    lines = [line.strip() for line in str(raised.value).splitlines()[1:]]
+    assert lines == ["extra.a: absent -> 1", "seed: 1 -> 2", "trainer.precision: 32 -> 16"]
+    assert (tmp_path / "config.yaml").read_text() == before
