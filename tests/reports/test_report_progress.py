@@ -28,6 +28,7 @@ def test_a_sparkline_has_a_bar_per_value_and_survives_anything(values: list[floa
 
 def test_a_sparkline_spans_its_values() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+    assert sparkline([-1.7e308, 0.0, 1.7e308]) == "▁▅█"
     assert sparkline([2.0, 2.0]) == "▁▁"
 
 

@@ -103,12 +103,13 @@ def sparkline(values: Sequence[float]) -> str:
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return ""
-    low, high = min(finite), max(finite)
+    low = min(finite) / 2  # halves: the difference of two floats may be infinite
+    span = max(finite) / 2 - low
     steps = len(BARS) - 1
     return "".join(
         " "
         if not math.isfinite(value)
-        else BARS[round((value - low) / (high - low) * steps) if high > low else 0]
+        else BARS[round((value / 2 - low) / span * steps) if span > 0 else 0]
         for value in values
     )
 
