@@ -19,7 +19,9 @@ from matchtir.credit.advantages import (
     TrajectoryAdvantage,
     TurnAdvantage,
 )
+from matchtir.credit.advantages.batch import AdvantageParts, parts_of
 from matchtir.credit.advantages.shrinkage import shrinkage
+from matchtir.credit.advantages.statistics import discounted_returns
 from matchtir.credit.assignment import HardAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
@@ -383,3 +385,13 @@ def test_unequal_lengths_are_refused():
 def test_options_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_the_parts_of_an_advantage_make_it_up():
+    made = batch([[1.0, 0.5], [0.25, 0.75, 0.0], [0.5]])
+    dual = DualAdvantage(trajectory_weight=2.0, turn_weight=0.5)
+    parts = parts_of(dual, made)
+    assert np.allclose(dual(made), 2.0 * parts.trajectory + 0.5 * parts.turn)
+    expected = discounted_returns(made.turn_rewards, made.turn_mask, 0.9)
+    assert np.array_equal(parts.returns, expected)
+    assert parts_of(DrGrpoAdvantage(), made) == AdvantageParts()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from matchtir.credit.rewards import Credit
-from matchtir.reports.trace import trace_record, write_traces
+from matchtir.reports.trace import TurnTokens, trace_record, write_traces
 from matchtir.types import (
     CallStatus,
     ResultStatus,
@@ -77,6 +77,26 @@ def test_turns_and_totals() -> None:
     assert record["total"] == 0.7
     assert record["stop_reason"] == "response_budget"
     assert record["gold_calls"][1] == {"name": "weigh", "arguments": {"y": 2}}
+
+
+def test_the_whole_matrices_the_parts_and_the_tokens() -> None:
+    tokens = [TurnTokens(["a", "b", "c"], [0.1, 0.00001, -0.2]), TurnTokens(["d"], [0.3])]
+    record = trace_record(
+        TRAJECTORY,
+        CREDIT,
+        [1.0, -1.0],
+        group=3,
+        attempt=2,
+        parts={"return": [0.6, 0.5]},
+        tokens=tokens,
+    )
+    assert record["similarity"] == CREDIT.similarity.tolist()
+    assert record["plan"] == CREDIT.plan.tolist()
+    assert (record["group"], record["attempt"]) == (3, 2)
+    assert [turn["return"] for turn in record["turns"]] == [0.6, 0.5]
+    assert record["turns"][0]["pieces"] == ["a", "b", "c"]
+    assert record["turns"][0]["log_ratios"] == [0.1, 0.0, -0.2]
+    assert "pieces" not in trace_record(TRAJECTORY, CREDIT, [1.0, -1.0])["turns"][0]
 
 
 def test_a_file_has_a_record_per_line_and_replaces_an_earlier_one(tmp_path: Path) -> None:

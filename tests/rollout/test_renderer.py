@@ -223,3 +223,13 @@ def test_tokenizer_that_marks_where_a_text_begins_is_refused():
     tokenizer.backend_tokenizer.normalizer = Prepend("_")
     with pytest.raises(ValueError, match="in parts"):
         Renderer(tokenizer)
+
+
+@TOKENIZERS
+def test_the_pieces_of_a_turn_make_up_its_text(load):
+    renderer = Renderer(load())
+    ids = renderer.encode_turn("<think>Grüße 😀</think> zwölf")
+    pieces = renderer.pieces(ids)
+    assert len(pieces) == len(ids)
+    assert "".join(pieces) == renderer.decode(ids) + "<|im_end|>"
+    assert "😀" in "".join(pieces) and "\ufffd" not in "".join(pieces)

@@ -10,27 +10,13 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from matchtir.credit.assignment.hard import HardAssignment
-from matchtir.credit.rewards import MatchReward
-from matchtir.credit.similarity import Similarity
 from matchtir.training.callbacks.curves import Curves
 from matchtir.training.callbacks.progress import Progress
 from matchtir.training.callbacks.traces import Traces
-from matchtir.types import StopReason, Task, ToolCall, Trajectory, Turn
 from matchtir.utils.csv_logger import CsvLogger
+from tests.training import training_parts as parts
 
 BATCHES = 5
-
-TASK = Task("t1", "Where?", (), (ToolCall("find", {"x": 1}),), "here")
-TRAJECTORY = Trajectory(
-    TASK,
-    (1,),
-    (
-        Turn((2, 3), (0.0, 0.0), "find", calls=(ToolCall("find", {"x": 1}),)),
-        Turn((4,), (0.0,), "<answer>here</answer>"),
-    ),
-    StopReason.ANSWER,
-)
 
 
 class Toy(LightningModule):
@@ -40,8 +26,6 @@ class Toy(LightningModule):
         self.layer = torch.nn.Linear(1, 1)
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        (credit,) = MatchReward(Similarity(), HardAssignment())([TRAJECTORY])
-        self.last_rollout = [(TRAJECTORY, credit, [0.5, float(batch_idx)])]
         self.log("train/reward", float(batch_idx))
         self.log_dict({"time/rollout": 3.0, "time/update": 1.0})
 
@@ -121,14 +105,15 @@ def test_curves_are_drawn_during_and_at_the_end(tmp_path: Path) -> None:
 
 
 def test_traces_of_the_first_and_every_nth_iteration(tmp_path: Path) -> None:
-    fit(tmp_path, Traces(str(tmp_path / "traces"), every_n_iterations=2))
+    traces = Traces(str(tmp_path / "traces"), every_n_iterations=2, groups=1)
+    parts.fit(parts.policy_gradient(), tmp_path, iterations=5, callbacks=[traces])
     files = sorted(path.name for path in (tmp_path / "traces").iterdir())
     assert files == [f"iteration_00000{number}.jsonl" for number in (1, 2, 4)]
-    (line,) = (tmp_path / "traces" / "iteration_000004.jsonl").read_text().splitlines()
-    record = json.loads(line)
-    assert record["total"] == 2.0
-    assert [turn["advantage"] for turn in record["turns"]] == [0.5, 3.0]
-    assert record["turns"][0]["calls"][0]["gold"] == 0
+    lines = (tmp_path / "traces" / "iteration_000004.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["policy_version"] for record in records] == [4] * 4
+    assert records[0]["total"] == 2.0
+    assert records[0]["turns"][0]["calls"][0]["gold"] == 0
 
 
 @pytest.mark.parametrize("make", [Progress, lambda **k: Curves("f", **k), Traces])

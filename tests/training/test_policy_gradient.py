@@ -1,9 +1,11 @@
 """One iteration: rollout, score, update; what it learns from and what it logs."""
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,15 @@ import torch
 from lightning import Callback
 
 from matchtir.credit.advantages import TrajectoryAdvantage
+from matchtir.credit.assignment import HardAssignment
+from matchtir.credit.rewards import Credit, MatchReward
+from matchtir.credit.similarity import Similarity
 from matchtir.policy.batching import collate
 from matchtir.policy.losses import LossInputs, LossOutput, MismatchCorrection
 from matchtir.rollout.engine import SamplingParams
+from matchtir.training.callbacks.traces import rollout_records
 from matchtir.training.policy_gradient import PolicyGradientModule, ScoredRollout
-from matchtir.types import StopReason
+from matchtir.types import StopReason, Trajectory
 from tests.training.training_parts import (
     ATTEMPTS,
     LIMITS,
@@ -23,6 +29,7 @@ from tests.training.training_parts import (
     logged,
     long_task,
     policy_gradient,
+    sgd,
     tasks,
     weights,
 )
@@ -98,10 +105,59 @@ def test_the_metrics_of_an_iteration(tmp_path: Path) -> None:
 def test_what_the_traces_show(tmp_path: Path) -> None:
     module = policy_gradient(Recorder)
     fit(module, tmp_path)
-    assert len(module.last_rollout) == 8
-    for row, (trajectory, credit, advantages) in enumerate(module.last_rollout):
-        assert len(advantages) == len(trajectory.turns) == len(credit.turn_rewards)
-        assert advantages == module.scored[0].advantages[row, : len(advantages)].tolist()
+    assert module.last_rollout is module.scored[0]
+    records = rollout_records(module)
+    assert [(record["group"], record["attempt"]) for record in records] == [
+        (group, attempt) for group in range(2) for attempt in range(4)
+    ]
+    for row, record in enumerate(records):
+        trajectory, turns = module.scored[0].trajectories[row], record["turns"]
+        advantages = [turn["advantage"] for turn in turns]
+        assert advantages == module.scored[0].advantages[row, : len(turns)].tolist()
+        for turn, made in zip(turns, trajectory.turns, strict=True):
+            parts = turn["trajectory_advantage"] + turn["turn_advantage"]
+            assert turn["advantage"] == pytest.approx(parts)
+            assert len(turn["pieces"]) == len(turn["log_ratios"]) == len(made.token_ids)
+            assert "".join(turn["pieces"]).removesuffix("<|im_end|>") == made.text
+        assert turns[-1]["return"] == pytest.approx(turns[-1]["reward"])
+        assert turns[0]["return"] == pytest.approx(
+            sum(0.9**index * turn["reward"] for index, turn in enumerate(turns))
+        )
+
+
+def test_traces_say_how_far_the_update_moved_each_token(tmp_path: Path) -> None:
+    module = policy_gradient(scripted=False, optimizer=sgd(lr=0.0))
+    fit(module, tmp_path)
+    still = [ratio for record in rollout_records(module) for ratio in ratios_of(record)]
+    assert still and max(map(abs, still)) < 1e-4  # the sampler's own, and nothing was learned
+
+    module = policy_gradient(scripted=False, optimizer=sgd(lr=10.0), reward=odd_tokens)
+    fit(module, tmp_path)
+    moved = [ratio for record in rollout_records(module) for ratio in ratios_of(record)]
+    assert max(map(abs, moved)) > 1e-3
+
+
+def odd_tokens(trajectories: Sequence[Trajectory]) -> list[Credit]:
+    """Pays random weights, too."""
+    credits = MatchReward(Similarity(), HardAssignment())(trajectories)
+    paid = [
+        np.array([np.mean([token % 2 for token in turn.token_ids]) for turn in each.turns])
+        for each in trajectories
+    ]
+    return [
+        replace(credit, turn_rewards=rewards, total=float(rewards.sum()))
+        for credit, rewards in zip(credits, paid, strict=True)
+    ]
+
+
+def ratios_of(record: dict[str, Any]) -> list[float]:
+    return [ratio for turn in record["turns"] for ratio in turn["log_ratios"]]
+
+
+def test_the_first_groups_alone_are_traced(tmp_path: Path) -> None:
+    module = policy_gradient(Recorder)
+    fit(module, tmp_path)
+    assert [record["group"] for record in rollout_records(module, groups=1)] == [0] * 4
 
 
 def test_every_token_of_a_turn_gets_the_turns_advantage(tmp_path: Path) -> None:
@@ -240,7 +296,8 @@ def test_trajectories_without_turns_are_left_out(tmp_path: Path) -> None:
     assert len(inputs.logprobs) == 4
     assert inputs.weights.sum().item() == pytest.approx(1, abs=1e-6)
     assert logged(tmp_path, "train/stop/prompt_too_long") == [0.5]
-    assert len(module.last_rollout) == 8
+    assert len(module.last_rollout.trajectories) == 8
+    assert rollout_records(module)[0]["turns"] == []
 
 
 def test_an_iteration_of_prompts_over_the_budget_is_an_error(tmp_path: Path) -> None:
@@ -357,7 +414,7 @@ def test_each_hook_can_be_overridden(tmp_path: Path) -> None:
     module = policy_gradient(Own, micro_batch_tokens=1)
     before = weights(module)
     fit(module, tmp_path)
-    assert len(module.last_rollout) == 6
+    assert len(module.last_rollout.trajectories) == 6
     assert logged(tmp_path, "train/own") == [pytest.approx(3, abs=1e-5)]
     assert any(not torch.equal(before[name], after) for name, after in weights(module).items())
 

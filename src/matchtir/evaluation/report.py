@@ -61,16 +61,15 @@ def table(summary: Mapping[str, Any], kind: str, title: str) -> Table:
 
 
 def trace_records(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The trace of each trajectory, its advantages at zero, with scenario and measures."""
+    """The trace of each trajectory, its advantages at zero, with its measures."""
     attempts = zip(evaluation.trajectories, evaluation.credits, evaluation.values, strict=True)
     return [
         {
-            "scenario": trajectory.task.scenario,
-            **trace_record(trajectory, credit, [0.0] * len(trajectory.turns)),
+            **trace_record(trajectory, credit, [0.0] * len(trajectory.turns), group=number),
             "sub_answers": [dataclasses.asdict(item) for item in trajectory.task.sub_answers],
             "values": dict(values),
         }
-        for trajectory, credit, values in attempts
+        for number, (trajectory, credit, values) in enumerate(attempts)
     ]
 
 

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from matchtir.credit.rewards import Credit
 from matchtir.types import Task, ToolCall, Trajectory, Turn
 
 
+@dataclass(frozen=True, slots=True)
+class TurnTokens:
+    """The sampled tokens of one turn."""
+
+    pieces: Sequence[str]  # text of each
+    log_ratios: Sequence[float]  # log-probability after the update minus that at sampling
+
+
 def trace_record(
-    trajectory: Trajectory, credit: Credit, advantages: Sequence[float]
+    trajectory: Trajectory,
+    credit: Credit,
+    advantages: Sequence[float],
+    *,
+    group: int = 0,
+    attempt: int = 0,
+    parts: Mapping[str, Sequence[float]] | None = None,
+    tokens: Sequence[TurnTokens] | None = None,
 ) -> dict[str, Any]:
     """One rollout with what each call and each turn earned.
 
@@ -23,6 +41,10 @@ def trace_record(
         trajectory: of T turns.
         credit: its rewards.
         advantages: one per turn, [T].
+        group: number of the task within the iteration.
+        attempt: number of the trajectory within its group.
+        parts: what the advantages are made of, by name, each [T].
+        tokens: of each turn, [T]; left out where only the text is known.
 
     Raises:
         ValueError: the number of turns or calls differs between the three.
@@ -43,16 +65,24 @@ def trace_record(
                 "tokens": len(turn.token_ids),
                 "reward": float(credit.turn_rewards[index]),
                 "advantage": float(advantages[index]),
+                **{name: float(values[index]) for name, values in (parts or {}).items()},
                 "calls": _call_records(turn, credit, first),
+                **_token_record(tokens[index] if tokens else None),
             }
         )
         first += len(turn.calls)
     gold_calls = _gold_calls(trajectory.task, credit.plan.shape[1])
     return {
         "task": trajectory.task.task_id,
+        "scenario": trajectory.task.scenario,
+        "group": group,
+        "attempt": attempt,
         "question": trajectory.task.question,
+        "tools": [tool.name for tool in trajectory.task.tools],
         "gold_calls": [{"name": call.name, "arguments": call.arguments} for call in gold_calls],
         "gold_answer": trajectory.task.answer,
+        "similarity": np.round(credit.similarity, 4).tolist(),
+        "plan": np.round(credit.plan, 6).tolist(),
         "turns": records,
         "stop_reason": str(trajectory.stop_reason),
         "outcome": credit.outcome,
@@ -67,6 +97,13 @@ def write_traces(path: Path, records: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
     path.write_text("".join(lines), encoding="utf-8")
+
+
+def _token_record(tokens: TurnTokens | None) -> dict[str, Any]:
+    if tokens is None:
+        return {}
+    ratios = [round(ratio, 4) for ratio in tokens.log_ratios]
+    return {"pieces": list(tokens.pieces), "log_ratios": ratios}
 
 
 def _call_records(turn: Turn, credit: Credit, first: int) -> list[dict[str, Any]]:

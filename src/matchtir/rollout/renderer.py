@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from matchtir.types import Task, ToolResult
@@ -126,6 +127,12 @@ class Renderer:
         """The text of a turn, without the token that ended it."""
         ended = bool(token_ids) and token_ids[-1] in self.stop_token_ids
         return self._decode(token_ids[:-1] if ended else token_ids)
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token; that of a character of several tokens stands at its last."""
+        stream = DecodeStream(skip_special_tokens=False)
+        backend = self.tokenizer.backend_tokenizer
+        return [stream.step(backend, token) or "" for token in token_ids]
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(

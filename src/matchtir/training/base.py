@@ -61,7 +61,7 @@ class PolicyModule(LightningModule):
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.held_out = TrajectoryMetrics(reward=False)
-        self.last_rollout: list[Any] = []  # what the traces show, where there is one
+        self.last_rollout: Any = None  # what the traces show, where there is one
         self.test_scores: Mapping[str, Mapping[str, float]] = {}  # of each task, by measure
 
     @property

@@ -94,7 +94,7 @@ class PolicyGradientModule(PolicyModule):
         with self._timed("update"):
             losses = self.update(scored)
         self.step_schedules()
-        self.last_rollout = _with_own_turns(scored)
+        self.last_rollout = scored
         metrics = self._rollout_metrics(scored) | losses
         metrics |= {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
         self.log_row(metrics)
@@ -210,6 +210,21 @@ class PolicyGradientModule(PolicyModule):
 
     # -- what is logged ----------------------------------------------------------------------
 
+    def log_ratios(self, trajectories: Sequence[Trajectory]) -> list[list[list[float]]]:
+        """How far the policy has moved since it sampled: log-probability now minus then.
+
+        Returns:
+            For each trajectory and turn, one number per sampled token.
+        """
+        batch = collate(trajectories, self.renderer.pad_id).to(self.device)
+        ratios = self._logprobs(self.policy, batch) - batch.sampler_logprobs
+        return [
+            [row[turns == turn].tolist() for turn in range(len(trajectory.turns))]
+            for trajectory, row, turns in zip(
+                trajectories, ratios.cpu(), batch.turn_index.cpu(), strict=True
+            )
+        ]
+
     def _rollout_metrics(self, scored: ScoredRollout) -> dict[str, float]:
         measured = [measure(trajectory) for trajectory in scored.trajectories]
         means = {
@@ -229,13 +244,3 @@ class PolicyGradientModule(PolicyModule):
         started = time.perf_counter()
         yield
         self._seconds[phase] = time.perf_counter() - started
-
-
-def _with_own_turns(scored: ScoredRollout) -> list[tuple[Trajectory, Credit, list[float]]]:
-    """Each trajectory with its credit and the advantages of the turns that it has."""
-    return [
-        (trajectory, credit, row[: len(trajectory.turns)].tolist())
-        for trajectory, credit, row in zip(
-            scored.trajectories, scored.credits, scored.advantages, strict=True
-        )
-    ]

@@ -80,3 +80,24 @@ class Advantage(Protocol):
     """One advantage per turn, zero where `turn_mask` is False."""
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageParts:
+    """What an advantage is made of, unweighted, for whoever looks at it; None: no such part."""
+
+    returns: Float[np.ndarray, "N T"] | None = None  # R_{i,t}
+    trajectory: Float[np.ndarray, "N T"] | None = None  # A_g
+    turn: Float[np.ndarray, "N T"] | None = None  # A_l
+
+
+@runtime_checkable
+class PartedAdvantage(Advantage, Protocol):
+    """An advantage that shows its parts."""
+
+    def parts(self, batch: RewardBatch) -> AdvantageParts: ...
+
+
+def parts_of(advantage: Advantage, batch: RewardBatch) -> AdvantageParts:
+    """The parts of an advantage, all None where it shows none."""
+    return advantage.parts(batch) if isinstance(advantage, PartedAdvantage) else AdvantageParts()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Float
 
-from matchtir.credit.advantages.batch import RewardBatch
+from matchtir.credit.advantages.batch import AdvantageParts, RewardBatch
 from matchtir.credit.advantages.trajectory import TrajectoryAdvantage
 from matchtir.credit.advantages.turn import TurnAdvantage
 
@@ -37,3 +39,7 @@ class DualAdvantage:
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """One advantage per turn."""
         return self.trajectory_weight * self.trajectory(batch) + self.turn_weight * self.turn(batch)
+
+    def parts(self, batch: RewardBatch) -> AdvantageParts:
+        """R_{i,t}, A_g and A_l."""
+        return replace(self.turn.parts(batch), trajectory=self.trajectory(batch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from matchtir.credit.advantages.batch import RewardBatch
+from matchtir.credit.advantages.batch import AdvantageParts, RewardBatch
 from matchtir.credit.advantages.statistics import normalised
 from matchtir.credit.advantages.turn import TurnAdvantage
 
@@ -42,3 +42,7 @@ class GtpoHybridAdvantage:
         outcome = normalised(batch.outcome, batch.group, self.epsilon, self.singleton)
         damped = self.outcome_weight * outcome[:, None]
         return self.turn(batch) + np.where(batch.turn_mask, damped, 0.0)
+
+    def parts(self, batch: RewardBatch) -> AdvantageParts:
+        """R_{i,t} and A_l."""
+        return self.turn.parts(batch)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Float, Int
 
-from matchtir.credit.advantages.batch import RewardBatch
+from matchtir.credit.advantages.batch import AdvantageParts, RewardBatch
 from matchtir.credit.advantages.statistics import (
     TURN_GROUPS,
     discounted_returns,
@@ -56,6 +58,10 @@ class ShrinkageAdvantage:
         weight = np.zeros(mask.shape)
         weight[mask] = shrinkage(returns[mask], state[mask], batch.actions[mask])
         return self.trajectory(batch) + weight * self.turn(batch)
+
+    def parts(self, batch: RewardBatch) -> AdvantageParts:
+        """R_{i,t}, A_g and A_s; not the weight w(s)."""
+        return replace(self.turn.parts(batch), trajectory=self.trajectory(batch))
 
 
 def shrinkage(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from matchtir.credit.advantages.batch import RewardBatch
+from matchtir.credit.advantages.batch import AdvantageParts, RewardBatch
 from matchtir.credit.advantages.statistics import PRECISIONS, check_normalisation, normalised
 
 
@@ -31,3 +31,7 @@ class TrajectoryAdvantage:
         total = batch.total.astype(self.dtype)
         advantage = normalised(total, batch.group, self.epsilon, self.singleton)
         return np.where(batch.turn_mask, advantage[:, None], 0.0)
+
+    def parts(self, batch: RewardBatch) -> AdvantageParts:
+        """A_g alone."""
+        return AdvantageParts(trajectory=self(batch))

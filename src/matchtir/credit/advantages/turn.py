@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from matchtir.credit.advantages.batch import RewardBatch
+from matchtir.credit.advantages.batch import AdvantageParts, RewardBatch
 from matchtir.credit.advantages.statistics import (
     PRECISIONS,
     TURN_GROUPS,
@@ -52,8 +52,22 @@ class TurnAdvantage:
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """One advantage per turn."""
+        return self._normalise(batch, self.returns(batch))
+
+    def returns(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
+        """The discounted return R_{i,t} from every turn on."""
+        rewards = batch.turn_rewards.astype(self.dtype)
+        return discounted_returns(rewards, batch.turn_mask, self.gamma)
+
+    def parts(self, batch: RewardBatch) -> AdvantageParts:
+        """R_{i,t} and A_l."""
+        returns = self.returns(batch)
+        return AdvantageParts(returns=returns, turn=self._normalise(batch, returns))
+
+    def _normalise(
+        self, batch: RewardBatch, returns: Float[np.ndarray, "N T"]
+    ) -> Float[np.ndarray, "N T"]:
         mask = batch.turn_mask
-        returns = discounted_returns(batch.turn_rewards.astype(self.dtype), mask, self.gamma)
         groups = turn_groups(batch, self.turn_groups)
         advantage = np.zeros(mask.shape)
         advantage[mask] = normalised(returns[mask], groups[mask], self.epsilon, self.singleton)
