@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,9 @@ def write_traces(path: Path, records: Sequence[dict[str, Any]]) -> None:
     """Write one record per line, in place of any earlier file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    path.write_text("".join(lines), encoding="utf-8")
+    new = path.with_name(f"{path.name}.new")  # whoever looks while it is written sees no half
+    new.write_text("".join(lines), encoding="utf-8")
+    os.replace(new, path)
 
 
 def _token_record(tokens: TurnTokens | None) -> dict[str, Any]:

@@ -1,0 +1,69 @@
+"""Pages that are one file: style, script and data inside, nothing loaded from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+PAGES = Path(__file__).with_name("pages")
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+{data}
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def write_page(
+    path: Path,
+    title: str,
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    data: Mapping[str, bytes],
+) -> None:
+    """Write a page whose own script is all that may run in it.
+
+    The page forbids every other script, and any connection, by a content security policy with the
+    hashes of its own style and script; data are in base64, so that no text can end their element.
+
+    Args:
+        path: of the file.
+        title: of the page.
+        styles: names of files in `pages/`, put together in this order.
+        scripts: likewise; one scope for all of them.
+        data: gzipped JSON by the id under which the script finds it.
+    """
+    style = "\n".join((PAGES / name).read_text(encoding="utf-8") for name in styles)
+    script = "\n".join((PAGES / name).read_text(encoding="utf-8") for name in scripts)
+    script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    blocks = "\n".join(
+        f'<script type="application/gzip" id="{name}">{base64.b64encode(value).decode()}</script>'
+        for name, value in data.items()
+    )
+    text = _PAGE.format(
+        policy=policy, title=html.escape(title), style=style, data=blocks, script=script
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    digest = hashlib.sha256(text.encode("utf-8")).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"

@@ -1,0 +1,57 @@
+// The list of attempts, and its filters.
+const PAGE_ROWS = 100;
+
+function options(values, chosen, all) {
+  return [h("option", { value: "", selected: !chosen }, all),
+    ...values.map((value) => h("option", { value, selected: String(value) === chosen }, String(value)))];
+}
+const distinct = (values) => [...new Set(values)];
+
+function filters(items, state, change) {
+  const pick = (name, label, values, all) => h("label", {}, h("span", {}, label),
+    h("select", { name, onchange: (event) => change({ [name]: event.target.value }) }, options(values, state[name], all)));
+  const bound = (name, label) => h("label", {}, h("span", {}, label),
+    h("input", { name, type: "number", step: "any", value: state[name], onchange: (event) => change({ [name]: event.target.value }) }));
+  const errors = distinct(items.flatMap((item) => item.errors)).sort();
+  const records = items.map((item) => item.record);
+  return h("form", { class: "filters", onsubmit: (event) => event.preventDefault() },
+    h("input", { name: "q", type: "search", value: state.q, placeholder: "search task, question, text  ( / )",
+      "aria-label": "search", oninput: (event) => change({ q: event.target.value }) }),
+    pick("scenario", "scenario", distinct(records.map((r) => r.scenario)).filter(Boolean).sort(), "every scenario"),
+    pick("iteration", "iteration", distinct(records.map((r) => r.policy_version)), "every iteration"),
+    pick("stop", "stopped by", distinct(records.map((r) => r.stop_reason)).sort(), "any reason"),
+    pick("error", "error", errors.length ? ["any", ...errors] : [], "with and without"),
+    bound("min", "reward from"), bound("max", "to"),
+    pick("sort", "order", Object.keys(SORTS).slice(1), Object.keys(SORTS)[0]));
+}
+
+function squares(record, scale) {
+  return h("span", { class: "squares", "aria-hidden": "true" },
+    record.turns.map((turn) => h("i", tint(turn.advantage, scale))));
+}
+
+function row(item, state, scale) {
+  const { record, errors } = item;
+  const current = item.key === state.key;
+  return h("a", { class: "row", href: address(state, { key: item.key, turn: null }), "data-key": item.key,
+    "aria-current": current ? "true" : null },
+  h("span", { class: "row-top" },
+    h("b", { class: "number" }, signed(record.total)),
+    squares(record, scale),
+    errors.length ? h("span", { class: "chip bad" }, errors[0] + (errors.length > 1 ? ` +${errors.length - 1}` : "")) : null,
+    record.stop_reason === "answer" ? null : h("span", { class: "chip" }, record.stop_reason)),
+  h("span", { class: "row-title" }, record.question),
+  h("span", { class: "row-sub muted number" },
+    `${record.policy_version}/${record.group}/${record.attempt}  ${record.scenario || record.task}`));
+}
+
+// Rows are made page by page, so that ten thousand attempts open at once.
+function list(found, state, rows, more) {
+  if (!found.length) return h("p", { class: "empty muted" }, "No attempt fits these filters.");
+  const shown = found.slice(0, rows);
+  const scale = scaleOf(shown.map((item) => item.record));
+  return h("nav", { class: "rows", "aria-label": "attempts" }, shown.map((item) => row(item, state, scale)),
+    found.length > rows
+      ? h("button", { class: "more", onclick: more }, `show ${Math.min(PAGE_ROWS, found.length - rows)} more of ${found.length - rows}`)
+      : null);
+}

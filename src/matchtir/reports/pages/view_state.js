@@ -1,0 +1,93 @@
+// What is looked at, kept in the address: #/iteration/group/attempt?color=...&filter=...
+const COLORS = ["advantage", "log-ratio", "none"];
+const FILTERS = ["q", "scenario", "iteration", "stop", "error", "min", "max", "sort"];
+
+const key = (record) => `${record.policy_version}/${record.group}/${record.attempt}`;
+
+const calls = (record) => record.turns.flatMap((turn) => turn.calls);
+
+function errorsOf(record) {
+  const kinds = new Set();
+  for (const call of calls(record)) {
+    if (call.status !== "ok") kinds.add(call.status);
+    else if (call.result_status === null) kinds.add("no result");
+    else if (call.result_status !== "ok") kinds.add(call.result_status);
+  }
+  return [...kinds];
+}
+
+// The facts of each attempt that lists and filters use.
+function prepare(records) {
+  return records.map((record, order) => ({
+    record, order, key: key(record), errors: errorsOf(record),
+    tokens: record.turns.reduce((sum, turn) => sum + turn.tokens, 0),
+    text: [record.task, record.question, ...record.turns.map((turn) => turn.text)].join("\n").toLowerCase(),
+  }));
+}
+
+const SORTS = {
+  "as sampled": (item) => item.order,
+  "reward, highest": (item) => -item.record.total,
+  "reward, lowest": (item) => item.record.total,
+  "outcome, lowest": (item) => item.record.outcome,
+  "longest": (item) => -item.tokens,
+  "most turns": (item) => -item.record.turns.length,
+  "most calls": (item) => -calls(item.record).length,
+  "largest |A|": (item) => -Math.max(0, ...item.record.turns.map((turn) => Math.abs(turn.advantage))),
+};
+
+function select(items, state) {
+  const words = state.q.toLowerCase();
+  const low = state.min === "" ? -Infinity : Number(state.min);
+  const high = state.max === "" ? Infinity : Number(state.max);
+  const kept = items.filter(({ record, errors, text }) =>
+    (!words || text.includes(words))
+    && (!state.scenario || record.scenario === state.scenario)
+    && (!state.iteration || String(record.policy_version) === state.iteration)
+    && (!state.stop || record.stop_reason === state.stop)
+    && (!state.error || errors.includes(state.error) || (state.error === "any" && errors.length > 0))
+    && record.total >= low && record.total <= high);
+  const rank = SORTS[state.sort] || SORTS["as sampled"];
+  return kept.sort((a, b) => rank(a) - rank(b) || a.order - b.order);
+}
+
+function readAddress() {
+  const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
+  const parameters = new URLSearchParams(query || "");
+  const state = { key: path, turn: Number(parameters.get("turn")) || null };
+  for (const name of FILTERS) state[name] = parameters.get(name) || "";
+  state.color = COLORS.includes(parameters.get("color")) ? parameters.get("color") : COLORS[0];
+  state.view = parameters.get("view") === "group" ? "group" : "one";
+  return state;
+}
+
+function address(state, changes) {
+  const next = { ...state, ...changes };
+  const parameters = new URLSearchParams();
+  if (next.color !== COLORS[0]) parameters.set("color", next.color);
+  if (next.view === "group") parameters.set("view", "group");
+  if (next.turn) parameters.set("turn", next.turn);
+  for (const name of FILTERS) if (next[name]) parameters.set(name, next[name]);
+  const query = parameters.toString();
+  return `#/${next.key}${query ? `?${query}` : ""}`;
+}
+
+// Blue above zero, orange below, full at the largest advantage of the group or at 1.
+function tint(value, scale) {
+  if (value === null || value === undefined) return { class: "tint" };
+  return {
+    class: `tint ${value > 0 ? "pos" : value < 0 ? "neg" : ""}`,
+    "--strength": Math.min(1, Math.abs(value) / scale).toFixed(3),
+  };
+}
+const scaleOf = (records) =>
+  Math.max(1, ...records.flatMap((record) => record.turns.map((turn) => Math.abs(turn.advantage))));
+
+function readable(value) {
+  return typeof value === "string" ? JSON.stringify(value) : JSON.stringify(value) ?? String(value);
+}
+function signature(call) {
+  const given = call.arguments;
+  if (given === null || typeof given !== "object" || Array.isArray(given)) return `${call.name || "?"}(${given === null ? "" : readable(given)})`;
+  return `${call.name || "?"}(${Object.entries(given).map(([name, value]) => `${name}=${readable(value)}`).join(", ")})`;
+}

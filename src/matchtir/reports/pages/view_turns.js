@@ -1,0 +1,93 @@
+// The conversation of one attempt, turn by turn, and what each turn earned.
+const MEASURES = [
+  ["reward", "r", "reward of the turn"],
+  ["return", "R", "discounted return from this turn on"],
+  ["trajectory_advantage", "A_g", "advantage of the trajectory in its group"],
+  ["turn_advantage", "A_l", "advantage of the turn among its group's"],
+  ["advantage", "A", "advantage: what every token of the turn is weighted with"],
+];
+const SMALLEST_RATIO_SCALE = .01; // below it a log-ratio is noise, and stays pale
+
+function symbol(text) {
+  const [letter, below] = text.split("_");
+  return [letter, below ? h("sub", {}, below) : null];
+}
+
+// The log-ratio of the full colour: the largest of the attempt.
+const ratioScale = (record) =>
+  Math.max(SMALLEST_RATIO_SCALE, ...record.turns.flatMap((turn) => (turn.log_ratios || []).map(Math.abs)));
+
+function colorLegend(record, color, scale) {
+  if (color === "none") return null;
+  const [above, below, full] = color === "advantage" ? ["A > 0", "A < 0", scale]
+    : ["raised by the update", "lowered", ratioScale(record)];
+  return h("span", { class: "legend muted" }, h("i", { class: "swatch above" }), above, h("i", { class: "swatch below" }), below,
+    `  full colour at ±${number(full, full < .1 ? 3 : 2)}`);
+}
+
+function tokens(turn, color, scale, ratios) {
+  const pieces = turn.pieces;
+  if (!pieces || color === "none") return h("pre", { class: "text" }, turn.text);
+  if (color === "advantage") {
+    const spans = h("span", tint(turn.advantage, scale), pieces.join(""));
+    return h("pre", { class: "text" }, spans);
+  }
+  return h("pre", { class: "text" }, pieces.map((piece, index) => {
+    const ratio = turn.log_ratios[index];
+    return h("span", { ...tint(ratio, ratios), title: `token ${index + 1}: log-ratio ${signed(ratio, 4)}` }, piece);
+  }));
+}
+
+function callCard(call, index, highlight) {
+  const parsed = call.status === "ok";
+  const ended = !parsed ? call.status : call.result_status ?? "no result";
+  const good = ended === "ok";
+  return h("div", { class: "call", "data-call": index, onmouseenter: () => highlight(index, call.gold), onmouseleave: () => highlight(null, null) },
+    h("div", { class: "call-head" }, h("span", { class: "tag" }, `p${index + 1}`),
+      h("code", { class: "signature" }, parsed || call.name ? signature(call) : "unreadable call"),
+      h("span", { class: `chip ${good ? "ok" : "bad"}` }, ended)),
+    h("div", { class: "call-facts muted number" },
+      call.gold === null ? h("span", { class: "missing" }, "matches nothing")
+        : h("span", {}, `→ g${call.gold + 1}   similarity ${number(call.similarity)}   mass ${number(call.weight, 3)}`),
+      h("span", {}, `earned ${signed(call.reward)}`)),
+    call.output === null ? null : h("details", { class: "result" },
+      h("summary", {}, "result ", h("span", { class: "muted" }, call.output.length > 70 ? `${call.output.slice(0, 70)}…` : call.output || "(empty)")),
+      h("pre", {}, call.output)));
+}
+
+function turnCard(record, index, state, scale, ratios, firstCall, highlight) {
+  const turn = record.turns[index];
+  return h("article", { class: "turn", id: `turn-${index + 1}`, "data-turn": index + 1 },
+    h("header", { class: "turn-head" },
+      h("a", { class: "turn-name", href: address(state, { turn: index + 1 }), title: "link to this turn" }, `Turn ${index + 1}`),
+      h("span", { class: "muted" }, `${turn.tokens} tokens`),
+      h("span", { class: "measures number" }, MEASURES.filter(([name]) => turn[name] !== undefined).map(([name, label, title]) =>
+        h("span", { title, ...(name === "advantage" ? fillMeasure(turn.advantage, scale) : { class: "measure" }) },
+          h("span", { class: "muted" }, symbol(label)), ` ${signed(turn[name])}`)))),
+    tokens(turn, state.color, scale, ratios),
+    turn.calls.map((call, offset) => callCard(call, firstCall + offset, highlight)));
+}
+function fillMeasure(value, scale) {
+  const made = tint(value, scale);
+  return { ...made, class: `measure ${made.class}` };
+}
+
+function creditTable(record, state, scale) {
+  const shown = MEASURES.filter(([name]) => record.turns.some((turn) => turn[name] !== undefined));
+  return h("div", { class: "scroll" }, h("table", { class: "credit number" },
+    h("thead", {}, h("tr", {}, h("th", {}, "turn"), shown.map(([, label, title]) => h("th", { title }, symbol(label))))),
+    h("tbody", {}, record.turns.map((turn, index) => h("tr", {},
+      h("td", {}, h("a", { href: address(state, { turn: index + 1 }), class: "turn-name" }, String(index + 1))),
+      shown.map(([name]) => h("td", name.includes("advantage") ? tint(turn[name], scale) : {}, signed(turn[name]))))))));
+}
+
+function conversation(record, state, scale, highlight) {
+  let first = 0;
+  const ratios = ratioScale(record);
+  const cards = record.turns.map((turn, index) => {
+    const card = turnCard(record, index, state, scale, ratios, first, highlight);
+    first += turn.calls.length;
+    return card;
+  });
+  return cards.length ? cards : h("p", { class: "muted" }, "The episode never started.");
+}

@@ -1,0 +1,101 @@
+"""What the trace viewer writes; how it looks and behaves is tested in a browser."""
+
+import gzip
+import json
+import random
+import re
+import subprocess
+import sys
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matchtir.reports import viewer
+from matchtir.reports.trace import write_traces
+from tests.reports.trace_files import a_hostile_run, a_run, answering, record
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "view.py"
+
+
+def block(page: Path, name: str) -> Any:
+    text = page.read_text(encoding="utf-8")
+    (data,) = re.findall(rf'<script type="application/gzip" id="{name}">(.*?)</script>', text)
+    return json.loads(gzip.decompress(b64decode(data)))
+
+
+def test_a_page_has_every_record(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "grpo" / "runs" / "now")
+    (page,) = viewer.write_viewer(run, run / "view.html")
+    written = [
+        json.loads(line)
+        for file in sorted((run / "traces").iterdir())
+        for line in file.read_text().splitlines()
+    ]
+    assert block(page, "records") == written
+    assert block(page, "meta")["run"] == "grpo/runs/now"
+
+
+def test_a_page_is_whole_and_lets_nothing_in(tmp_path: Path) -> None:
+    (page,) = viewer.write_viewer(a_hostile_run(tmp_path), tmp_path / "view.html")
+    text = page.read_text(encoding="utf-8")
+    assert "window.hacked" not in text and "onerror" not in text
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in text
+    assert "default-src 'none'" in text
+
+
+def test_many_traces_are_spread_over_pages(tmp_path: Path) -> None:
+    letters = random.Random(0)
+    for iteration in range(1, 6):
+        noise = "".join(letters.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=600_000))
+        records = [
+            record([answering(noise)], iteration=iteration, group=g, attempt=a)
+            for g in range(2)
+            for a in range(2)
+        ]
+        write_traces(tmp_path / "traces" / f"iteration_{iteration:06d}.jsonl", records)
+    pages = viewer.write_viewer(tmp_path, tmp_path / "look.html")
+    assert [page.name for page in pages] == [f"look{n}.html" for n in ("", *_numbers(len(pages)))]
+    assert len(pages) > 1 and all(page.stat().st_size < 5_000_000 for page in pages)
+    keys = [(r["policy_version"], r["group"]) for page in pages for r in block(page, "records")]
+    assert keys == [(i, g) for i in range(1, 6) for g in range(2) for _ in range(2)]
+    listed = block(pages[0], "meta")["pages"]
+    assert [each["file"] for each in listed] == [page.name for page in pages]
+    assert listed[0]["first"] == [1, 0] and listed[-1]["last"] == [5, 1]
+
+
+def _numbers(pages: int) -> list[str]:
+    return [f"_{number}" for number in range(2, pages + 1)]
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [("{", "not JSON"), ('{"task": "t"}', "no turns, total"), ("[]", "no task")],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, named: str) -> None:
+    run = a_run(tmp_path)
+    file = run / "traces" / "iteration_000010.jsonl"
+    file.write_text(file.read_text() + line + "\n")
+    with pytest.raises(ValueError, match=rf"iteration_000010.jsonl, line 4: .*{named}"):
+        viewer.write_viewer(run, run / "view.html")
+    assert not (run / "view.html").exists()
+
+
+def test_a_run_without_traces_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no traces"):
+        viewer.write_viewer(tmp_path, tmp_path / "view.html")
+    write_traces(tmp_path / "traces.jsonl", [])
+    with pytest.raises(FileNotFoundError, match="empty"):
+        viewer.write_viewer(tmp_path, tmp_path / "view.html")
+
+
+def test_the_command_line(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    done = subprocess.run([sys.executable, SCRIPT, run], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(run / "view.html"))
+    failed = subprocess.run(
+        [sys.executable, SCRIPT, tmp_path / "no"], capture_output=True, text=True
+    )
+    assert failed.returncode == 1 and "no traces" in failed.stderr

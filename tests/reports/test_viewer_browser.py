@@ -1,0 +1,167 @@
+"""The trace viewer in Chromium: it opens from disk, filters, follows links, runs no markup."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from matchtir.reports import viewer
+from matchtir.reports.viewer import write_viewer
+from tests.reports.trace_files import MARKUP, a_hostile_run, a_run
+
+WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 850}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    (file,) = write_viewer(a_run(tmp_path), tmp_path / "view.html")
+    return file.as_uri()
+
+
+def shown(page: Any) -> list[str]:
+    return [row.get_attribute("data-key") for row in page.query_selector_all(".row")]
+
+
+def opened(page: Any, url: str) -> None:
+    page.goto(url)
+    page.wait_for_selector(".list-rows p", state="attached")
+
+
+def test_the_list_and_its_filters(page: Any, url: str) -> None:
+    opened(page, url)
+    everything = [f"{iteration}/0/{attempt}" for iteration in (1, 10) for attempt in range(3)]
+    assert shown(page) == everything
+    page.select_option("select[name=iteration]", "10")
+    assert shown(page) == ["10/0/0", "10/0/1", "10/0/2"]
+    page.select_option("select[name=sort]", "reward, lowest")
+    assert shown(page) == ["10/0/1", "10/0/2", "10/0/0"]
+    page.select_option("select[name=error]", "timeout")
+    assert shown(page) == ["10/0/1"]
+    page.select_option("select[name=error]", "")
+    page.fill("input[name=min]", "0")
+    page.press("input[name=min]", "Enter")
+    assert shown(page) == ["10/0/2", "10/0/0"]
+    page.fill("input[type=search]", "do not KNOW")
+    assert shown(page) == ["10/0/2"]
+    # the address has it all
+    again = page.url
+    page.goto("about:blank")
+    opened(page, again)
+    assert shown(page) == ["10/0/2"]
+    page.fill("input[type=search]", "nowhere")
+    assert page.inner_text(".empty") == "No attempt fits these filters."
+
+
+def test_an_attempt_shows_its_turns_and_their_credit(page: Any, url: str) -> None:
+    opened(page, url)
+    page.click("[data-key='1/0/0']")
+    assert page.inner_text(".detail h2") == "How heavy is it?"
+    assert len(page.query_selector_all(".turn")) == 2
+    measures = page.inner_text("#turn-1 .measures")
+    assert re.sub(r"\s+", " ", measures) == "r +0.75 R +1.50 Ag +1.50 A +1.50"
+    call = page.query_selector("#turn-1 .call")
+    assert 'find(place="alpha")' in call.inner_text()
+    assert "→ g1 similarity 0.80 mass 1.000" in re.sub(r"\s+", " ", call.inner_text())
+    folded = page.query_selector(".result pre")
+    assert not folded.is_visible()
+    page.click(".result summary")
+    assert folded.is_visible() and folded.inner_text() == "beta"
+    # the matrix: a call, two gold calls, one circle for the matched pair
+    assert len(page.query_selector_all(".matrix .cell")) == 2
+    assert len(page.query_selector_all(".matrix .mass")) == 1
+    assert "similarity 0.8000, plan 1.00000" in page.text_content(".matrix .cell title")
+    assert page.inner_text(".gold li:nth-child(2) .missing") == "not matched"
+    assert len(page.query_selector_all(".credit tbody tr")) == 2
+
+
+def test_tokens_are_coloured_by_advantage_or_log_ratio(page: Any, url: str) -> None:
+    opened(page, f"{url}#/1/0/0")
+    assert "pos" in page.get_attribute("#turn-1 .text span", "class")
+    page.click("text=log-ratio")
+    spans = page.query_selector_all("#turn-1 .text span")
+    assert [("pos" in (span.get_attribute("class") or "")) for span in spans] == [True, False]
+    assert spans[1].get_attribute("title") == "token 2: log-ratio −0.1000"
+    page.keyboard.press("c")
+    assert page.query_selector("#turn-1 .text span") is None
+    assert page.url.endswith("#/1/0/0?color=none")
+
+
+def test_keys_and_links(page: Any, url: str) -> None:
+    opened(page, url)
+    for key, address in (
+        ("j", "#/1/0/0"),
+        ("j", "#/1/0/1"),
+        ("l", "#/1/0/2"),
+        ("h", "#/1/0/1"),
+        ("n", "#/1/0/1?turn=1"),
+        ("n", "#/1/0/1?turn=2"),
+        ("g", "#/1/0/1?view=group"),
+    ):
+        page.keyboard.press(key)
+        page.wait_for_function("address => location.hash === address", arg=address)
+    assert len(page.query_selector_all("table.group thead th")) == 1 + 3
+    page.click("table.group thead th:nth-child(2) a")
+    page.wait_for_function("location.hash === '#/1/0/0'")
+    page.keyboard.press("/")
+    page.keyboard.type("jkl")  # letters typed into the search move nothing
+    assert page.url.endswith("#/1/0/0?q=jkl")
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    assert "#/?q=jkl" in page.url
+    page.keyboard.press("?")
+    assert page.is_visible("dialog.help")
+    page.go_back()
+
+
+def test_a_deep_link_opens_the_turn(page: Any, url: str) -> None:
+    opened(page, f"{url}#/10/0/1?turn=2")
+    assert "target" in page.get_attribute("#turn-2", "class")
+    opened(page, f"{url}#/99/0/0")
+    page.reload()
+    page.wait_for_selector(".hint")
+    assert "no attempt 99/0/0 on this page" in page.inner_text(".hint")
+
+
+def test_light_and_dark(page: Any, url: str) -> None:
+    opened(page, url)
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.keyboard.press("t")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert light != dark
+    page.reload()
+    page.wait_for_selector(".list-rows p", state="attached")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == dark
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "400"])
+@pytest.mark.parametrize("address", ["", "#/1/0/1", "#/1/0/1?view=group"])
+def test_nothing_is_wider_than_the_screen(page: Any, url: str, size: Any, address: str) -> None:
+    page.set_viewport_size(size)
+    opened(page, url + address)
+    assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
+    narrow_detail = size == NARROW and address
+    assert page.is_visible(".filters") != bool(narrow_detail)
+
+
+def test_what_models_and_tools_write_stays_text(page: Any, tmp_path: Path) -> None:
+    (file,) = write_viewer(a_hostile_run(tmp_path), tmp_path / "view.html")
+    for view in ("", "?view=group", "?color=log-ratio", "?color=none"):
+        opened(page, f"{file.as_uri()}#/1/0/0{view}")
+        page.reload()
+        page.wait_for_selector(".detail h2")
+        assert page.inner_text(".detail h2") == MARKUP
+        assert page.evaluate("window.hacked === undefined && !document.querySelector('img')")
+
+
+def test_pages_link_to_one_another(
+    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(viewer, "MAX_BYTES", viewer.RESERVED + 100)
+    first, second = viewer.write_viewer(a_run(tmp_path), tmp_path / "view.html")
+    opened(page, f"{first.as_uri()}#/10/0/1")
+    page.click("text=Look on view_2.html")
+    page.wait_for_selector("#turn-1")
+    assert page.url == f"{second.as_uri()}#/10/0/1"
+    page.select_option(".topbar select", "view.html")
+    page.wait_for_selector("[data-key='1/0/0']")
