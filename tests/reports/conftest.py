@@ -11,9 +11,10 @@ CHROMIUM = next(
 )
 
 
-@pytest.fixture(scope="session")
+# Of a module, not of the session: while Playwright runs, no test can call asyncio.run.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser, once for all tests; they are skipped where there is none."""
+    """The browser, once for the tests of a module; they are skipped where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("no chromium on the path (Debian: apt-get install chromium)")

@@ -124,13 +124,14 @@ class _OpenPart:
 
 def _groups(files: list[Path]) -> Iterator[tuple[tuple[int, int], list[str]]]:
     """The lines of each group, and its key; the attempts of a group follow one another."""
-    key, lines = None, []
+    key: tuple[int, int] | None = None
+    lines: list[str] = []
     for file in files:
         with file.open(encoding="utf-8") as text:
             for number, line in enumerate(text, start=1):
                 record = _read(line, f"{file}, line {number}")
                 found = (record["policy_version"], record["group"])
-                if found != key and lines:
+                if key is not None and found != key:
                     yield key, lines
                     lines = []
                 key = found
