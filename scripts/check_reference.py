@@ -26,10 +26,10 @@ from matchtir.credit.advantages import DualAdvantage, RewardBatch
 from matchtir.credit.assignment import Assigner, GreedyAssignment, SoftAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
-from matchtir.evaluation.replay import execute_calls
 from matchtir.evaluation.solve import solve_metrics
 from matchtir.tasks.ftrl import FtrlTasks
 from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.replay import replay_all
 from matchtir.types import ResultStatus, StopReason, Task, ToolCall, Trajectory, Turn
 
 TOLERANCE = 1e-6
@@ -133,7 +133,7 @@ def check_ftrl_solve(cases: Sequence[Case], test_path: Path) -> dict[str, float]
     attempts = [(tasks[case["row"]], calls_of(case["calls"])) for case in cases]
     sandbox = ProcessPoolSandbox(workers=2)
     try:
-        outcomes = execute_calls(attempts, sandbox)
+        outcomes = [replay.results for replay in replay_all(attempts, sandbox)]
     finally:
         sandbox.shutdown()
     differences: dict[str, list[float]] = {

@@ -46,13 +46,24 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class McpServer:
+    """A program that serves tools in the Model Context Protocol on its standard streams."""
+
+    command: tuple[str, ...]  # program and arguments
+    shared: bool = False  # one process for all episodes: only for tools that keep no state
+
+
+@dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool as offered to the policy, and the Python source that runs it."""
+    """A tool as offered to the policy, and what runs it: Python source, or a server."""
 
     name: str
     description: str
     parameters: Mapping[str, Any]  # JSON schema of the arguments object
-    source: str = ""  # Python source that defines a function called `name`
+    source: str = ""  # Python source that defines a function called `name`, or the class `owner`
+    owner: str = ""  # the class whose method the tool is; each episode has one object of it
+    path: str = ""  # file of the source: where it finds its neighbours; "" for a source alone
+    server: McpServer | None = None  # instead of a source
 
     def schema(self) -> dict[str, Any]:
         """The tool as chat templates expect it."""
@@ -94,6 +105,14 @@ class SubAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation; `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """A question, the tools offered for it, and its gold solution."""
 
@@ -106,6 +125,9 @@ class Task:
     scenario: str = ""
     gold_turns: tuple[int, ...] = ()  # turn index of each gold call, where the source knows it
     alternative_gold_calls: tuple[tuple[ToolCall, ...], ...] = ()  # other traces as good as gold
+    history: tuple[Message, ...] = ()  # what was said before the question
+    initial_state: Mapping[str, Any] = field(default_factory=dict)  # by class: its arguments
+    gold_state: Mapping[str, Any] | None = None  # by class: attributes that the episode must reach
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -131,6 +153,7 @@ class Trajectory:
     stop_reason: StopReason
     policy_version: int = 0
     seconds: float = 0.0  # wall time from the first token to the last result
+    final_state: Mapping[str, Any] | None = None  # by class, where the task has a gold state
 
     @property
     def calls(self) -> tuple[ToolCall, ...]:

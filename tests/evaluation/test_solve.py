@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.evaluation.replay import execute_calls
 from matchtir.evaluation.solve import SolveMetrics, contains_answer, score_calls, solve_metrics
 from matchtir.tasks.ftrl import FtrlTasks
 from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.replay import replay_all
 from matchtir.types import (
     CallStatus,
     StopReason,
@@ -140,7 +140,7 @@ def test_the_recorded_cases_come_out_exactly():
         for case in cases
     ]
     sandbox = ProcessPoolSandbox(workers=2)
-    outcomes = execute_calls(attempts, sandbox)
+    outcomes = [replay.results for replay in replay_all(attempts, sandbox)]
     sandbox.shutdown()
     for case, (task, calls), results in zip(cases, attempts, outcomes, strict=True):
         metrics = solve_metrics((calls, results), task)

@@ -35,8 +35,8 @@ POOR = attempt(calling("3"), saying("I do not know"))
 
 
 def test_measures_of_a_good_attempt():
-    values = {"solve_p": 1, "solve_r": 1, "solve_f1": 1, "answer_f1": 1, "answered": 1}
-    assert measure(GOOD) == {**values, "turns": 2, "calls": 2}
+    values = {"solve_p": 1, "solve_r": 1, "solve_f1": 1, "answer_f1": 1, "success": 1}
+    assert measure(GOOD) == {**values, "answered": 1, "turns": 2, "calls": 2}
     assert tuple(measure(GOOD)) == MEASURES
 
 

@@ -61,6 +61,9 @@ class FakeSession:
         assert not self.is_closed
         return await self.sandbox.answer(call)
 
+    async def state(self) -> dict:
+        return {}
+
     async def close(self) -> None:
         await self.sandbox.before_close()
         assert not self.is_closed
@@ -74,7 +77,7 @@ class FakeSandbox:
         self.answer = answer
         self.sessions: list[FakeSession] = []
 
-    async def open(self, tools) -> FakeSession:
+    async def open(self, tools, state=None) -> FakeSession:
         self.sessions.append(FakeSession(self))
         return self.sessions[-1]
 

@@ -12,8 +12,9 @@ from matchtir.rollout.episode import (
     turn_seed,
 )
 from matchtir.rollout.renderer import Renderer
-from matchtir.rollout.scripted import ScriptedEngine
-from matchtir.types import CallStatus, ResultStatus, StopReason
+from matchtir.rollout.scripted import ScriptedEngine, replay
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import CallStatus, ResultStatus, StopReason, ToolSpec
 from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, small_tokenizer, task
 
 RENDERER = Renderer(small_tokenizer(), "", thinking=False)
@@ -127,6 +128,33 @@ def test_no_sandbox_session_without_calls():
 
 
 # -- stop reasons ----------------------------------------------------------------------------
+
+
+def test_the_final_state_is_read_where_the_task_asks_for_one():
+    source = "class Box:\n    def __init__(self, city):\n        self.city = city\n"
+    source += "    def mayor_of(self, city):\n        self.city += city\n        return city\n"
+    spec = ToolSpec("mayor_of", "", {}, source, owner="Box")
+    sandbox = ProcessPoolSandbox(workers=1)
+    renderer = Renderer(small_tokenizer(), system_prompt="")
+    texts = {"calls": [call_text("beta"), "<answer>a</answer>"], "idle": ["<answer>a</answer>"]}
+    runner = EpisodeRunner(
+        ScriptedEngine(renderer, replay({**texts, "plain": texts["calls"]})),
+        renderer,
+        sandbox,
+        EpisodeLimits(),
+    )
+    state = {"Box": {"city": "alpha"}}
+    asking = [
+        task(task_id, tools=(spec,), initial_state=state, gold_state=state)
+        for task_id in ("calls", "idle")
+    ]
+    tasks = [*asking, task("plain", tools=(spec,), initial_state=state)]
+    try:
+        groups = runner.run(tasks, 1, SamplingParams(), 0)
+    finally:
+        sandbox.shutdown()
+    states = [trajectory.final_state for (trajectory,) in groups]
+    assert states == [{"Box": {"city": "alphabeta"}}, state, None]
 
 
 def test_turn_length():

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from matchtir.policy.tokenizer import build_tokenizer
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
-from matchtir.types import ToolResult
+from matchtir.types import Message, ToolResult
 from tests.rollout.episode_fakes import (
     TOKENIZERS,
     WORDS,
@@ -92,6 +92,30 @@ def test_prompt_equals_chat_template(load):
     for thinking in (True, False):
         renderer = Renderer(load(), "Be brief.", thinking)
         assert list(renderer.prompt_ids(task())) == template_ids(renderer, task(), [])
+
+
+@TOKENIZERS
+def test_a_history_equals_the_template_with_its_system_message_joined(load):
+    history = (
+        Message("system", "Be brief."),
+        Message("user", "What is beta ?"),
+        Message("assistant", "<|im_end|> beta is a city"),
+    )
+    renderer = Renderer(load(), thinking=False, system_prompt="Use tools.")
+    prompt = renderer.prompt_ids(task(history=history))
+    messages = [
+        {"role": "system", "content": "Use tools.\n\nBe brief."},
+        {"role": "user", "content": "What is beta ?"},
+        {"role": "assistant", "content": "<|im_end|> beta is a city"},
+        {"role": "user", "content": "What is alpha ?"},
+    ]
+    tools = [spec.schema() for spec in task().tools]
+    text = renderer.tokenizer.apply_chat_template(
+        messages, tools=tools, add_generation_prompt=True, enable_thinking=False, tokenize=False
+    )
+    end = renderer.stop_token_ids[0]
+    assert renderer.tokenizer.decode(prompt) == text
+    assert prompt.count(end) == text.count("<|im_end|>") - 1  # the written one is plain text
 
 
 def test_observation_token_by_token():

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from matchtir.evaluation.replay import execute_calls
 from matchtir.tasks.nestful import NestfulTasks
 from matchtir.tasks.nestful_arithmetic import ARITHMETIC_SOURCES
 from matchtir.tasks.nestful_rows import adapt_source, answers_agree, reaches_gold_answer
 from matchtir.tasks.rows import RowError
 from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.replay import replay_all
 from matchtir.types import StopReason, ToolCall, ToolResult, Trajectory, Turn
 
 FUNCTIONS = [
@@ -56,10 +56,11 @@ def write(folder: Path, *rows, functions=FUNCTIONS) -> str:
     return str(path)
 
 
-def replay_all(tasks):
+def replay_gold(tasks):
     sandbox = ProcessPoolSandbox(workers=2)
     try:
-        return execute_calls([(task, task.gold_calls) for task in tasks], sandbox)
+        attempts = [(task, task.gold_calls) for task in tasks]
+        return [replay.results for replay in replay_all(attempts, sandbox)]
     finally:
         sandbox.shutdown()
 
@@ -70,7 +71,7 @@ def test_a_row_is_a_task_whose_gold_trace_replays(tmp_path):
     assert task.gold_turns == (0, 1)
     assert task.answer == "1.5"
     assert [item.output for item in task.sub_answers] == ["3", "1.5"]
-    (results,) = replay_all([task])
+    (results,) = replay_gold([task])
     assert [result.output for result in results] == ["3", "1.5"]
 
 
@@ -233,7 +234,7 @@ def test_published_rows_replay_to_their_gold_answers():
     assert len(tasks) == 407  # of 409; the arguments of two are bytes
     replayed = [
         answers_agree(results[-1].output, task.metadata["gold_answer"])
-        for task, results in zip(tasks, replay_all(tasks), strict=True)
+        for task, results in zip(tasks, replay_gold(tasks), strict=True)
     ]
     # The two others are marked as wrong in the data.
     failed = [task for task, good in zip(tasks, replayed, strict=True) if not good]

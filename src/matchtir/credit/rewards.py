@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from matchtir.credit.answer import answer_f1, answer_match, final_answer
 from matchtir.credit.assignment.base import Assigner, Assignment
+from matchtir.credit.outcome import outcome_score
 from matchtir.credit.similarity import COMPARABLE, GoldIndex, Similarity
 from matchtir.tools.parser import extract_answer
 from matchtir.types import ToolCall, Trajectory
@@ -176,10 +177,9 @@ class MatchReward:
         self, trajectory: Trajectory, turn_rewards: list[float]
     ) -> tuple[float, float]:
         """Add the answers to `turn_rewards` [T]; the last one's score, and what was paid for it."""
-        gold = trajectory.task.answer
         every = self.every_turn
         last = extract_answer(trajectory.final_text) if every else final_answer(trajectory)
-        outcome = 0.0 if last is None else self.score_answer(last, gold)
+        outcome = outcome_score(trajectory, last, self.score_answer)
         if not self.pay_outcome:
             return outcome, 0.0
         answered = last is not None
@@ -187,7 +187,7 @@ class MatchReward:
             answer = extract_answer(turn.text)
             if answer is not None:
                 answered = True
-                turn_rewards[index] += self.score_answer(answer, gold)
+                turn_rewards[index] += outcome_score(trajectory, answer, self.score_answer)
         paid = outcome - (0.0 if answered else self.no_answer_penalty)
         turn_rewards[-1] += paid
         return outcome, paid

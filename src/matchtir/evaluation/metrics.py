@@ -10,10 +10,14 @@ from torchmetrics import Metric
 
 from matchtir.credit.answer import answer_f1
 from matchtir.credit.answer import final_answer as final_answer
+from matchtir.credit.outcome import succeeds
 from matchtir.evaluation.solve import solve_metrics
 from matchtir.types import Trajectory
 
-MEASURES = ("solve_p", "solve_r", "solve_f1", "answer_f1", "answered", "turns", "calls")
+MEASURES = (
+    *("solve_p", "solve_r", "solve_f1", "answer_f1", "success", "answered"),
+    *("turns", "calls"),
+)
 
 
 def measure(trajectory: Trajectory) -> dict[str, float]:
@@ -26,6 +30,7 @@ def measure(trajectory: Trajectory) -> dict[str, float]:
         "solve_r": solve.rate,
         "solve_f1": solve.f1,
         "answer_f1": answer_f1(answer, task.answer),
+        "success": float(succeeds(trajectory)),
         "answered": float(answer is not None),
         "turns": float(len(trajectory.turns)),
         "calls": float(len(trajectory.calls)),

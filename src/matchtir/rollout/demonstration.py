@@ -8,6 +8,8 @@ from matchtir.rollout.renderer import Renderer
 from matchtir.tools.parser import parse_calls, render_call
 from matchtir.types import StopReason, Task, ToolResult, Trajectory, Turn
 
+DONE = "done"  # the answer where the task is to reach a state, and nothing is to be said
+
 
 def _calls_by_turn(task: Task) -> list[list[int]]:
     """Indices of the gold calls of each turn; one call a turn where the source does not say."""
@@ -27,7 +29,8 @@ def gold_turn_texts(task: Task) -> tuple[str, ...]:
     """
     calls = [render_call(call.name, call.arguments) for call in task.gold_calls]
     turns = ["\n".join(calls[index] for index in turn) for turn in _calls_by_turn(task)]
-    return (*turns, f"<answer>{task.answer}</answer>")
+    answer = task.answer if task.answer or task.gold_state is None else DONE
+    return (*turns, f"<answer>{answer}</answer>")
 
 
 def gold_trajectory(task: Task, renderer: Renderer) -> Trajectory:

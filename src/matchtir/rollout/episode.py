@@ -6,8 +6,9 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from matchtir.rollout.engine import Engine, SamplingParams
 from matchtir.rollout.renderer import Renderer
@@ -18,7 +19,6 @@ from matchtir.types import (
     Task,
     ToolCall,
     ToolResult,
-    ToolSpec,
     Trajectory,
     Turn,
 )
@@ -79,21 +79,29 @@ class _Episode:
 class _Tools:
     """The sandbox session of one episode, opened at its first call."""
 
-    def __init__(self, sandbox: Sandbox, specs: Sequence[ToolSpec]) -> None:
-        self.names = frozenset(spec.name for spec in specs)
+    def __init__(self, sandbox: Sandbox, task: Task) -> None:
+        self.names = frozenset(spec.name for spec in task.tools)
         self._sandbox = sandbox
-        self._specs = specs
+        self._task = task
         self._session: SandboxSession | None = None
 
     async def execute(self, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
         """One result per call, in order; the calls run concurrently."""
         if not calls:
             return ()
-        session = self._session or await self._sandbox.open(self._specs)
-        self._session = session
+        session = await self._opened()
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(session.call(call)) for call in calls]
         return tuple(answer.result() for answer in running)
+
+    async def final_state(self) -> Mapping[str, Any] | None:
+        """The state of the tools, where the task says what it should be."""
+        return None if self._task.gold_state is None else await (await self._opened()).state()
+
+    async def _opened(self) -> SandboxSession:
+        if self._session is None:
+            self._session = await self._sandbox.open(self._task.tools, self._task.initial_state)
+        return self._session
 
     async def close(self) -> None:
         """Close the session to the end, also where the episode is cancelled meanwhile."""
@@ -194,14 +202,15 @@ class EpisodeRunner:
         async with slots:
             started = time.perf_counter()
             version = self.engine.version
-            tools = _Tools(self.sandbox, task.tools)
+            tools = _Tools(self.sandbox, task)
             try:
                 turns, reason = await self._sample_turns(episode, tools)
                 seconds = time.perf_counter() - started
+                state = await tools.final_state()
             finally:
                 self.engine.release(episode.session)  # at once: others may wait for its place
                 await tools.close()
-        return Trajectory(task, prompt_ids, tuple(turns), reason, version, seconds)
+        return Trajectory(task, prompt_ids, tuple(turns), reason, version, seconds, state)
 
     async def _sample_turns(
         self, episode: _Episode, tools: _Tools

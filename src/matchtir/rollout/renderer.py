@@ -103,10 +103,19 @@ class Renderer:
         self._frame = self._observation_frame()
 
     def prompt_ids(self, task: Task) -> tuple[int, ...]:
-        """System message, tools and question, up to the place where the policy writes its turn."""
-        messages = [{"role": "user", "content": self._data.text(task.question)}]
+        """System message, tools, history and question, up to where the policy writes its turn.
+
+        System messages of the history join the renderer's own at the beginning.
+        """
+        said = [(m.role, self._data.text(m.content)) for m in task.history]
+        system = [text for role, text in said if role == "system"]
         if self.system_prompt:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
+            system.insert(0, self.system_prompt)
+        dialogue = [(role, text) for role, text in said if role != "system"]
+        dialogue.append(("user", self._data.text(task.question)))
+        if system:
+            dialogue.insert(0, ("system", "\n\n".join(system)))
+        messages = [{"role": role, "content": text} for role, text in dialogue]
         tools = [self._data.json(spec.schema()) for spec in task.tools]
         return self._encode(self._render(messages, tools))
 

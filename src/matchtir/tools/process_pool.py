@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+from matchtir.tools.mcp import McpHost, McpSession
 from matchtir.tools.parser import error_text
-from matchtir.tools.worker_process import Reply, WorkerProcess
+from matchtir.tools.stateful import StatefulObjects, objects_of
+from matchtir.tools.worker_process import Reply, WorkerProcess, call_request
 from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult, ToolSpec
 
 _OUTPUT_FORMS = ("json", "python")
@@ -35,12 +37,14 @@ class ProcessPoolSandbox:
     event loop, so successive `asyncio.run`, and loops of several threads, may use one sandbox.
 
     A call waits for a free worker, first come first served; its deadline starts when its execution
-    does. Tools are stateless: every call executes its source anew, see `matchtir.tools.worker`.
+    does. Functions are stateless: every call executes its source anew. The objects of a stateful
+    tool set live in a process that their session has to itself (`matchtir.tools.stateful`): there
+    are as many of these as such sessions open at once. Tools of MCP servers run in those.
     This guards against tools that fail, hang or flood, not against hostile ones: they see the
     file system, the network, and other processes of the user.
 
     Args:
-        workers: processes at most, hence calls that run at once.
+        workers: calls that run at once; processes at most, apart from those that hold objects.
         timeout_s: seconds that one call may run; then its process is killed, C code or not.
         max_output_chars: longer outputs are cut there and marked (status `truncated`).
         max_argument_chars: calls with longer arguments, as JSON, are rejected.
@@ -75,65 +79,109 @@ class ProcessPoolSandbox:
             raise ValueError(f"output must be one of {', '.join(_OUTPUT_FORMS)}, not {output!r}")
         self.timeout_s = timeout_s
         self.max_argument_chars = max_argument_chars
-        self._options = {"output": output, "max_output_chars": max_output_chars}
+        self._options: dict[str, Any] = {"output": output, "max_output_chars": max_output_chars}
         self.counts: Counter[ResultStatus] = Counter()
         self._counting = threading.Lock()
         folder = tempfile.TemporaryDirectory(prefix="matchtir-", ignore_cleanup_errors=True)
+        self._memory_mb, self._folder = memory_mb, folder.name
         self._workers = [WorkerProcess(memory_mb, folder.name) for _ in range(workers)]
         # The last one used is the first to be used again, so that few stay warm when few suffice.
         self._free = deque(self._workers)
+        self._lendable: deque[WorkerProcess] = deque()
+        self._mcp: McpHost | None = None
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="matchtir-tools")
         # Runs at exit too, and at most once.
         self._stop = weakref.finalize(self, _stop, self._workers, self._threads, folder)
 
-    async def open(self, tools: Sequence[ToolSpec]) -> ProcessPoolSession:
-        """A session that offers these tools; raises ValueError where two share a name."""
+    async def open(
+        self, tools: Sequence[ToolSpec], state: Mapping[str, Any] | None = None
+    ) -> ProcessPoolSession:
+        """A session that offers these tools.
+
+        Raises:
+            ValueError: two tools share a name, or the state is of a class that owns no tool.
+        """
         by_name = {tool.name: tool for tool in tools}
         if len(by_name) < len(tools):
             names = Counter(tool.name for tool in tools)
             raise ValueError(f"two tools of one session are called {names.most_common(1)[0][0]!r}")
-        return ProcessPoolSession(self, by_name)
+        return ProcessPoolSession(self, by_name, objects_of(tools, state or {}))
 
     def shutdown(self) -> None:
         """Kill every process: running calls crash, waiting ones are cancelled, later ones raise."""
         self._stop()
+        if self._mcp is not None:
+            self._mcp.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether `shutdown` has not been called."""
+        return self._stop.alive
 
     def count(self, status: ResultStatus) -> None:
         """Add one call to `counts`."""
         with self._counting:
             self.counts[status] += 1
 
-    async def run(self, tool: ToolSpec, arguments: str) -> Reply:
-        """Execute one call with its arguments as JSON text."""
+    async def ask(self, request: Mapping[str, Any], worker: WorkerProcess | None = None) -> Reply:
+        """Execute one request, in a lent worker or in any free one."""
         abandoned = threading.Event()
-        request = {
-            "name": tool.name,
-            "source": tool.source,
-            "arguments": arguments,
-            **self._options,
-        }
+        if request["action"] == "call":
+            request = {**request, **self._options}
+        free = self._free if worker is None else deque([worker])
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(
-                self._threads, _execute, self._free, abandoned, request, self.timeout_s
+                self._threads, _execute, free, abandoned, request, self.timeout_s
             )
         except asyncio.CancelledError:
             abandoned.set()
-            for worker in self._workers:
-                worker.abandon(abandoned)
+            for each in tuple(self._workers):
+                each.abandon(abandoned)
             raise
+
+    def lend_worker(self) -> WorkerProcess:
+        """A worker that nobody else uses, until it is given back."""
+        try:
+            return self._lendable.pop()
+        except IndexError:
+            worker = WorkerProcess(self._memory_mb, self._folder)
+            self._workers.append(worker)
+            return worker
+
+    def take_back(self, worker: WorkerProcess, reusable: bool) -> None:
+        """Take a lent worker back, to lend it again or to end it."""
+        if reusable:
+            self._lendable.append(worker)
+        else:
+            worker.stop()
+            self._workers.remove(worker)
+
+    @property
+    def mcp(self) -> McpHost:
+        """What talks to MCP servers; made when first needed."""
+        with self._counting:
+            if self._mcp is None:
+                self._mcp = McpHost(self.timeout_s, self._options["max_output_chars"])
+                weakref.finalize(self, self._mcp.stop)
+            return self._mcp
 
 
 class ProcessPoolSession:
-    """The tools of one episode.
+    """The tools of one episode: functions in any worker, objects in one of its own."""
 
-    Stateless tools leave it nothing to hold. A stateful set would take one worker for the
-    session's whole life here, and give it back in `close`.
-    """
-
-    def __init__(self, sandbox: ProcessPoolSandbox, tools: Mapping[str, ToolSpec]) -> None:
+    def __init__(
+        self,
+        sandbox: ProcessPoolSandbox,
+        tools: Mapping[str, ToolSpec],
+        objects: Sequence[Mapping[str, Any]],
+    ) -> None:
         self._sandbox = sandbox
         self._tools = tools
+        self._objects = (
+            StatefulObjects(sandbox.ask, sandbox.lend_worker(), objects) if objects else None
+        )
+        self._servers = McpSession(sandbox.mcp) if any(t.server for t in tools.values()) else None
         self._closed = False
 
     async def call(self, call: ToolCall) -> ToolResult:
@@ -144,9 +192,20 @@ class ProcessPoolSession:
         self._sandbox.count(result.status)
         return result
 
+    async def state(self) -> Mapping[str, Any] | None:
+        """Public attributes of each stateful object; None where they are lost."""
+        return await self._objects.state() if self._objects else {}
+
     async def close(self) -> None:
-        """Refuse further calls."""
+        """Refuse further calls; give up objects and servers."""
+        if self._closed:
+            return
         self._closed = True
+        if self._objects and self._sandbox.running:
+            await self._objects.close()
+            self._sandbox.take_back(self._objects.worker, self._objects.reusable)
+        if self._servers:
+            await self._servers.close()
 
     async def _result(self, call: ToolCall) -> ToolResult:
         tool = self._tools.get(call.name)
@@ -164,7 +223,15 @@ class ProcessPoolSession:
         if len(arguments) > limit:
             text = f"Error: the arguments are too long: {len(arguments)} characters, over {limit}."
             return ToolResult(text, ResultStatus.REJECTED)
-        return _to_result(call.name, await self._sandbox.run(tool, arguments))
+        return _to_result(call.name, await self._run(tool, arguments))
+
+    async def _run(self, tool: ToolSpec, arguments: str) -> Reply:
+        if tool.server is not None and self._servers:
+            return await self._servers.call(tool, arguments)
+        request = call_request(tool, arguments)
+        if tool.owner and self._objects:
+            return await self._objects.ask(request)
+        return await self._sandbox.ask(request)
 
 
 def _execute(

@@ -3,12 +3,17 @@
 It reads requests from a private socket and answers each on it, JSON in frames of a 4-byte length
 and a body. What tools print goes to /dev/null.
 
-Every call executes its source in a fresh module, so that no global of a source outlives a call:
-which worker a call lands on must not show in its result. Only the compiled code is kept. (State
-inside imported modules does outlive a call; the process is the border for that.)
+Every call of a function executes its source in a fresh module, so that no global of a source
+outlives a call: which worker a call lands on must not show in its result. Only the compiled code is
+kept. (State inside imported modules does outlive a call; the process is the border for that.)
+
+Methods are called on objects instead, one of each class, which "open" makes and which last until
+"close", the next "open", or the end of the process: a session has its worker to itself meanwhile.
 """
 
 import contextlib
+import dataclasses
+import enum
 import functools
 import inspect
 import json
@@ -22,6 +27,9 @@ import types
 
 HEADER = struct.Struct("!I")
 FOLDER = os.getcwd()
+SEARCH_PATH = tuple(sys.path)
+OBJECTS: dict = {}  # of the session that has this process: an object per class
+FOLDERS: set = set()  # of their sources
 GRACE_S = 1.0  # the parent enforces the deadline; a worker without a parent ends itself this later
 
 
@@ -35,23 +43,110 @@ def compiled(source, name):
     return compile(source, f"<tool {name}>", "exec", dont_inherit=True)
 
 
-def load(source, name):
-    """The tool's function, from a fresh module."""
-    module = types.ModuleType("tool")
-    sys.modules["tool"] = module  # where dataclasses and the like look their module up
+def load(request, module_name):
+    """A fresh module with the source executed in it; it finds its neighbours by its path."""
+    path = request["path"]
+    module = types.ModuleType(module_name)
+    sys.modules[module_name] = module  # where dataclasses and the like look their module up
+    sys.path[:] = [os.path.dirname(path), *SEARCH_PATH] if path else SEARCH_PATH
+    if path:
+        module.__file__ = path
     try:
-        exec(compiled(source, name), module.__dict__)
+        exec(compiled(request["source"], request["name"]), module.__dict__)
     except BaseException as error:
         raise Failure("broken_tool", describe(error)) from None
-    function = module.__dict__.get(name)
+    return module
+
+
+def find(module, name, kind):
+    """What a module defines under a name; it must be something to call."""
+    found = module.__dict__.get(name)
+    if not callable(found):
+        raise Failure("broken_tool", f"its source defines no {kind} {name}")
+    return found
+
+
+def open_objects(request):
+    """An object of each class, made with the arguments that are its initial state."""
+    close_objects(request)
+    modules: dict = {}
+    for item in request["objects"]:
+        FOLDERS.add(os.path.dirname(item["path"]))
+        place = item["source"], item["path"]
+        if place not in modules:
+            modules[place] = load({**item, "name": item["owner"]}, f"tool_{len(modules)}")
+        make = find(modules[place], item["owner"], "class")
+        try:
+            OBJECTS[item["owner"]] = make(**item["state"])
+        except BaseException as error:
+            text = f"{item['owner']} cannot be made with its initial state: {describe(error)}"
+            raise Failure("broken_tool", text) from error
+    return "ok", ""
+
+
+def close_objects(request):
+    """Nothing of the session stays, nor in modules that lie beside its sources."""
+    OBJECTS.clear()
+    for name, module in list(sys.modules.items()):
+        if os.path.dirname(getattr(module, "__file__", None) or "") in FOLDERS - {""}:
+            del sys.modules[name]
+    FOLDERS.clear()
+    return "ok", ""
+
+
+def read_state(request):
+    """The public attributes of every object, as JSON."""
+    try:
+        return "ok", json.dumps({name: attributes(found) for name, found in OBJECTS.items()})
+    except BaseException as error:
+        raise Failure("exception", describe(error)) from error
+
+
+def attributes(value):
+    """The public attributes of an object, as JSON values."""
+    found = dict(getattr(value, "__dict__", {}))
+    if dataclasses.is_dataclass(value):  # perhaps with slots
+        found |= {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return {name: plain(item) for name, item in found.items() if not name.startswith("_")}
+
+
+def plain(value):
+    """A value as JSON has it: sets sorted, objects as their attributes, the rest as text."""
+    if isinstance(value, enum.Enum):
+        return plain(value.value)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, dict):
+        return {
+            key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(item) for item in value), key=json.dumps)
+    if isinstance(value, type) or not (
+        hasattr(value, "__dict__") or dataclasses.is_dataclass(value)
+    ):
+        return str(value)
+    return attributes(value)
+
+
+def function_of(request):
+    """What a call calls: a method of this session's object, or a function from a fresh module."""
+    name, owner = request["name"], request["owner"]
+    if not owner:
+        return find(load(request, "tool"), name, "function")
+    if owner not in OBJECTS:
+        raise Failure("crashed", f"{owner} and its state were lost with an earlier call")
+    function = getattr(OBJECTS[owner], name, None)
     if not callable(function):
-        raise Failure("broken_tool", f"its source defines no function {name}")
+        raise Failure("broken_tool", f"{owner} has no method {name}")
     return function
 
 
-def execute(request):
+def call(request):
     """Status and text of one call."""
-    function = load(request["source"], request["name"])
+    function = function_of(request)
     try:
         arguments = json.loads(request["arguments"])
         return "ok", as_text(function(**arguments), request["output"])
@@ -62,6 +157,9 @@ def execute(request):
         raise Failure("bad_arguments", str(error)) from error
     except BaseException as error:
         raise Failure("exception", describe(error)) from error
+
+
+ACTIONS = {"call": call, "open": open_objects, "state": read_state, "close": close_objects}
 
 
 def fits(function, arguments):
@@ -103,18 +201,28 @@ def answer(request):
     with open(os.devnull, "w") as null:  # anew for each call: the last tool may have closed it
         sys.stdout = sys.stderr = null
         try:
-            status, text = execute(request)
+            status, text = ACTIONS[request["action"]](request)
         except Failure as failure:
             status, text = failure.args
             out_of_memory = isinstance(failure.__cause__, MemoryError)
-    cap, length = request["max_output_chars"], len(text)
+    if "max_output_chars" in request:
+        text, whole = cut(text, request["max_output_chars"])
+        status = "truncated" if status == "ok" and not whole else status
+    # A session with objects keeps its process, whatever they do to it, until it is closed.
+    last = not OBJECTS and (out_of_memory or damaged())
+    return {"id": request["id"], "status": status, "output": text, "last": last}
+
+
+def cut(text, cap):
+    """A text as the policy may read it, and whether it is whole: longer ones end in a remark."""
+    length = len(text)
     # Joins surrogate pairs and replaces lone ones: what the policy reads must be encodable.
     text = text[:cap].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if length > cap:
-        text += f"\n[cut here: {cap} of {length} characters]"
-        status = "truncated" if status == "ok" else status
-    last = out_of_memory or damaged()
-    return {"id": request["id"], "status": status, "output": text, "last": last}
+    return (
+        (text, True)
+        if length <= cap
+        else (f"{text}\n[cut here: {cap} of {length} characters]", False)
+    )
 
 
 def damaged():

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matchtir.tools import worker
-from matchtir.types import ResultStatus
+from matchtir.types import ResultStatus, ToolSpec
 
 _START_S = 60.0  # a worker takes 0.03 s to start; only a machine in trouble takes longer
 _MAX_REPLY_BYTES = 1 << 28
@@ -30,6 +30,12 @@ class Reply:
     status: ResultStatus
     output: str
     seconds: float
+
+
+def call_request(tool: ToolSpec, arguments: str) -> dict[str, Any]:
+    """The request to call a tool with its arguments, as JSON text."""
+    code = {"name": tool.name, "source": tool.source, "owner": tool.owner, "path": tool.path}
+    return {"action": "call", "arguments": arguments, **code}
 
 
 class WorkerProcess:

@@ -1,0 +1,231 @@
+"""Tools of MCP servers: programs that speak the Model Context Protocol on their standard streams.
+
+A connection of the official SDK belongs to one task of one event loop, sandbox sessions to any
+loop. So all connections live in a loop of this module's own, in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shlex
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from matchtir.tools.worker import cut
+from matchtir.tools.worker_process import Reply
+from matchtir.types import McpServer, ResultStatus, ToolSpec
+
+log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
+
+_START_S = 60.0  # for a server to answer for the first time
+_STDERR_CHARS = 2_000  # of what it said, in the message that it does not start
+
+
+class McpError(RuntimeError):
+    """A server that does not start, or does not speak the protocol."""
+
+
+class McpHost:
+    """Starts servers and talks to them.
+
+    Args:
+        timeout_s: seconds that one call may take; then its server is stopped.
+        max_output_chars: longer outputs are cut there and marked.
+    """
+
+    def __init__(self, timeout_s: float = 60.0, max_output_chars: int = 8_000) -> None:
+        self.timeout_s = timeout_s
+        self.max_output_chars = max_output_chars
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._shared: dict[McpServer, _Connection] = {}
+        self._all: set[_Connection] = set()
+
+    async def connect(self, server: McpServer) -> _Connection:
+        """A connection to a process of this server: a new one, or the shared one if it lives."""
+        connection = self._shared.get(server) if server.shared else None
+        if connection is None or connection.ended:
+            connection = _Connection(server)
+            self._all.add(connection)
+            connection.on_gone(self._all.discard)
+            if server.shared:
+                self._shared[server] = connection
+        return connection
+
+    async def tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
+        """What the server offers.
+
+        Raises:
+            McpError: it does not start.
+        """
+        connection = await self.connect(server)
+        try:
+            client = await connection.client()
+            found, cursor = [], None
+            while True:
+                page = await client.list_tools(cursor=cursor)
+                found += page.tools
+                cursor = page.next_cursor
+                if not cursor:
+                    break
+        finally:
+            await connection.close()
+        return tuple(
+            ToolSpec(tool.name, tool.description or "", tool.input_schema, server=server)
+            for tool in found
+        )
+
+    async def call(self, connection: _Connection, name: str, arguments: str) -> Reply:
+        """One call, its arguments as JSON text."""
+        started = time.monotonic()
+
+        def reply(status: ResultStatus, text: str) -> Reply:
+            return Reply(status, text, time.monotonic() - started)
+
+        try:
+            client = await connection.client()
+        except McpError as error:
+            return reply(ResultStatus.BROKEN_TOOL, str(error))
+        if connection.ended:
+            return reply(ResultStatus.CRASHED, "its server ended with an earlier call")
+        from mcp.shared.exceptions import MCPError
+        from mcp.types import CONNECTION_CLOSED
+
+        try:
+            async with asyncio.timeout(self.timeout_s), connection.order:
+                result = await client.call_tool(name, json.loads(arguments))
+        except TimeoutError:
+            connection.end()
+            return reply(ResultStatus.TIMEOUT, f"{self.timeout_s:g}")
+        except MCPError as error:
+            if error.code == CONNECTION_CLOSED:
+                connection.end()
+                return reply(ResultStatus.CRASHED, "its server ended")
+            return reply(ResultStatus.EXCEPTION, error.message)
+        text, whole = cut(_text_of(result), self.max_output_chars)
+        if result.is_error:
+            return reply(ResultStatus.EXCEPTION, text)
+        return reply(ResultStatus.OK if whole else ResultStatus.TRUNCATED, text)
+
+    async def run(self, work: Coroutine[Any, Any, Value]) -> Value:
+        """Do something of the above in the loop of the connections."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+    def stop(self) -> None:
+        """Stop every server; nothing can be done afterwards."""
+        if not self._thread.is_alive():
+            return
+
+        async def close_all() -> None:
+            await asyncio.gather(*[connection.close() for connection in tuple(self._all)])
+
+        asyncio.run_coroutine_threadsafe(close_all(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class McpSession:
+    """The servers of one episode, each started at its first call."""
+
+    def __init__(self, host: McpHost) -> None:
+        self._host = host
+        self._connections: dict[McpServer, _Connection] = {}
+
+    async def call(self, tool: ToolSpec, arguments: str) -> Reply:
+        """One call, its arguments as JSON text."""
+        return await self._host.run(self._call(tool, arguments))
+
+    async def close(self) -> None:
+        """Stop the servers that are this episode's own."""
+        await self._host.run(self._close())
+
+    async def _call(self, tool: ToolSpec, arguments: str) -> Reply:
+        server = tool.server
+        assert server is not None
+        connection = self._connections.get(server)
+        if connection is None or (server.shared and connection.ended):
+            connection = self._connections[server] = await self._host.connect(server)
+        return await self._host.call(connection, tool.name, arguments)
+
+    async def _close(self) -> None:
+        for server, connection in self._connections.items():
+            if not server.shared:
+                await connection.close()
+
+
+class _Connection:
+    """One server process and the SDK's client of it; a task of its own opens and closes both."""
+
+    def __init__(self, server: McpServer) -> None:
+        self._server = server
+        self._closing = asyncio.Event()
+        self._client: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        # Calls of one episode see each other's effects in the order in which they were made.
+        self.order = contextlib.nullcontext() if server.shared else asyncio.Lock()
+        self._task = asyncio.create_task(self._serve())
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is nothing to talk to any more."""
+        return self._closing.is_set() or self._task.done()
+
+    async def client(self) -> Any:
+        """The SDK's client, once the server has answered; raises McpError where it does not."""
+        return await asyncio.shield(self._client)
+
+    def on_gone(self, tell: Callable[[_Connection], None]) -> None:
+        """Call `tell` with this connection when its server is gone."""
+        self._task.add_done_callback(lambda _: tell(self))
+
+    def end(self) -> None:
+        """Begin to stop the server."""
+        self._closing.set()
+
+    async def close(self) -> None:
+        """Stop the server; returns when it is gone."""
+        self.end()
+        await asyncio.wait([self._task])
+
+    async def _serve(self) -> None:
+        try:
+            from mcp import StdioServerParameters, stdio_client
+            from mcp.client import Client
+        except ImportError as error:
+            self._fail(f"the package mcp is needed for it: pip install 'matchtir[mcp]' ({error})")
+            return
+        program, *arguments = self._server.command
+        parameters = StdioServerParameters(command=program, args=arguments)
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+            try:
+                transport = stdio_client(parameters, errlog=said)
+                async with Client(transport, read_timeout_seconds=_START_S) as client:
+                    self._client.set_result(client)
+                    await self._closing.wait()
+            except Exception as error:  # whatever a foreign program does
+                said.seek(0)
+                self._fail(f"{error}\n{said.read()[-_STDERR_CHARS:]}".strip())
+
+    def _fail(self, reason: str) -> None:
+        command = shlex.join(self._server.command)
+        if self._client.done():
+            log.warning("the MCP server %s: %s", command, reason)
+            return
+        self._client.set_exception(McpError(f"the MCP server {command} does not start: {reason}"))
+        self._client.exception()  # seen: no warning where nobody waits for it
+
+
+def _text_of(result: Any) -> str:
+    """The text of a call's result; other kinds of content are named in its place."""
+    return "\n".join(
+        item.text if item.type == "text" else f"[{item.type}]" for item in result.content
+    )

@@ -1,0 +1,209 @@
+"""Objects whose methods are tools: one of each class per episode, in a process of its own."""
+
+import asyncio
+import textwrap
+
+import pytest
+
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import ResultStatus, ToolCall, ToolSpec
+
+CART = textwrap.dedent("""
+    import dataclasses
+    import os
+    import threading
+    import time
+
+    SOLD = []
+
+    @dataclasses.dataclass
+    class Line:
+        name: str
+        count: int
+
+    class Cart:
+        def __init__(self, owner="", lines=()):
+            self.owner = owner
+            self.lines = [Line(**line) for line in lines]
+            self.tags = {"b", "a"}
+            self._secret = 1
+
+        def add(self, name, count=1):
+            self.lines.append(Line(name, count))
+            SOLD.append(name)
+            return len(self.lines)
+
+        def sold(self):
+            return SOLD
+
+        def hang(self):
+            time.sleep(60)
+
+        def leave(self):
+            os._exit(2)
+
+        def start_thread(self):
+            threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+            return "started"
+
+        def spoil(self):
+            self.lines = self.__dict__
+""")
+METHODS = ("add", "sold", "hang", "leave", "start_thread", "spoil")
+
+
+def cart_tools(source=CART, path=""):
+    return [ToolSpec(name, "", {}, source, owner="Cart", path=path) for name in METHODS]
+
+
+@pytest.fixture
+def sandbox():
+    pool = ProcessPoolSandbox(workers=2, timeout_s=2.0)
+    yield pool
+    pool.shutdown()
+
+
+def in_session(sandbox, *calls, tools=None, state=None):
+    """Outputs of calls made at once in a session of their own, and the state after them."""
+
+    async def run():
+        session = await sandbox.open(tools or cart_tools(), state)
+        try:
+            made = [session.call(ToolCall(name, arguments)) for name, arguments in calls]
+            return await asyncio.gather(*made), await session.state()
+        finally:
+            await session.close()
+
+    return asyncio.run(run())
+
+
+def test_calls_of_an_episode_see_each_others_effects_in_their_order(sandbox):
+    calls = [("add", {"name": str(index), "count": index}) for index in range(8)]
+    results, state = in_session(sandbox, *calls)
+    assert [result.output for result in results] == [str(index + 1) for index in range(8)]
+    assert [line["count"] for line in state["Cart"]["lines"]] == list(range(8))
+
+
+def test_episodes_never_see_each_other(sandbox):
+    async def run():
+        sessions = [await sandbox.open(cart_tools(), {"Cart": {"owner": str(i)}}) for i in range(6)]
+        for turn in range(3):
+            calls = [
+                session.call(ToolCall("add", {"name": f"{owner}/{turn}"}))
+                for owner, session in enumerate(sessions)
+            ]
+            assert {result.output for result in await asyncio.gather(*calls)} == {str(turn + 1)}
+        states = [await session.state() for session in sessions]
+        for session in sessions:
+            await session.close()
+        return states
+
+    for _ in range(2):  # the second time the processes have served before
+        for owner, state in enumerate(asyncio.run(run())):
+            assert state["Cart"]["owner"] == str(owner)
+            assert [line["name"] for line in state["Cart"]["lines"]] == [
+                f"{owner}/{turn}" for turn in range(3)
+            ]
+
+
+def test_nothing_of_a_session_stays_in_its_process(sandbox, tmp_path):
+    (tmp_path / "shelf.py").write_text("STOCK = []\n")
+    source = CART.replace("SOLD = []", "from shelf import STOCK as SOLD")
+    tools = cart_tools(source, str(tmp_path / "cart.py"))
+    for _ in range(3):
+        (_, sold), _ = in_session(sandbox, ("add", {"name": "a"}), ("sold", {}), tools=tools)
+        assert sold.output == '["a"]'
+
+
+def test_the_state_is_the_public_attributes_as_json(sandbox):
+    _, state = in_session(sandbox, state={"Cart": {"lines": [{"name": "tea", "count": 2}]}})
+    assert state == {
+        "Cart": {"owner": "", "lines": [{"name": "tea", "count": 2}], "tags": ["a", "b"]}
+    }
+
+
+def test_a_class_without_a_state_gets_its_defaults_and_functions_stay_stateless(sandbox):
+    plain = ToolSpec(
+        "one", "", {}, "SEEN = []\ndef one():\n    SEEN.append(1)\n    return len(SEEN)"
+    )
+    results, state = in_session(
+        sandbox, ("one", {}), ("add", {"name": "a"}), ("one", {}), tools=[*cart_tools(), plain]
+    )
+    assert [result.output for result in results] == ["1", "1", "1"]
+    assert state["Cart"]["lines"] == [{"name": "a", "count": 1}]
+
+
+@pytest.mark.parametrize("end", ["hang", "leave"])
+def test_a_call_that_takes_the_process_along_loses_the_state_of_its_episode_alone(sandbox, end):
+    async def run():
+        lost, other = [await sandbox.open(cart_tools()) for _ in range(2)]
+        await other.call(ToolCall("add", {"name": "a"}))
+        ended = await lost.call(ToolCall(end, {}))
+        after = await lost.call(ToolCall("add", {"name": "b"}))
+        states = await lost.state(), await other.state()
+        await lost.close()
+        await other.close()
+        return ended, after, states
+
+    ended, after, (lost, other) = asyncio.run(run())
+    assert ended.status == {"hang": ResultStatus.TIMEOUT, "leave": ResultStatus.CRASHED}[end]
+    assert after.status is ResultStatus.CRASHED
+    assert "state were lost" in after.output
+    assert lost is None
+    assert len(other["Cart"]["lines"]) == 1
+
+
+def test_a_thread_of_an_object_does_not_cost_the_state(sandbox):
+    results, state = in_session(sandbox, ("start_thread", {}), ("add", {"name": "a"}))
+    assert [result.output for result in results] == ["started", "1"]
+    assert len(state["Cart"]["lines"]) == 1
+
+
+def test_an_initial_state_that_does_not_fit_is_told_at_every_call(sandbox):
+    results, state = in_session(
+        sandbox, ("add", {"name": "a"}), ("sold", {}), state={"Cart": {"colour": "red"}}
+    )
+    assert {result.status for result in results} == {ResultStatus.BROKEN_TOOL}
+    assert "Cart cannot be made with its initial state" in results[0].output
+    assert "colour" in results[1].output
+    assert state is None
+
+
+def test_bad_arguments_and_missing_methods(sandbox):
+    odd = ToolSpec("nothing", "", {}, CART, owner="Cart")
+    results, state = in_session(
+        sandbox, ("add", {"colour": 1}), ("nothing", {}), tools=[*cart_tools(), odd]
+    )
+    assert [r.status for r in results] == [ResultStatus.BAD_ARGUMENTS, ResultStatus.BROKEN_TOOL]
+    assert "Cart has no method nothing" in results[1].output
+    assert state["Cart"]["lines"] == []
+
+
+def test_a_state_that_is_no_json_cannot_be_read(sandbox):
+    _, state = in_session(sandbox, ("spoil", {}))
+    assert state is None
+
+
+def test_the_state_of_a_class_that_owns_no_tool_is_refused(sandbox):
+    with pytest.raises(ValueError, match="Trolley, which owns no tool"):
+        in_session(sandbox, state={"Trolley": {}})
+
+
+def test_two_classes_of_one_name_are_refused(sandbox):
+    other = ToolSpec("other", "", {}, "class Cart: pass", owner="Cart")
+    with pytest.raises(ValueError, match="two classes called Cart"):
+        in_session(sandbox, tools=[*cart_tools(), other])
+
+
+def test_a_cancelled_call_ends_at_once_and_the_session_can_be_closed(sandbox):
+    async def run():
+        session = await sandbox.open(cart_tools())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await session.call(ToolCall("hang", {}))
+        assert await session.state() is None
+        await session.close()
+
+    asyncio.run(run())
+    (result,), _ = in_session(sandbox, ("add", {"name": "a"}))
+    assert result.output == "1"
