@@ -26,9 +26,18 @@ from matchtir.training.warm_start import warm_start
 from matchtir.utils.config_check import check
 from matchtir.utils.instantiate import instantiate_group
 from matchtir.utils.run_dir import checkpoint_to_load, keep_config, register_resolvers
+from matchtir.utils.sweep import run_job
 
 KNOWN_KEYS = (
-    *("seed", "ckpt_path", "objective", "paths", "extras.print_config", "extras.matmul_precision"),
+    *(
+        "seed",
+        "ckpt_path",
+        "objective",
+        "identity",
+        "paths",
+        "extras.print_config",
+        "extras.matmul_precision",
+    ),
     *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "drop_silent"),
     *("penalties", "turn_reduction"),
     *("model", "renderer", "rollout.engine", "rollout.limits", "sandbox"),
@@ -105,9 +114,9 @@ def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> No
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
-def main(config: DictConfig) -> float:
+def main(config: DictConfig) -> float | None:
     """The command line."""
-    return run(config)
+    return run_job(run, config)
 
 
 if __name__ == "__main__":

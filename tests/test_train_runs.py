@@ -340,6 +340,16 @@ def test_a_sweep_over_the_methods_choices(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["submitit_local", "processes"])
+def test_jobs_in_processes_of_their_own(tmp_path: Path, launcher: str) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="no extra `sweep`")
+    sweep = ("-m", f"hydra/launcher={launcher}", "iterations=1", "seed=1,2")
+    subprocess.run(command_line(tmp_path, *sweep), check=True, stdout=subprocess.DEVNULL)
+    results = sorted(tmp_path.glob("smoke/multiruns/*/*/result.json"))
+    assert [json.loads(path.read_text())["seed"] for path in results] == [1, 2]
+
+
+@pytest.mark.slow
 def test_a_mistyped_key_ends_the_command_at_once(tmp_path: Path) -> None:
     done = subprocess.run(
         command_line(tmp_path, "+advantage.gama=1"), capture_output=True, text=True, check=False

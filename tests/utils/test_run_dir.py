@@ -69,9 +69,9 @@ def test_a_checkpoint_given_by_its_path_starts_a_new_run(tmp_path: Path) -> None
 
 def test_experiments_that_are_swept_over_are_joined(tmp_path: Path) -> None:
     overrides = ["seed=1,2", "experiment=grpo,matchtir_hard"]
-    sweep = Path(run_dirs.sweep_dir(str(tmp_path), "train", overrides, CHOICES))
+    sweep = Path(run_dirs.sweep_dir(str(tmp_path), "train", overrides, CHOICES, None))
     assert sweep.parent == tmp_path / "grpo+matchtir_hard" / "multiruns"
-    sweep = Path(run_dirs.sweep_dir(str(tmp_path), "train", ["seed=1,2"], CHOICES))
+    sweep = Path(run_dirs.sweep_dir(str(tmp_path), "train", ["seed=1,2"], CHOICES, None))
     assert sweep.parent == tmp_path / "grpo" / "multiruns"
 
 

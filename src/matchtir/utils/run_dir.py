@@ -4,7 +4,8 @@
     <log_dir>/<experiment>/multiruns/<time>/<n>      job n of a sweep
 
 `ckpt_path=last` continues the experiment's newest interrupted run in its own folder: one that has
-`checkpoints/last.ckpt` but no `result.json` yet.
+`checkpoints/last.ckpt` but no `result.json` yet. With `-m` it continues the newest unfinished sweep
+of the same choices; `matchtir.utils.sweep` says how.
 """
 
 from __future__ import annotations
@@ -18,14 +19,18 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
+from matchtir.utils import identity
+from matchtir.utils.sweep_record import RESULT_FILE as RESULT_FILE
+from matchtir.utils.sweep_record import newest_unfinished
+
 LAST = "last"
 CONFIG_FILE = "config.yaml"
-RESULT_FILE = "result.json"
 CHECKPOINT_FILE = Path("checkpoints", "last.ckpt")
 
 # What may differ when a run is resumed: where and how long it runs, and who watches.
 MAY_CHANGE = (
     "ckpt_path",
+    "identity.*",
     "paths.*",
     "logger.*",
     "extras.*",
@@ -37,12 +42,14 @@ MAY_CHANGE = (
 
 
 def register_resolvers() -> None:
-    """Make `${run_dir:...}` and `${sweep_dir:...}` known; call it before `hydra.main`.
+    """Make the resolvers of `configs/` known; call it before `hydra.main`.
 
-    Their values are kept for the life of a config, so that the folder is the same at every look.
+    The folders are kept for the life of a config, so that they are the same at every look.
     """
     OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
+    for function in (identity.group, identity.name, identity.tags):
+        OmegaConf.register_new_resolver(f"run_{function.__name__}", function, replace=True)
 
 
 def run_dir(
@@ -67,9 +74,16 @@ def run_dir(
     return str(max(interrupted) if ckpt_path == LAST and interrupted else _new(runs))
 
 
-def sweep_dir(log_dir: str, job: str, overrides: Sequence[str], choices: DictConfig) -> str:
-    """The folder of a sweep; experiments that are swept over are joined by `+`."""
-    return str(_new(Path(log_dir, _experiment(job, overrides, choices), "multiruns")))
+def sweep_dir(
+    log_dir: str, job: str, overrides: Sequence[str], choices: DictConfig, ckpt_path: str | None
+) -> str:
+    """The folder of a sweep; experiments that are swept over are joined by `+`.
+
+    With `ckpt_path=last` that of the newest unfinished sweep of these overrides, if there is one.
+    """
+    sweeps = Path(log_dir, _experiment(job, overrides, choices), "multiruns")
+    unfinished = newest_unfinished(sweeps, overrides) if ckpt_path == LAST else None
+    return str(unfinished or _new(sweeps))
 
 
 def _experiment(job: str, overrides: Sequence[str], choices: DictConfig) -> str:

@@ -1,0 +1,184 @@
+"""Sweeps with the project's own configs, and a program that only pretends to train."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from matchtir.utils import identity
+from matchtir.utils.run_dir import keep_config, register_resolvers
+from matchtir.utils.sweep import run_job
+
+CONFIGS = str(Path(__file__).parents[2] / "configs")
+
+
+class Program:
+    """What it was run with; `fails` and `stops` name group sizes."""
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+        self.started_from: list[str | None] = []
+        self.fails: set[int] = set()
+        self.stops: set[int] = set()
+
+    def __call__(self, config: DictConfig) -> float:
+        size, folder = config.group_size, Path(config.paths.run_dir)
+        self.ran.append(size)
+        self.started_from.append(config.ckpt_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        keep_config(config, folder)
+        if size in self.fails:
+            raise RuntimeError(f"no luck [with] {size}")
+        if size in self.stops:
+            (folder / "checkpoints").mkdir()
+            (folder / "checkpoints" / "last.ckpt").touch()
+            raise KeyboardInterrupt
+        (folder / "result.json").write_text(json.dumps({"objective": size / 10}))
+        return size / 10
+
+
+@pytest.fixture
+def program() -> Program:
+    return Program()
+
+
+@pytest.fixture
+def sweep(
+    tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., None]]:
+    """Runs a command line of the program in this process."""
+    register_resolvers()
+
+    def run(*arguments: str) -> None:
+        log_dir = f"paths.log_dir={tmp_path}"
+        command = ["train.py", "-m", "experiment=smoke", *arguments, log_dir]
+        monkeypatch.setattr(sys, "argv", command)
+        GlobalHydra.instance().clear()
+        main = hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
+        main(lambda config: run_job(program, config))()
+
+    yield run
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
+
+
+def sweeps(tmp_path: Path) -> list[Path]:
+    return sorted(tmp_path.glob("smoke/multiruns/*"))
+
+
+def states(folder: Path) -> dict[str, str]:
+    return json.loads((folder / "sweep.json").read_text())["jobs"]
+
+
+def test_a_failed_job_is_marked_and_the_sweep_goes_on(
+    tmp_path: Path, program: Program, sweep: Callable[..., None], capsys: Any
+) -> None:
+    program.fails = {2}
+    with pytest.raises(SystemExit, match="1 of 3 jobs are not finished"):
+        sweep("group_size=1,2,3")
+    (folder,) = sweeps(tmp_path)
+    assert program.ran == [1, 2, 3]
+    assert states(folder) == {"0": "finished", "1": "failed", "2": "finished"}
+    assert "no luck [with] 2" in (folder / "1" / "failed.txt").read_text()
+    shown = capsys.readouterr().out
+    assert "smoke group_size=3 seed=1" in shown and "0.3000" in shown
+    assert f"scripts/compare.py {folder}" in shown
+
+    program.fails = set()
+    sweep("group_size=1,2,3", "ckpt_path=last")
+    assert program.ran == [1, 2, 3, 2]  # finished jobs are not run again
+    assert states(folder) == {"0": "finished", "1": "finished", "2": "finished"}
+    assert sweeps(tmp_path) == [folder]
+
+    with pytest.raises(SystemExit, match="no unfinished sweep of these choices"):
+        sweep("group_size=1,2,3", "ckpt_path=last")
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(
+    tmp_path: Path, program: Program, sweep: Callable[..., None]
+) -> None:
+    program.stops = {2}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        sweep("group_size=1,2,3")
+    assert program.ran == [1, 2]
+    program.stops = set()
+    sweep("group_size=1,2,3", "ckpt_path=last")
+    assert program.ran == [1, 2, 2, 3]
+    assert program.started_from == [None, None, "last", None]
+    assert len(sweeps(tmp_path)) == 1
+
+
+def test_another_sweep_is_not_gone_on_with(
+    tmp_path: Path, program: Program, sweep: Callable[..., None]
+) -> None:
+    program.fails = {2}
+    with pytest.raises(SystemExit):
+        sweep("group_size=1,2")
+    with pytest.raises(SystemExit, match="no unfinished sweep of these choices"):
+        sweep("group_size=2,3", "ckpt_path=last")
+    with pytest.raises(SystemExit, match="1 of 2"):
+        sweep("group_size=1,2")  # a new one
+    assert len(sweeps(tmp_path)) == 2
+
+
+def test_a_search_repeats_itself_up_to_where_it_was_stopped(
+    tmp_path: Path, program: Program, sweep: Callable[..., None]
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="no extra `sweep`")
+    fixed = ("optimizer.lr=0.1", "penalties.unmatched=0", "loss.kl_coefficient=0")
+    search = ("hparams_search=optuna", *fixed, "hydra.sweeper.n_trials=5")
+    space = "group_size=range(1,50)"
+    sweep(*search, space)
+    whole = program.ran
+    assert len(whole) == 5
+
+    program.ran, program.fails, program.stops = [], {whole[1]}, {whole[3]}
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        sweep(*search, space, "iterations=7")
+    begun = program.ran
+    assert len(begun) == 4 and begun[:2] == whole[:2]
+
+    program.fails, program.stops = set(), set()
+    with pytest.raises(SystemExit, match="1 of 5"):
+        sweep(*search, space, "iterations=7", "ckpt_path=last")
+    # The failed trial stays so, since what was tried after it depends on that.
+    assert program.ran[4] == begun[3] and len(program.ran) == 6
+    assert states(sweeps(tmp_path)[-1])["1"] == "failed"
+
+
+def test_a_search_of_the_papers_table_2(
+    tmp_path: Path, program: Program, sweep: Callable[..., None]
+) -> None:
+    sweep("hparams_search=ablation")
+    (folder,) = sweeps(tmp_path)
+    assert len(states(folder)) == 7
+    kept = [OmegaConf.load(job / "config.yaml") for job in sorted(folder.glob("[0-9]"))]
+    parts = [(c.advantage._target_.rsplit(".")[-1], c.reward.rewards) for c in kept]
+    assert len(set(parts)) == 7 and parts[0] == ("TrajectoryAdvantage", "outcome")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "group"),
+    [
+        ([], "grpo"),
+        (["experiment=grpo", "seed=3"], "grpo"),
+        (["assignment=soft", "logger=wandb", "logger.wandb.offline=true"], "grpo assignment=soft"),
+        (["+trainer.precision=16", "ckpt_path=last"], "grpo +trainer.precision=16"),
+    ],
+)
+def test_runs_are_named_by_their_choices(overrides: list[str], group: str) -> None:
+    assert identity.group("grpo", overrides) == group
+    assert identity.name("grpo", overrides, 3) == f"{group} seed=3"
+
+
+def test_tags_are_short_and_different() -> None:
+    long = "data.train_path=" + "x" * 100
+    tags = identity.tags(None, [long, "assignment=soft", "assignment=soft"], 1)
+    assert tags == ["train", long[:64], "assignment=soft", "seed=1"]
