@@ -21,7 +21,7 @@ install: $(STAMP)  ## make .venv: pinned by constraints.txt, without vLLM
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -c 'import sys; sys.exit("Python 3.11 or newer is needed: make install PYTHON=python3.11") if sys.version_info < (3, 11) else None'
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch -e '.[dev,sweep]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch -e '.[dev]'
 	touch $@
 
 train: $(STAMP)  ## train the tiny policy with the method's soft matching, on this machine
