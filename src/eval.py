@@ -20,7 +20,8 @@ from matchtir.evaluation.report import missing_modules, summarise, table, trace_
 from matchtir.evaluation.runner import evaluate, make_player, renderer_of_run
 from matchtir.reports.trace import write_traces
 from matchtir.utils.config_check import check
-from matchtir.utils.run_dir import RESULT_FILE, keep_config, register_resolvers
+from matchtir.utils.run_dir import keep_config, register_resolvers
+from matchtir.utils.run_files import RESULT_FILE
 
 log = logging.getLogger(__name__)
 

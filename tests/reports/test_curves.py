@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.reports.curves import draw_curves, trailing_mean
+from matchtir.reports.curves import draw_curves
+from matchtir.reports.smoothing import trailing_mean
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=40), st.integers(1, 12))

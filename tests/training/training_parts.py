@@ -23,7 +23,8 @@ from matchtir.training.datamodule import Stage, TaskDataModule
 from matchtir.training.optimizers import Scheduled
 from matchtir.training.policy_gradient import PolicyGradientModule
 from matchtir.types import Task, ToolCall
-from matchtir.utils.csv_logger import CsvLogger, read_metrics
+from matchtir.utils.csv_logger import CsvLogger
+from matchtir.utils.run_files import read_metrics
 from tests.policy.tiny_policy import small
 from tests.rollout.episode_fakes import FakeSandbox, call_text, task
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.utils.csv_logger import CsvLogger, read_metrics
+from matchtir.utils.csv_logger import CsvLogger
+from matchtir.utils.run_files import read_metrics
 
 
 def write(folder: Path, *rows: tuple[int, dict[str, float]]) -> str:

@@ -25,7 +25,7 @@ from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.tasks.task_set import TaskSet
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, Trajectory
-from matchtir.utils.run_dir import CONFIG_FILE
+from matchtir.utils.run_files import CONFIG_FILE
 
 Score = Callable[[Trajectory], float]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from matchtir.reports.smoothing import SMOOTHING, trailing_mean
 
 Curve = tuple[Sequence[int], Sequence[float]]
 
@@ -19,7 +20,6 @@ PANELS = {
     "Entropy": ("train/entropy",),
     "KL to the reference": ("train/kl",),
 }
-SMOOTHING = 10  # iterations
 COLUMNS = 3
 
 
@@ -56,15 +56,3 @@ def draw_curves(curves: Mapping[str, Curve], path: Path) -> None:
         axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-
-
-def trailing_mean(values: Sequence[float], width: int) -> np.ndarray:
-    """Mean of each value and up to `width - 1` before it, those that are finite; [n] -> [n]."""
-    array = np.asarray(values, dtype=np.float64)
-    finite = np.isfinite(array)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, array, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    ends = np.arange(1, len(array) + 1)
-    starts = np.maximum(ends - width, 0)
-    with np.errstate(invalid="ignore"):  # no finite value: 0 / 0 is the honest result
-        return (sums[ends] - sums[starts]) / (counts[ends] - counts[starts])

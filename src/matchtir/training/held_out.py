@@ -11,7 +11,7 @@ from rich.console import Console
 
 from matchtir.reports.summary import Scores, compare, final_table, write_result
 from matchtir.training.base import PolicyModule
-from matchtir.utils.run_dir import RESULT_FILE
+from matchtir.utils.run_files import RESULT_FILE
 
 
 def test_scores(trainer: Trainer, module: PolicyModule, datamodule: LightningDataModule) -> Scores:

@@ -13,6 +13,8 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from matchtir.utils.run_files import METRICS_FILE, read_rows
+
 
 class CsvLogger(Logger):
     """Writes `<folder>/metrics.csv`: a row per step, a column per metric, blank where not measured.
@@ -28,13 +30,13 @@ class CsvLogger(Logger):
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__()
-        self.path = Path(folder) / "metrics.csv"
+        self.path = Path(folder) / METRICS_FILE
         self._columns: list[str] = ["step"]
         self._rows: list[dict[str, str]] = []
         self._last_row_offset = 0  # bytes
         self._continues = self.path.exists()
         if self._continues:
-            self._columns, self._rows = _read(self.path)
+            self._columns, self._rows = read_rows(self.path)
 
     @property
     def name(self) -> str:
@@ -117,31 +119,3 @@ class CsvLogger(Logger):
 
 def _cell(value: float) -> str:
     return repr(value if isinstance(value, int) else float(value))
-
-
-def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns, and rows without their blank cells; a last line cut short by a kill is left out.
-
-    Raises:
-        ValueError: the file is not such a table.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    reader = csv.DictReader(line for line in lines if line.endswith("\n"))
-    columns = list(reader.fieldnames or [])
-    if columns[:1] != ["step"]:
-        raise ValueError(f"{path}: the first column must be `step`, found {columns[:1]}")
-    return columns, [{name: cell for name, cell in row.items() if cell} for row in reader]
-
-
-def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
-    """The curves of a `metrics.csv`: for each metric its steps and its values, blanks left out."""
-    columns, rows = _read(Path(path))
-    curves: dict[str, tuple[list[int], list[float]]] = {
-        name: ([], []) for name in columns if name != "step"
-    }
-    for row in rows:
-        for name, (steps, values) in curves.items():
-            if name in row:
-                steps.append(int(row["step"]))
-                values.append(float(row[name]))
-    return curves

@@ -14,18 +14,15 @@ import fnmatch
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from matchtir.utils import identity
-from matchtir.utils.sweep_record import RESULT_FILE as RESULT_FILE
+from matchtir.utils.run_files import CHECKPOINT_FILE, CONFIG_FILE, RESULT_FILE, leaves
 from matchtir.utils.sweep_record import newest_unfinished
 
 LAST = "last"
-CONFIG_FILE = "config.yaml"
-CHECKPOINT_FILE = Path("checkpoints", "last.ckpt")
 
 # What may differ when a run is resumed: where and how long it runs, and who watches.
 MAY_CHANGE = (
@@ -135,7 +132,7 @@ def keep_config(config: DictConfig, folder: str | Path) -> None:
     path = Path(folder, CONFIG_FILE)
     new = OmegaConf.to_container(config, resolve=True)
     if path.exists():
-        old_leaves, new_leaves = _leaves(OmegaConf.to_container(OmegaConf.load(path))), _leaves(new)
+        old_leaves, new_leaves = leaves(OmegaConf.to_container(OmegaConf.load(path))), leaves(new)
         differing = [
             f"  {key}: {old_leaves.get(key, 'absent')} -> {new_leaves.get(key, 'absent')}"
             for key in sorted(old_leaves.keys() | new_leaves.keys())
@@ -145,13 +142,3 @@ def keep_config(config: DictConfig, folder: str | Path) -> None:
         if differing:
             raise ValueError("\n".join([f"{folder} was started with another config:", *differing]))
     OmegaConf.save(OmegaConf.create(new), path)
-
-
-def _leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(node, dict) and node:
-        return {
-            name: leaf
-            for key, value in node.items()
-            for name, leaf in _leaves(value, f"{prefix}.{key}" if prefix else str(key)).items()
-        }
-    return {prefix: node}

@@ -24,10 +24,10 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from matchtir.utils.run_dir import CHECKPOINT_FILE, CONFIG_FILE, LAST, keep_config
+from matchtir.utils.run_dir import LAST, keep_config
+from matchtir.utils.run_files import CHECKPOINT_FILE, CONFIG_FILE, RESULT_FILE
 from matchtir.utils.sweep_record import (
     FAILED_FILE,
-    RESULT_FILE,
     SWEEP_FILE,
     job_folders,
     job_state,

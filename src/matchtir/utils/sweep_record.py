@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matchtir.utils.run_files import RESULT_FILE
+
 SWEEP_FILE = "sweep.json"
-RESULT_FILE = "result.json"
 FAILED_FILE = "failed.txt"
 
 

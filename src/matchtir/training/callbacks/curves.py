@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from matchtir.reports.curves import draw_curves
-from matchtir.utils.csv_logger import read_metrics
+from matchtir.utils.run_files import read_metrics
 
 
 class Curves(Callback):

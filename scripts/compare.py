@@ -1,0 +1,47 @@
+"""Runs side by side: curves over seeds, final scores, settings that differ, cost.
+
+python scripts/compare.py logs/grpo+matchtir_hard/multiruns/<time>
+python scripts/compare.py logs/grpo/runs/* logs/matchtir_hard/runs/* --baseline grpo
+
+Writes compare.html, which opens from disk, and the same numbers as compare_*.csv: into the folder
+where it is the only one given, else into this one. Runs that differ in their seed alone are one
+method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from matchtir.reports.comparison_files import compare_runs, final_table, write_comparison
+from matchtir.reports.run_data import find_runs
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, of sweeps, or above")
+    parser.add_argument("--out", type=Path, help="the page; its folder gets the CSV files, too")
+    parser.add_argument("--baseline", help="the method that the others are compared with")
+    options = parser.parse_args()
+    folder = options.runs[0] if len(options.runs) == 1 else Path()
+    try:
+        comparison = compare_runs(find_runs(options.runs), options.baseline)
+        written = write_comparison(comparison, options.out or folder / "compare.html")
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    console = Console()
+    console.width = max(console.width, 140)
+    if comparison.final:
+        console.print(final_table(comparison))
+    for file in written:
+        console.print(str(file), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+// Sections of a comparison: curves, final scores, settings, cost.
+const SECTIONS = [["held out", "val/", true], ["training", "train/", true], ["credit", "credit/", false], ["time", "time/", false], ["other", "", false]];
+const FIRST = ["reward", "solve_f1", "answer_f1", "answered", "entropy", "kl", "loss", "grad_norm", "turns", "calls"];
+const STAGES = [["rollout", "#56b4e9"], ["tools", "#e69f00"], ["credit", "#cc79a7"], ["update", "#009e73"], ["other", "#9a9a9a"]];
+const hidden = new Set();
+
+function legend(methods) {
+  return h("div", { class: "methods" }, methods.map((method, index) => {
+    const done = method.runs.filter((run) => run.finished).length;
+    const button = h("button", { class: "method", "aria-pressed": "true", "--hue": styleOf(index).color,
+      title: method.runs.map((run) => `${run.name}${run.finished ? "" : " (not finished)"}`).join("\n"),
+      onclick: () => {
+        const off = !hidden.has(index);
+        if (off) hidden.add(index); else hidden.delete(index);
+        button.setAttribute("aria-pressed", String(!off));
+        for (const element of document.querySelectorAll(`[data-method="${index}"]`)) element.classList.toggle("off", off);
+      } },
+    h("i", {}), method.label, h("span", { class: "muted" }, done === method.runs.length ? ` ${done} seed${done > 1 ? "s" : ""}` : ` ${done} of ${method.runs.length} finished`));
+    return button;
+  }));
+}
+
+function curves(data) {
+  const labels = data.methods.map((method) => method.label);
+  const left = new Map(Object.entries(data.curves).filter(([metric]) => !metric.startsWith("test/")));
+  return SECTIONS.map(([title, prefix, open]) => {
+    const metrics = [...left.keys()].filter((metric) => metric.startsWith(prefix));
+    const rank = (metric) => { const at = FIRST.indexOf(metric.slice(prefix.length)); return at < 0 ? FIRST.length : at; };
+    metrics.sort((a, b) => rank(a) - rank(b));
+    const figures = () => metrics.map((metric) => chart(metric, labels.flatMap((label, index) =>
+      kept[metric][label] ? [{ index, points: kept[metric][label] }] : [])));
+    const kept = Object.fromEntries(metrics.map((metric) => [metric, left.get(metric)]));
+    metrics.forEach((metric) => left.delete(metric));
+    if (!metrics.length) return null;
+    const grid = h("div", { class: "charts" });
+    const holder = h("details", { class: "curves", open, ontoggle: () => {
+      if (holder.open && !grid.childElementCount) grid.append(...figures());
+      for (const index of hidden) for (const element of grid.querySelectorAll(`[data-method="${index}"]`)) element.classList.add("off");
+    } }, h("summary", {}, title, h("span", { class: "muted" }, ` ${metrics.length}`)), grid);
+    return holder;
+  });
+}
+
+const LEADING = ["solve_p", "solve_r", "solve_f1", "solve_avg", "answer_f1", "answered"];
+function interval(gain, name) {
+  if (!gain) return null;
+  const kind = gain.low > 0 ? "up" : gain.high < 0 ? "down" : "";
+  return h("span", { class: `gain ${kind}`, title: `${name}: ${signed(gain.mean, 3)}, 95 % interval over tasks [${signed(gain.low, 3)}, ${signed(gain.high, 3)}]` },
+    `${signed(gain.mean, 3)} `, h("small", {}, `[${signed(gain.low, 3)}, ${signed(gain.high, 3)}]`));
+}
+function finalTable(data) {
+  const measures = [...new Set([...LEADING, ...data.final.flatMap((row) => Object.keys(row.scores))])]
+    .filter((measure) => data.final.some((row) => row.scores[measure]));
+  const best = {};
+  for (const measure of measures.filter((m) => LEADING.includes(m))) {
+    best[measure] = [...new Set(data.final.map((row) => row.scores[measure]?.mean))].sort((a, b) => b - a);
+  }
+  const cell = (row, measure) => {
+    const score = row.scores[measure];
+    if (!score) return h("td", {}, "–");
+    const place = best[measure]?.length > 1 ? best[measure].indexOf(score.mean) : -1;
+    return h("td", {}, h("span", { class: `score ${["best", "second"][place] || ""}` }, number(score.mean, 3)),
+      interval(score.gain, `gain over training; by seed: ${score.by_seed.map((value) => signed(value, 3)).join(", ")}`),
+      score.difference ? h("span", { class: "versus" }, h("small", { class: "muted" }, "vs "), interval(score.difference, `difference from ${data.baseline}`)) : null);
+  };
+  return h("div", { class: "scroll" }, h("table", { class: "final number" },
+    h("thead", {}, h("tr", {}, h("th", {}, "method"), h("th", {}, "seeds"), measures.map((m) => h("th", {}, data.headings[m] || m)))),
+    h("tbody", {}, data.final.map((row) => h("tr", {}, h("td", { class: "wrap" }, h("b", {}, row.method),
+      row.method === data.baseline ? h("small", { class: "muted" }, " baseline") : null), h("td", {}, row.seeds.join(" ")), measures.map((m) => cell(row, m)))))));
+}
+
+function settingsTable(data) {
+  if (data.methods.length < 2) return h("p", { class: "muted" }, "There is one method.");
+  if (!data.settings.length) return h("p", { class: "muted" }, "The settings are the same.");
+  return h("div", { class: "scroll" }, h("table", { class: "settings" },
+    h("thead", {}, h("tr", {}, h("th", {}, "setting"), data.methods.map((method) => h("th", { class: "wrap" }, method.label)))),
+    h("tbody", {}, data.settings.map((row) => h("tr", {}, h("td", {}, h("code", {}, row.key)),
+      row.values.map((value) => h("td", {}, h("code", {}, value.replace(/^matchtir\.(\w+\.)*/, "")))))))));
+}
+
+function costTable(data) {
+  const most = Math.max(1e-9, ...data.cost.map((row) => STAGES.reduce((sum, [stage]) => sum + (row[stage] || 0), 0)));
+  const seconds = (value) => value === null ? "–" : value < 10 ? number(value, 1) : Math.round(value).toLocaleString("en");
+  return [h("p", { class: "legend muted" }, STAGES.map(([stage, hue]) => [h("i", { class: "swatch", "--hue": hue }), stage])),
+    h("div", { class: "scroll" }, h("table", { class: "cost number" },
+      h("thead", {}, h("tr", {}, ["method", "", "seconds", ...STAGES.map(([stage]) => stage), "sampled tokens"].map((text) => h("th", {}, text)))),
+      h("tbody", {}, data.cost.map((row) => h("tr", {}, h("td", { class: "wrap" }, row.method),
+        h("td", {}, h("span", { class: "bar" }, STAGES.map(([stage, hue]) => h("i", { title: `${stage}: ${seconds(row[stage])} s`, "--hue": hue, "--share": ((row[stage] || 0) / most).toFixed(4) })))),
+        h("td", {}, seconds(row.seconds)), STAGES.map(([stage]) => h("td", {}, seconds(row[stage]))),
+        h("td", {}, row.tokens === null ? "–" : Math.round(row.tokens).toLocaleString("en")))))))];
+}
+
+unpack("comparison").then((data) => {
+  const section = (title, note, ...content) => h("section", {}, h("h2", {}, title), note ? h("p", { class: "note muted" }, note) : null, content);
+  document.body.append(h("div", { class: "compare" },
+    h("header", { class: "topbar" }, h("h1", { class: "grow" }, data.title), h("button", { onclick: toggleTheme, "aria-label": "light or dark" }, "◐")),
+    h("main", {}, h("div", { class: "sticky" }, legend(data.methods)),
+      section("Final scores", data.final.length ? "Means over test tasks and seeds. Below: the gain over training, and the difference from the baseline (vs), each paired by task with its 95 % bootstrap interval. Bold: best; underlined: second." : null,
+        data.final.length ? finalTable(data) : h("p", { class: "muted" }, "No run has finished.")),
+      section("Curves", "Mean over seeds; the band is Student's 95 % interval, from three seeds on; faint lines are the seeds. Training metrics are means of the last 10 iterations.", curves(data)),
+      section("Settings that differ", null, settingsTable(data)),
+      section("Cost", "Seconds and tokens of one run, means over seeds. Rollout is without its tools, other is the warm start, validation and tests.", costTable(data)))));
+});

@@ -1,0 +1,96 @@
+"""What a comparison needs of each run, read from the folders that runs leave behind."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from matchtir.reports.summary import Scores
+from matchtir.utils.run_files import CONFIG_FILE, METRICS_FILE, RESULT_FILE, leaves, read_metrics
+
+Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values of each metric
+
+# Settings that say where a run goes and who watches it, not what it does.
+WATCHING = (
+    *("identity.*", "paths.*", "logger.*", "callbacks.*", "extras.*", "ckpt_path"),
+    *("trainer.default_root_dir", "trainer.enable_*", "*.cache_dir"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """One training run; `before` and `after` are None where it has not come to its end."""
+
+    name: str  # with the seed
+    group: str  # the name without the seed
+    seed: int
+    settings: Mapping[str, Any]  # by dotted key, without the seed and without `WATCHING`
+    curves: Curves
+    before: Scores | None
+    after: Scores | None
+    seconds: float | None  # of the whole run
+
+
+def find_runs(paths: Sequence[Path]) -> list[RunData]:
+    """The runs among `paths` and below them, in order of their folders.
+
+    Raises:
+        FileNotFoundError: a path has no run.
+        ValueError: a file of a run cannot be read as what it should be.
+    """
+    folders: list[Path] = []
+    for path in paths:
+        below = [file.parent for file in path.rglob(CONFIG_FILE)] if path.is_dir() else []
+        found = sorted((f for f in below if (f / METRICS_FILE).exists()), key=_in_order)
+        if not found:
+            raise FileNotFoundError(f"{path}: no run ({CONFIG_FILE} and {METRICS_FILE}) is there")
+        folders += [folder for folder in found if folder not in folders]
+    return [read_run(folder) for folder in folders]
+
+
+def _in_order(folder: Path) -> list[tuple[bool, int, str]]:
+    """Jobs 2 and 10 of a sweep in this order."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in folder.parts]
+
+
+def read_run(folder: Path) -> RunData:
+    """The run of a folder; one that is still under way has no scores."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
+    finished = (folder / RESULT_FILE).exists()
+    result = _json(folder / RESULT_FILE) if finished else {}
+    identity = config.get("identity") or {}
+    named = "/".join(folder.resolve().parts[-3:])
+    return RunData(
+        name=identity.get("name", named),
+        group=identity.get("group", named),
+        seed=int(config["seed"]),
+        settings=method_settings(config),
+        curves=read_metrics(folder / METRICS_FILE),
+        before=_json(folder / "before.json") if finished else None,
+        after=_json(folder / "after.json") if finished else None,
+        seconds=result.get("seconds"),
+    )
+
+
+def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by which two runs are different methods."""
+    seed = config["seed"]
+    return {
+        key: value
+        for key, value in leaves(config).items()
+        if not any(fnmatch.fnmatch(key, pattern) for pattern in WATCHING)
+        and not (key.rsplit(".")[-1] == "seed" and value == seed)
+    }
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON: {error}") from error

@@ -1,0 +1,240 @@
+"""Runs compared: which belong together, what is computed of them, and what is written."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+from scipy import stats
+
+from matchtir.reports.comparison_files import compare_runs, write_comparison
+from matchtir.reports.run_comparison import cost, curve, methods, setting_differences
+from matchtir.reports.run_data import find_runs
+from matchtir.utils.csv_logger import CsvLogger
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
+
+
+def make_run(
+    folder: Path,
+    seed: int = 1,
+    level: float = 0.0,
+    finished: bool = True,
+    group: str = "grpo",
+    tasks: int = 6,
+    **settings: Any,
+) -> Path:
+    """A run whose scores are `level` plus a little of the seed."""
+    folder.mkdir(parents=True)
+    settings = {"lr": 0.1, "module": {"seed": seed, "lr": settings.get("lr", 0.1)}} | settings
+    config = {"seed": seed, "identity": {"group": group, "name": f"{group} seed={seed}"}} | settings
+    OmegaConf.save(
+        OmegaConf.create(config | {"paths": {"run_dir": str(folder)}}), folder / "config.yaml"
+    )
+    logger = CsvLogger(folder)
+    for step in range(1, 31):
+        row = {"train/reward": level + seed, "time/rollout": 2.0, "time/tools": 0.5}
+        row |= {"time/update": 1.0, "train/tokens_per_s": 10.0}
+        logger.log_metrics(
+            row | ({"val/solve_f1": level + seed / 10} if step % 10 == 0 else {}), step
+        )
+    if finished:
+        before = {f"t{n}": scores(0.0) for n in range(tasks)}
+        after = {f"t{n}": scores(level + seed / 100) for n in range(tasks)}
+        for name, content in (("before", before), ("after", after)):
+            (folder / f"{name}.json").write_text(json.dumps(content))
+        (folder / "result.json").write_text(json.dumps({"seconds": 100.0, "objective": 0.5}))
+    return folder
+
+
+def scores(value: float) -> dict[str, float]:
+    return {"solve_p": value, "solve_r": 2 * value, "solve_f1": 3 * value, "turns": 1.0}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Two methods of three seeds; one run is not finished."""
+    for number, (seed, lr) in enumerate((s, lr) for lr in (0.1, 0.2) for s in (1, 2, 3)):
+        make_run(
+            tmp_path / "sweep" / str(number),
+            seed,
+            level=lr,
+            finished=number != 5,
+            group=f"grpo lr={lr}",
+            lr=lr,
+        )
+    return tmp_path / "sweep"
+
+
+def test_runs_that_differ_in_their_seed_are_one_method(sweep: Path) -> None:
+    found = methods(find_runs([sweep]))
+    assert [(m.label, [r.seed for r in m.runs]) for m in found] == [
+        ("lr=0.1", [1, 2, 3]),
+        ("lr=0.2", [1, 2, 3]),
+    ]
+    assert [run.seed for run in found[1].finished] == [1, 2]
+
+
+def test_methods_of_one_name_are_kept_apart(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", lr=0.1)
+    make_run(tmp_path / "1", lr=0.2)
+    assert [m.label for m in methods(find_runs([tmp_path]))] == ["grpo", "grpo #2"]
+
+
+def test_jobs_come_in_order_of_their_numbers(tmp_path: Path) -> None:
+    for number in (2, 10, 1):
+        make_run(tmp_path / str(number), seed=number)
+    assert [run.seed for run in find_runs([tmp_path])] == [1, 2, 10]
+
+
+def test_a_curve_is_the_mean_over_seeds_with_students_interval(sweep: Path) -> None:
+    method = methods(find_runs([sweep]))[0]
+    points = curve(method, "val/solve_f1")
+    assert points is not None
+    assert points["steps"] == [10, 20, 30]
+    assert points["mean"] == pytest.approx([0.3] * 3)
+    low, high = stats.t.interval(0.95, 2, loc=0.3, scale=stats.sem([0.2, 0.3, 0.4]))
+    assert (points["low"][0], points["high"][0]) == pytest.approx((low, high))
+    assert curve(method, "no/such") is None
+
+
+def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        make_run(tmp_path / str(seed), seed)
+    points = curve(methods(find_runs([tmp_path]))[0], "train/reward")
+    assert points is not None and points["low"] == [None] * 30
+
+
+def test_a_run_that_stopped_early_counts_as_far_as_it_got(tmp_path: Path) -> None:
+    make_run(tmp_path / "1", 1)
+    short = make_run(tmp_path / "2", 3)
+    lines = (short / "metrics.csv").read_text().splitlines()
+    (short / "metrics.csv").write_text("\n".join(lines[:11]) + "\n")
+    points = curve(methods(find_runs([tmp_path]))[0], "train/reward")
+    assert points is not None
+    assert points["mean"][9:11] == [2.0, 1.0] and points["seeds"][1][10] is None
+
+
+def test_final_scores_are_paired_with_before_and_with_the_baseline(sweep: Path) -> None:
+    first, second = compare_runs(find_runs([sweep])).final
+    assert (first["seeds"], second["seeds"], first["tasks"]) == ([1, 2, 3], [1, 2], 6)
+    mean = 0.1 + 0.02
+    assert first["scores"]["solve_f1"]["mean"] == pytest.approx(3 * mean)
+    assert first["scores"]["solve_avg"]["mean"] == pytest.approx(2 * mean)
+    assert first["scores"]["solve_f1"]["gain"]["mean"] == pytest.approx(3 * mean)
+    assert first["scores"]["solve_f1"]["by_seed"] == pytest.approx([0.33, 0.36, 0.39])
+    assert first["scores"]["solve_f1"]["difference"] is None
+    assert second["scores"]["solve_f1"]["difference"]["mean"] == pytest.approx(3 * (0.215 - mean))
+    assert list(first["scores"]) == ["solve_p", "solve_r", "solve_f1", "solve_avg", "turns"]
+
+
+def test_other_test_tasks_have_no_difference(tmp_path: Path) -> None:
+    make_run(tmp_path / "0", lr=0.1)
+    make_run(tmp_path / "1", lr=0.2, tasks=5)
+    _, second = compare_runs(find_runs([tmp_path])).final
+    assert second["scores"]["solve_f1"]["difference"] is None
+    make_run(tmp_path / "2", lr=0.2, seed=2)
+    with pytest.raises(ValueError, match="tested on different tasks"):
+        compare_runs(find_runs([tmp_path]))
+
+
+def test_settings_that_differ_are_named_once(sweep: Path) -> None:
+    # module.lr repeats lr, seeds are no setting, and folders neither
+    assert setting_differences(methods(find_runs([sweep]))) == [
+        {"key": "lr", "values": ["0.1", "0.2"]}
+    ]
+
+
+def test_cost(sweep: Path) -> None:
+    found = methods(find_runs([sweep]))
+    assert cost(found[0]) == {
+        "method": "lr=0.1",
+        "runs": 3,
+        "tokens": 600.0,
+        "rollout": 45.0,
+        "tools": 15.0,
+        "credit": 0.0,
+        "update": 30.0,
+        "other": 10.0,
+        "seconds": 100.0,
+    }
+
+
+def test_the_csv_files_have_the_numbers_of_the_page(sweep: Path) -> None:
+    comparison = compare_runs(find_runs([sweep]), baseline="lr=0.2")
+    written = write_comparison(comparison, sweep / "compare.html")
+    names = ["html", "curves", "final", "settings", "cost"]
+    assert [path.stem.removeprefix("compare_") for path in written[1:]] == names[1:]
+
+    def rows(name: str) -> list[dict[str, str]]:
+        with (sweep / f"compare_{name}.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    validated = [row for row in rows("curves") if row["metric"] == "val/solve_f1"]
+    assert len(validated) == 2 * 3 and validated[0]["seeds"] == "3"
+    (found,) = [r for r in rows("final") if (r["method"], r["measure"]) == ("lr=0.1", "solve_f1")]
+    score = comparison.final[0]["scores"]["solve_f1"]
+    assert float(found["after"]) == score["mean"]
+    assert float(found["difference_mean"]) == score["difference"]["mean"]
+    assert float(found["gain_low"]) == score["gain"]["low"]
+    assert rows("settings") == [{"key": "lr", "lr=0.1": "0.1", "lr=0.2": "0.2"}]
+    assert np.isclose(float(rows("cost")[0]["tokens"]), 600)
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path, sweep: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no run .* is there"):
+        find_runs([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="baseline='sft' is not one of: lr=0.1; lr=0.2"):
+        compare_runs(find_runs([sweep]), baseline="sft")
+    (sweep / "0" / "after.json").write_text("{")
+    with pytest.raises(ValueError, match=r"0/after.json: not JSON"):
+        find_runs([sweep])
+
+
+def test_the_command_line(sweep: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, SCRIPT, sweep], capture_output=True, text=True, check=True
+    )
+    assert "lr=0.1" in done.stdout and str(sweep / "compare.html") in done.stdout
+    (sweep / "0" / "after.json").write_text("{")
+    failed = subprocess.run([sys.executable, SCRIPT, sweep], capture_output=True, text=True)
+    assert failed.returncode == 1 and "after.json: not JSON" in failed.stderr
+
+
+# -- in a browser ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_the_page(page: Any, sweep: Path, width: int) -> None:
+    file, *_ = write_comparison(compare_runs(find_runs([sweep])), sweep / "compare.html")
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(file.as_uri())
+    page.wait_for_selector(".compare")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("table.final tbody tr").count() == 2
+    assert page.inner_text("table.final .best") == "0.215"
+    assert page.inner_text("table.settings tbody td:first-child") == "lr"
+    reward = page.locator("[data-metric='train/reward']")
+    assert reward.locator("g[data-method]").count() == 2
+    page.click(".method:first-child")
+    assert reward.locator("g[data-method]:not(.off)").count() == 1
+    page.click("summary:has-text('time')")
+    page.wait_for_selector("[data-metric='time/rollout']")
+    assert page.locator("[data-metric='time/rollout'] g[data-method]:not(.off)").count() == 1
+    reward.locator("svg").hover()
+    assert page.locator(".readout b").first.inner_text().strip().isdigit()
+
+
+def test_labels_stay_text(page: Any, tmp_path: Path) -> None:
+    evil = "<img/src=x/onerror=window.hacked=1>"
+    make_run(tmp_path / "0", group=evil)
+    file, *_ = write_comparison(compare_runs(find_runs([tmp_path])), tmp_path / "compare.html")
+    page.goto(file.as_uri())
+    page.wait_for_selector(".compare")
+    assert evil in page.inner_text(".methods")
+    assert page.evaluate("window.hacked === undefined && !document.querySelector('img')")
