@@ -24,7 +24,7 @@ def sandbox():
 
 def tools_of(sandbox, *arguments, shared=False):
     server = McpServer((*COMMAND, *arguments), shared)
-    return asyncio.run(sandbox.mcp.run(sandbox.mcp.tools(server)))
+    return sandbox.mcp.tools(server)
 
 
 def in_session(sandbox, tools, *calls):
@@ -101,4 +101,4 @@ def test_a_server_that_does_not_start_says_why(sandbox):
 
 def test_a_program_that_is_not_there_is_named(sandbox):
     with pytest.raises(McpError, match="no-such-program does not start"):
-        asyncio.run(sandbox.mcp.run(sandbox.mcp.tools(McpServer(("no-such-program",)))))
+        sandbox.mcp.tools(McpServer(("no-such-program",)))

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from matchtir.credit.answer import answer_match, final_answer
 from matchtir.credit.equality import json_equal
 from matchtir.types import Trajectory
 
+State = Mapping[str, Any]  # by class: attributes
+
+
+def missed(gold: State, reached: State | None) -> str:
+    """What a state lacks of the gold state, in words; "" where it has everything that that names.
+
+    None is a state that is not known.
+    """
+    if reached is None:
+        return "the final state is not known"
+    for owner, attributes in gold.items():
+        for name, value in attributes.items():
+            found = reached.get(owner, {})
+            if name not in found:
+                return f"{owner} has no attribute {name}"
+            if not json_equal(found[name], value):
+                return f"{owner}.{name} is {found[name]!r}, not {value!r}"
+    return ""
+
 
 def reaches_state(trajectory: Trajectory) -> bool:
-    """Whether every attribute that the task's gold state names has its value at the end.
-
-    True for a task without a gold state; False where the final state is not known.
-    """
-    gold, reached = trajectory.task.gold_state, trajectory.final_state
-    if gold is None:
-        return True
-    return reached is not None and all(
-        name in reached.get(owner, {}) and json_equal(reached[owner][name], value)
-        for owner, attributes in gold.items()
-        for name, value in attributes.items()
-    )
+    """Whether the attempt ends in the task's gold state; true for a task without one."""
+    gold = trajectory.task.gold_state
+    return gold is None or not missed(gold, trajectory.final_state)
 
 
 def outcome_score(

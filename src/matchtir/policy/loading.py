@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from matchtir.policy.policy import Policy
-from matchtir.policy.tokenizer import tiny_tokenizer
+from matchtir.policy.tokenizer import tiny_tokenizer, tiny_tokenizer_for
+from matchtir.tasks.task_set import TaskSet
 
 POLICY_FOLDER = "policy"  # of a run folder: what training made, in the Hugging Face format
 
@@ -36,12 +37,14 @@ def load_tiny(
     init_std: float = 0.06,
     head_chunk: int = 2048,
     seed: int = 0,
+    words_of: TaskSet | None = None,
 ) -> LoadedPolicy:
     """A Qwen3-architecture model of about 0.7 M parameters with random weights.
 
-    The weights depend on the arguments alone, not on the state of the global generator.
+    The weights depend on the arguments alone, not on the state of the global generator. The words
+    of the training tasks of `words_of` are in its vocabulary; of held-out tasks nothing is read.
     """
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer_for(words_of.tasks("train")) if words_of else tiny_tokenizer()
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,

@@ -6,6 +6,7 @@ from questions and tool results into arguments within a minute; with sub-word pi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,6 +15,9 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
+
+from matchtir.rollout.demonstration import gold_turn_texts
+from matchtir.types import Task
 
 CHAT_TEMPLATE = Path(__file__).with_name("qwen3_template.jinja")
 
@@ -65,10 +69,13 @@ FRAMES = (
 )
 
 
+_WORD = "[A-Za-z_]+"
+
+
 def _split_pattern() -> Regex:
     """Frames first, longest first; then words and numbers with at most one space before them."""
     frames = sorted(FRAMES, key=len, reverse=True)
-    return Regex("|".join([*map(re.escape, frames), r" ?[A-Za-z_]+", r" ?[0-9]+"]))
+    return Regex("|".join([*map(re.escape, frames), rf" ?{_WORD}", r" ?[0-9]+"]))
 
 
 def _byte_level(text: str) -> str:
@@ -110,9 +117,32 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def task_words(tasks: Iterable[Task]) -> tuple[str, ...]:
+    """The words of everything that is read or written in the gold solutions of tasks, each once."""
+    texts = (text for task in tasks for text in _texts(task))
+    return tuple(dict.fromkeys(word for text in texts for word in re.findall(_WORD, text)))
+
+
+def _texts(task: Task) -> Iterable[str]:
+    yield from (message.content for message in task.history)
+    yield task.question
+    yield from (json.dumps(tool.schema(), ensure_ascii=False) for tool in task.tools)
+    yield from gold_turn_texts(task)
+    yield from (sub_answer.output for sub_answer in task.sub_answers)
+
+
 @lru_cache(maxsize=1)
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the tiny policy, with the words of the laptop worlds."""
+    return build_tokenizer(_laptop_words())
+
+
+def tiny_tokenizer_for(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
+    """The tokenizer of the tiny policy, with the words of these tasks too."""
+    return build_tokenizer([*_laptop_words(), *task_words(tasks)])
+
+
+def _laptop_words() -> tuple[str, ...]:
     from matchtir.tasks.synthetic.lexicon import laptop_words
 
-    return build_tokenizer(laptop_words())
+    return laptop_words()

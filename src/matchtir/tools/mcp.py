@@ -61,12 +61,15 @@ class McpHost:
                 self._shared[server] = connection
         return connection
 
-    async def tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
-        """What the server offers.
+    def tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
+        """What the server offers; waits for it.
 
         Raises:
             McpError: it does not start.
         """
+        return asyncio.run_coroutine_threadsafe(self._tools(server), self._loop).result()
+
+    async def _tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
         connection = await self.connect(server)
         try:
             client = await connection.client()

@@ -22,7 +22,14 @@ log = logging.getLogger(__name__)
 # What the weights depend on besides the settings.
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "lightning")
 SOURCES = (
-    *("types.py", "policy/*", "policy/losses/*", "tasks/synthetic/*", "tools/parser.py"),
+    *(
+        "types.py",
+        "policy/*",
+        "policy/losses/*",
+        "tasks/synthetic/*",
+        "tasks/custom/*",
+        "tools/parser.py",
+    ),
     *("rollout/renderer.py", "rollout/demonstration.py", "training/*.py"),
 )
 
@@ -58,8 +65,10 @@ def warm_start(
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
-    """A hash of the settings, of the code that turns them into weights, and of its libraries."""
+    """A hash of the settings, the files that they name, the code that reads them, its libraries."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for file in sorted(_files_in(settings)):
+        digest.update(file.read_bytes())
     root = Path(matchtir.__file__).parent
     for pattern in SOURCES:
         for path in sorted(root.glob(pattern)):
@@ -68,3 +77,14 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     for library in LIBRARIES:
         digest.update(f"{library} {metadata.version(library)}".encode())
     return digest.hexdigest()[:16]
+
+
+def _files_in(settings: Any) -> set[Path]:
+    """The files that a setting names, as `file` or `file:name`: tasks and tools."""
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        return set().union(*map(_files_in, settings))
+    if not isinstance(settings, str):
+        return set()
+    return {Path(name) for name in (settings, settings.partition(":")[0]) if Path(name).is_file()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from random import Random
 
@@ -9,10 +10,12 @@ from matchtir.tasks.rows import SPLITS
 from matchtir.tasks.synthetic.lexicon import LAPTOP
 from matchtir.tasks.synthetic.tasks import check_sizes
 from matchtir.tasks.synthetic.world import Names
+from matchtir.tasks.task_set import TaskSet
 from matchtir.types import Task
 from matchtir.utils.options import check_option
 
 KINDS = ("person", "place", "thing")
+_PHRASE = re.compile(r"[^\W\d][\w'-]*( [\w'-]+){0,3}")
 LONGEST = 1000  # there are about 3,000 names, and no list has one twice
 
 
@@ -26,6 +29,8 @@ class CopyTasks(Sequence[Task]):
         size: number of tasks; there is only a training split.
         length: (least, most) entries of a list.
         number_share: of the entries, the others are names.
+        phrases_of: a task set: half of the lists have short texts out of the gold solutions of its
+            training tasks in place of invented names, and are written without quotation marks.
         seed: task i depends on (seed, i) alone.
 
     Raises:
@@ -37,6 +42,7 @@ class CopyTasks(Sequence[Task]):
         size: int,
         length: Sequence[int] = (3, 8),
         number_share: float = 0.3,
+        phrases_of: TaskSet | None = None,
         seed: int = 0,
     ) -> None:
         check_sizes({"train": size})
@@ -48,6 +54,7 @@ class CopyTasks(Sequence[Task]):
         self.length = length
         self.number_share = number_share
         self.seed = seed
+        self.phrases = _phrases(phrases_of.tasks("train")) if phrases_of else ()
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The training tasks; every other split is empty.
@@ -66,17 +73,34 @@ class CopyTasks(Sequence[Task]):
             raise IndexError(f"task {index} of {self.size}")
         rng = Random(f"copy/{self.seed}/{index}")
         names = Names(LAPTOP, "train", rng)
+        own = bool(self.phrases) and rng.random() < 0.5
         listed = [
             str(rng.randint(10, 99))
             if rng.random() < self.number_share
+            else rng.choice(self.phrases)
+            if own
             else names.draw(rng.choice(KINDS))
             for _ in range(rng.randint(*self.length))
         ]
+        quoted = ", ".join(f'"{entry}"' for entry in listed)
         return Task(
             task_id=f"copy-{index}",
-            question="Find " + ", ".join(f'"{entry}"' for entry in listed) + ".",
+            question=f"Find {' and '.join(listed) if own else quoted}.",
             tools=(),
             gold_calls=(),
             answer=", ".join(listed),
             scenario="copy",
         )
+
+
+def _phrases(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The texts of a few words among the arguments and outputs of gold calls, each once."""
+    texts = [
+        text
+        for task in tasks
+        for call in task.gold_calls
+        for text in call.arguments.values()
+        if isinstance(text, str)
+    ]
+    texts += [sub_answer.output for task in tasks for sub_answer in task.sub_answers]
+    return tuple(dict.fromkeys(text for text in texts if _PHRASE.fullmatch(text)))

@@ -1,0 +1,191 @@
+"""A task set as tables for the terminal, and as a page with plots that is one file."""
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from rich.console import RenderableType
+from rich.table import Table
+
+from matchtir.reports.gold_replay import GoldReplay
+from matchtir.reports.page import PAGES
+from matchtir.reports.task_leaks import Pair
+from matchtir.reports.task_statistics import Profile
+
+MOST_ROWS = 40  # of a table whose length has no bound; the rest is counted
+_COLUMNS = 3  # of plots
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body><main><h1>{title}</h1>{plots}{tables}</main></body>
+</html>
+"""
+_STYLE = """
+main { max-width: 1200px; margin: 0 auto; padding: 16px; }
+section { margin: 24px 0; }
+tr:nth-child(even) td { background: var(--raised); }
+svg { max-width: 100%; height: auto; }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A table: the first column is text, the others are numbers or short texts."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+    def table(self) -> RenderableType:
+        """For the terminal."""
+        table = Table(title=self.title, caption=self.note or None, title_justify="left")
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="right" if index else "left")
+        for row in self.rows:
+            table.add_row(*[cell.replace("[", r"\[") for cell in row])
+        return table
+
+    def html(self) -> str:
+        """For the page."""
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
+        body = "".join(
+            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
+            for row in self.rows
+        )
+        note = f'<p class="muted">{html.escape(self.note)}</p>' if self.note else ""
+        table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+        return f"<section><h2>{html.escape(self.title)}</h2>{table}{note}</section>"
+
+
+def profile_section(profiles: Sequence[Profile]) -> Section:
+    """Means by split and scenario."""
+    measures = list(profiles[0].values) if profiles else []
+    rows = [
+        [
+            f"{profile.split}: {profile.scenario or 'all'}",
+            f"{profile.tasks:,}",
+            *(_number(profile.mean(measure)) for measure in measures),
+        ]
+        for profile in profiles
+    ]
+    return Section("Tasks (means)", ["split: scenario", "tasks", *measures], rows)
+
+
+def shares_section(title: str, what: str, counts: Mapping[str, Mapping[str, int]]) -> Section:
+    """A column for each split, a row for each kind, the most frequent first."""
+    totals: dict[str, int] = {}
+    for column in counts.values():
+        for kind, count in column.items():
+            totals[kind] = totals.get(kind, 0) + count
+    kinds = sorted(totals, key=lambda kind: -totals[kind])
+    rows = [[kind, *(f"{column.get(kind, 0):,}" for column in counts.values())] for kind in kinds]
+    return Section(title, [what, *counts], rows)
+
+
+def tools_section(use: Sequence[tuple[str, int, int]]) -> Section:
+    """The most called tools."""
+    rows = [[name, f"{offered:,}", f"{called:,}"] for name, offered, called in use[:MOST_ROWS]]
+    unused = sum(1 for _, _, called in use if not called)
+    note = f"{len(use):,} tools, {unused:,} of them in no gold call"
+    return Section("Tools", ["tool", "offered in tasks", "gold calls"], rows, note)
+
+
+def pairs_section(pairs: Sequence[Pair]) -> Section:
+    """Tasks that are there twice, those in two splits first."""
+    ordered = sorted(pairs, key=lambda pair: not pair.is_leak)
+    rows = [
+        [
+            f"{'/'.join(pair.first)} = {'/'.join(pair.second)}",
+            "LEAK" if pair.is_leak else "twice",
+            f"same {pair.kind}" if pair.kind != "near" else "nearly the same question",
+            f"{pair.overlap:.2f}",
+        ]
+        for pair in ordered[:MOST_ROWS]
+    ]
+    leaks = sum(pair.is_leak for pair in pairs)
+    note = f"{len(pairs):,} pairs, {leaks:,} of them in two splits"
+    return Section("Duplicates and leaks", ["tasks", "", "how", "overlap"], rows, note)
+
+
+def shared_section(rows: Sequence[tuple[str, str, float, int]]) -> Section:
+    """What held-out tasks share with training tasks."""
+    cells = [
+        [f"{split}: {what}", f"{share:.0%}", f"{count:,}"] for split, what, share, count in rows
+    ]
+    columns = ["held-out tasks that share with training", "share", "of tasks"]
+    return Section("Shared with training", columns, cells)
+
+
+def replay_section(replays: Mapping[str, GoldReplay]) -> Section:
+    """What came of the gold calls, by split."""
+    rows = []
+    for split, replay in replays.items():
+        statuses = ", ".join(f"{count:,} {name}" for name, count in replay.statuses.most_common())
+        cells = [_part(part) for part in (replay.solved, replay.answered, replay.reached)]
+        problems = f"{len(replay.problems):,}"
+        rows.append([split, f"{replay.tasks:,}", statuses, *cells, problems])
+    columns = ["split", "tasks", "calls", "gold outputs", "answer in outputs", "gold states"]
+    return Section("Gold replay", [*columns, "tasks with a problem"], rows)
+
+
+def problems_section(replays: Mapping[str, GoldReplay]) -> Section:
+    """The tasks whose gold calls do not do what they should."""
+    rows = [
+        [f"{split}/{task}", problem[:160]]
+        for split, replay in replays.items()
+        for task, problem in replay.problems
+    ]
+    note = f"{len(rows) - MOST_ROWS:,} more" if len(rows) > MOST_ROWS else ""
+    return Section("Problems of the gold calls", ["task", "first problem"], rows[:MOST_ROWS], note)
+
+
+def write_task_page(
+    path: Path, title: str, sections: Sequence[Section], profiles: Sequence[Profile]
+) -> None:
+    """Write the page; it opens from disk and loads nothing."""
+    style = (PAGES / "base.css").read_text(encoding="utf-8") + _STYLE
+    body = "".join(section.html() for section in sections if section.rows)
+    name = html.escape(title)
+    text = _PAGE.format(title=name, style=style, plots=_histograms(profiles), tables=body)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _histograms(profiles: Sequence[Profile]) -> str:
+    """A panel per measure, a colour per split: the share of its tasks by value, as SVG."""
+    splits = [profile for profile in profiles if not profile.scenario]
+    measures = list(splits[0].values) if splits else []
+    rows = -(-len(measures) // _COLUMNS)
+    figure = Figure(figsize=(4 * _COLUMNS, 2.6 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for position, measure in enumerate(measures, start=1):
+        axes = figure.add_subplot(rows, _COLUMNS, position)
+        columns = [list(profile.values[measure]) for profile in splits]
+        weights = [[1 / len(column)] * len(column) for column in columns]
+        axes.hist(columns, bins=12, weights=weights, label=[p.split for p in splits])
+        axes.set(title=measure, ylabel="share of tasks")
+        axes.legend(fontsize="small")
+    text = io.StringIO()
+    figure.savefig(text, format="svg")
+    svg = text.getvalue()
+    return f"<section>{svg[svg.index('<svg') :]}</section>"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
+
+
+def _part(part: tuple[int, int]) -> str:
+    return f"{part[0]:,} of {part[1]:,}" if part[1] else "-"

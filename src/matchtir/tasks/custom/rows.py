@@ -1,0 +1,295 @@
+"""One row of one's own tasks: what it may hold, how it becomes a task, and how a task becomes one.
+
+The schema is documented in docs/your-own-tools.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matchtir.tasks.rows import SPLITS, RowError, read_field
+from matchtir.types import Message, SubAnswer, Task, ToolCall, ToolSpec
+
+FIELDS = (
+    *("id", "split", "scenario", "question", "messages", "tools"),
+    *("gold_calls", "alternatives", "answer", "initial_state", "gold_state", "metadata"),
+)
+CALL_FIELDS = ("name", "arguments", "turn", "output")
+TOOL_FIELDS = ("name", "description", "parameters", "source", "owner")
+ROLES = ("system", "user", "assistant")
+
+
+def task_from_row(
+    row: Mapping[str, Any], task_id: str, offered: Mapping[str, ToolSpec], gold: str = "required"
+) -> Task:
+    """A row as a task.
+
+    Args:
+        task_id: for a row without an id.
+        offered: tools that rows may name, in the order in which rows without `tools` offer them.
+        gold: "required", or "optional" for rows whose gold calls are still to be found.
+
+    Raises:
+        RowError: what is wrong, and with which field.
+    """
+    _known(row, FIELDS)
+    question, history = _read_question(row)
+    tools = _read_tools(row, offered)
+    calls, turns, outputs = [], [], []
+    items = read_field(row, "gold_calls", list, optional=True)
+    if items is None and gold == "required":
+        raise RowError("gold_calls: is missing (scripts/collect_traces.py finds them)")
+    for index, item in enumerate(items or ()):
+        call, turn, output = _read_call(f"gold_calls[{index}]", item, tools)
+        calls.append(call)
+        turns += [] if turn is None else [turn - 1]
+        outputs += [] if output is None else [output]
+    if len(turns) not in (0, len(calls)):
+        raise RowError("gold_calls: either every call has a turn, or none")
+    if len(outputs) not in (0, len(calls)):
+        raise RowError("gold_calls: either every call has an output, or none")
+    gold_state = read_field(row, "gold_state", dict, optional=True)
+    answer = row.get("answer")
+    if answer is None and gold_state is None:
+        raise RowError("answer: is missing, and there is no gold_state")
+    return Task(
+        task_id=read_field(row, "id", str, optional=True) or task_id,
+        question=question,
+        tools=tuple(tools.values()),
+        gold_calls=tuple(calls),
+        answer="" if answer is None else value_text(answer),
+        sub_answers=tuple(SubAnswer(c.name, o) for c, o in zip(calls, outputs, strict=False)),
+        scenario=read_field(row, "scenario", str, optional=True) or "",
+        gold_turns=tuple(turns),
+        alternative_gold_calls=_read_alternatives(row, tools),
+        history=history,
+        initial_state=_read_state(row, "initial_state", tools) or {},
+        gold_state=_read_state(row, "gold_state", tools),
+        metadata={**(read_field(row, "metadata", dict, optional=True) or {}), **_split(row)},
+    )
+
+
+def row_from_task(task: Task, own_tools: bool) -> dict[str, Any]:
+    """The row that `task_from_row` makes the task of.
+
+    Args:
+        own_tools: write the tools into the row, with their sources, instead of their names.
+    """
+    outputs = [item.output for item in task.sub_answers]
+    if len(outputs) != len(task.gold_calls):
+        outputs = []
+    calls = [
+        {
+            "name": call.name,
+            "arguments": call.arguments,
+            **({"turn": task.gold_turns[index] + 1} if task.gold_turns else {}),
+            **({"output": outputs[index]} if outputs else {}),
+        }
+        for index, call in enumerate(task.gold_calls)
+    ]
+    messages = [{"role": m.role, "content": m.content} for m in task.history]
+    metadata = dict(task.metadata)
+    row: dict[str, Any] = {"id": task.task_id, "split": metadata.pop("split", None)}
+    row |= {"scenario": task.scenario}
+    if messages:
+        row["messages"] = [*messages, {"role": "user", "content": task.question}]
+    else:
+        row["question"] = task.question
+    row["tools"] = [_tool_entry(tool) if own_tools else tool.name for tool in task.tools]
+    row["gold_calls"] = calls
+    row["alternatives"] = [
+        [{"name": call.name, "arguments": call.arguments} for call in trace]
+        for trace in task.alternative_gold_calls
+    ]
+    row |= {"answer": task.answer or None, "initial_state": dict(task.initial_state)}
+    row |= {"gold_state": task.gold_state, "metadata": metadata}
+    kept = ("gold_calls", "tools")  # an empty list says something there
+    return {
+        key: value for key, value in row.items() if key in kept or value not in (None, "", [], {})
+    }
+
+
+def value_text(value: Any) -> str:
+    """A value as the sandbox shows it to the policy: strings as they are, others as JSON."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _tool_entry(tool: ToolSpec) -> dict[str, Any]:
+    entry = {"name": tool.name, "description": tool.description, "source": tool.source}
+    return {**entry, "parameters": tool.parameters, **({"owner": tool.owner} if tool.owner else {})}
+
+
+def _known(item: Mapping[str, Any], fields: Sequence[str]) -> None:
+    for key in item:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(fields)}"
+            raise RowError(f"{key}: there is no such field; {hint}")
+
+
+def _at(place: str, item: Any) -> Mapping[str, Any]:
+    if not isinstance(item, Mapping):
+        raise RowError(f"{place}: expected an object, got {type(item).__name__}")
+    return item
+
+
+def _split(row: Mapping[str, Any]) -> dict[str, str]:
+    split = read_field(row, "split", str, optional=True)
+    if split is not None and split not in SPLITS:
+        raise RowError(f"split: {split!r} is none of {', '.join(SPLITS)}")
+    return {} if split is None else {"split": split}
+
+
+def _read_question(row: Mapping[str, Any]) -> tuple[str, tuple[Message, ...]]:
+    if ("question" in row) == ("messages" in row):
+        raise RowError("question: a row has either a question or messages")
+    if "question" in row:
+        return read_field(row, "question", str), ()
+    messages = []
+    for index, item in enumerate(read_field(row, "messages", list)):
+        place = f"messages[{index}]"
+        try:
+            role = read_field(_at(place, item), "role", str)
+            content = read_field(item, "content", str)
+            _known(item, ("role", "content"))
+        except RowError as error:
+            raise RowError(f"{place}: {error}" if place not in str(error) else str(error)) from None
+        if role not in ROLES:
+            raise RowError(f"{place}: role: {role!r} is none of {', '.join(ROLES)}")
+        messages.append(Message(role, content))
+    if not messages or messages[-1].role != "user":
+        raise RowError("messages: the last one must be the user's: it is the question")
+    return messages[-1].content, tuple(messages[:-1])
+
+
+def _read_tools(row: Mapping[str, Any], offered: Mapping[str, ToolSpec]) -> dict[str, ToolSpec]:
+    """The tools of a row by name; those of `data.tools` where the row names none."""
+    entries = read_field(row, "tools", list, optional=True)
+    if entries is None:
+        if not offered:
+            raise RowError("tools: is missing, and no tools are given for all rows (data.tools)")
+        return dict(offered)
+    tools: dict[str, ToolSpec] = {}
+    for index, entry in enumerate(entries):
+        place = f"tools[{index}]"
+        if isinstance(entry, str):
+            if entry not in offered:
+                there = ", ".join(offered) or "none: set data.tools"
+                raise RowError(f"{place}: there is no tool {entry!r} (there is {there})")
+            tool = offered[entry]
+        else:
+            tool = _read_tool(place, _at(place, entry))
+        if tool.name in tools:
+            raise RowError(f"{place}: two tools are called {tool.name!r}")
+        tools[tool.name] = tool
+    return tools
+
+
+def _read_tool(place: str, entry: Mapping[str, Any]) -> ToolSpec:
+    """A tool that is written in the row: its schema, flat or as OpenAI nests it, and its source."""
+    if isinstance(entry.get("function"), Mapping):
+        entry = {
+            **{k: v for k, v in entry.items() if k not in ("type", "function")},
+            **entry["function"],
+        }
+    try:
+        _known(entry, TOOL_FIELDS)
+        owner = read_field(entry, "owner", str, optional=True) or ""
+        tool = ToolSpec(
+            read_field(entry, "name", str),
+            read_field(entry, "description", str),
+            read_field(entry, "parameters", dict),
+            read_field(entry, "source", str),
+            owner,
+        )
+        _check_source(tool)
+    except RowError as error:
+        raise RowError(f"{place}: {error}") from None
+    return tool
+
+
+def _check_source(tool: ToolSpec) -> None:
+    """The source must parse, and define the function or class; nothing is executed."""
+    try:
+        body = ast.parse(tool.source).body
+    except (SyntaxError, ValueError) as error:
+        raise RowError(f"source: not Python: {error}") from None
+    wanted = tool.owner or tool.name
+    kind = ast.ClassDef if tool.owner else ast.FunctionDef | ast.Assign
+    if not any(
+        isinstance(node, kind) and wanted in (getattr(node, "name", ""), *_targets(node))
+        for node in body
+    ):
+        raise RowError(f"source: it defines no {'class' if tool.owner else 'function'} {wanted}")
+
+
+def _targets(node: ast.stmt) -> list[str]:
+    """Names that an assignment binds."""
+    targets = node.targets if isinstance(node, ast.Assign) else []
+    return [target.id for target in targets if isinstance(target, ast.Name)]
+
+
+def _read_call(
+    place: str, item: Any, tools: Mapping[str, ToolSpec]
+) -> tuple[ToolCall, int | None, str | None]:
+    """A call, its turn from 1 on, and its output, where they are given."""
+    try:
+        _known(_at("call", item), CALL_FIELDS)
+        name = read_field(item, "name", str)
+        arguments = read_field(item, "arguments", dict)
+        turn = read_field(item, "turn", int, optional=True)
+        if turn is not None and turn < 1:
+            raise RowError(f"turn: expected a number from 1, got {turn}")
+        if name not in tools:
+            raise RowError(f"name: {name!r} is none of the row's tools ({', '.join(tools)})")
+        _check_arguments(arguments, tools[name])
+    except RowError as error:
+        raise RowError(f"{place}: {error}") from None
+    output = item.get("output")
+    return ToolCall(name, arguments), turn, None if output is None else value_text(output)
+
+
+def _check_arguments(arguments: Mapping[str, Any], tool: ToolSpec) -> None:
+    properties = tool.parameters.get("properties") or {}
+    for name in arguments:
+        if name not in properties and not tool.parameters.get("additionalProperties"):
+            takes = ", ".join(properties) or "no arguments"
+            raise RowError(f"arguments: {tool.name} takes no {name!r} (it takes {takes})")
+    for name in tool.parameters.get("required") or ():
+        if name not in arguments:
+            raise RowError(f"arguments: {tool.name} needs {name!r}")
+
+
+def _read_alternatives(
+    row: Mapping[str, Any], tools: Mapping[str, ToolSpec]
+) -> tuple[tuple[ToolCall, ...], ...]:
+    traces = []
+    for number, trace in enumerate(read_field(row, "alternatives", list, optional=True) or ()):
+        if not isinstance(trace, list):
+            raise RowError(f"alternatives[{number}]: expected a list of calls")
+        read = [
+            _read_call(f"alternatives[{number}][{index}]", item, tools)
+            for index, item in enumerate(trace)
+        ]
+        traces.append(tuple(call for call, _, _ in read))
+    return tuple(traces)
+
+
+def _read_state(
+    row: Mapping[str, Any], field: str, tools: Mapping[str, ToolSpec]
+) -> dict[str, Any] | None:
+    state = read_field(row, field, dict, optional=True)
+    if state is None:
+        return None
+    owners = sorted({tool.owner for tool in tools.values() if tool.owner})
+    for owner, attributes in state.items():
+        if owner not in owners:
+            there = ", ".join(owners) or "none of the row's tools has a class"
+            raise RowError(f"{field}: {owner!r} is no class of the row's tools ({there})")
+        if not isinstance(attributes, dict):
+            raise RowError(f"{field}: {owner}: expected an object, got {type(attributes).__name__}")
+    return state

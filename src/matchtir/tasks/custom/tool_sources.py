@@ -1,0 +1,149 @@
+"""Tools that are not written in the rows: a Python module's, or an MCP server's."""
+
+from __future__ import annotations
+
+import enum
+import importlib.util
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.chat_template_utils import get_json_schema
+
+from matchtir.tools.mcp import McpHost
+from matchtir.types import McpServer, ToolSpec
+
+ToolSource = str | Mapping[str, Any]  # a module, or {command: [...], shared: bool}
+
+_SERVER_KEYS = {"command", "shared"}
+
+
+class ToolSourceError(ValueError):
+    """Tools that cannot be read; the message names the module and the function, or the server."""
+
+
+def read_tools(sources: ToolSource | Sequence[ToolSource] | None) -> tuple[ToolSpec, ...]:
+    """The tools of one or several sources, in order.
+
+    A source is a Python file or an importable module, of which `module.py:Name` takes one function
+    or class alone, or a mapping with the `command` of an MCP server (`shared`: one process for all
+    episodes).
+
+    Raises:
+        ToolSourceError: a source that cannot be read, or two tools of one name.
+        McpError: a server that does not start.
+    """
+    if sources is None:
+        return ()
+    several = [sources] if isinstance(sources, str | Mapping) else list(sources)
+    found: dict[str, ToolSpec] = {}
+    for source in several:
+        tools = module_tools(source) if isinstance(source, str) else server_tools(source)
+        for tool in tools:
+            if tool.name in found:
+                raise ToolSourceError(f"{source}: there already is a tool called {tool.name!r}")
+            found[tool.name] = tool
+    return tuple(found.values())
+
+
+def server_tools(source: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
+    """What an MCP server offers, which is started to be asked."""
+    command = source.get("command")
+    if set(source) - _SERVER_KEYS or not command or isinstance(command, str):
+        raise ToolSourceError(
+            f"an MCP server is given as {{command: [program, argument, ...], shared: false}}, "
+            f"not {dict(source)}"
+        )
+    host = McpHost()
+    try:
+        return host.tools(McpServer(tuple(map(str, command)), bool(source.get("shared", False))))
+    finally:
+        host.stop()
+
+
+def module_tools(source: str) -> tuple[ToolSpec, ...]:
+    """The public functions of a module, and the public methods of its public classes.
+
+    Public are the names in its `__all__`, else those that it defines itself and that do not begin
+    with an underscore. Classes of exceptions and enumerations are no tools. Each schema comes from
+    the type hints and the docstring, by transformers' `get_json_schema`.
+    """
+    file, _, wanted = source.partition(":")
+    path = _find(file)
+    module = _load(path)
+    own = [
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    ]
+    names = [wanted] if wanted else getattr(module, "__all__", own)
+    text = path.read_text(encoding="utf-8")
+    tools: list[ToolSpec] = []
+    for name in names:
+        if name not in vars(module):
+            raise ToolSourceError(f"{path}: it defines no {name}")
+        for owner, function in _functions(vars(module)[name]):
+            label = f"{owner}.{function.__name__}" if owner else function.__name__
+            schema = _schema(function, bool(owner), f"{path}: the tool {label}")
+            given = schema["name"], schema["description"], schema["parameters"]
+            tools.append(ToolSpec(*given, source=text, owner=owner, path=str(path)))
+    if not tools:
+        raise ToolSourceError(f"{path}: no public function, and no public class with methods")
+    return tuple(tools)
+
+
+def _find(source: str) -> Path:
+    """The file of a module that is given as a file or by its importable name."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path.resolve()
+    try:
+        spec = importlib.util.find_spec(source) if not source.endswith(".py") else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ToolSourceError(f"{source}: no such file, and no module that can be imported")
+    return Path(spec.origin)
+
+
+def _load(path: Path) -> types.ModuleType:
+    """The module of a file, executed as the sandbox does it: alone, beside its neighbours."""
+    module = types.ModuleType("tool")
+    module.__file__ = str(path)
+    before = list(sys.path)
+    sys.path.insert(0, str(path.parent))
+    sys.modules["tool"] = module  # where dataclasses look their module up
+    try:
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
+    except Exception as error:
+        raise ToolSourceError(f"{path}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path[:] = before
+    return module
+
+
+def _functions(value: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+    """(class or "", function) of everything that is a tool in a module's value."""
+    if inspect.isfunction(value):
+        yield "", value
+    elif inspect.isclass(value) and not issubclass(value, BaseException | enum.Enum):
+        methods: dict[str, Callable[..., Any]] = {}
+        for base in reversed(value.__mro__):
+            methods |= {name: item for name, item in vars(base).items() if inspect.isfunction(item)}
+        for name, method in methods.items():
+            if not name.startswith("_"):
+                yield value.__name__, method
+
+
+def _schema(function: Callable[..., Any], is_method: bool, label: str) -> dict[str, Any]:
+    if inspect.iscoroutinefunction(function):
+        raise ToolSourceError(f"{label}: it is a coroutine function; tools are plain functions")
+    bound = types.MethodType(function, object()) if is_method else function  # hides self
+    try:
+        schema: dict[str, Any] = get_json_schema(bound)["function"]
+    except Exception as error:
+        raise ToolSourceError(f"{label}: {error}") from error
+    return schema

@@ -1,0 +1,117 @@
+"""Splits in which no two tasks that share something fall apart."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+
+from matchtir.tasks.rows import SPLITS
+from matchtir.types import Task
+from matchtir.utils.options import check_option
+
+_SPACE = re.compile(r"\W+")
+
+
+def normalised(text: str) -> str:
+    """A text without case, punctuation and repeated spaces."""
+    return _SPACE.sub(" ", text.casefold()).strip()
+
+
+def solution_key(task: Task) -> str:
+    """The same for tasks with the same gold calls, in any order; "" where there are none."""
+    calls = [json.dumps([c.name, c.arguments], sort_keys=True) for c in task.gold_calls]
+    return "\n".join(sorted(calls))
+
+
+def entities(task: Task) -> set[str]:
+    """The texts among the arguments of the gold calls that stand in the question."""
+    question = normalised(task.question)
+    values = {
+        normalised(value)
+        for call in task.gold_calls
+        for value in call.arguments.values()
+        if isinstance(value, str)
+    }
+    return {value for value in values if value and value in question}
+
+
+def _contents(task: Task) -> Iterable[Hashable]:
+    return [
+        ("question", normalised(task.question)),
+        ("solution", solution_key(task) or task.task_id),
+    ]
+
+
+_KEYS: dict[str, Callable[[Task], Iterable[Hashable]]] = {
+    "content": _contents,
+    "tools": lambda task: {call.name for call in task.gold_calls},
+    "entities": entities,
+}
+SPLIT_BY = tuple(_KEYS)
+
+
+def shared_groups(tasks: Sequence[Task], by: str) -> list[list[int]]:
+    """Positions of the tasks in groups, so that tasks of two groups share nothing.
+
+    Args:
+        by: what may be shared: "content" (the same question or the same gold calls), "tools" (a
+            tool of the gold calls), "entities" (a text that is an argument and in the question).
+    """
+    check_option("split_by", by, SPLIT_BY)
+    leader = list(range(len(tasks)))
+
+    def find(position: int) -> int:
+        while leader[position] != position:
+            leader[position] = leader[leader[position]]
+            position = leader[position]
+        return position
+
+    first: dict[Hashable, int] = {}
+    for position, task in enumerate(tasks):
+        for key in _KEYS[by](task):
+            leader[find(position)] = find(first.setdefault(key, position))
+    groups: dict[int, list[int]] = {}
+    for position in range(len(tasks)):
+        groups.setdefault(find(position), []).append(position)
+    return list(groups.values())
+
+
+def split_tasks(
+    tasks: Sequence[Task], by: str, shares: Mapping[str, float], seed: int
+) -> list[str]:
+    """The split of each task: whole groups, the largest first, to the split that lacks most.
+
+    Args:
+        shares: relative size of each split.
+        seed: of the order of groups of one size.
+
+    Raises:
+        ValueError: an unknown split or way to split, or too few groups for the splits.
+    """
+    for split, share in shares.items():
+        check_option("split", split, SPLITS)
+        if share < 0:
+            raise ValueError(f"shares: {split}={share}: a share is not negative")
+    wanted = {split: share for split, share in shares.items() if share > 0}
+    groups = shared_groups(tasks, by)
+    if len(groups) < len(wanted):
+        raise ValueError(
+            f"{len(tasks)} tasks fall into {len(groups)} groups that share no {by}, too few for "
+            f"the splits {', '.join(wanted)}: split by something else"
+        )
+    random.Random(seed).shuffle(groups)
+    groups.sort(key=len, reverse=True)
+    total = sum(wanted.values())
+    missing = {split: share / total * len(tasks) for split, share in wanted.items()}
+    splits = [""] * len(tasks)
+    for number, group in enumerate(groups):
+        left = len(groups) - number
+        empty = [split for split in wanted if split not in splits]
+        choices = empty if left <= len(empty) else list(wanted)  # none may stay empty
+        split = max(choices, key=lambda name: missing[name])
+        missing[split] -= len(group)
+        for position in group:
+            splits[position] = split
+    return splits

@@ -1,0 +1,215 @@
+"""data=custom: rows and tools of one's own become tasks, or a message that names row and field."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from matchtir.tasks.custom import CustomTasks
+from matchtir.tasks.custom.rows import row_from_task, task_from_row
+from matchtir.tasks.rows import RowError
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import SubAnswer
+from tests.custom.conftest import make_row
+
+ALL_TRAIN = {"train": 1}
+
+
+def read(write, module, *rows, **options):
+    options = {"tools": str(module), "sandbox": ProcessPoolSandbox(workers=2)} | options
+    return CustomTasks(write(*rows), shares=ALL_TRAIN, **options).tasks("train")
+
+
+def test_a_row_is_a_task_whose_gold_calls_were_executed(write, module):
+    (task,) = read(write, module, make_row(scenario="prices"))
+    assert task.task_id == "rows/0"
+    assert [tool.name for tool in task.tools] == ["price", "colour", "put", "take"]
+    assert task.gold_calls[0].arguments == {"item": "tea"}
+    assert task.sub_answers == (SubAnswer("price", "3"),)
+    assert (task.answer, task.scenario) == ("3", "prices")
+
+
+def test_a_state_task_asks_for_the_state_that_its_gold_calls_reach(write, module):
+    row = make_row(
+        tools=["put", "take"],
+        gold_calls=[
+            {"name": "put", "arguments": {"item": "tea"}, "turn": 1},
+            {"name": "take", "arguments": {"item": "milk"}, "turn": 1},
+        ],
+        answer=None,
+        initial_state={"Basket": {"items": ["milk"]}},
+        gold_state={"Basket": {"items": ["tea"]}},
+    )
+    (task,) = read(write, module, row)
+    assert (task.answer, task.gold_turns) == ("", (0, 0))
+    assert [answer.output for answer in task.sub_answers] == ["2", "1"]
+    row["gold_state"]["Basket"]["items"] = ["milk"]
+    with pytest.raises(RowError, match=r"row 0: gold_state: .*Basket.items is \['tea'\]"):
+        read(write, module, row)
+
+
+def test_a_gold_call_that_fails_is_a_mistake_in_the_row(write, module):
+    calls = [
+        {"name": "price", "arguments": {"item": "tea"}},
+        {"name": "price", "arguments": {"item": "wine"}},
+    ]
+    with pytest.raises(RowError, match=r"rows.jsonl, row 1: gold_calls\[1\]: price fails: .*wine"):
+        read(write, module, make_row(), make_row(gold_calls=calls))
+
+
+def test_without_a_sandbox_outputs_are_taken_as_given(write, module):
+    given = [{"name": "price", "arguments": {"item": "wine"}, "output": {"price": 4}}]
+    (task,) = read(write, module, make_row(gold_calls=given), sandbox=None)
+    assert task.sub_answers == (SubAnswer("price", '{"price": 4}'),)
+
+
+def test_messages_are_a_history_and_a_question(write, module):
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "user", "content": "What is tea?"},
+    ]
+    (task,) = read(write, module, make_row(question=None, messages=messages))
+    assert task.question == "What is tea?"
+    assert [message.role for message in task.history] == ["system", "user", "assistant"]
+
+
+def test_tools_may_be_written_in_the_row(write):
+    source = "def double(x):\n    return 2 * x\n"
+    schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+    flat = {"name": "double", "description": "Doubles.", "parameters": schema, "source": source}
+    nested = {
+        "type": "function",
+        "function": {k: v for k, v in flat.items() if k != "source"},
+        "source": source,
+    }
+    calls = [{"name": "double", "arguments": {"x": 4}}]
+    for entry in (flat, nested):
+        (task,) = read(write, None, make_row(tools=[entry], gold_calls=calls), tools=None)
+        assert task.sub_answers == (SubAnswer("double", "8"),)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gold_call": []}, "gold_call: there is no such field; did you mean gold_calls"),
+        ({"question": None}, "question: a row has either a question or messages"),
+        ({"messages": []}, "question: a row has either a question or messages"),
+        ({"question": 3}, "question: expected str, got int"),
+        ({"question": None, "messages": []}, "messages: the last one must be the user's"),
+        (
+            {"question": None, "messages": [{"role": "tool", "content": "x"}]},
+            r"messages\[0\]: role: 'tool' is none of",
+        ),
+        (
+            {"question": None, "messages": [{"role": "user"}]},
+            r"messages\[0\]: content: is missing",
+        ),
+        ({"question": None, "messages": ["hi"]}, r"messages\[0\]: expected an object, got str"),
+        ({"answer": None}, "answer: is missing, and there is no gold_state"),
+        ({"gold_calls": None}, "gold_calls: is missing .*collect_traces"),
+        ({"gold_calls": ["price"]}, r"gold_calls\[0\]: call: expected an object"),
+        ({"gold_calls": [{"name": "price"}]}, r"gold_calls\[0\]: arguments: is missing"),
+        (
+            {"gold_calls": [{"name": "prize", "arguments": {}}]},
+            r"gold_calls\[0\]: name: 'prize' is none of the row's tools \(price, colour",
+        ),
+        (
+            {"gold_calls": [{"name": "price", "arguments": {"thing": 1}}]},
+            r"gold_calls\[0\]: arguments: price takes no 'thing' \(it takes item, currency\)",
+        ),
+        (
+            {"gold_calls": [{"name": "price", "arguments": {}}]},
+            r"gold_calls\[0\]: arguments: price needs 'item'",
+        ),
+        (
+            {"gold_calls": [{"name": "price", "arguments": {"item": "tea"}, "turn": 0}]},
+            r"gold_calls\[0\]: turn: expected a number from 1",
+        ),
+        (
+            {"alternatives": [[{"name": "nothing", "arguments": {}}]]},
+            r"alternatives\[0\]\[0\]: name: 'nothing' is none",
+        ),
+        ({"alternatives": ["x"]}, r"alternatives\[0\]: expected a list of calls"),
+        ({"tools": ["prise"]}, r"tools\[0\]: there is no tool 'prise' \(there is price"),
+        ({"tools": ["price", "price"]}, r"tools\[1\]: two tools are called 'price'"),
+        ({"tools": [{"name": "f"}]}, r"tools\[0\]: description: is missing"),
+        (
+            {"tools": [{"name": "f", "description": "", "parameters": {}, "source": "def f("}]},
+            r"tools\[0\]: source: not Python",
+        ),
+        (
+            {"tools": [{"name": "f", "description": "", "parameters": {}, "source": "g = 1"}]},
+            r"tools\[0\]: source: it defines no function f",
+        ),
+        ({"gold_state": {"Cart": {}}}, r"gold_state: 'Cart' is no class .*\(Basket\)"),
+        ({"initial_state": {"Basket": 3}}, "initial_state: Basket: expected an object, got int"),
+        ({"split": "dev"}, "split: 'dev' is none of train, validation, test"),
+        ({"metadata": []}, "metadata: expected dict, got list"),
+    ],
+)
+def test_what_is_wrong_with_a_row_is_named(write, module, fields, message):
+    with pytest.raises(RowError, match=f"rows.jsonl, row 1: {message}"):
+        read(write, module, make_row(), make_row(**fields))
+
+
+def test_gold_calls_may_be_missing_where_they_are_to_be_found(write, module):
+    (task,) = read(write, module, make_row(gold_calls=None), gold="optional")
+    assert task.gold_calls == ()
+
+
+def test_two_rows_of_one_id_are_refused(write, module):
+    with pytest.raises(RowError, match="row 1: id: an earlier row has 'a' too"):
+        read(write, module, make_row(id="a"), make_row(id="a"))
+
+
+def test_rows_without_tools_need_tools(write):
+    with pytest.raises(RowError, match=r"tools: is missing, .*data\.tools"):
+        read(write, None, make_row(), tools=None)
+
+
+def test_splits_are_in_all_rows_or_in_none(write, module):
+    path = write(make_row(split="test"), make_row(split="train"))
+    tasks = CustomTasks(path, str(module))
+    assert [len(tasks.tasks(split)) for split in ("train", "validation", "test")] == [1, 0, 1]
+    with pytest.raises(RowError, match="row 1: split: is missing; other rows have one"):
+        CustomTasks(write(make_row(split="test"), make_row()), str(module)).tasks("test")
+
+
+def test_a_missing_file_names_the_key():
+    with pytest.raises(FileNotFoundError, match="data.path=FILE"):
+        CustomTasks("nowhere.jsonl")
+
+
+def test_tasks_become_rows_and_tasks_again(write, module):
+    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "What?"}]
+    rows = [
+        make_row(scenario="a", metadata={"source": "me"}),
+        make_row(
+            id="b",
+            question=None,
+            messages=messages,
+            gold_calls=[{"name": "put", "arguments": {"item": "a"}, "turn": 1}],
+            alternatives=[[{"name": "put", "arguments": {"item": "b"}}]],
+            answer=None,
+            initial_state={"Basket": {"items": []}},
+            gold_state={"Basket": {"items": ["a"]}},
+        ),
+    ]
+    for task in read(write, module, *rows):
+        offered = {tool.name: tool for tool in task.tools}
+        written = json.loads(json.dumps(row_from_task(task, own_tools=False)))
+        assert task_from_row(written, "", offered) == task
+        alone = json.loads(json.dumps(row_from_task(task, own_tools=True)))
+        assert task_from_row(alone, "", {}).gold_calls == task.gold_calls
+
+
+def test_tools_of_an_mcp_server(write):
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    server = {"command": [sys.executable, str(Path(__file__).with_name("mcp_server.py"))]}
+    calls = [{"name": "increase", "arguments": {"by": by}} for by in (2, 3)]
+    row = make_row(question="How many?", gold_calls=calls, answer=5, tools=["increase"])
+    (task,) = read(write, None, row, tools=server)
+    assert [answer.output for answer in task.sub_answers] == ["2", "5"]

@@ -1,0 +1,84 @@
+"""Tools of a Python module."""
+
+import pytest
+
+from matchtir.tasks.custom.tool_sources import ToolSourceError, read_tools
+
+
+def test_public_functions_and_methods_are_tools_with_schemas(module):
+    tools = {tool.name: tool for tool in read_tools(str(module))}
+    assert list(tools) == ["price", "colour", "put", "take"]
+    price = tools["price"]
+    assert price.description == "Price of an item."
+    assert price.parameters["required"] == ["item"]
+    assert price.parameters["properties"]["currency"]["enum"] == ["euro", "pound"]
+    assert [tools[name].owner for name in ("price", "put", "take")] == ["", "Basket", "Basket"]
+    assert tools["put"].parameters["properties"] == {
+        "item": {"type": "string", "description": "the item"}
+    }
+
+
+def test_one_name_alone(module):
+    assert [tool.name for tool in read_tools(f"{module}:Basket")] == ["put", "take"]
+    assert [tool.name for tool in read_tools([f"{module}:price", f"{module}:colour"])] == [
+        "price",
+        "colour",
+    ]
+
+
+def test_all_names_decide_where_there_are_any(module):
+    module.write_text(module.read_text() + '\n__all__ = ["colour"]\n')
+    assert [tool.name for tool in read_tools(str(module))] == ["colour"]
+
+
+def test_inherited_methods_are_tools_too(module):
+    text = module.read_text() + "\nclass Bag(Basket):\n    pass\n\n__all__ = ['Bag']\n"
+    module.write_text(text)
+    assert [(tool.owner, tool.name) for tool in read_tools(str(module))] == [
+        ("Bag", "put"),
+        ("Bag", "take"),
+    ]
+
+
+def test_an_importable_module_is_found_by_name(module, monkeypatch):
+    monkeypatch.syspath_prepend(str(module.parent))
+    assert len(read_tools("desk")) == 4
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def f(x: int):\n    return x\n", "the tool f: .*no docstring"),
+        ('def f(x):\n    """F.\n\n    Args:\n        x: x\n    """\n', "the tool f: .*type hint"),
+        ('def f(x: int):\n    """F."""\n', "the tool f: .*no description for the argument 'x'"),
+        ('async def f():\n    """F."""\n', "the tool f: it is a coroutine function"),
+        ("class A:\n    def f(self, x):\n        pass\n", "the tool A.f: "),
+        ("import nowhere\n", "ModuleNotFoundError: No module named 'nowhere'"),
+        ("X = 1\n", "no public function, and no public class with methods"),
+        ("__all__ = ['gone']\n", "it defines no gone"),
+    ],
+)
+def test_what_cannot_be_a_tool_is_named(tmp_path, code, message):
+    path = tmp_path / "odd.py"
+    path.write_text(code)
+    with pytest.raises(ToolSourceError, match=f"odd.py: {message}"):
+        read_tools(str(path))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere.py", "no such file, and no module"),
+        ("no.such.module", "no such file, and no module"),
+        ({"command": "python server.py"}, "an MCP server is given as"),
+        ({"comand": ["python"]}, "an MCP server is given as"),
+    ],
+)
+def test_sources_that_are_not_there(source, message):
+    with pytest.raises(ToolSourceError, match=message):
+        read_tools(source)
+
+
+def test_two_tools_of_one_name_are_refused(module):
+    with pytest.raises(ToolSourceError, match="there already is a tool called 'colour'"):
+        read_tools([f"{module}:colour", str(module)])

@@ -1,0 +1,64 @@
+"""Splits keep together what shares something."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from matchtir.tasks.splitting import SPLIT_BY, shared_groups, split_tasks
+from matchtir.types import Task, ToolCall
+
+
+def task(index, tool="f", item="x", question=None):
+    calls = (ToolCall(tool, {"item": item}),)
+    return Task(str(index), question or f"What of {item} ({index})?", (), calls, "")
+
+
+def test_the_same_question_or_solution_is_one_content():
+    tasks = [task(0, item="a", question="One a?"), task(1, item="b", question="one  A")]
+    tasks += [task(2, item="b"), task(3, item="c")]
+    assert shared_groups(tasks, "content") == [[0, 1, 2], [3]]
+
+
+def test_tools_and_entities_connect_over_several_tasks():
+    tasks = [task(0, "f", "a"), task(1, "g", "a"), task(2, "g", "b"), task(3, "h", "c")]
+    assert shared_groups(tasks, "tools") == [[0], [1, 2], [3]]
+    assert shared_groups(tasks, "entities") == [[0, 1], [2], [3]]
+
+
+def test_an_argument_that_is_not_in_the_question_is_no_entity():
+    tasks = [task(index, item="a", question=f"Question {index}") for index in range(2)]
+    assert shared_groups(tasks, "entities") == [[0], [1]]
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("fgh"), st.sampled_from("abcdefg")), min_size=1),
+    st.sampled_from(SPLIT_BY),
+    st.integers(0, 3),
+)
+def test_no_group_is_split_and_every_split_has_tasks(pairs, by, seed):
+    tasks = [task(index, *pair) for index, pair in enumerate(pairs)]
+    groups = shared_groups(tasks, by)
+    assert sorted(position for group in groups for position in group) == list(range(len(tasks)))
+    shares = {"train": 0.6, "validation": 0.1, "test": 0.3}
+    if len(groups) < 3:
+        with pytest.raises(ValueError, match=f"groups that share no {by}"):
+            split_tasks(tasks, by, shares, seed)
+        return
+    splits = split_tasks(tasks, by, shares, seed)
+    assert splits == split_tasks(tasks, by, shares, seed)
+    assert set(splits) == set(shares)
+    assert all(len({splits[position] for position in group}) == 1 for group in groups)
+
+
+def test_sizes_follow_the_shares_and_the_seed_the_choice():
+    tasks = [task(index, item=f"x{index}") for index in range(100)]
+    shares = {"train": 3, "test": 1}
+    chosen = [split_tasks(tasks, "content", shares, seed) for seed in (0, 1)]
+    assert [splits.count("test") for splits in chosen] == [25, 25]
+    assert chosen[0] != chosen[1]
+
+
+@pytest.mark.parametrize("shares", [{"dev": 1}, {"train": -1}])
+def test_impossible_shares_are_refused(shares):
+    with pytest.raises(ValueError, match="dev|negative"):
+        split_tasks([task(0)], "content", shares, 0)
