@@ -17,7 +17,11 @@ from matchtir.utils.run_dir import register_resolvers
 CONFIGS = Path(__file__).parents[1] / "configs"
 # What a command line must give besides the option under test, by program and by option.
 NEEDED = {"train": [], "eval": ["policy=gold"]}
-OPTION_NEEDS = {"model=huggingface": ["model.name_or_path=a/model"]}
+OPTION_NEEDS = {
+    "model=huggingface": ["model.name_or_path=a/model"],
+    "data=custom": ["data.path=tasks.jsonl"],
+    "benchmark=custom": ["benchmark.tasks.path=tasks.jsonl"],
+}
 PROGRAMS = [name for name in NEEDED if (CONFIGS / f"{name}.yaml").exists()]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -69,13 +69,26 @@ FRAMES = (
 )
 
 
+# What the schemas of documented functions add to them.
+SCHEMA_FRAMES = (
+    '": {"type": "string", "description": "',
+    '": {"type": "integer", "description": "',
+    '": {"type": "number", "description": "',
+    '": {"type": "boolean", "description": "',
+    '"}, "',
+)
+
 _WORD = "[A-Za-z_]+"
+_WORDS = (f" ?{_WORD}", " ?[0-9]+")
+# A name or number is the same token after a space, after a quotation mark and at the beginning: so
+# a policy copies it by looking for it, and has not to learn which two tokens belong together.
+_NAMES_APART = ("[A-Z][A-Za-z_]*", " ?[a-z_][A-Za-z_]*", "[0-9]+")
 
 
-def _split_pattern() -> Regex:
-    """Frames first, longest first; then words and numbers with at most one space before them."""
-    frames = sorted(FRAMES, key=len, reverse=True)
-    return Regex("|".join([*map(re.escape, frames), rf" ?{_WORD}", r" ?[0-9]+"]))
+def _split_pattern(frames: Sequence[str], words: Sequence[str]) -> Regex:
+    """Frames first, longest first; then words and numbers."""
+    longest_first = sorted(frames, key=len, reverse=True)
+    return Regex("|".join([*map(re.escape, longest_first), *words]))
 
 
 def _byte_level(text: str) -> str:
@@ -86,13 +99,18 @@ def _byte_level(text: str) -> str:
     return "".join(piece for piece, _ in pieces)
 
 
-def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(
+    words: Iterable[str], frames: Sequence[str] = FRAMES, names_apart: bool = False
+) -> PreTrainedTokenizerFast:
     """A fast tokenizer with `words` (each alone and after a space), the frames and 256 bytes.
 
     Any text can be encoded, and decodes to itself. The chat template writes Qwen3's format.
+
+    Args:
+        names_apart: whether capitalised words and numbers never take the space before them along.
     """
     units = [*sorted(pre_tokenizers.ByteLevel.alphabet())]
-    units += [_byte_level(frame) for frame in FRAMES]
+    units += [_byte_level(frame) for frame in frames]
     units += [_byte_level(prefix + word) for word in words for prefix in ("", " ")]
     vocabulary = {unit: index for index, unit in enumerate(dict.fromkeys(units))}
 
@@ -100,7 +118,9 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(_split_pattern(), behavior="isolated"),
+            pre_tokenizers.Split(
+                _split_pattern(frames, _NAMES_APART if names_apart else _WORDS), behavior="isolated"
+            ),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -138,8 +158,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_tokenizer_for(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
-    """The tokenizer of the tiny policy, with the words of these tasks too."""
-    return build_tokenizer([*_laptop_words(), *task_words(tasks)])
+    """The tokenizer of the tiny policy for these tasks: with their words, names apart."""
+    words = [*_laptop_words(), *task_words(tasks)]
+    return build_tokenizer(words, (*FRAMES, *SCHEMA_FRAMES), names_apart=True)
 
 
 def _laptop_words() -> tuple[str, ...]:

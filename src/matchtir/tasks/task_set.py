@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from matchtir.types import Task
 
 
+@runtime_checkable
 class TaskSet(Protocol):
     """Tasks in splits; which splits are empty is the task set's own affair."""
 

@@ -1,0 +1,164 @@
+"""A teacher's traces without the calls that they did not need."""
+
+import asyncio
+
+import pytest
+
+from matchtir.collection.cleaning import TracedCall, clean_trace, failed, traced_calls
+from matchtir.collection.gold import gold_task
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import (
+    ResultStatus,
+    StopReason,
+    Task,
+    ToolCall,
+    ToolResult,
+    ToolSpec,
+    Trajectory,
+    Turn,
+)
+
+SOURCE = """
+CAPITALS = {"Norway": "Oslo", "Peru": "Lima"}
+MAYORS = {"Oslo": "Anne", "Lima": "Jorge"}
+
+def capital(country):
+    return CAPITALS[country]
+
+def mayor(city):
+    return MAYORS[city]
+
+def age(name):
+    return {"Anne": 50, "Jorge": 60}[name]
+
+class List:
+    def __init__(self):
+        self.items = []
+    def add(self, item):
+        self.items.append(item)
+        return "added"
+    def count(self):
+        return len(self.items)
+"""
+TOOLS = [ToolSpec(name, "", {}, SOURCE) for name in ("capital", "mayor", "age")]
+TOOLS += [ToolSpec(name, "", {}, SOURCE, owner="List") for name in ("add", "count")]
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    pool = ProcessPoolSandbox(workers=2)
+    yield pool
+    pool.shutdown()
+
+
+def step(turn, name, value=None, output="", key=None):
+    keys = {"capital": "country", "mayor": "city", "age": "name", "add": "item"}
+    arguments = {keys[name]: value} if name in keys else {}
+    return TracedCall(turn, ToolCall(name, arguments), output)
+
+
+def cleaned(sandbox, question, answer, *trace, gold_state=None):
+    task = Task("t", question, tuple(TOOLS), (), answer, gold_state=gold_state)
+    found = asyncio.run(clean_trace(task, trace, sandbox))
+    if found is None:
+        return None
+    return [(item.turn, item.call.name, *item.call.arguments.values()) for item in found]
+
+
+CHAIN = (step(0, "capital", "Norway", "Oslo"), step(1, "mayor", "Oslo", "Anne"))
+
+
+def test_a_chain_stays_and_what_leads_nowhere_goes(sandbox):
+    detour = step(0, "capital", "Peru", "Lima")
+    question = "Who is the mayor of the capital of Norway?"
+    trace = (CHAIN[0], detour, step(1, "mayor", "Lima", "Jorge"), CHAIN[1])
+    assert cleaned(sandbox, question, "Anne", *trace) == [
+        (0, "capital", "Norway"),
+        (1, "mayor", "Oslo"),
+    ]
+
+
+def test_repeated_calls_go_and_turns_are_numbered_anew(sandbox):
+    trace = (CHAIN[0], step(1, "capital", "Norway", "Oslo"), step(2, "mayor", "Oslo", "Anne"))
+    question = "Who is the mayor of the capital of Norway?"
+    assert cleaned(sandbox, question, "Anne", *trace) == [
+        (0, "capital", "Norway"),
+        (1, "mayor", "Oslo"),
+    ]
+
+
+def test_a_lookup_of_what_the_question_says_is_not_needed(sandbox):
+    question = "Who is the mayor of Oslo in Norway?"
+    assert cleaned(sandbox, question, "Anne", *CHAIN) == [(0, "mayor", "Oslo")]
+
+
+def test_a_list_needs_the_output_of_each_part(sandbox):
+    trace = (step(0, "mayor", "Oslo", "Anne"), step(0, "mayor", "Lima", "Jorge"))
+    question = "Who are the mayors of Oslo and Lima?"
+    assert len(cleaned(sandbox, question, "Anne, Jorge", *trace)) == 2
+
+
+@pytest.mark.parametrize("answer", ["Jorge", "yes", "110"])
+def test_where_the_answer_does_not_tell_its_origin_only_repetitions_go(sandbox, answer):
+    trace = (step(0, "age", "Anne", "50"), step(0, "age", "Jorge", "60"))
+    question = "Who is older, Anne or Jorge?"
+    repeated = (*trace, step(1, "age", "Anne", "50"))
+    assert len(cleaned(sandbox, question, answer, *repeated)) == 2
+
+
+def test_calls_with_an_effect_stay_where_the_state_needs_them(sandbox):
+    trace = (
+        step(0, "capital", "Norway", "Oslo"),
+        step(1, "add", "Oslo", "added"),
+        step(1, "count", output="1"),
+        step(2, "add", "Oslo", "added"),
+    )
+    state = {"List": {"items": ["Oslo", "Oslo"]}}
+    question = "Put the capital of Norway on the list, twice."
+    assert cleaned(sandbox, question, "", *trace, gold_state=state) == [
+        (0, "capital", "Norway"),
+        (1, "add", "Oslo"),
+        (2, "add", "Oslo"),
+    ]
+
+
+def test_a_trace_that_does_not_replay_is_none(sandbox):
+    assert cleaned(sandbox, "q", "Bergen", step(0, "capital", "Norway", "Bergen")) is None
+    state = {"List": {"items": ["x"]}}
+    assert cleaned(sandbox, "q", "", step(0, "add", "a", "added"), gold_state=state) is None
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (ToolResult("Error: no"), True),
+        (ToolResult('{"error": "no"}'), True),
+        (ToolResult("fine", ResultStatus.EXCEPTION), True),
+        (ToolResult('{"error": null, "value": 1}'), False),
+        (ToolResult("12"), False),
+    ],
+)
+def test_failed_calls(result, expected):
+    assert failed(result) is expected
+
+
+def test_failed_calls_are_no_part_of_a_trace():
+    calls = (ToolCall("capital", {"country": "Norway"}), ToolCall("capital", {"x": 1}))
+    results = (ToolResult("Oslo"), ToolResult("Error", ResultStatus.BAD_ARGUMENTS))
+    turns = (Turn((), (), "", calls, results), Turn((), (), "<answer>Oslo</answer>"))
+    trajectory = Trajectory(Task("t", "q", (), (), "Oslo"), (), turns, StopReason.ANSWER)
+    assert traced_calls(trajectory) == (TracedCall(0, calls[0], "Oslo"),)
+
+
+def test_the_shortest_trace_is_gold_and_others_are_alternatives():
+    long, short = (*CHAIN, step(1, "capital", "Peru", "Lima")), CHAIN
+    task = Task("t", "q", tuple(TOOLS), (), "Anne", metadata={"split": "train"})
+    gold = gold_task(task, [long, short, short[::-1]], 1, {"teacher": "m"})
+    assert gold.gold_calls == tuple(item.call for item in CHAIN)
+    assert gold.gold_turns == (0, 1)
+    assert [answer.output for answer in gold.sub_answers] == ["Oslo", "Anne"]
+    assert gold.alternative_gold_calls == (tuple(item.call for item in long),)
+    assert gold.metadata == {
+        "split": "train",
+        "provenance": {"teacher": "m", "right": 3, "distinct": 2},
+    }
