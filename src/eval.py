@@ -1,82 +1,79 @@
-"""Attempt the tasks of a benchmark with a policy: table, traces.jsonl and result.json.
+"""Attempt the tasks of benchmarks with a policy: one table, all scores, every trace.
 
-python src/eval.py benchmark=ftrl policy=gold
-python src/eval.py benchmark=nestful policy=random benchmark.max_tasks=50
-python src/eval.py benchmark=ftrl policy=<run folder or Hugging Face model>
+python src/eval.py benchmark=ftrl,toolhop,nestful,bfcl policy=gold
+python src/eval.py benchmark=ftrl policy=<run folder | Hugging Face model | URL of an endpoint>
+python src/eval.py benchmark=ftrl policy=... against=<folder of an earlier evaluation>
+python src/eval.py benchmark=ftrl policy=... ckpt_path=last     # go on with an interrupted one
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from rich.console import Console
 
-from matchtir.evaluation.report import missing_modules, summarise, table, trace_records
-from matchtir.evaluation.runner import evaluate, make_player, renderer_of_run
-from matchtir.reports.trace import write_traces
+from matchtir.evaluation.benchmark import Setting
+from matchtir.evaluation.players import find_policy
+from matchtir.evaluation.results import Earlier, report
 from matchtir.utils.config_check import check
-from matchtir.utils.run_dir import keep_config, register_resolvers
-from matchtir.utils.run_files import RESULT_FILE
+from matchtir.utils.run_dir import folder_to_resume, keep_config, register_resolvers
 
 log = logging.getLogger(__name__)
 
 KNOWN_KEYS = (
-    *("benchmark", "sandbox", "assignment", "reward", "penalties", "turn_reduction"),
-    *("renderer", "engine", "policy", "seed", "max_concurrent", "ckpt_path", "paths"),
+    *("benchmark", "max_tasks", "policy", "label", "against", "seed", "max_concurrent"),
+    *("sandbox", "assignment", "reward", "penalties", "turn_reduction"),
+    *("renderer", "engine", "endpoint", "ckpt_path", "paths"),
 )
+GIVEN = {"endpoint": ("url",)}
+LISTS = ("benchmark", "against")  # keys that take several values: a,b
 
 
-def run(config: DictConfig) -> dict[str, object]:
+def run(config: DictConfig) -> dict[str, Any]:
     """One evaluation; what it found is also in the run's folder."""
-    check(config, KNOWN_KEYS)
+    check(config, KNOWN_KEYS, GIVEN)
     folder = Path(config.paths.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    keep_config(config, folder)
-
-    benchmark = instantiate(config.benchmark)
-    tasks = benchmark.select()
-    player = make_player(
+    folder_to_resume(config.ckpt_path, folder)
+    earlier = [Earlier.load(path) for path in config.against]
+    benchmarks = [instantiate(node) for node in config.benchmark.values()]
+    policy = find_policy(
         config.policy,
-        tasks,
-        benchmark,
-        renderer=instantiate(config.get("renderer")) or renderer_of_run(config.policy),
+        renderer=instantiate(config.get("renderer")),
         engine=instantiate(config.engine),
+        endpoint=instantiate(config.endpoint),
         seed=config.seed,
     )
-    log.info("%d tasks of %s, policy %s", len(tasks), benchmark.name, config.policy)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_config(config, folder)
     sandbox = instantiate(config.sandbox)
+    setting = Setting(
+        folder, sandbox, instantiate(config.reward), config.seed, config.max_concurrent
+    )
     try:
-        evaluation = evaluate(
-            benchmark,
-            tasks,
-            player,
-            sandbox,
-            instantiate(config.reward),
-            config.seed,
-            config.max_concurrent,
-        )
+        outcomes = [benchmark.run(policy, setting) for benchmark in benchmarks]
     finally:
         sandbox.shutdown()
+    facts = {"policy": config.policy, "seed": config.seed}
+    label = config.label or config.policy
+    return report(folder, label, list(zip(benchmarks, outcomes, strict=True)), earlier, facts)
 
-    for module in sorted(missing_modules(evaluation)):
-        log.warning("tools failed for want of the Python module %s: install it and repeat", module)
-    summary = summarise(evaluation)
-    result = {"benchmark": benchmark.name, "policy": config.policy, "seed": config.seed, **summary}
-    write_traces(folder / "traces.jsonl", trace_records(evaluation))
-    (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
-    console = Console()
-    console.width = max(console.width, 140)  # in a file or a pipe it would be 80
-    console.print(table(summary, "scenario", f"{benchmark.name}, policy {config.policy}"))
-    if config.policy == "gold" and "gold_quality" in summary["groups"]:
-        console.print(table(summary, "gold_quality", "by quality of the gold steps"))
-    console.print(f"{len(tasks)} tasks in {summary['seconds']:.1f} s: {folder}")
-    return result
+def with_lists(arguments: Sequence[str]) -> list[str]:
+    """The command line with `benchmark=a,b` as the list that Hydra wants, outside sweeps."""
+    if {"-m", "--multirun"} & set(arguments):
+        return list(arguments)
+    changed = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        is_list = key in LISTS and equals and not value.startswith("[")
+        changed.append(f"{key}=[{value}]" if is_list else argument)
+    return changed
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
@@ -87,4 +84,5 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     register_resolvers()
+    sys.argv[1:] = with_lists(sys.argv[1:])
     main()

@@ -1,5 +1,6 @@
 """`src/eval.py`: configs compose, a run leaves its files, mistakes are named."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -22,33 +23,84 @@ def configure():
         yield lambda *overrides: compose("eval", overrides)
 
 
-@pytest.mark.parametrize("benchmark", ["synthetic", "ftrl", "nestful"])
-def test_every_benchmark_composes(configure, benchmark):
+BENCHMARKS = sorted(path.stem for path in (ROOT / "configs" / "benchmark").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_every_benchmark_has_its_own_name(configure, benchmark):
     config = configure(f"benchmark={benchmark}", "policy=gold")
-    assert config.benchmark.name == benchmark
+    assert list(config.benchmark) == [benchmark]
+    assert config.benchmark[benchmark].name == benchmark
 
 
-def test_a_missing_file_names_the_key_and_how_to_set_it(configure, tmp_path):
-    config = configure("benchmark=ftrl", "policy=gold", f"paths.data_dir={tmp_path}")
-    with pytest.raises(HydraException, match=r"test\.parquet.*benchmark\.tasks\.test_path=FILE"):
-        instantiate(config.benchmark)
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_a_missing_file_names_the_key_and_how_to_set_it(configure, tmp_path, benchmark):
+    config = configure(f"benchmark={benchmark}", "policy=gold", f"paths.data_dir={tmp_path}")
+    if "tasks" not in config.benchmark[benchmark] or benchmark == "synthetic":
+        pytest.skip("reads no file")
+    with pytest.raises(HydraException, match=r"benchmark\.NAME\.tasks\.test_path=FILE"):
+        instantiate(config.benchmark[benchmark])
 
 
 def test_without_the_variable_data_lie_beside_the_repository(configure, monkeypatch):
     monkeypatch.delenv("MATCHTIR_DATA", raising=False)
     config = configure("benchmark=ftrl", "policy=gold")
-    assert config.benchmark.tasks.test_path == "../shared/data/ftrl/test.parquet"
+    assert config.benchmark.ftrl.tasks.test_path == "../shared/data/ftrl/test.parquet"
 
 
-def test_a_run_leaves_table_traces_and_result(configure, tmp_path, capsys):
-    folder = tmp_path / "run"
-    overrides = ("benchmark.max_tasks=4", "sandbox.workers=1", f"paths.run_dir={folder}")
-    program.run(configure("benchmark=synthetic", "policy=gold", *overrides))
+def test_several_values_of_a_key_become_a_list_outside_sweeps():
+    assert program.with_lists(["benchmark=ftrl,toolhop", "policy=a,b", "against=x,y"]) == [
+        "benchmark=[ftrl,toolhop]",
+        "policy=a,b",
+        "against=[x,y]",
+    ]
+    assert program.with_lists(["benchmark=ftrl"]) == ["benchmark=[ftrl]"]
+    assert program.with_lists(["benchmark=[ftrl]"]) == ["benchmark=[ftrl]"]
+    assert program.with_lists(["-m", "benchmark=a,b"]) == ["-m", "benchmark=a,b"]
+
+
+def test_several_benchmarks_in_one_process(configure):
+    config = configure("benchmark=[synthetic,ftrl]", "policy=gold", "benchmark.ftrl.max_tasks=7")
+    assert list(config.benchmark) == ["synthetic", "ftrl"]
+    assert config.benchmark.ftrl.max_tasks == 7
+
+
+def test_an_evaluation_and_one_compared_with_it(configure, tmp_path, capsys):
+    def evaluate(policy, folder, *more):
+        overrides = ("max_tasks=4", "sandbox.workers=1", f"paths.run_dir={tmp_path / folder}")
+        return program.run(configure("benchmark=synthetic", f"policy={policy}", *overrides, *more))
+
+    gold = evaluate("gold", "first")
     assert "synthetic, policy gold" in capsys.readouterr().out
-    result = json.loads((folder / "result.json").read_text())
-    assert result["groups"]["all"]["all"]["solve_f1"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
-    assert len((folder / "traces.jsonl").read_text().splitlines()) == 4
-    assert "policy: gold" in (folder / "config.yaml").read_text()
+    everything = gold["benchmarks"]["synthetic"]["groups"]["all"]["all"]
+    assert everything["solve_f1"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
+    assert json.loads((tmp_path / "first" / "result.json").read_text()) == gold
+    assert len((tmp_path / "first/traces/synthetic.jsonl").read_text().splitlines()) == 4
+    assert "policy: gold" in (tmp_path / "first" / "config.yaml").read_text()
+    with (tmp_path / "first" / "scores.csv").open() as file:
+        scores = {row["statistic"]: row for row in csv.DictReader(file) if row["kind"] == "all"}
+    assert float(scores["solve_f1"]["mean"]) == 1.0 and scores["solve_f1"]["tasks"] == "4"
+
+    chance = evaluate("random", "second", f"against=[{tmp_path / 'first'}]", "label=chance")
+    assert [row["policy"] for row in chance["table"]] == ["gold", "chance", "gain over gold"]
+    (difference,) = chance["differences"].values()
+    assert difference["synthetic"]["tasks"] == 4
+    assert difference["synthetic"]["answer_f1"]["mean"] < 0
+    with (tmp_path / "second" / "table.csv").open() as file:
+        first, second, gain = csv.DictReader(file)
+    assert float(first["synthetic Solve-F1"]) == 100.0
+    assert float(gain["synthetic Solve-F1"]) == float(second["synthetic Solve-F1"]) - 100
+
+
+def test_what_is_not_there_to_compare_or_resume_is_named(configure, tmp_path):
+    base = ("benchmark=synthetic", "policy=gold", f"paths.run_dir={tmp_path / 'new'}")
+    with pytest.raises(FileNotFoundError, match=r"against: .*nowhere has no evaluation"):
+        program.run(configure(*base, f"against=[{tmp_path / 'nowhere'}]"))
+    with pytest.raises(FileNotFoundError, match="ckpt_path=last: no interrupted run"):
+        program.run(configure(*base, "ckpt_path=last"))
+    with pytest.raises(ValueError, match="an evaluation has no checkpoints, only last"):
+        program.run(configure(*base, "ckpt_path=some.ckpt"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_policy_must_be_named(configure, tmp_path):

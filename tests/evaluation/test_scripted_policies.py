@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.evaluation.policies import random_turn_texts, random_value, scripted_policy
+from matchtir.evaluation.policies import random_turn_texts, random_value, scripted_turns
 from matchtir.tools.parser import extract_answer, parse_calls
 from matchtir.types import CallStatus, Task, ToolCall, ToolSpec
 
@@ -76,13 +76,10 @@ def test_odd_schemas_still_give_a_value(schema, seed):
     random_value(schema, ["word"], random.Random(seed))
 
 
-def test_scripts_write_the_turns_of_their_task():
-    gold = scripted_policy("gold", [TASK])
-    assert parse_calls(gold("0/0/t", 0), {"finder"})[0].arguments == {"city": "Ulm"}
-    assert gold("0/0/t", 1) == "<answer>Ulm</answer>"
-    assert scripted_policy("random", [TASK], 7)("0/0/t", 0) == random_turn_texts(TASK, 7)[0]
-
-
-def test_an_unknown_name_is_refused():
+def test_the_scripts_of_each_policy():
+    first, last = scripted_turns("gold", TASK, 0)
+    assert parse_calls(first, {"finder"})[0].arguments == {"city": "Ulm"}
+    assert last == "<answer>Ulm</answer>"
+    assert scripted_turns("random", TASK, 7) == random_turn_texts(TASK, 7)
     with pytest.raises(ValueError, match="policy='best' is not one of gold, random"):
-        scripted_policy("best", [TASK])
+        scripted_turns("best", TASK, 0)

@@ -47,6 +47,15 @@ def test_last_is_the_newest_interrupted_run(tmp_path: Path) -> None:
     assert checkpoint == newest_interrupted / "checkpoints" / "last.ckpt"
 
 
+def test_a_program_may_have_another_mark_of_a_run_that_started(tmp_path: Path) -> None:
+    started = make_run(tmp_path, "2026-01-01_00-00-00", checkpoint=False)
+    (started / "config.yaml").touch()
+    make_run(tmp_path, "2026-01-02_00-00-00")
+    found = run_dirs.run_dir(str(tmp_path), "eval", [], CHOICES, "last", "config.yaml")
+    assert Path(found) == started
+    run_dirs.folder_to_resume("last", found)
+
+
 def test_last_without_an_interrupted_run_is_an_error_that_says_where_it_looked(
     tmp_path: Path,
 ) -> None:

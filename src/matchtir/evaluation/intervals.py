@@ -12,7 +12,7 @@ CHUNK = 256  # resamples drawn at once
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """A mean difference and its 95 % interval."""
+    """A number, often a difference of means, and its 95 % interval."""
 
     mean: float
     low: float

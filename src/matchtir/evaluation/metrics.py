@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -12,12 +15,16 @@ from matchtir.credit.answer import answer_f1
 from matchtir.credit.answer import final_answer as final_answer
 from matchtir.credit.outcome import succeeds
 from matchtir.evaluation.solve import solve_metrics
-from matchtir.types import Trajectory
+from matchtir.evaluation.statistics import Mean, Statistic, Values, value
+from matchtir.types import ResultStatus, ToolResult, Trajectory
 
 MEASURES = (
     *("solve_p", "solve_r", "solve_f1", "answer_f1", "success", "answered"),
     *("turns", "calls"),
 )
+
+# A number, None where the measure does not apply, or what a statistic of the same name asks for.
+Score = Callable[[Trajectory], Any]
 
 
 def measure(trajectory: Trajectory) -> dict[str, float]:
@@ -37,29 +44,78 @@ def measure(trajectory: Trajectory) -> dict[str, float]:
     }
 
 
-class TrajectoryMetrics(Metric):
-    """Means of `MEASURES`, and of the reward, over trajectories.
+def executed(result: ToolResult) -> bool:
+    """Whether a call ran to its end."""
+    return result.status in (ResultStatus.OK, ResultStatus.TRUNCATED)
 
-    Means are built from sums, so processes with unequal numbers of trajectories (none included)
-    add up exactly. The values of the single tasks, which a paired bootstrap needs, are kept beside.
+
+def calls_failed(trajectory: Trajectory) -> float:
+    """Calls that did not run to their end, or whose tool answered with an error."""
+    return float(sum(_failed(result) for result in trajectory.results))
+
+
+def calls_succeeded(trajectory: Trajectory) -> float:
+    """All other calls."""
+    return len(trajectory.calls) - calls_failed(trajectory)
+
+
+def call_errors(trajectory: Trajectory) -> float:
+    """Calls that did not run to their end: refused by the parser, bad arguments, exceptions."""
+    return float(sum(not executed(result) for result in trajectory.results))
+
+
+def _failed(result: ToolResult) -> bool:
+    """FTRL's tools report errors as {"error": ...} or as text; an error is hardly ever raised."""
+    if not executed(result) or result.output.lstrip().lower().startswith("error"):
+        return True
+    try:
+        output = json.loads(result.output)
+    except ValueError:
+        return False
+    return isinstance(output, dict) and bool(output.get("error"))
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a benchmark measures besides `MEASURES`, and how it is summed up over tasks.
+
+    Args:
+        scores: further measures of a trajectory, by name.
+        statistics: by name, in place of the mean over tasks, which every other measure gets.
+    """
+
+    scores: Mapping[str, Score] = field(default_factory=dict)
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
+
+    def measure(self, trajectory: Trajectory) -> dict[str, Any]:
+        """`MEASURES` and the scores of one trajectory."""
+        return {**measure(trajectory), **{name: s(trajectory) for name, s in self.scores.items()}}
+
+    def all_statistics(self, reward: bool) -> dict[str, Statistic]:
+        """One for each measure, then those that sum up several; `reward` is a measure too."""
+        names = [*MEASURES, *self.scores, *(["reward"] if reward else [])]
+        return {**{name: Mean(name) for name in names}, **self.statistics}
+
+
+class TrajectoryMetrics(Metric):
+    """Statistics of trajectories, each weighing the same, over all processes.
+
+    The values of single trajectories are kept and gathered as they are, since some statistics are
+    no means and a paired bootstrap needs them; so processes may have unequal numbers of them.
 
     Args:
         reward: whether each update brings rewards, and "reward" is among the means.
+        scoring: measures and statistics besides the means of `MEASURES`.
     """
 
     full_state_update = False
     higher_is_better = True
-    total: Tensor
-    count: Tensor
 
-    def __init__(self, reward: bool = True) -> None:
+    def __init__(self, reward: bool = True, scoring: Scoring | None = None) -> None:
         super().__init__()
-        self.names = (*MEASURES, "reward") if reward else MEASURES
-        # float64, so that a mean does not depend on the order of thousands of updates
-        zeros = torch.zeros(len(self.names), dtype=torch.float64)
-        self.add_state("total", zeros, dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self._values: list[tuple[str, dict[str, float]]] = []
+        self.reward = reward
+        self.scoring = scoring or Scoring()
+        self._values: list[tuple[str, Values]] = []
 
     def update(
         self, trajectories: Sequence[Trajectory], rewards: Sequence[float] | None = None
@@ -69,39 +125,37 @@ class TrajectoryMetrics(Metric):
         Raises:
             ValueError: rewards that are missing, not wanted, or of another number.
         """
-        if (rewards is not None) != ("reward" in self.names):
+        if (rewards is not None) != self.reward:
             raise ValueError(f"rewards {'missing' if rewards is None else 'not wanted'}")
         if rewards is not None and len(rewards) != len(trajectories):
             raise ValueError(f"{len(rewards)} rewards for {len(trajectories)} trajectories")
         for index, trajectory in enumerate(trajectories):
-            values = measure(trajectory)
+            values = self.scoring.measure(trajectory)
             if rewards is not None:
                 values["reward"] = float(rewards[index])
             self._values.append((trajectory.task.task_id, values))
-            self.total += self.total.new_tensor([values[name] for name in self.names])
-            self.count += 1
 
     def compute(self) -> dict[str, Tensor]:
-        """Mean of each measure; NaN before the first trajectory."""
-        means = self.total / self.count
-        return dict(zip(self.names, means.unbind(), strict=True))
+        """Each statistic; NaN before the first trajectory. Every process must call this."""
+        values = [values for _, values in self._gathered()]
+        statistics = self.scoring.all_statistics(self.reward)
+        return {
+            name: torch.tensor(value(statistic, values), dtype=torch.float64)
+            for name, statistic in statistics.items()
+        }
 
     def per_task(self) -> Mapping[str, Mapping[str, float]]:
-        """Mean values of each task id over its trajectories, of all processes, ids sorted.
+        """Mean of each measure (no other score) over each task's trajectories, ids sorted.
 
         Every process must call this where there are several.
         """
-        values = self._values
-        if distributed.is_available() and distributed.is_initialized():
-            parts: list[list[tuple[str, dict[str, float]]]] = [[]] * distributed.get_world_size()
-            distributed.all_gather_object(parts, values)
-            values = [value for part in parts for value in part]
-        grouped: dict[str, list[dict[str, float]]] = {}
-        for task_id, measured in values:
+        names = (*MEASURES, *(("reward",) if self.reward else ()))
+        grouped: dict[str, list[Values]] = {}
+        for task_id, measured in self._gathered():
             grouped.setdefault(task_id, []).append(measured)
         return {
             task_id: {
-                name: sum(measured[name] for measured in group) / len(group) for name in self.names
+                name: sum(measured[name] for measured in group) / len(group) for name in names
             }
             for task_id, group in sorted(grouped.items())
         }
@@ -110,3 +164,11 @@ class TrajectoryMetrics(Metric):
         """Forget everything."""
         super().reset()
         self._values = []
+
+    def _gathered(self) -> list[tuple[str, Values]]:
+        """Task id and values of the trajectories of all processes."""
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return self._values
+        parts: list[list[tuple[str, Values]]] = [[]] * distributed.get_world_size()
+        distributed.all_gather_object(parts, self._values)
+        return [item for part in parts for item in part]

@@ -1,4 +1,4 @@
-"""Policies without weights, as scripts of a `ScriptedEngine`: the gold solution, and chance.
+"""What policies without weights write: the gold solution, and chance.
 
 What they write goes through tokenizer, parser, sandbox and scorer like the text of any policy.
 """
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matchtir.rollout.demonstration import gold_turn_texts
-from matchtir.rollout.scripted import Script, replay
 from matchtir.tools.parser import render_call
 from matchtir.types import Task, ToolSpec
 from matchtir.utils.options import check_option
@@ -23,16 +22,14 @@ _OPTIONAL_SHARE = 0.25  # chance that an optional parameter is given
 _DEFAULT_SHARE = 0.5  # chance that a parameter with a default gets it
 
 
-def scripted_policy(name: str, tasks: Sequence[Task], seed: int = 0) -> Script:
-    """The script of "gold" or "random" for these tasks.
+def scripted_turns(name: str, task: Task, seed: int) -> tuple[str, ...]:
+    """What "gold" or "random" writes, turn by turn.
 
     Raises:
         ValueError: another name.
     """
     check_option("policy", name, SCRIPTED_POLICIES)
-    if name == "gold":
-        return replay({task.task_id: gold_turn_texts(task) for task in tasks})
-    return replay({task.task_id: random_turn_texts(task, seed) for task in tasks})
+    return gold_turn_texts(task) if name == "gold" else random_turn_texts(task, seed)
 
 
 def random_turn_texts(task: Task, seed: int) -> tuple[str, ...]:

@@ -1,114 +1,126 @@
-"""What an evaluation says: means by scenario as a record and as a table, and traces."""
+"""What an evaluation says of each benchmark: statistics by group, as a record, rows and a table."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
-from matchtir.evaluation.intervals import paired_bootstrap
-from matchtir.evaluation.runner import Evaluation
-from matchtir.reports.trace import trace_record
-from matchtir.types import ResultStatus, Task
+from matchtir.evaluation.attempts import Record
+from matchtir.evaluation.intervals import Gain
+from matchtir.evaluation.statistics import Statistic, difference, estimate, resample_weights
+from matchtir.types import ResultStatus
 
-_WITH_INTERVAL = ("solve_p", "solve_r", "solve_f1", "answer_f1")  # in the table; the file has all
-_RESAMPLES = 2_000
+ALL = "all"  # the group of all tasks
 _MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
+_CELL = len("0.00-1.00")  # characters of an interval
+_BROKEN = (ResultStatus.EXCEPTION, ResultStatus.BROKEN_TOOL)
+
+Groups = Mapping[str, Mapping[str, Mapping[str, Any]]]  # kind -> group -> statistic -> number
 
 
-def summarise(evaluation: Evaluation) -> dict[str, Any]:
-    """Means with 95 % bootstrap intervals over tasks: of all, by scenario, by quality of gold.
+def summarise(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+    """Every statistic with its 95 % interval, of all tasks and of each group of each kind.
 
     Returns:
-        `groups`: kind -> group -> {"tasks": count, measure: {"mean", "low", "high"}};
-        `stop_reasons` and `result_statuses`: counts; `seconds`.
+        `groups`: kind -> group -> {"tasks": count, statistic: {"mean", "low", "high"}}, the kind
+        "all" first; `stop_reasons` and `result_statuses`: counts.
     """
-    groups: dict[str, dict[str, list[Mapping[str, float]]]] = {}
-    for trajectory, values in zip(evaluation.trajectories, evaluation.values, strict=True):
-        for kind, group in _groups(trajectory.task).items():
-            groups.setdefault(kind, {}).setdefault(group, []).append(values)
-    trajectories = evaluation.trajectories
+    members: dict[str, dict[str, list[Record]]] = {ALL: {ALL: list(records)}}
+    for record in records:
+        for kind, group in record["groups"].items():
+            members.setdefault(kind, {}).setdefault(group, []).append(record)
     return {
         "groups": {
-            kind: {group: _means(values) for group, values in sorted(members.items())}
-            for kind, members in groups.items()
+            kind: {group: _estimates(found, statistics) for group, found in sorted(groups.items())}
+            for kind, groups in members.items()
         },
-        "stop_reasons": dict(Counter(str(item.stop_reason) for item in trajectories)),
-        "result_statuses": dict(
-            Counter(str(result.status) for item in trajectories for result in item.results)
-        ),
-        "seconds": round(evaluation.seconds, 3),
+        "stop_reasons": dict(Counter(r["stop_reason"] for r in records if "stop_reason" in r)),
+        "result_statuses": dict(Counter(c["result_status"] for r in records for c in _calls(r))),
     }
 
 
-def table(summary: Mapping[str, Any], kind: str, title: str) -> Table:
-    """The groups of one kind, one per row, and all tasks together below."""
-    everything = summary["groups"]["all"]["all"]
-    names = [name for name in everything if name != "tasks"]
-    result = Table(title=title, caption="mean, and its 95 % bootstrap interval over tasks")
-    result.add_column(kind.replace("_", " "), no_wrap=True)
-    for name in ("tasks", *names):
-        result.add_column(name, justify="right", no_wrap=True)
-    for group, means in summary["groups"].get(kind, {}).items():
-        result.add_row(group or "-", *_cells(means, names))
-    result.add_section()
-    result.add_row("all", *_cells(everything, names))
+def _estimates(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+    values = [record["values"] for record in records]
+    weights = resample_weights(len(records))
+    found = {name: estimate(s, values, weights) for name, s in statistics.items()}
+    return {"tasks": len(records), **{name: asdict(number) for name, number in found.items()}}
+
+
+def compare(
+    before: Sequence[Record], after: Sequence[Record], statistics: Mapping[str, Statistic]
+) -> tuple[int, dict[str, Gain]]:
+    """On how many tasks two policies can be compared, and the difference of each statistic.
+
+    Those are the tasks that both attempted. Where there are none, there are no differences.
+    """
+    earlier = {record["task"]: record["values"] for record in before}
+    pairs = [(earlier[r["task"]], r["values"]) for r in after if r["task"] in earlier]
+    if not pairs:
+        return 0, {}
+    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    weights = resample_weights(len(pairs))
+    return len(pairs), {n: difference(s, first, second, weights) for n, s in statistics.items()}
+
+
+def group_table(summary: Mapping[str, Any], names: Sequence[str], title: str) -> Table:
+    """Some statistics of one benchmark, a row for each group."""
+    groups: Groups = summary["groups"]
+    result = Table(title=title, caption="95 % bootstrap intervals over tasks below the numbers")
+    result.add_column("", no_wrap=True)
+    result.add_column("tasks", justify="right")
+    for name in names:
+        result.add_column(name.replace("_", " "), justify="right", min_width=_CELL)
+    for kind in [*[kind for kind in groups if kind != ALL], ALL]:
+        for group, numbers in groups[kind].items():
+            cells = [_cell(numbers[name]) for name in names]
+            label = ALL if kind == ALL else group
+            result.add_row(label, str(numbers["tasks"]), *cells)
+        result.add_section()
     return result
 
 
-def trace_records(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """The trace of each trajectory, its advantages at zero, with its measures."""
-    attempts = zip(evaluation.trajectories, evaluation.credits, evaluation.values, strict=True)
-    return [
-        {
-            **trace_record(trajectory, credit, [0.0] * len(trajectory.turns), group=number),
-            "sub_answers": [dataclasses.asdict(item) for item in trajectory.task.sub_answers],
-            "values": dict(values),
-        }
-        for number, (trajectory, credit, values) in enumerate(attempts)
-    ]
+def _cell(number: Mapping[str, float]) -> str:
+    mean, low, high = number["mean"], number["low"], number["high"]
+    if np.isnan(mean):
+        return "-"
+    text = _digits(mean, 3)
+    return text if low == high else f"{text}\n[dim]{_digits(low, 2)}-{_digits(high, 2)}[/dim]"
 
 
-def missing_modules(evaluation: Evaluation) -> set[str]:
+def _digits(number: float, decimals: int) -> str:
+    """Fewer decimals for larger numbers."""
+    return f"{number:.{decimals if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"
+
+
+def score_rows(benchmark: str, summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One flat row for each statistic of each group, for a CSV file."""
+    for kind, groups in summary["groups"].items():
+        for group, numbers in groups.items():
+            for name, number in numbers.items():
+                if name != "tasks":
+                    where = {"benchmark": benchmark, "kind": kind, "group": group}
+                    yield {**where, "statistic": name, "tasks": numbers["tasks"], **number}
+
+
+def missing_modules(records: Sequence[Record]) -> set[str]:
     """Python modules that tools wanted to import and this environment does not have.
 
     The scores would be others where they are installed.
     """
     return {
         found.group(1)
-        for trajectory in evaluation.trajectories
-        for result in trajectory.results
-        if result.status in (ResultStatus.EXCEPTION, ResultStatus.BROKEN_TOOL)
-        for found in _MISSING_MODULE.finditer(result.output)
+        for record in records
+        for call in _calls(record)
+        if call["result_status"] in _BROKEN
+        for found in _MISSING_MODULE.finditer(call["output"])
     }
 
 
-def _groups(task: Task) -> dict[str, str]:
-    """The groups that a task is counted in, by kind."""
-    groups = {"all": "all", "scenario": task.scenario}
-    if task.metadata.get("gold_quality"):
-        groups["gold_quality"] = task.metadata["gold_quality"]
-    return groups
-
-
-def _means(values: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    means: dict[str, Any] = {"tasks": len(values)}
-    for name in values[0]:
-        column = [value[name] for value in values]
-        # the mean itself: its difference from a policy that scores nothing
-        mean = paired_bootstrap([0.0] * len(column), column, seed=0, samples=_RESAMPLES)
-        means[name] = dataclasses.asdict(mean)
-    return means
-
-
-def _cells(means: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    cells = [str(means["tasks"])]
-    for name in names:
-        mean, low, high = (means[name][key] for key in ("mean", "low", "high"))
-        interval = f"\n[dim]{low:.3f}-{high:.3f}[/dim]" if name in _WITH_INTERVAL else ""
-        cells.append(f"{mean:.3f}{interval}")
-    return cells
+def _calls(record: Record) -> Iterator[Mapping[str, Any]]:
+    return (call for turn in record["turns"] for call in turn["calls"])

@@ -8,10 +8,9 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 from matchtir.rollout.engine import Engine, SamplingParams
-from matchtir.rollout.renderer import Renderer
 from matchtir.tools.parser import parse_calls
 from matchtir.tools.sandbox import Sandbox, SandboxSession
 from matchtir.types import (
@@ -51,10 +50,31 @@ def task_id_of(session: str) -> str:
     return session.split("/", 2)[2]
 
 
-def turn_seed(seed: int, position: int, sample: int, turn: int) -> int:
+def derive_seed(*parts: int | str) -> int:
     """A seed of 63 bits that depends on its arguments alone, whatever the order of sampling."""
-    key = f"{seed}/{position}/{sample}/{turn}".encode()
+    key = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
+
+
+def turn_seed(seed: int, position: int, sample: int, turn: int) -> int:
+    """The seed of one turn of one attempt at one task."""
+    return derive_seed(seed, position, sample, turn)
+
+
+class ConversationFormat(Protocol):
+    """Messages as the ids that an engine reads and writes."""
+
+    def prompt_ids(self, task: Task) -> tuple[int, ...]:
+        """What stands before the first turn."""
+        ...
+
+    def observation_ids(self, results: Sequence[ToolResult]) -> tuple[int, ...]:
+        """What follows a turn with calls."""
+        ...
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of a turn."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +152,7 @@ class EpisodeRunner:
     def __init__(
         self,
         engine: Engine,
-        renderer: Renderer,
+        renderer: ConversationFormat,
         sandbox: Sandbox,
         limits: EpisodeLimits,
         max_concurrent: int = 256,

@@ -31,6 +31,8 @@ POLICY_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"}
 _CUT = "\ud800"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
+ChatMessage = dict[str, Any]  # of the chat-completions protocol
+
 # Contents of the conversation that shows how a chat template frames tool results.
 _PROBE = ("probe question", "probe turn", "first probe result", "second probe result")
 
@@ -115,9 +117,27 @@ class Renderer:
         dialogue.append(("user", self._data.text(task.question)))
         if system:
             dialogue.insert(0, ("system", "\n\n".join(system)))
-        messages = [{"role": role, "content": text} for role, text in dialogue]
+        messages: list[ChatMessage] = [{"role": r, "content": text} for r, text in dialogue]
         tools = [self._data.json(spec.schema()) for spec in task.tools]
         return self._encode(self._render(messages, tools))
+
+    def conversation_ids(
+        self, messages: Sequence[ChatMessage], tools: Sequence[Any]
+    ) -> tuple[int, ...]:
+        """Any conversation of the chat-completions protocol, up to where the policy writes next.
+
+        Unlike the ids of an episode this is what the template makes of the whole history; it may
+        leave out thinking of earlier turns. No system message is added.
+
+        Raises what the template raises for messages that it does not render.
+        """
+        inert = [
+            (self._policy if message["role"] == "assistant" else self._data).json(
+                {**message, "content": message.get("content") or ""}
+            )
+            for message in messages
+        ]
+        return self._encode(self._render(inert, [self._data.json(tool) for tool in tools]))
 
     def observation_ids(self, results: Sequence[ToolResult]) -> tuple[int, ...]:
         """What follows a sampled turn with calls: all their results, and the next turn's start."""
@@ -156,7 +176,7 @@ class Renderer:
         pieces = [encode(piece, add_special_tokens=False) for piece in text.split(_CUT)]
         return tuple(token for piece in pieces for token in piece)
 
-    def _render(self, messages: list[dict[str, str]], tools: list[Any] | None) -> str:
+    def _render(self, messages: list[ChatMessage], tools: list[Any] | None) -> str:
         text = self.tokenizer.apply_chat_template(
             messages,
             tools=tools or None,
@@ -170,7 +190,9 @@ class Renderer:
     def _observation_frame(self) -> tuple[str, str, str]:
         """What the template writes before, between and after the results of one turn."""
         roles = ("user", "assistant", "tool", "tool")
-        messages = [{"role": r, "content": c} for r, c in zip(roles, _PROBE, strict=True)]
+        messages: list[ChatMessage] = [
+            {"role": role, "content": text} for role, text in zip(roles, _PROBE, strict=True)
+        ]
         conversation = self._render(messages, None)
         _, turn, tail = conversation.partition(_PROBE[1] + TURN_END)
         opening, first, rest = tail.partition(_PROBE[2])

@@ -27,6 +27,11 @@ def replay(turn_texts: Mapping[str, Sequence[str]]) -> Script:
     return script
 
 
+def turn_by_sample(script: Script) -> Script:
+    """The script for sessions of one turn each, whose sample number says which turn it is."""
+    return lambda session, _: script(session, int(session.split("/", 2)[1]))
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What an engine was asked for."""

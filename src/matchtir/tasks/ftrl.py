@@ -11,19 +11,18 @@ import pyarrow
 import pyarrow.parquet
 
 from matchtir.tasks.ftrl_rows import task_from_row
+from matchtir.tasks.gold_traces import read_traces
 from matchtir.tasks.rows import (
     ON_BAD_ROW,
     SPLITS,
-    RowError,
     convert_rows,
     existing_file,
-    read_field,
-    read_jsonl,
     split_validation,
 )
 from matchtir.types import Task
 from matchtir.utils.options import check_option
 
+COMPLEXITY = ((1, 3), (4, 7), (8, 11))  # gold calls
 _DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -92,7 +91,7 @@ class FtrlTasks:
             path = self.paths[split]
             if path is None:
                 raise ValueError(f"FTRL's {split} tasks are not there: set {split}_path")
-            traces = self._gold_traces() if split == "test" else {}
+            traces = read_traces(self.gold_traces_path) if split == "test" else {}
 
             def convert(number: int, row: Mapping[str, Any]) -> Task:
                 return task_from_row(row, number, split, traces.get(number, ()))
@@ -101,16 +100,14 @@ class FtrlTasks:
             self._loaded[split] = convert_rows(rows, convert, path, self.on_bad_row)
         return self._loaded[split]
 
-    def _gold_traces(self) -> dict[int, Sequence[Mapping[str, Any]]]:
-        if self.gold_traces_path is None:
-            return {}
-        traces: dict[int, Sequence[Mapping[str, Any]]] = {}
-        for number, row in enumerate(read_jsonl(Path(self.gold_traces_path))):
-            try:
-                traces[read_field(row, "row", int)] = read_field(row, "gold_trace", list)
-            except RowError as error:
-                raise RowError(f"{self.gold_traces_path}, row {number}: {error}") from error
-        return traces
+
+def complexity(task: Task) -> str:
+    """The group of the paper that a task is in, by its number of gold calls."""
+    calls = len(task.sub_answers) or len(task.gold_calls)
+    for low, high in COMPLEXITY:
+        if low <= calls <= high:
+            return f"{low}-{high} calls"
+    return f"over {COMPLEXITY[-1][1]} calls" if calls else ""
 
 
 def read_rows(path: str, split: str) -> Iterable[Mapping[str, Any]]:

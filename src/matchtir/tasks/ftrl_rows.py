@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matchtir.tasks.gold_traces import read_calls, read_trace, worst_quality
 from matchtir.tasks.rows import RowError, align_sub_answers, read_field, read_json_field
-from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
-
-# How well founded the arguments of a gold step are, best first: knowable from the question and the
-# tools, found only in a tool's source, making the tool repeat its input, not found at all.
-QUALITIES = ("clean", "literal", "echo", "unreached")
+from matchtir.types import SubAnswer, Task, ToolSpec
 
 
 def task_from_row(
@@ -30,9 +27,9 @@ def task_from_row(
     ground_truth = read_json_field(row, "ground_truth", list, optional=split == "test")
     unsolved = read_json_field(row, "unsolved_set", dict, optional=split != "test")
     if gold_trace:
-        calls, turns = _read_trace(gold_trace, names)
+        calls, turns = read_trace(gold_trace, names)
     else:
-        calls, turns = _read_calls("ground_truth", ground_truth or (), "parameters", names), ()
+        calls, turns = read_calls("ground_truth", ground_truth or (), "parameters", names), ()
     scenario = read_field(row, "data_source", str).rpartition("/")[2]
     return Task(
         task_id=f"ftrl/{split}/{number}",
@@ -46,18 +43,9 @@ def task_from_row(
         metadata={
             "row": number,
             "solve_rate": row.get("solve_rate"),
-            "gold_quality": _worst_quality(gold_trace),
+            "gold_quality": worst_quality(gold_trace),
         },
     )
-
-
-def _worst_quality(gold_trace: Sequence[Mapping[str, Any]]) -> str:
-    """The quality of a trace's worst step; empty where no step states one."""
-    stated = [step["quality"] for step in gold_trace if "quality" in step]
-    for quality in stated:
-        if quality not in QUALITIES:
-            raise RowError(f"gold_trace: quality: {quality!r} is none of {', '.join(QUALITIES)}")
-    return max(stated, key=QUALITIES.index, default="")
 
 
 def _read_question(row: Mapping[str, Any]) -> str:
@@ -91,38 +79,6 @@ def _read_tools(row: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
             raise RowError(f"codes: no source for the tool {name!r}")
         tools[name] = ToolSpec(name, description, parameters, sources[name])
     return tuple(tools.values())
-
-
-def _read_trace(
-    gold_trace: Sequence[Mapping[str, Any]], tool_names: set[str]
-) -> tuple[list[ToolCall], tuple[int, ...]]:
-    """The calls of a gold trace and the turn of each, counted from 0, in the order of turns."""
-    known = [step for step in gold_trace if step.get("arguments") is not None]
-    for step in known:
-        if not isinstance(step.get("turn"), int) or step["turn"] < 1:
-            raise RowError(f"gold_trace: turn: expected a number from 1, got {step.get('turn')!r}")
-    known.sort(key=lambda step: step["turn"])
-    calls = _read_calls("gold_trace", known, "arguments", tool_names)
-    return calls, tuple(step["turn"] - 1 for step in known)
-
-
-def _read_calls(
-    field: str, items: Sequence[Any], arguments_field: str, tool_names: set[str]
-) -> list[ToolCall]:
-    """The gold calls of `ground_truth` or of a gold trace."""
-    calls = []
-    for index, item in enumerate(items):
-        try:
-            if not isinstance(item, Mapping):
-                raise RowError(f"expected an object, got {type(item).__name__}")
-            name = read_field(item, "name", str)
-            arguments = read_field(item, arguments_field, dict)
-            if name not in tool_names:
-                raise RowError(f"the tool {name!r} is not offered")
-        except RowError as error:
-            raise RowError(f"{field}[{index}]: {error}") from None
-        calls.append(ToolCall(name, arguments))
-    return calls
 
 
 def _read_sub_answers(unsolved: Mapping[str, Any], tool_names: set[str]) -> list[SubAnswer]:

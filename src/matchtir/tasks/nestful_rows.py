@@ -1,17 +1,17 @@
-"""One row of NESTFUL's files as a task, the source of its tools, and its answers compared."""
+"""One row of NESTFUL's files as a task, and the source of its tools."""
 
 from __future__ import annotations
 
-import ast
 import json
-import math
-import warnings
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matchtir.tasks.nestful_arithmetic import ARITHMETIC_SOURCES
-from matchtir.tasks.rows import RowError, existing_file, read_field, read_jsonl
-from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec, Trajectory
+from matchtir.tasks.rows import RowError, existing_file, parameter_names, read_field, read_jsonl
+from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
+
+_LABEL = re.compile(r"\$\w+")
 
 
 def read_sources(path: str) -> Mapping[str, str]:
@@ -34,13 +34,13 @@ def task_from_row(row: Mapping[str, Any], sources: Mapping[str, str]) -> Task:
         RowError: what is wrong, and with which field.
     """
     tools = _read_tools(row, sources)
-    calls, sub_answers, turns = [], [], []
-    for index, step in enumerate(read_field(row, "gold_trace", list)):
+    steps = read_field(row, "gold_trace", list)
+    calls, sub_answers = [], []
+    for index, step in enumerate(steps):
         try:
             if not isinstance(step, Mapping):
                 raise RowError(f"expected an object, got {type(step).__name__}")
             call = ToolCall(read_field(step, "name", str), read_field(step, "arguments", dict))
-            turn = read_field(step, "turn", int)
             if "result" not in step:
                 raise RowError("result: is missing")
             if call.name not in {tool.name for tool in tools}:
@@ -48,7 +48,6 @@ def task_from_row(row: Mapping[str, Any], sources: Mapping[str, str]) -> Task:
         except RowError as error:
             raise RowError(f"gold_trace[{index}]: {error}") from None
         calls.append(call)
-        turns.append(turn - 1)
         sub_answers.append(SubAnswer(call.name, value_text(step["result"])))
     if "gold_answer" not in row:
         raise RowError("gold_answer: is missing")
@@ -60,7 +59,7 @@ def task_from_row(row: Mapping[str, Any], sources: Mapping[str, str]) -> Task:
         answer=value_text(row["gold_answer"]),
         sub_answers=tuple(sub_answers),
         scenario=_scenario(len(calls)),
-        gold_turns=tuple(turns),
+        gold_turns=_turns(steps),
         metadata={"gold_answer": row["gold_answer"], **read_field(row, "meta", dict)},
     )
 
@@ -70,43 +69,20 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def answers_agree(output: str, gold_answer: Any, relative_tolerance: float = 0.01) -> bool:
-    """Whether a tool's output is the gold answer, numbers within a relative tolerance.
+def _turns(steps: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """The turn of each step: as many in a row as need no result of each other.
 
-    NESTFUL rounds many gold answers (8.33 for 8.3333...), hence the tolerance. Some of its tools
-    return a Python literal as text, which is read too.
+    Steps keep the order of the program, by which NESTFUL scores them. A step refers to an earlier
+    one by its label: "$var_1.result$".
     """
-    if output == value_text(gold_answer):
-        return True
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return _values_agree(read(output), gold_answer, relative_tolerance)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return False
-
-
-def reaches_gold_answer(trajectory: Trajectory) -> float:
-    """1 where the last output of the tool that the gold trace ends with is the gold answer."""
-    task = trajectory.task
-    outputs = [
-        result.output
-        for call, result in zip(trajectory.calls, trajectory.results, strict=True)
-        if task.gold_calls and call.name == task.gold_calls[-1].name
-    ]
-    return float(bool(outputs) and answers_agree(outputs[-1], task.metadata["gold_answer"]))
-
-
-def _values_agree(value: Any, gold: Any, tolerance: float) -> bool:
-    if isinstance(value, bool) or isinstance(gold, bool):
-        return value is gold
-    if isinstance(value, int | float) and isinstance(gold, int | float):
-        return math.isclose(value, gold, rel_tol=tolerance, abs_tol=1e-9)
-    if isinstance(value, list) and isinstance(gold, list):
-        return len(value) == len(gold) and all(
-            _values_agree(left, right, tolerance) for left, right in zip(value, gold, strict=True)
-        )
-    return bool(value == gold)
+    turns, labels = [], set[str]()
+    turn = 0
+    for step in steps:
+        if labels & set(_LABEL.findall(json.dumps(step.get("arguments_ref")))):
+            turn, labels = turn + 1, set()
+        labels |= set(_LABEL.findall(str(step.get("label"))))
+        turns.append(turn)
+    return tuple(turns)
 
 
 def _scenario(calls: int) -> str:
@@ -140,7 +116,7 @@ def adapt_source(source: str, name: str, properties: Sequence[str]) -> str:
     Such functions (`divide(a, b)`, offered with arg_0 and arg_1; NESTFUL marks their steps as
     positional) take the arguments in the order of the schema.
     """
-    if set(properties) <= _parameter_names(source, name):
+    if set(properties) <= (parameter_names(source, name) or set()):
         return source
     return f"""{source}
 
@@ -151,16 +127,3 @@ def {name}(*values, **arguments):
     ordered = [arguments.pop(key) for key in {list(properties)!r} if key in arguments]
     return _{name}_by_position(*values, *ordered, **arguments)
 """
-
-
-def _parameter_names(source: str, name: str) -> set[str]:
-    """Names that the function takes as keywords; none where the source does not parse."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of other people's escape sequences
-            body = ast.parse(source).body
-    except SyntaxError:
-        return set()
-    for node in reversed(body):
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return {argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]}
-    return set()

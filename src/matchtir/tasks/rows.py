@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import random
+import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -126,8 +128,8 @@ def existing_file(path: str | Path, argument: str) -> Path:
         return file
     raise FileNotFoundError(
         f"no such file: {file.absolute()}. The task set's option {argument} names it: set the key "
-        f"data.{argument}=FILE in training, benchmark.tasks.{argument}=FILE in evaluation; or set "
-        "paths.data_dir=FOLDER, or the environment variable MATCHTIR_DATA, to the folder that "
+        f"data.{argument}=FILE in training, benchmark.NAME.tasks.{argument}=FILE in evaluation; or "
+        "set paths.data_dir=FOLDER, or the environment variable MATCHTIR_DATA, to the folder that "
         "holds the data of the benchmarks"
     )
 
@@ -162,3 +164,16 @@ def align_sub_answers(
     for item in sub_answers:
         waiting[item.tool].append(item)
     return tuple(waiting[call.name].popleft() for call in calls)
+
+
+def parameter_names(source: str, name: str) -> set[str] | None:
+    """Names that a function takes as keywords; None where the source does not define it."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of other people's escape sequences
+            body = ast.parse(source).body
+    except SyntaxError:
+        return None
+    for node in reversed(body):
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return {argument.arg for argument in [*node.args.args, *node.args.kwonlyargs]}
+    return None

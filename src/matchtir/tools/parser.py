@@ -81,6 +81,11 @@ def extract_answer(text: str) -> str | None:
     return answers[-1].strip() if answers else None
 
 
+def spoken_text(text: str) -> str:
+    """A turn without its thinking."""
+    return "".join(_spoken(text))
+
+
 def _spoken(text: str) -> list[str]:
     """The parts of a turn outside thinking."""
     before, close, after = text.partition("</think>")

@@ -35,6 +35,9 @@ MAY_CHANGE = (
     "trainer.limit_*",
     "trainer.enable_*",
     "trainer.default_root_dir",
+    "label",
+    "against",
+    "max_concurrent",
 )
 
 
@@ -47,10 +50,16 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
     for function in (identity.group, identity.name, identity.tags):
         OmegaConf.register_new_resolver(f"run_{function.__name__}", function, replace=True)
+    OmegaConf.register_new_resolver("joined", "+".join, replace=True)
 
 
 def run_dir(
-    log_dir: str, job: str, overrides: Sequence[str], choices: DictConfig, ckpt_path: str | None
+    log_dir: str,
+    job: str,
+    overrides: Sequence[str],
+    choices: DictConfig,
+    ckpt_path: str | None,
+    started: str = str(CHECKPOINT_FILE),
 ) -> str:
     """The folder of a single run: the newest interrupted one for `ckpt_path=last`, else a new one.
 
@@ -61,14 +70,15 @@ def run_dir(
         choices: Hydra's chosen option of each config group.
         ckpt_path: "last" to go on with an interrupted run. Where there is none the folder is a
             new one, so that `checkpoint_to_load` raises, inside the program.
+        started: the file that an interrupted run has; it has no `result.json`.
     """
     runs = Path(log_dir, _experiment(job, overrides, choices), "runs")
     interrupted = [
-        folder
-        for folder in (path.parent.parent for path in runs.glob(f"*/{CHECKPOINT_FILE}"))
-        if not (folder / RESULT_FILE).exists()
+        str(folder)
+        for folder in runs.glob("*/")
+        if (folder / started).exists() and not (folder / RESULT_FILE).exists()
     ]
-    return str(max(interrupted) if ckpt_path == LAST and interrupted else _new(runs))
+    return max(interrupted) if ckpt_path == LAST and interrupted else str(_new(runs))
 
 
 def sweep_dir(
@@ -99,6 +109,22 @@ def _new(parent: Path) -> Path:
         number += 1
         folder = parent / f"{name}_{number}"
     return folder
+
+
+def folder_to_resume(ckpt_path: str | None, folder: str | Path) -> None:
+    """Check that there is something to go on with, in a program without checkpoints.
+
+    Raises:
+        FileNotFoundError: no interrupted run, though `ckpt_path=last` asks for one.
+        ValueError: another `ckpt_path`.
+    """
+    if ckpt_path not in (None, LAST):
+        raise ValueError(f"ckpt_path={ckpt_path}: an evaluation has no checkpoints, only {LAST}")
+    if ckpt_path == LAST and not Path(folder, CONFIG_FILE).exists():
+        raise FileNotFoundError(
+            f"ckpt_path=last: no interrupted run in {Path(folder).parent} (one that has "
+            f"{CONFIG_FILE} and no {RESULT_FILE})"
+        )
 
 
 def checkpoint_to_load(ckpt_path: str | None, folder: str | Path) -> Path | None:

@@ -1,0 +1,200 @@
+"""What an evaluation runs: a benchmark, and the one that plays the tasks of a task set."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydra.utils import get_method
+
+from matchtir.credit.rewards import Reward
+from matchtir.evaluation.attempts import AttemptLog, Record
+from matchtir.evaluation.metrics import Scoring
+from matchtir.evaluation.players import EvaluatedPolicy
+from matchtir.evaluation.policies import scripted_turns
+from matchtir.evaluation.statistics import Statistic
+from matchtir.reports.trace import trace_record
+from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.episode import EpisodeLimits, EpisodeRunner, derive_seed
+from matchtir.tasks.task_set import TaskSet
+from matchtir.tools.sandbox import Sandbox
+from matchtir.types import Task, Trajectory
+from matchtir.utils.options import check_option
+
+log = logging.getLogger(__name__)
+
+Group = Callable[[Task], str]  # "": the task is in no group of this kind
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where and how a benchmark is run."""
+
+    folder: Path  # of the evaluation; attempts go to traces/<benchmark>.jsonl
+    sandbox: Sandbox
+    reward: Reward
+    seed: int = 0
+    max_concurrent: int = 64
+
+    def attempts(self, benchmark: str) -> AttemptLog:
+        """The attempts made so far."""
+        return AttemptLog(self.folder / "traces" / f"{benchmark}.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came out of a benchmark."""
+
+    records: Sequence[Record]  # one per task, in the benchmark's order
+    seconds: float  # of this process
+    notes: Sequence[str] = ()  # what was not run, and why
+
+
+class Benchmark(Protocol):
+    """Tasks, how they are attempted, and what is said about the attempts."""
+
+    name: str
+    statistics: Mapping[str, Statistic]
+    columns: Mapping[str, str]  # of the table over all benchmarks: heading -> statistic
+    details: Sequence[str]  # statistics in the benchmark's own table
+
+    def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
+        """Attempt every task that has no record in the setting's folder yet."""
+        ...
+
+
+class TaskBenchmark:
+    """Attempts the tasks of a task set in episodes.
+
+    Functions are given by their dotted names.
+
+    Args:
+        name: what the benchmark is called in tables and files.
+        tasks: the task set.
+        columns: of the table over all benchmarks.
+        split: of the task set.
+        limits: where episodes end.
+        sampling: how tokens are drawn; greedy by default.
+        scores: measures of a trajectory besides the common ones.
+        statistics: for measures that are not summed up by their mean, and for others still.
+        groups: kinds of groups of tasks besides the scenario, each a function of a task.
+        details: statistics in the benchmark's own table; default: all.
+        max_tasks: attempt only so many, spread evenly over the split; None: all.
+
+    Raises:
+        ValueError: `max_tasks` below 1, or a column or detail that is no statistic.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tasks: TaskSet,
+        columns: Mapping[str, str],
+        split: str = "test",
+        limits: EpisodeLimits | None = None,
+        sampling: SamplingParams | None = None,
+        scores: Mapping[str, str] | None = None,
+        statistics: Mapping[str, Statistic] | None = None,
+        groups: Mapping[str, str] | None = None,
+        details: Sequence[str] | None = None,
+        max_tasks: int | None = None,
+    ) -> None:
+        if max_tasks is not None and max_tasks < 1:
+            raise ValueError(f"max_tasks must be at least 1, got {max_tasks}")
+        self.name = name
+        self.task_set = tasks
+        self.split = split
+        self.limits = limits or EpisodeLimits()
+        self.sampling = sampling or SamplingParams(temperature=0.0)
+        self.scoring = Scoring(_functions(scores), dict(statistics or {}))
+        self.statistics = self.scoring.all_statistics(reward=True)
+        self.columns = dict(columns)
+        self.groups: Mapping[str, Group] = _functions(groups)
+        self.details = list(self.statistics if details is None else details)
+        self.max_tasks = max_tasks
+        for statistic in [*self.columns.values(), *self.details]:
+            check_option(f"statistic of benchmark {name}", statistic, list(self.statistics))
+
+    def select(self) -> list[Task]:
+        """The tasks to attempt.
+
+        Raises:
+            ValueError: there are none.
+        """
+        tasks = self.task_set.tasks(self.split)
+        count = min(self.max_tasks or len(tasks), len(tasks))
+        if not count:
+            raise ValueError(f"benchmark {self.name}: the split {self.split!r} has no tasks")
+        return [tasks[index * len(tasks) // count] for index in range(count)]
+
+    def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
+        """One attempt at each task, as many at once as the setting allows."""
+        tasks = self.select()
+        attempts = setting.attempts(self.name)
+        missing = [index for index, task in enumerate(tasks) if task.task_id not in attempts.done]
+        log.info("%s: %d tasks, %d of them to attempt", self.name, len(tasks), len(missing))
+        started = time.perf_counter()
+        if missing:
+            asyncio.run(self._play([(n, tasks[n]) for n in missing], policy, setting, attempts))
+        records = attempts.finish([task.task_id for task in tasks])
+        return Outcome(records, time.perf_counter() - started)
+
+    def scripts(self, tasks: Sequence[Task], name: str, seed: int) -> Mapping[str, Sequence[str]]:
+        """The turns of a scripted policy at each task.
+
+        Raises:
+            ValueError: gold solutions of tasks that have none.
+        """
+        can_call = [task for task in tasks if task.tools]
+        if name == "gold" and can_call and not any(task.gold_calls for task in can_call):
+            raise ValueError(
+                f"policy=gold: the tasks of benchmark {self.name} have no gold calls (where they "
+                f"are not published, benchmark.{self.name}.tasks.gold_traces_path names them)"
+            )
+        return {task.task_id: scripted_turns(name, task, seed) for task in tasks}
+
+    async def _play(
+        self,
+        numbered: Sequence[tuple[int, Task]],
+        policy: EvaluatedPolicy,
+        setting: Setting,
+        attempts: AttemptLog,
+    ) -> None:
+        tasks = [task for _, task in numbered]
+        player = policy.player(lambda name, seed: self.scripts(tasks, name, seed))
+        runner = EpisodeRunner(
+            player.engine, player.renderer, setting.sandbox, player.limits(self.limits)
+        )
+        places = asyncio.Semaphore(setting.max_concurrent)
+
+        async def attempt(number: int, task: Task) -> None:
+            async with places:
+                # A seed of the task's own: what was attempted before must not show.
+                seed = derive_seed(setting.seed, task.task_id)
+                ((trajectory,),) = await runner.run_async([task], 1, self.sampling, seed)
+            attempts.add(self._record(number, trajectory, setting.reward))
+
+        await asyncio.gather(*[attempt(number, task) for number, task in numbered])
+
+    def _record(self, number: int, trajectory: Trajectory, reward: Reward) -> Record:
+        """The trace of an attempt, its advantages at zero, with its groups and measures."""
+        (credit,) = reward([trajectory])
+        task = trajectory.task
+        groups = {"scenario": task.scenario, **{k: group(task) for k, group in self.groups.items()}}
+        return {
+            **trace_record(trajectory, credit, [0.0] * len(trajectory.turns), group=number),
+            "sub_answers": [dataclasses.asdict(item) for item in task.sub_answers],
+            "groups": {kind: group for kind, group in groups.items() if group},
+            "values": {**self.scoring.measure(trajectory), "reward": credit.total},
+        }
+
+
+def _functions(names: Mapping[str, str] | None) -> dict[str, Callable[..., Any]]:
+    """The functions of dotted names."""
+    return {key: get_method(name) for key, name in (names or {}).items()}

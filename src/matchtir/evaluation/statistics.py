@@ -1,0 +1,178 @@
+"""Numbers about a set of tasks, with bootstrap intervals over the tasks.
+
+A statistic gets the values of each task, by measure, and R weightings of the tasks. A weighting of
+ones gives the number itself; the counts of a resample with replacement give one of the numbers that
+an interval is made of. A task without a measure's value (absent, or None) does not count in it.
+
+Axes: R weightings, n tasks, L labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
+from scipy.sparse import csr_array
+
+from matchtir.evaluation.intervals import Gain
+
+RESAMPLES = 2_000
+Values = Mapping[str, Any]  # of one task, by measure
+Weights = Float[np.ndarray, "R n"]
+
+
+class Statistic(Protocol):
+    """One number for each weighting of the tasks; NaN where no task has what it needs.
+
+    (No dataclass: inside a config OmegaConf would make a config of it.)
+    """
+
+    def __call__(
+        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
+    ) -> Float[np.ndarray, " R"]: ...
+
+
+class Mean:
+    """The mean of a measure over the tasks that have it."""
+
+    def __init__(self, measure: str) -> None:
+        self.measure = measure
+
+    def __call__(
+        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
+    ) -> Float[np.ndarray, " R"]:
+        """Weighted means."""
+        present = np.array([task.get(self.measure) is not None for task in tasks], dtype=float)
+        return _divide(weights @ _column(tasks, self.measure), weights @ present)
+
+
+class Total:
+    """The sum of a measure."""
+
+    def __init__(self, measure: str) -> None:
+        self.measure = measure
+
+    def __call__(
+        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
+    ) -> Float[np.ndarray, " R"]:
+        """Weighted sums."""
+        return weights @ _column(tasks, self.measure)
+
+
+class Ratio:
+    """The sum of one measure over the sum of another: failed calls over calls."""
+
+    def __init__(self, numerator: str, denominator: str) -> None:
+        self.numerator = numerator
+        self.denominator = denominator
+
+    def __call__(
+        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
+    ) -> Float[np.ndarray, " R"]:
+        """Weighted sums, divided."""
+        above, below = _column(tasks, self.numerator), _column(tasks, self.denominator)
+        return _divide(weights @ above, weights @ below)
+
+
+class MeanOf:
+    """The mean of other statistics, each counting once; those that are NaN are left out."""
+
+    def __init__(self, parts: Sequence[Statistic]) -> None:
+        self.parts = parts
+
+    def __call__(
+        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
+    ) -> Float[np.ndarray, " R"]:
+        """Means over the parts."""
+        parts = np.stack([part(tasks, weights) for part in self.parts])
+        known = ~np.isnan(parts)
+        return _divide(np.where(known, parts, 0.0).sum(axis=0), known.sum(axis=0).astype(float))
+
+
+class MacroF1:
+    """F1 of each label, averaged over the labels that occur in gold, as scikit-learn's macro F1.
+
+    The value of a task is a list of rows, each {"gold": labels, "predicted": labels}; within a row
+    a label counts once. A label's F1 is 2 TP / (gold + predicted) over all rows.
+    """
+
+    def __init__(self, measure: str) -> None:
+        self.measure = measure
+
+    def __call__(
+        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
+    ) -> Float[np.ndarray, " R"]:
+        """Macro F1 over the weighted rows of the tasks."""
+        rows = [
+            (index, set(row["gold"]), set(row["predicted"]))
+            for index, task in enumerate(tasks)
+            for row in task.get(self.measure) or ()
+        ]
+        labels = {label: column for column, label in enumerate({x for _, g, _ in rows for x in g})}
+        if not labels:
+            return np.full(len(weights), np.nan)
+        shape = (len(tasks), len(labels))
+        gold = weights @ _counts([(i, g) for i, g, _ in rows], labels, shape)
+        predicted = weights @ _counts([(i, p) for i, _, p in rows], labels, shape)
+        both = weights @ _counts([(i, g & p) for i, g, p in rows], labels, shape)
+        f1 = np.where(gold > 0, 2 * both / np.maximum(gold + predicted, 1e-12), 0.0)
+        return _divide(f1.sum(axis=1), (gold > 0).sum(axis=1).astype(float))
+
+
+def _column(tasks: Sequence[Values], measure: str) -> Float[np.ndarray, " n"]:
+    return np.array([float(task.get(measure) or 0.0) for task in tasks])
+
+
+def _counts(
+    rows: Sequence[tuple[int, set[str]]], labels: Mapping[str, int], shape: tuple[int, int]
+) -> Any:
+    """How often each task [n] has each label [L]; labels that are not among `labels` are left."""
+    cells = [(task, labels[label]) for task, found in rows for label in found if label in labels]
+    places = np.array(cells, dtype=int).reshape(-1, 2).T
+    return csr_array((np.ones(len(cells)), (places[0], places[1])), shape=shape)
+
+
+def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below != 0)
+
+
+def value(statistic: Statistic, tasks: Sequence[Values]) -> float:
+    """The statistic of the tasks themselves."""
+    return float(statistic(tasks, np.ones((1, len(tasks))))[0])
+
+
+def resample_weights(count: int, seed: int = 0, samples: int = RESAMPLES) -> np.ndarray:
+    """How often each of `count` tasks is drawn in each resample with replacement, [R, n]."""
+    generator = np.random.default_rng(seed)
+    return generator.multinomial(count, np.full(count, 1 / count), size=samples).astype(float)
+
+
+def estimate(statistic: Statistic, tasks: Sequence[Values], weights: np.ndarray) -> Gain:
+    """The statistic with its 95 % percentile bootstrap interval over the tasks."""
+    return _interval(value(statistic, tasks), statistic(tasks, weights))
+
+
+def difference(
+    statistic: Statistic, before: Sequence[Values], after: Sequence[Values], weights: np.ndarray
+) -> Gain:
+    """`after - before` on the same tasks in the same order, with its 95 % interval.
+
+    Every resample draws the same tasks for both, so that how hard a task is cancels out.
+
+    Raises:
+        ValueError: the numbers of tasks differ.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} tasks before, {len(after)} after")
+    resampled = statistic(after, weights) - statistic(before, weights)
+    return _interval(value(statistic, after) - value(statistic, before), resampled)
+
+
+def _interval(mean: float, resampled: np.ndarray) -> Gain:
+    known = resampled[~np.isnan(resampled)]
+    if not len(known):
+        return Gain(mean, float("nan"), float("nan"))
+    low, high = np.quantile(known, [0.025, 0.975])
+    return Gain(mean, float(low), float(high))

@@ -1,0 +1,50 @@
+"""A task with one tool, task sets of given tasks, and benchmarks of them played to the end."""
+
+from pathlib import Path
+
+from matchtir.credit.assignment import HardAssignment
+from matchtir.credit.rewards import MatchReward
+from matchtir.credit.similarity import Similarity
+from matchtir.evaluation.benchmark import Outcome, Setting, TaskBenchmark
+from matchtir.evaluation.players import find_policy
+from matchtir.tools.sandbox import Sandbox
+from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
+
+REWARD = MatchReward(Similarity(), HardAssignment())
+COLUMNS = {"Solve-F1": "solve_f1"}
+LOOK = "def look():\n    return 'found 1902'\n"
+
+
+class Listed:
+    """A task set of given test tasks."""
+
+    def __init__(self, *tasks: Task) -> None:
+        self._tasks = tasks
+
+    def tasks(self, split: str):
+        return self._tasks if split == "test" else ()
+
+
+def plain_task(source: str = LOOK, gold: str = "found 1902", **changes) -> Task:
+    schema = {"type": "object", "properties": {}}
+    fields = {
+        "task_id": "t",
+        "question": "When?",
+        "tools": (ToolSpec("look", "Looks.", schema, source),),
+        "gold_calls": (ToolCall("look", {}),),
+        "answer": "1902",
+        "sub_answers": (SubAnswer("look", gold),),
+        "scenario": "single",
+    }
+    return Task(**{**fields, **changes})
+
+
+def benchmark(*tasks: Task, name: str = "one", **settings) -> TaskBenchmark:
+    return TaskBenchmark(name, Listed(*tasks), COLUMNS, **settings)
+
+
+def play(
+    played: TaskBenchmark, policy: str, sandbox: Sandbox, folder: Path, seed: int = 0, **parts
+) -> Outcome:
+    setting = Setting(folder, sandbox, REWARD, seed)
+    return played.run(find_policy(policy, seed=seed, **parts), setting)

@@ -1,0 +1,189 @@
+"""Policies on benchmarks of tasks, through tokenizer, parser, sandbox and scorer."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from matchtir.evaluation.benchmark import TaskBenchmark
+from matchtir.evaluation.metrics import MEASURES
+from matchtir.evaluation.players import renderer_of_run
+from matchtir.evaluation.report import missing_modules
+from matchtir.policy import loading
+from matchtir.policy.tokenizer import tiny_tokenizer
+from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT
+from matchtir.rollout.scripted import ScriptedEngine
+from matchtir.tasks.ftrl import FtrlTasks
+from matchtir.tasks.synthetic.tasks import SyntheticTasks
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from tests.evaluation.benchmark_helpers import COLUMNS, Listed, benchmark, plain_task, play
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    pool = ProcessPoolSandbox(workers=2)
+    yield pool
+    pool.shutdown()
+
+
+def values(outcome, name):
+    return [record["values"][name] for record in outcome.records]
+
+
+def test_gold_solves_synthetic_tasks_and_chance_does_not(sandbox, tmp_path):
+    synthetic = TaskBenchmark("synthetic", SyntheticTasks(sizes={"test": 16}), COLUMNS)
+    gold = play(synthetic, "gold", sandbox, tmp_path / "gold")
+    assert values(gold, "solve_f1") == values(gold, "answer_f1") == [1.0] * 16
+    assert all(record["stop_reason"] == "answer" for record in gold.records)
+    chance = play(synthetic, "random", sandbox, tmp_path / "random")
+    assert values(chance, "answered") == [1.0] * 16
+    assert sum(values(chance, "solve_r")) < 0.3 * 16
+    assert max(values(chance, "reward")) < 5
+
+
+def test_limits_of_tokens_do_not_bind_scripts_but_limits_of_turns_do(sandbox, tmp_path):
+    limits = EpisodeLimits(max_turns=1, max_prompt_tokens=1, max_response_tokens=1)
+    outcome = play(benchmark(plain_task(), limits=limits), "gold", sandbox, tmp_path)
+    assert outcome.records[0]["stop_reason"] == "max_turns"
+    assert values(outcome, "solve_r") == [1.0]
+    assert values(outcome, "answered") == [0.0]
+
+
+def test_scores_and_groups_of_the_benchmark(sandbox, tmp_path):
+    scored = benchmark(
+        plain_task(),
+        scores={"failed": "matchtir.evaluation.metrics.calls_failed"},
+        groups={"complexity": "matchtir.tasks.ftrl.complexity"},
+    )
+    (record,) = play(scored, "gold", sandbox, tmp_path).records
+    assert tuple(record["values"]) == (*MEASURES, "failed", "reward")
+    assert record["values"]["failed"] == 0.0
+    assert record["groups"] == {"scenario": "single", "complexity": "1-3 calls"}
+
+
+def test_gold_needs_gold_calls(sandbox, tmp_path):
+    with pytest.raises(ValueError, match=r"policy=gold.*one have no gold calls.*gold_traces_path"):
+        play(benchmark(plain_task(gold_calls=())), "gold", sandbox, tmp_path)
+
+
+def test_tasks_are_spread_evenly():
+    tasks = [plain_task(task_id=str(index)) for index in range(10)]
+    chosen = benchmark(*tasks, max_tasks=4).select()
+    assert [task.task_id for task in chosen] == ["0", "2", "5", "7"]
+    assert len(benchmark(*tasks, max_tasks=99).select()) == 10
+
+
+def test_a_benchmark_that_cannot_be_run_says_so():
+    with pytest.raises(ValueError, match=r"one: the split 'train' has no tasks"):
+        benchmark(split="train").select()
+    with pytest.raises(ValueError, match="max_tasks must be at least 1"):
+        benchmark(max_tasks=0)
+    with pytest.raises(ValueError, match="statistic of benchmark one='f1' is not one of solve_p"):
+        TaskBenchmark("one", Listed(), {"F1": "f1"})
+
+
+def test_a_policy_with_weights_is_loaded_once_and_sampled(monkeypatch, sandbox, tmp_path):
+    asked = []
+
+    def load_policy(name):
+        asked.append(name)
+        return loading.load_tiny(hidden_size=32, layers=1, heads=2, key_value_heads=1)
+
+    monkeypatch.setattr("matchtir.evaluation.players.load_policy", load_policy)
+    limits = EpisodeLimits(max_turns=2, max_turn_tokens=8)
+    tasks = SyntheticTasks(sizes={"test": 2})
+    played = TaskBenchmark("two", tasks, COLUMNS, limits=limits)
+    first = play(played, "some/model", sandbox, tmp_path / "first", seed=0)
+    second = play(played, "some/model", sandbox, tmp_path / "second", seed=1)
+    assert asked == ["some/model"] * 2
+    assert all(0 < record["turns"][0]["tokens"] <= 8 for record in first.records)
+    # greedy: the seed changes nothing
+    assert [r["turns"] for r in first.records] == [r["turns"] for r in second.records]
+
+
+def test_a_runs_policy_gets_the_renderer_of_its_run(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "renderer:\n"
+        "  _target_: matchtir.rollout.renderer.Renderer\n"
+        "  _partial_: true\n"
+        "  system_prompt: Be brief.\n"
+    )
+    assert renderer_of_run(str(tmp_path))(tiny_tokenizer()).system_prompt == "Be brief."
+    assert renderer_of_run("gold")(tiny_tokenizer()).system_prompt == DEFAULT_SYSTEM_PROMPT
+
+
+def test_missing_modules_of_tools_are_named(sandbox, tmp_path):
+    broken = plain_task("def look():\n    import no_such_module\n")
+    outcome = play(benchmark(broken), "gold", sandbox, tmp_path)
+    assert missing_modules(outcome.records) == {"no_such_module"}
+    assert values(outcome, "solve_r") == [0.0]
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(sandbox, tmp_path, monkeypatch):
+    synthetic = TaskBenchmark("synthetic", SyntheticTasks(sizes={"test": 12}), COLUMNS)
+    whole = play(synthetic, "random", sandbox, tmp_path / "whole", seed=3)
+
+    # The engine fails at the last turn of some attempt, others being finished or under way.
+    generate, asked = ScriptedEngine.generate, []
+
+    async def failing(self, session, *arguments):
+        asked.append(session)
+        if len(asked) == 20:
+            raise ConnectionError("the machine went away")
+        return await generate(self, session, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ScriptedEngine, "generate", failing)
+        with pytest.raises(ConnectionError):
+            play(synthetic, "random", sandbox, tmp_path / "parts", seed=3)
+    file = tmp_path / "parts" / "traces" / "synthetic.jsonl"
+    done = file.read_bytes().count(b"\n") if file.exists() else 0
+    assert done < 12
+    with file.open("ab") as torn:
+        torn.write(b'{"task": "synthetic/te')  # killed while it wrote
+
+    attempted = []
+
+    async def counting(self, session, *arguments):
+        attempted.append(session.split("/", 2)[2])
+        return await generate(self, session, *arguments)
+
+    monkeypatch.setattr(ScriptedEngine, "generate", counting)
+    resumed = play(synthetic, "random", sandbox, tmp_path / "parts", seed=3)
+    assert len(set(attempted)) == 12 - done
+    assert [untimed(r) for r in resumed.records] == [untimed(r) for r in whole.records]
+    assert [json.loads(line) for line in file.read_text().splitlines()] == list(resumed.records)
+
+
+def untimed(record):
+    return {key: value for key, value in record.items() if key != "seconds"}
+
+
+needs_data = pytest.mark.skipif(
+    "MATCHTIR_DATA" not in os.environ, reason="MATCHTIR_DATA is not set"
+)
+
+
+@needs_data
+def test_gold_traces_of_ftrl_solve_their_rows(sandbox, tmp_path):
+    folder = Path(os.environ["MATCHTIR_DATA"]) / "ftrl"
+    tasks = FtrlTasks(
+        test_path=str(folder / "test.parquet"),
+        gold_traces_path=str(folder / "test_gold_derived.jsonl"),
+    )
+    ftrl = TaskBenchmark(
+        "ftrl", tasks, COLUMNS, groups={"gold": "matchtir.tasks.gold_traces.gold_quality"}
+    )
+    outcome = play(ftrl, "gold", sandbox, tmp_path)
+    by_id = {task.task_id: task for task in tasks.tasks("test")}
+    missing = missing_modules(outcome.records)
+    checked = 0
+    for record in outcome.records:
+        tools = by_id[record["task"]].tools
+        needs = any(f"import {module}" in tool.source for module in missing for tool in tools)
+        if record["groups"]["gold"] in ("clean", "literal") and not needs:
+            checked += 1
+            assert record["values"]["solve_r"] == 1.0, record["task"]
+    assert checked >= 124  # of 125; one needs pytz

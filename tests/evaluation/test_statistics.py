@@ -1,0 +1,96 @@
+"""Statistics over tasks, their intervals and differences."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchmetrics.functional.classification import multilabel_f1_score
+
+from matchtir.evaluation.statistics import (
+    MacroF1,
+    Mean,
+    MeanOf,
+    Ratio,
+    Total,
+    difference,
+    estimate,
+    resample_weights,
+    value,
+)
+
+TASKS = [{"a": 1.0, "calls": 4, "errors": 1}, {"a": 0.0, "calls": 0, "errors": 0}, {"calls": 6}]
+
+
+def test_means_leave_out_tasks_without_the_measure():
+    assert value(Mean("a"), TASKS) == 0.5
+    assert value(Mean("a"), [{"a": None}, {"a": 1.0}]) == 1.0
+    assert np.isnan(value(Mean("b"), TASKS))
+    assert np.isnan(value(Mean("a"), []))
+
+
+def test_sums_and_ratios_are_over_all_tasks():
+    assert value(Total("calls"), TASKS) == 10
+    assert value(Ratio("errors", "calls"), TASKS) == 0.1
+    assert np.isnan(value(Ratio("errors", "a"), [{"errors": 1}]))
+
+
+def test_a_mean_of_statistics_counts_each_once_and_skips_those_without_tasks():
+    parts = MeanOf([Mean("a"), MeanOf([Ratio("errors", "calls"), Mean("missing")])])
+    assert value(parts, TASKS) == pytest.approx((0.5 + 0.1) / 2)
+    assert np.isnan(value(MeanOf([Mean("missing")]), TASKS))
+
+
+LABELS = "abcd"
+rows = st.lists(st.tuples(st.sets(st.sampled_from(LABELS)), st.sets(st.sampled_from(LABELS))))
+
+
+@given(rows.filter(lambda drawn: len({label for gold, _ in drawn for label in gold}) > 1))
+@settings(max_examples=50)
+def test_macro_f1_is_that_of_multilabel_classification(drawn):
+    known = sorted({label for gold, _ in drawn for label in gold})
+    target = torch.tensor([[label in gold for label in known] for gold, _ in drawn]).int()
+    found = torch.tensor([[label in predicted for label in known] for _, predicted in drawn]).int()
+    per_label = multilabel_f1_score(found, target, len(known), average="none")
+    tasks = [{"f1": [{"gold": [*gold], "predicted": [*found]}]} for gold, found in drawn]
+    assert value(MacroF1("f1"), tasks) == pytest.approx(float(per_label.mean()), abs=1e-6)
+
+
+def test_macro_f1_of_several_rows_a_task():
+    both = {"f1": [{"gold": ["x"], "predicted": ["x"]}, {"gold": ["y"], "predicted": ["z", "z"]}]}
+    assert value(MacroF1("f1"), [both]) == 0.5
+    assert value(MacroF1("f1"), [both, {"f1": [{"gold": ["y"], "predicted": ["y"]}]}]) == (
+        pytest.approx((1 + 2 / 3) / 2)
+    )
+    assert np.isnan(value(MacroF1("f1"), [{}]))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 5))
+@settings(max_examples=30)
+def test_weights_are_copies_of_tasks(scores, seed):
+    (weights,) = resample_weights(len(scores), seed, samples=1)
+    assert weights.sum() == len(scores)
+    tasks = [{"a": score} for score in scores]
+    copies = [task for task, w in zip(tasks, weights, strict=True) for _ in range(int(w))]
+    for statistic in (Mean("a"), Total("a"), MeanOf([Mean("a")])):
+        assert statistic(tasks, weights[None])[0] == pytest.approx(value(statistic, copies))
+
+
+def test_an_interval_covers_the_mean_and_narrows_with_more_tasks():
+    few, many = [{"a": float(n % 2)} for n in range(10)], [{"a": float(n % 2)} for n in range(1000)]
+    wide = estimate(Mean("a"), few, resample_weights(10))
+    narrow = estimate(Mean("a"), many, resample_weights(1000))
+    assert wide.mean == narrow.mean == 0.5
+    assert wide.low < narrow.low < 0.5 < narrow.high < wide.high
+    assert narrow.high - narrow.low == pytest.approx(4 * 0.5 / 1000**0.5, rel=0.1)
+
+
+def test_a_paired_difference_ignores_how_hard_tasks_are():
+    hard = [{"a": n / 100} for n in range(100)]
+    better = [{"a": n / 100 + 0.01} for n in range(100)]
+    gain = difference(Mean("a"), hard, better, resample_weights(100))
+    assert (gain.low, gain.mean, gain.high) == pytest.approx((0.01, 0.01, 0.01))
+    alone = estimate(Mean("a"), hard, resample_weights(100))
+    assert alone.high - alone.low > 0.1
+    with pytest.raises(ValueError, match="100 tasks before, 1 after"):
+        difference(Mean("a"), hard, better[:1], resample_weights(100))

@@ -1,0 +1,245 @@
+"""Episodes against servers of the chat-completions protocol, over real connections on loopback."""
+
+import asyncio
+import json
+import threading
+from contextlib import contextmanager
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from matchtir.policy.tokenizer import tiny_tokenizer
+from matchtir.rollout.chat_endpoint import ChatEndpoint, EndpointError, api_url
+from matchtir.rollout.chat_server import assistant_message, serve
+from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.episode import EpisodeLimits, EpisodeRunner
+from matchtir.rollout.renderer import Renderer
+from matchtir.rollout.scripted import ScriptedEngine, replay, turn_by_sample
+from matchtir.tools.parser import parse_calls
+from matchtir.types import CallStatus, StopReason
+from tests.rollout.episode_fakes import FakeSandbox, call_text, task
+
+GREEDY = SamplingParams(temperature=0.0)
+LIMITS = EpisodeLimits(max_turns=4)
+
+
+@contextmanager
+def listening(*answers):
+    """A server that gives these answers in turn, and the requests that it got."""
+    waiting, requests = list(answers), []
+
+    async def complete(request):
+        requests.append({**await request.json(), "headers": dict(request.headers)})
+        status, body = waiting.pop(0)
+        return web.json_response(body, status=status)
+
+    async def models(request):
+        return web.json_response({"data": [{"id": "some-model"}]})
+
+    async def start():
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", complete)
+        app.router.add_get("/v1/models", models)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", requests
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def says(content, *calls, reason=None, **more):
+    message = {"role": "assistant", "content": content, **more}
+    if calls:
+        message["tool_calls"] = [
+            {
+                "id": f"id{index}",
+                "type": "function",
+                "function": {"name": name, "arguments": arguments},
+            }
+            for index, (name, arguments) in enumerate(calls)
+        ]
+    reason = reason or ("tool_calls" if calls else "stop")
+    return 200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
+
+
+def play(endpoint, played=None):
+    runner = EpisodeRunner(endpoint, endpoint, FakeSandbox(), LIMITS)
+    ((trajectory,),) = runner.run([played or task()], 1, GREEDY, 5)
+    return trajectory
+
+
+def quick(monkeypatch):
+    async def no_pause(seconds):
+        pass
+
+    monkeypatch.setattr("matchtir.rollout.chat_endpoint.asyncio.sleep", no_pause)
+
+
+def test_an_episode_over_the_protocol(monkeypatch):
+    monkeypatch.setenv("SOME_KEY", "secret")
+    answers = (
+        says("Let me see.", ("mayor_of", '{"city": "alpha"}'), ("mayor_of", '{"city": "beta"}')),
+        says("<answer>beta</answer>", reasoning_content="clear"),
+    )
+    with listening(*answers) as (url, requests):
+        endpoint = ChatEndpoint(url, api_key_variable="SOME_KEY", system_prompt="Be brief.")
+        trajectory = play(endpoint)
+    assert trajectory.stop_reason is StopReason.ANSWER
+    assert [call.arguments for call in trajectory.calls] == [{"city": "alpha"}, {"city": "beta"}]
+    assert trajectory.final_text == "<think>\nclear\n</think>\n\n<answer>beta</answer>"
+
+    first, second = requests
+    assert first["model"] == "some-model"
+    assert first["headers"]["Authorization"] == "Bearer secret"
+    assert [m["role"] for m in first["messages"]] == ["system", "user"]
+    assert first["temperature"] == 0.0 and "max_tokens" not in first
+    assert first["tools"] == [tool.schema() for tool in task().tools]
+    assistant, *results = second["messages"][2:]
+    assert assistant["content"] == "Let me see."
+    assert [call["id"] for call in assistant["tool_calls"]] == ["id0", "id1"]
+    assert [(r["role"], r["tool_call_id"]) for r in results] == [("tool", "id0"), ("tool", "id1")]
+    assert [r["content"] for r in results] == [r.output for r in trajectory.results]
+
+
+def test_calls_left_in_the_text_are_found_and_broken_ones_answered():
+    answers = (
+        says(call_text("alpha")),
+        says(None, ("mayor_of", '{"city": ')),
+        says("cut", reason="length"),
+    )
+    with listening(*answers) as (url, requests):
+        endpoint = ChatEndpoint(url, tool_choice="none", max_tokens=99, extra_body={"top_p": 0.5})
+        trajectory = play(endpoint)
+    assert [call.status for call in trajectory.calls] == [CallStatus.OK, CallStatus.INVALID_JSON]
+    assert trajectory.stop_reason is StopReason.TURN_LENGTH
+    last = requests[-1]
+    assert last["tool_choice"] == "none" and last["max_tokens"] == 99 and last["top_p"] == 0.5
+    assert last["messages"][-1]["content"] == "Error: invalid_json"
+    assert last["messages"][-1]["tool_call_id"] == "id0"
+
+
+def test_failures_of_the_network_are_tried_again_and_counted(monkeypatch):
+    quick(monkeypatch)
+    busy = (503, {"error": "busy"})
+    with listening(busy, (429, {}), says("<answer>beta</answer>")) as (url, _):
+        endpoint = ChatEndpoint(url, model="m")
+        assert play(endpoint).stop_reason is StopReason.ANSWER
+        assert endpoint.counts == {"requests": 3, "retries": 2}
+    with listening(busy, busy) as (url, _), pytest.raises(EndpointError, match="failed 2 times"):
+        play(ChatEndpoint(url, model="m", retries=1))
+    with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1.* failed 2 times; last: Client"):
+        play(ChatEndpoint("http://127.0.0.1:9", model="m", retries=1))
+
+
+def test_a_refusal_stops_the_evaluation_but_a_full_context_only_the_episode():
+    with (
+        listening((401, {"error": "no key"})) as (url, _),
+        pytest.raises(EndpointError, match="status 401.*no key"),
+    ):
+        play(ChatEndpoint(url, model="m"))
+    full = (400, {"error": {"code": "context_length_exceeded", "message": "too long"}})
+    with listening(full) as (url, _):
+        endpoint = ChatEndpoint(url, model="m")
+        trajectory = play(endpoint)
+    assert trajectory.stop_reason is StopReason.TURN_LENGTH
+    assert trajectory.final_text == ""
+    assert endpoint.counts["beyond_context"] == 1
+    with (
+        listening((200, {"choices": []})) as (url, _),
+        pytest.raises(EndpointError, match="answered {'choices': \\[\\]}"),
+    ):
+        play(ChatEndpoint(url, model="m"))
+
+
+def test_urls_without_a_path_get_the_usual_one():
+    assert api_url("http://localhost:8000/") == "http://localhost:8000/v1"
+    assert api_url("https://host/api/v2/") == "https://host/api/v2"
+    with pytest.raises(ValueError, match="tool_choice must be auto or none"):
+        ChatEndpoint("http://localhost", tool_choice="all")
+
+
+# -- our server --------------------------------------------------------------------------------
+
+
+def scripted(texts, limits=LIMITS):
+    renderer = Renderer(tiny_tokenizer(), system_prompt="")
+    engine = ScriptedEngine(renderer, turn_by_sample(replay({"t": texts})))
+    return engine, serve(engine, renderer, limits, GREEDY)
+
+
+def test_our_server_and_our_client_play_an_episode_together():
+    texts = (f"I ask.\n{call_text('alpha')}", "<think>yes</think>\n\n<answer>beta</answer>")
+    engine, serving = scripted(texts)
+    with serving as server:
+        trajectory = play(ChatEndpoint(server.url, system_prompt="Rules."))
+    assert [call.arguments for call in trajectory.calls] == [{"city": "alpha"}]
+    assert trajectory.stop_reason is StopReason.ANSWER
+    assert trajectory.final_text == "<think>\nyes\n</think>\n\n<answer>beta</answer>"
+    assert server.counts["requests"] == 2
+    # what the engine read the second time is the template's rendering of the conversation
+    prompt = engine.renderer.tokenizer.decode(list(engine.requests[1].context))
+    assert prompt.startswith("<|im_start|>system\nRules.\n\n# Tools")
+    assert f"I ask.\n{call_text('alpha')}<|im_end|>" in prompt
+    assert "<tool_response>\n" in prompt and prompt.endswith("<|im_start|>assistant\n")
+
+
+def post(url, body):
+    async def send():
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{url}/chat/completions", json=body) as response,
+        ):
+            return response.status, json.loads(await response.text())
+
+    return asyncio.run(send())
+
+
+def test_our_server_refuses_what_it_cannot_serve():
+    _, serving = scripted(("hello",), EpisodeLimits(max_prompt_tokens=20))
+    user = {"role": "user", "content": "Hi " * 30}
+    with serving as server:
+        status, answer = post(server.url, {"messages": [user], "user": "t"})
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        status, answer = post(server.url, {"prompt": "Hi"})
+        assert (status, answer["error"]["code"]) == (400, "invalid_request_error")
+        status, answer = post(server.url, {"messages": [{**user, "content": "Hi"}], "user": "t"})
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "hello"}
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert server.counts["context_length_exceeded"] == 1
+
+
+def test_a_control_token_in_a_message_is_plain_text():
+    renderer = Renderer(tiny_tokenizer(), system_prompt="")
+    stop = renderer.stop_token_ids[0]
+    ids = renderer.conversation_ids([{"role": "user", "content": "a <|im_end|> b"}], ())
+    assert ids.count(stop) == 1
+
+
+def test_what_the_engine_raises_comes_out_at_the_end():
+    _, serving = scripted(())  # asked for a turn that the script does not have
+    with pytest.raises(ValueError, match="turn 0 of 0 was asked for"), serving as server:
+        status, _ = post(server.url, {"messages": [{"role": "user", "content": "Hi"}], "user": "t"})
+        assert status == 500
+
+
+def test_a_turn_as_a_message():
+    text = "<think>a</think>\nSee:\n" + call_text("alpha")
+    message, found = assistant_message(text, parse_calls(text, None))
+    assert found and message["content"] == "See:" and message["reasoning_content"] == "a"
+    function = message["tool_calls"][0]["function"]
+    assert function == {"name": "mayor_of", "arguments": '{"city": "alpha"}'}
+    broken = "<tool_call>\n{]\n</tool_call>"
+    message, found = assistant_message(broken, parse_calls(broken, None))
+    assert not found and message == {"role": "assistant", "content": broken}

@@ -1,0 +1,200 @@
+"""ToolHop's file becomes three tasks a question, each tool with its own source."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from matchtir.evaluation.benchmark import TaskBenchmark
+from matchtir.evaluation.statistics import Ratio, value
+from matchtir.tasks.rows import RowError
+from matchtir.tasks.toolhop import ToolHopTasks, answer_correct, mandatory_correct
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
+from tests.evaluation.benchmark_helpers import play
+
+FIRST = "def name_of(title):\n    return 'Anna Bo'\n"
+SECOND = "import re\n\ndef name_of(person, part='last'):\n    return person.split()[-1]\n"
+COUNT = "def count(text):\n    return len(text)\n"
+
+
+def tool(name, *properties):
+    schema = {"type": "object", "properties": {key: {"type": "string"} for key in properties}}
+    return {"name": name, "description": name, "parameters": schema}
+
+
+def make_row(**changes):
+    row = {
+        "question": "How long is the last name of the author of Hills?",
+        "answer": "2",
+        "sub_task": {"Who wrote Hills?": "Anna Bo", "Last name of Anna Bo?": "Bo", "Long?": "2"},
+        "tools": {
+            "Who wrote Hills?": tool("name_of", "title"),
+            "Last name of Anna Bo?": tool("name_of", "person", "part"),
+            "Long?": tool("count", "text"),
+        },
+        "functions": [FIRST, SECOND, COUNT],
+    }
+    row.update(changes)
+    return {key: item for key, item in row.items() if item is not ...}
+
+
+def step(name, hop, turn, **arguments):
+    return {"name": name, "sub_question": hop, "turn": turn, "arguments": arguments}
+
+
+GOLD = [
+    step("name_of", "Who wrote Hills?", 1, title="Hills"),
+    step("name_of", "Last name of Anna Bo?", 2, person="Anna Bo"),
+    step("count", "Long?", 3, text="Bo"),
+]
+
+
+def write(path: Path, *rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    return {
+        "test_path": write(tmp_path / "rows.jsonl", make_row()),
+        "gold_traces_path": write(tmp_path / "gold.jsonl", {"gold_trace": GOLD}),
+    }
+
+
+def test_a_question_is_asked_in_three_scenarios(files):
+    direct, mandatory, free = ToolHopTasks(**files).tasks("test")
+    assert [direct.scenario, mandatory.scenario, free.scenario] == ["direct", "mandatory", "free"]
+    assert direct.task_id == "toolhop/direct/0"
+    assert direct.tools == direct.gold_calls == ()
+    assert "How long is the last name" in direct.question
+    assert "Every step has to be a call" in mandatory.question
+    assert mandatory.tools == free.tools and mandatory.question != free.question
+    assert not ToolHopTasks(**files).tasks("train")
+
+
+def test_tools_that_share_a_name_get_one_each_and_run_their_own_source(files):
+    _, task, _ = ToolHopTasks(**files).tasks("test")
+    assert [tool.name for tool in task.tools] == ["name_of", "name_of_2", "count"]
+    assert list(task.tools[1].parameters["properties"]) == ["person", "part"]
+    assert [call.name for call in task.gold_calls] == ["name_of", "name_of_2", "count"]
+    assert [answer.tool for answer in task.sub_answers] == ["name_of", "name_of_2", "count"]
+
+
+def test_gold_scores_full_marks(files, tmp_path):
+    benchmark = TaskBenchmark(
+        "toolhop",
+        ToolHopTasks(**files),
+        {"answer": "answer"},
+        scores={
+            "answer": "matchtir.tasks.toolhop.answer_correct",
+            "errors": "matchtir.evaluation.metrics.call_errors",
+        },
+    )
+    sandbox = ProcessPoolSandbox(workers=1)
+    try:
+        outcome = play(benchmark, "gold", sandbox, tmp_path)
+    finally:
+        sandbox.shutdown()
+    values = [record["values"] for record in outcome.records]
+    assert [item["answer"] for item in values] == [1.0, 1.0, 1.0]
+    assert [item["solve_f1"] for item in values] == [0.0, 1.0, 1.0]  # direct: nothing to solve
+    assert value(Ratio("errors", "calls"), values) == 0.0
+    outputs = [c["output"] for t in outcome.records[1]["turns"] for c in t["calls"]]
+    assert outputs == ["Anna Bo", "Bo", "2"]
+
+
+def test_the_order_of_the_sources_is_that_of_the_tools(tmp_path):
+    """In some copies of the data the keys of `tools` are sorted; the sources are not."""
+    shuffled = dict(sorted(make_row()["tools"].items()))
+    path = write(tmp_path / "rows.jsonl", make_row(tools=shuffled))
+    task = ToolHopTasks(path, scenarios=["free"]).tasks("test")[0]
+    assert [tool.name for tool in task.tools] == ["name_of", "name_of_2", "count"]
+    assert list(task.tools[0].parameters["properties"]) == ["title"]
+
+
+def test_a_source_that_does_not_parse_belongs_to_the_tool_in_its_place(tmp_path):
+    path = write(tmp_path / "rows.jsonl", make_row(functions=[FIRST, SECOND, "def count(:"]))
+    task = ToolHopTasks(path, scenarios=["free"]).tasks("test")[0]
+    assert task.tools[2].name == "count" and task.tools[2].source == "def count(:"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"question": 3}, "question: expected str, got int"),
+        ({"answer": ...}, "answer: is missing"),
+        ({"functions": [FIRST]}, "functions: 1 sources for 3 tools"),
+        ({"functions": [FIRST, SECOND, None]}, r"functions\[2\]: expected text, got NoneType"),
+        ({"tools": {"a": 1}, "functions": [FIRST]}, "tools: 'a': expected an object, got int"),
+        ({"sub_task": {"Who?": "Bo"}}, "sub_task: 'Who\\?': no tool for it"),
+    ],
+)
+def test_a_malformed_row_is_named_or_skipped(tmp_path, changes, message):
+    path = write(tmp_path / "rows.jsonl", make_row(), make_row(**changes))
+    with pytest.raises(RowError, match=rf"rows\.jsonl, row 1: {message}"):
+        ToolHopTasks(path).tasks("test")
+    assert len(ToolHopTasks(path, on_bad_row="skip").tasks("test")) == 3
+
+
+def test_options_are_checked(tmp_path, files):
+    with pytest.raises(ValueError, match="scenario='must' is not one of direct"):
+        ToolHopTasks(files["test_path"], scenarios=["must"])
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl.*test_path"):
+        ToolHopTasks(str(tmp_path / "gone.jsonl"))
+    prompts = {"direct": "Just say it: {question}"}
+    task = ToolHopTasks(files["test_path"], scenarios=["direct"], prompts=prompts).tasks("test")[0]
+    assert task.question == "Just say it: How long is the last name of the author of Hills?"
+
+
+def attempt(*turns, scenario="mandatory"):
+    return Trajectory(
+        Task("t", "?", (), (), "1,204, May", scenario=scenario), (1,), turns, StopReason.ANSWER
+    )
+
+
+def saying(text):
+    return Turn((1,), (0.0,), text)
+
+
+def calling(*outputs):
+    calls = tuple(ToolCall("a", {}) for _ in outputs)
+    return Turn((1,), (0.0,), "call", calls, tuple(map(ToolResult, outputs)))
+
+
+@pytest.mark.parametrize(
+    ("turns", "correct"),
+    [
+        ([saying("It was in MAY 1204.")], True),
+        ([saying("May")], False),
+        ([calling("may 1204"), saying("There it is.")], True),  # the result before counts
+        ([calling("may 1204", "other"), saying("There it is.")], False),  # the last result only
+        ([calling("may 1204"), calling("x"), saying("There it is.")], False),
+        ([calling("may 1204")], False),  # it ended in calls
+        ([calling("may 1204"), saying("  ")], False),
+        ([saying("<think>May 1204</think>")], False),
+        ([], False),
+    ],
+)
+def test_what_is_a_correct_answer(turns, correct):
+    assert answer_correct(attempt(*turns)) == float(correct)
+
+
+def test_the_headline_is_of_the_mandatory_scenario():
+    assert mandatory_correct(attempt(saying("1204 May"))) == 1.0
+    assert mandatory_correct(attempt(saying("1204 May"), scenario="free")) is None
+
+
+@pytest.mark.skipif("MATCHTIR_DATA" not in os.environ, reason="MATCHTIR_DATA is not set")
+def test_published_rows_have_a_source_for_every_tool():
+    folder = Path(os.environ["MATCHTIR_DATA"]) / "toolhop"
+    tasks = ToolHopTasks(
+        str(folder / "toolhop.jsonl"), str(folder / "gold_derived.jsonl"), ["mandatory"]
+    ).tasks("test")
+    assert len(tasks) == 60
+    renamed = [t for t in tasks if any(tool.name.endswith("_2") for tool in t.tools)]
+    assert len(renamed) == 4
+    assert all(task.gold_calls for task in tasks)
+    assert all(len({tool.name for tool in task.tools}) == len(task.tools) for task in tasks)
