@@ -3,13 +3,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+BFCL_BIN := .venv-bfcl/bin
+BFCL_STAMP := .venv-bfcl/.installed
+# Random weights answer at random length, and a tokenizer that spells BFCL's words in bytes makes long prompts.
+BFCL_TINY := logs/smoke/bfcl
+BFCL_TINY_LIMITS := max_tasks=1 benchmark.bfcl.max_turn_tokens=32 \
+	'benchmark.bfcl.categories=[multi_turn_base,multi_turn_miss_func,memory_kv]'
 
 # Waiting OpenMP threads sleep instead of spinning: beside any other busy process, spinning makes
 # torch several times slower.
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-full lint clean
+.PHONY: help install train test test-full bfcl-env bfcl lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
@@ -32,6 +38,19 @@ test: $(STAMP)  ## the fast tests
 
 test-full: $(STAMP)  ## every test
 	$(BIN)/python -m pytest
+
+# The official package pins other versions of numpy and of much else: an environment of its own.
+bfcl-env: $(BFCL_STAMP)  ## make .venv-bfcl with bfcl-eval, pinned by constraints-bfcl.txt
+
+$(BFCL_STAMP): constraints-bfcl.txt
+	test -x $(BFCL_BIN)/python || $(PYTHON) -m venv .venv-bfcl
+	$(BFCL_BIN)/python -m pip install --quiet -c constraints-bfcl.txt torch bfcl-eval soundfile
+	touch $@
+
+bfcl: $(STAMP) $(BFCL_STAMP)  ## BFCL: gold solutions by the official checker, then an untrained tiny policy
+	$(BIN)/python src/eval.py benchmark=bfcl policy=gold
+	test -d $(BFCL_TINY)/policy || $(BIN)/python src/train.py experiment=smoke paths.run_dir=$(BFCL_TINY)
+	$(BIN)/python src/eval.py benchmark=bfcl policy=$(BFCL_TINY) $(BFCL_TINY_LIMITS)
 
 lint: $(STAMP)  ## formatting, lint, types, and the direction of imports
 	$(BIN)/ruff check .

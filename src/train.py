@@ -43,7 +43,7 @@ KNOWN_KEYS = (
     *("model", "renderer", "rollout.engine", "rollout.limits", "sandbox"),
     *("assignment", "reward", "advantage", "loss", "optimizer", "module"),
     *("warm_start.module", "warm_start.datamodule", "warm_start.cache_dir"),
-    *("data", "datamodule", "trainer", "callbacks", "logger"),
+    *("data", "validation", "datamodule", "trainer", "callbacks", "logger"),
 )
 # What build_module passes to the targets.
 GIVEN = {

@@ -28,7 +28,7 @@ class AttemptLog:
         self.done: dict[str, Record] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _drop_unfinished_line(path)
+            drop_unfinished_line(path)
             self.done = {record["task"]: record for record in read_jsonl(path)}
 
     def add(self, record: Record) -> None:
@@ -44,7 +44,8 @@ class AttemptLog:
         return records
 
 
-def _drop_unfinished_line(path: Path) -> None:
+def drop_unfinished_line(path: Path) -> None:
+    """Cut a file of lines behind its last whole one."""
     data = path.read_bytes()
     if data and not data.endswith(b"\n"):
         path.write_bytes(data[: data.rfind(b"\n") + 1])

@@ -9,6 +9,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor
 
+from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import TrajectoryMetrics
 from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import Engine, SamplingParams
@@ -110,25 +111,50 @@ class PolicyModule(LightningModule):
 
     # -- held-out tasks -----------------------------------------------------------------------
 
-    def attempt(self, tasks: Sequence[Task]) -> None:
-        """One greedy attempt at each task, measured."""
+    def attempt(self, tasks: Sequence[Task], benchmark: TaskBenchmark | None = None) -> None:
+        """One greedy attempt at each task, measured; a benchmark brings its own limits."""
+        episodes, sampling = self.episodes, GREEDY
+        if benchmark is not None:
+            sampling = benchmark.sampling
+            episodes = EpisodeRunner(
+                self.engine,
+                self.renderer,
+                episodes.sandbox,
+                benchmark.limits,
+                episodes.max_concurrent,
+            )
         self.policy.eval()
         self.engine.sync(self.policy, version=self.iteration)
-        groups = self.episodes.run(tasks, group_size=1, sampling=GREEDY, seed=self.seed)
+        groups = episodes.run(tasks, group_size=1, sampling=sampling, seed=self.seed)
         self.policy.train()
         self.held_out.update([trajectory for group in groups for trajectory in group])
 
+    @property
+    def validation(self) -> TaskBenchmark | None:
+        """The benchmark that validates; None: the validation split of the held-out tasks."""
+        return self.trainer.datamodule.validation  # type: ignore[attr-defined]
+
+    def on_validation_epoch_start(self) -> None:
+        """Measure what the benchmark measures."""
+        benchmark = self.validation
+        scoring = None if benchmark is None else benchmark.scoring
+        self.held_out = TrajectoryMetrics(reward=False, scoring=scoring)
+
     def validation_step(self, tasks: list[Task], batch_index: int) -> None:
         """Attempt validation tasks."""
-        self.attempt(tasks)
-
-    def test_step(self, tasks: list[Task], batch_index: int) -> None:
-        """Attempt test tasks."""
-        self.attempt(tasks)
+        self.attempt(tasks, self.validation)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/<measure>."""
         self._log_held_out("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Measure what every task set has."""
+        self.held_out = TrajectoryMetrics(reward=False)
+
+    def test_step(self, tasks: list[Task], batch_index: int) -> None:
+        """Attempt test tasks."""
+        self.attempt(tasks)
 
     def on_test_epoch_end(self) -> None:
         """Log test/<measure>, and keep the score of each task."""
@@ -138,4 +164,3 @@ class PolicyModule(LightningModule):
     def _log_held_out(self, split: str) -> None:
         means: Mapping[str, Tensor] = self.held_out.compute()
         self.log_row({f"{split}/{name}": value.float() for name, value in means.items()})
-        self.held_out.reset()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,11 @@ import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
+from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.tasks.task_set import TaskSet
 from matchtir.types import Task
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class TaskDataModule(LightningDataModule):
             trained.
         seed: of the order of training tasks.
         eval_batch_size: tasks that are attempted at once.
+        validation: a benchmark that validates in place of the validation split.
 
     Raises:
         ValueError: an option out of range, or a split without tasks: before any model is loaded.
@@ -114,6 +119,7 @@ class TaskDataModule(LightningDataModule):
         held_out: TaskSet | None,
         seed: int,
         eval_batch_size: int = 128,
+        validation: TaskBenchmark | None = None,
     ) -> None:
         super().__init__()
         if eval_batch_size < 1:
@@ -121,7 +127,16 @@ class TaskDataModule(LightningDataModule):
         for split in ("validation", "test"):
             if held_out is not None and not len(held_out.tasks(split)):
                 raise ValueError(f"the held-out task set has no {split} tasks")
+        if validation is not None:
+            validation.select()
+            if validation.split == "test":
+                log.warning(
+                    "validating on the test tasks of %s: what is chosen by them must not be "
+                    "tested on them",
+                    validation.name,
+                )
         self.stages = stages
+        self.validation = validation
         self.held_out = held_out
         self.seed = seed
         self.eval_batch_size = eval_batch_size
@@ -133,17 +148,20 @@ class TaskDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[list[Task]]:
         """Validation tasks in lists of `eval_batch_size`."""
-        return self._eval_loader("validation")
+        tasks = self.validation.select() if self.validation else self._held_out("validation")
+        return self._eval_loader("validation", tasks)
 
     def test_dataloader(self) -> DataLoader[list[Task]]:
         """Test tasks in lists of `eval_batch_size`."""
-        return self._eval_loader("test")
+        return self._eval_loader("test", self._held_out("test"))
 
-    def _eval_loader(self, split: str) -> DataLoader[list[Task]]:
-        rank, world_size = self._place()
+    def _held_out(self, split: str) -> Sequence[Task]:
         if self.held_out is None:
             raise RuntimeError(f"{split}: there are no held-out tasks")
-        tasks = self.held_out.tasks(split)
+        return self.held_out.tasks(split)
+
+    def _eval_loader(self, split: str, tasks: Sequence[Task]) -> DataLoader[list[Task]]:
+        rank, world_size = self._place()
         if len(tasks) < world_size:  # a process without tasks would not take part in the means
             raise ValueError(f"{len(tasks)} {split} tasks for {world_size} processes")
         mine: Any = [tasks[index] for index in range(rank, len(tasks), world_size)]

@@ -1,0 +1,254 @@
+"""The Berkeley Function Calling Leaderboard, played and scored by its own package, `bfcl-eval`.
+
+The package pins other versions of everything, so it has an environment of its own. It talks to the
+policy over OpenAI's protocol, executes the calls in its simulated worlds and checks their state.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matchtir.credit.rewards import Reward
+from matchtir.evaluation import bfcl_worker
+from matchtir.evaluation.attempts import Record, drop_unfinished_line
+from matchtir.evaluation.benchmark import Outcome, Setting
+from matchtir.evaluation.players import Address, EvaluatedPolicy
+from matchtir.evaluation.policies import random_turn_texts
+from matchtir.evaluation.statistics import Mean, MeanOf, Statistic
+from matchtir.reports.trace import trace_record
+from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.episode import EpisodeLimits
+from matchtir.tasks.bfcl import BfclEntry, entry_from_row, gold_turn_texts
+from matchtir.tasks.rows import read_jsonl
+from matchtir.types import (
+    CallStatus,
+    ResultStatus,
+    StopReason,
+    Task,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
+
+log = logging.getLogger(__name__)
+
+FAMILIES = ("multi_turn", "memory", "web_search")
+
+
+class BfclBenchmark:
+    """Categories of BFCL, each with its accuracy; `bfcl` is the mean over their families.
+
+    A category that cannot be run here is named in the notes, with the reason: web search wants a
+    key, the vector memory a model of sentence-transformers.
+
+    Args:
+        python: of the environment that has `bfcl-eval`.
+        categories: by their official names.
+        columns: of the table over all benchmarks.
+        max_prompt_tokens: of a policy with weights; a conversation that is longer has failed.
+        max_turn_tokens: sampled in one message of such a policy.
+        max_tasks: run only so many of each category, spread evenly, and what they need; None: all.
+
+    Raises:
+        FileNotFoundError: there is no such environment.
+        ValueError: a category of another kind, or `max_tasks` below 1.
+    """
+
+    def __init__(
+        self,
+        python: str,
+        categories: Sequence[str],
+        columns: Mapping[str, str],
+        max_prompt_tokens: int = 30_000,
+        max_turn_tokens: int = 4_096,
+        max_tasks: int | None = None,
+        name: str = "bfcl",
+    ) -> None:
+        if max_tasks is not None and max_tasks < 1:
+            raise ValueError(f"max_tasks must be at least 1, got {max_tasks}")
+        # Not resolved: the path through the environment's folder is what makes it that environment.
+        self.python = Path(python).absolute()
+        if not self.python.is_file():
+            raise FileNotFoundError(
+                f"{self.python}: there is no environment for BFCL; `make bfcl-env` makes it"
+            )
+        self.name = name
+        self.categories = list(categories)
+        by_family = {family: [c for c in categories if c.startswith(family)] for family in FAMILIES}
+        odd = set(categories) - {c for found in by_family.values() for c in found}
+        if odd or not categories:
+            raise ValueError(f"categories of {', '.join(FAMILIES)} are played, not {sorted(odd)}")
+        families = [MeanOf([Mean(c) for c in found]) for found in by_family.values() if found]
+        self.statistics: dict[str, Statistic] = {
+            "bfcl": MeanOf(families),
+            **{name: Mean(name) for name in ("correct", "turns", "calls", "reward")},
+        }
+        self.columns = dict(columns)
+        self.details = ["correct", "turns", "calls", "reward"]
+        self.limits = EpisodeLimits(
+            max_prompt_tokens=max_prompt_tokens, max_turn_tokens=max_turn_tokens
+        )
+        self.max_tasks = max_tasks
+
+    def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
+        """Let the package generate what is missing and score everything."""
+        started = time.perf_counter()
+        folder = (setting.folder / self.name).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        described = json.loads(self._worker(folder, ["describe", *self.categories]))
+        entries = {row["id"]: entry_from_row(row) for row in described["entries"]}
+        chosen = self._choose(list(entries.values()), folder)
+        categories = [name for name in self.categories if name not in described["gaps"]]
+        log.info("%s: %d conversations; %s", self.name, len(chosen), folder / "worker.log")
+        notes = [f"{name} was not run: {why}" for name, why in described["gaps"].items()]
+        if categories:
+            for file in folder.rglob("*_result.json"):
+                drop_unfinished_line(file)  # of a process that was killed
+
+            def scripts(name: str, seed: int) -> Mapping[str, Sequence[str]]:
+                return {entry.entry_id: script(entry, name, seed) for entry in chosen}
+
+            greedy = SamplingParams(temperature=0.0)
+            with policy.served(scripts, self.limits, greedy, setting.seed) as address:
+                arguments = ["run", str(setting.max_concurrent), *categories]
+                self._worker(folder, arguments, address)
+            lines = read_jsonl(folder / "scored.jsonl")
+            notes += _troubles(lines, address)
+        else:
+            lines = []
+        attempts = setting.attempts(self.name)
+        for number, line in enumerate(lines):
+            record = _record(number, entries[line["id"]], line, setting.reward)
+            attempts.done[record["task"]] = record
+        records = attempts.finish([f"{self.name}/{line['id']}" for line in lines])
+        return Outcome(records, time.perf_counter() - started, notes)
+
+    def _choose(self, entries: Sequence[BfclEntry], folder: Path) -> list[BfclEntry]:
+        """The entries to run; where they are not all, the file that tells the package so."""
+        if self.max_tasks is None:
+            return list(entries)
+        ids: dict[str, set[str]] = {}
+        for category in self.categories:
+            scored = [e for e in entries if e.category == category and e.is_scored]
+            count = min(self.max_tasks, len(scored))
+            for entry in (scored[index * len(scored) // count] for index in range(count)):
+                ids.setdefault(category, set()).update((entry.entry_id, *entry.needs))
+        listed = {category: sorted(found) for category, found in ids.items()}
+        (folder / "test_case_ids_to_generate.json").write_text(json.dumps(listed, indent=1))
+        return [entry for entry in entries if entry.entry_id in ids.get(entry.category, ())]
+
+    def _worker(
+        self, folder: Path, arguments: Sequence[str], address: Address | None = None
+    ) -> str:
+        """What the package's side prints; its chatter goes to worker.log.
+
+        Raises:
+            RuntimeError: it failed; the message has the end of its log.
+        """
+        variables = {**os.environ, "BFCL_PROJECT_ROOT": str(folder)}
+        variables.pop("PYTHONPATH", None)
+        if address is not None:
+            variables |= {
+                "OPENAI_BASE_URL": address.url,
+                "OPENAI_API_KEY": address.api_key,
+                "BFCL_MODEL": address.model,
+            }
+        file = folder / "worker.log"
+        # -P: the names of our modules must not stand before those of the standard library.
+        command = [str(self.python), "-P", bfcl_worker.__file__, *arguments]
+        with file.open("ab") as chatter:
+            done = subprocess.run(
+                command,
+                env=variables,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE if arguments[0] == "describe" else chatter,
+                stderr=chatter,
+                cwd=folder,
+            )
+        if done.returncode:
+            end = file.read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise RuntimeError(f"bfcl-eval failed ({' '.join(command[:4])} ...): {file}:\n{end}")
+        return (done.stdout or b"").decode()
+
+
+def script(entry: BfclEntry, name: str, seed: int) -> tuple[str, ...]:
+    """The messages of a scripted policy: for random ones, some calls in each turn of the user."""
+    if name == "gold":
+        return gold_turn_texts(entry)
+    turns = [
+        random_turn_texts(Task(f"{entry.entry_id}/{number}", text, entry.tools, (), ""), seed)
+        for number, text in enumerate(entry.user_turns)
+    ]
+    return tuple(text for turn in turns for text in turn)
+
+
+def _record(number: int, entry: BfclEntry, line: Mapping[str, Any], reward: Reward) -> Record:
+    """An attempt in the form of all others; the reward compares its calls with the gold calls."""
+    gold = tuple(call for turn in entry.gold_calls or () for call in turn)
+    task = Task(
+        task_id=f"bfcl/{entry.entry_id}",
+        question="\n\n".join(entry.user_turns),
+        tools=entry.tools,
+        gold_calls=gold,
+        answer=" | ".join(entry.gold_answers),
+        scenario=entry.category,
+    )
+    turns = tuple(_turn(step) for step in line["steps"])
+    trajectory = Trajectory(task, (), turns, StopReason.ANSWER)
+    (credit,) = reward([trajectory])
+    correct = float(line["valid"])
+    return {
+        **trace_record(trajectory, credit, [0.0] * len(turns), group=number),
+        "error": line["error"],
+        "groups": {"scenario": entry.category},
+        "values": {
+            "correct": correct,
+            entry.category: correct,
+            "turns": float(len(turns)),
+            "calls": float(len(trajectory.calls)),
+            "reward": credit.total,
+        },
+    }
+
+
+def _turn(step: Mapping[str, Any]) -> Turn:
+    calls = tuple(_call(name, arguments) for name, arguments in step["calls"])
+    failed = "Error during execution:"
+    results = tuple(
+        ToolResult(text, ResultStatus.EXCEPTION if text.startswith(failed) else ResultStatus.OK)
+        for text in step["outputs"]
+    )
+    return Turn((), (), step["text"], calls, results)
+
+
+def _call(name: str, arguments: str) -> ToolCall:
+    """A call as the server gave it; other servers than ours may give arguments that are no JSON."""
+    try:
+        return ToolCall(name, json.loads(arguments))
+    except ValueError:
+        return ToolCall(name, None, CallStatus.INVALID_JSON, arguments)
+
+
+def _troubles(lines: Sequence[Mapping[str, Any]], address: Address) -> list[str]:
+    """What went wrong with the protocol, so that no failure passes for a wrong answer."""
+    crashed = [line for line in lines if line["crashed"]]
+    notes = []
+    if crashed:
+        first = crashed[0]
+        notes.append(
+            f"{len(crashed)} of {len(lines)} conversations broke off and count as wrong; "
+            f"{first['id']}: {first['crashed'][:300]}"
+        )
+    refused = Counter(address.server.counts if address.server else {})
+    del refused["requests"]
+    notes += [f"{count} requests were refused: {reason}" for reason, count in refused.items()]
+    return notes

@@ -1,0 +1,83 @@
+"""BFCL through its official package; most of this needs its environment (`make bfcl-env`)."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from matchtir.evaluation.benchmark import Setting
+from matchtir.evaluation.bfcl import BfclBenchmark, script
+from matchtir.evaluation.players import find_policy
+from matchtir.evaluation.statistics import value
+from matchtir.tasks.bfcl import entry_from_row
+from matchtir.tools.parser import parse_calls
+from tests.evaluation.benchmark_helpers import REWARD
+from tests.tasks.test_bfcl import make_row
+
+PYTHON = Path(__file__).parents[2] / ".venv-bfcl" / "bin" / "python"
+needs_package = pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-bfcl: make bfcl-env")
+
+
+def bfcl(*categories, python=__file__, **settings):
+    return BfclBenchmark(str(python), categories, {"BFCL": "bfcl"}, **settings)
+
+
+def test_a_missing_environment_says_how_it_is_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`make bfcl-env` makes it"):
+        bfcl("memory_kv", python=tmp_path / "python")
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match=r"are played, not \['simple_python'\]"):
+        bfcl("memory_kv", "simple_python")
+    with pytest.raises(ValueError, match="max_tasks must be at least 1"):
+        bfcl("memory_kv", max_tasks=0)
+
+
+def test_the_score_is_a_mean_over_families_that_were_run():
+    benchmark = bfcl("multi_turn_base", "multi_turn_miss_func", "memory_kv", "web_search_base")
+    scores = {"multi_turn_base": [1, 1, 0, 0], "multi_turn_miss_func": [0], "memory_kv": [1]}
+    tasks = [{category: score} for category, found in scores.items() for score in found]
+    assert value(benchmark.statistics["bfcl"], tasks) == pytest.approx((0.25 + 1.0) / 2)
+
+
+def test_random_conversations_have_calls_and_an_end_for_every_turn_of_the_user():
+    entry = entry_from_row(make_row())
+    texts = script(entry, "random", 0)
+    assert sum(not parse_calls(text, None) for text in texts) == 3
+    assert any(parse_calls(text, {"cd"}) for text in texts)
+
+
+def play(folder, policy, *categories, **settings):
+    benchmark = bfcl(*categories, python=PYTHON, **settings)
+    setting = Setting(folder, None, REWARD, max_concurrent=8)
+    return benchmark, benchmark.run(find_policy(policy), setting)
+
+
+@needs_package
+@pytest.mark.slow
+def test_gold_is_right_by_the_official_checker_and_chance_is_not(tmp_path):
+    categories = ("multi_turn_base", "multi_turn_miss_func", "memory_kv", "web_search_base")
+    benchmark, gold = play(tmp_path / "gold", "gold", *categories, max_tasks=2)
+    values = [record["values"] for record in gold.records]
+    assert len(values) == 6
+    assert value(benchmark.statistics["bfcl"], values) == 1.0
+    assert [note.partition(":")[0] for note in gold.notes] == ["web_search_base was not run"]
+    outputs = [c["output"] for r in gold.records for t in r["turns"] for c in t["calls"]]
+    assert outputs and all(output is not None for output in outputs)
+    benchmark, chance = play(tmp_path / "random", "random", "multi_turn_base", max_tasks=2)
+    assert value(benchmark.statistics["bfcl"], [r["values"] for r in chance.records]) == 0.0
+
+
+@needs_package
+@pytest.mark.slow
+def test_an_interrupted_run_goes_on_with_what_the_package_has_written(tmp_path):
+    _, whole = play(tmp_path / "whole", "gold", "multi_turn_base", max_tasks=3)
+    play(tmp_path / "parts", "gold", "multi_turn_base", max_tasks=3)
+    (file,) = (tmp_path / "parts").rglob("*_multi_turn_base_result.json")
+    first, second, _ = file.read_text().splitlines()
+    file.write_text(f"{first}\n{second[:100]}")  # killed in its second line
+    _, resumed = play(tmp_path / "parts", "gold", "multi_turn_base", max_tasks=3)
+    kept = json.loads(file.read_text().splitlines()[0])
+    assert kept == json.loads(first)  # with its latencies
+    assert list(resumed.records) == list(whole.records)
