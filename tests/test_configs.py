@@ -20,7 +20,8 @@ NEEDED = {"train": [], "eval": ["policy=gold"]}
 OPTION_NEEDS = {
     "model=huggingface": ["model.name_or_path=a/model"],
     "data=custom": ["data.path=tasks.jsonl"],
-    "benchmark=custom": ["benchmark.tasks.path=tasks.jsonl"],
+    "benchmark=custom": ["benchmark.custom.tasks.path=tasks.jsonl"],
+    "data.val=custom": ["validation.tasks.path=tasks.jsonl"],
 }
 PROGRAMS = [name for name in NEEDED if (CONFIGS / f"{name}.yaml").exists()]
 
