@@ -14,11 +14,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.reports.comparison_files import compare_runs, final_table, write_comparison
+from matchtir.reports.comparison_files import publish
 from matchtir.reports.run_data import find_runs
 
 
@@ -31,16 +29,9 @@ def main() -> None:
     options = parser.parse_args()
     folder = options.runs[0] if len(options.runs) == 1 else Path()
     try:
-        comparison = compare_runs(find_runs(options.runs), options.baseline)
-        written = write_comparison(comparison, options.out or folder / "compare.html")
+        publish(find_runs(options.runs), options.baseline, options.out or folder / "compare.html")
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    console = Console()
-    console.width = max(console.width, 140)
-    if comparison.final:
-        console.print(final_table(comparison))
-    for file in written:
-        console.print(str(file), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import hydra
 import torch
@@ -17,14 +16,11 @@ from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
-from matchtir.policy.loading import POLICY_FOLDER, LoadedPolicy, save_pretrained
-from matchtir.tools.sandbox import Sandbox
-from matchtir.training.build import build_module
-from matchtir.training.callbacks.progress import Progress
+from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
+from matchtir.training.build import build_module, start_warm
 from matchtir.training.held_out import report, scores_before, test_scores
-from matchtir.training.warm_start import warm_start
 from matchtir.utils.config_check import check
-from matchtir.utils.instantiate import instantiate_group
+from matchtir.utils.instantiate import close, instantiate_group
 from matchtir.utils.run_dir import checkpoint_to_load, keep_config, register_resolvers
 from matchtir.utils.sweep import run_job
 
@@ -73,6 +69,8 @@ def run(config: DictConfig) -> float:
     trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
     sandbox = instantiate(config.sandbox)
     try:
+        for logger in loggers:
+            logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
         loaded = instantiate(config.model)
         if config.get("warm_start"):
             start_warm(config, loaded, sandbox)
@@ -83,34 +81,12 @@ def run(config: DictConfig) -> float:
         after = test_scores(trainer, module, datamodule)
     finally:
         sandbox.shutdown()
+        close(loggers)
     if trainer.is_global_zero:
         save_pretrained(loaded, folder / POLICY_FOLDER)
         facts = {"objective": objective, "seed": config.seed, "iterations": module.iteration}
         report(folder, before, after, seconds=time.monotonic() - started, **facts)
     return objective
-
-
-def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> None:
-    """Give the policy the weights of the configured supervised fine-tuning."""
-    names = ("model", "renderer", "warm_start.module", "warm_start.datamodule", "trainer")
-    settings: dict[str, Any] = {
-        name: OmegaConf.to_object(OmegaConf.select(config, name)) for name in names
-    }
-    for unused in ("default_root_dir", "val_check_interval", "limit_test_batches"):
-        settings["trainer"].pop(unused, None)
-    warm_start(
-        build_module(config, config.warm_start.module, loaded, sandbox),
-        instantiate(config.warm_start.datamodule),
-        lambda: instantiate(
-            config.trainer,
-            callbacks=[Progress("warm start")],
-            logger=False,
-            limit_val_batches=0,
-            enable_checkpointing=False,
-        ),
-        settings,
-        config.warm_start.cache_dir,
-    )
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")

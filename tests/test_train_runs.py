@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -129,10 +130,18 @@ def test_the_smoke_experiment_leaves_everything_behind(
     assert validated == ["2"]
     assert float(rows[int(validated[0])]["val/solve_f1"]) == objective
 
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = [re.sub(r"<\w+>", "[^/]+", name) for name in re.findall(r"`([^` ]+/[^` ]+)`", text)]
+    assert [name for name in rows[0] if not documented(name, names)] == ["step"]
+
     facts = result(folder)
     assert (facts["iterations"], facts["seed"], facts["tasks"]) == (3, 1, 2)
     assert facts["objective"] == objective
     assert facts["before"].keys() == facts["after"].keys() == facts["gain"].keys()
+
+
+def documented(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def test_the_policy_of_a_run_loads_as_a_hugging_face_model(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from torch.optim.lr_scheduler import LambdaLR
 
 from matchtir.credit.advantages import DualAdvantage
@@ -118,13 +119,14 @@ def fit(
     batch_size: int = 2,
     validate: bool = False,
     callbacks: Sequence[Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> Trainer:
     """Train; metrics go to `<folder>/metrics.csv`."""
     task_set = TaskList(tasks(2) if given is None else given)
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=1,
-        logger=CsvLogger(folder),
+        logger=[CsvLogger(folder), *loggers],
         log_every_n_steps=1,
         enable_checkpointing=False,
         enable_progress_bar=False,

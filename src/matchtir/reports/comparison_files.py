@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from matchtir.reports.page import write_page
@@ -175,3 +176,15 @@ def _gain(gain: dict[str, float] | None) -> str:
     return (
         "" if gain is None else f"{gain['mean']:+.3f}\n\\[{gain['low']:+.2f}, {gain['high']:+.2f}]"
     )
+
+
+def publish(runs: Sequence[RunData], baseline: str | None, out: Path) -> None:
+    """Compare, write everything, and print the final scores and the files."""
+    comparison = compare_runs(runs, baseline)
+    written = write_comparison(comparison, out)
+    console = Console()
+    console.width = max(console.width, 140)
+    if comparison.final:
+        console.print(final_table(comparison))
+    for file in written:
+        console.print(str(file), soft_wrap=True)

@@ -79,6 +79,23 @@ def final_table(comparisons: Sequence[Comparison], tasks: int) -> Table:
     return table
 
 
+def next_commands(folder: Path) -> list[str]:
+    """What one may want to type once a run has ended, each with a remark."""
+    here = Path.cwd()
+    run = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    commands = {
+        f"python scripts/view.py {run}": "its attempts, turn by turn",
+        f"python scripts/compare.py {run.parent}": "with its neighbours",
+        f"python src/eval.py benchmark=synthetic policy={run}": "on a benchmark",
+    }
+    if any(folder.glob("wandb/offline-run-*")):
+        commands[f"wandb sync {run}/wandb/offline-run-*"] = "to W&B"
+    if not any(folder.glob("traces/*.jsonl")):
+        del commands[f"python scripts/view.py {run}"]
+    width = max(map(len, commands))
+    return [f"{command:{width}}  # {remark}" for command, remark in commands.items()]
+
+
 def write_result(path: Path, comparisons: Sequence[Comparison], **facts: Any) -> None:
     """Write `result.json`: means before and after, gains with intervals, and the facts given.
 

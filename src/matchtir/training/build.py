@@ -1,15 +1,17 @@
-"""Puts a training module together from its configured parts."""
+"""Puts training modules together from their configured parts."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from matchtir.policy.loading import LoadedPolicy
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
+from matchtir.training.callbacks.progress import Progress
+from matchtir.training.warm_start import warm_start
 
 
 def build_module(
@@ -20,3 +22,26 @@ def build_module(
     engine = instantiate(config.rollout.engine)(stop_token_ids=renderer.stop_token_ids)
     parts: dict[str, Any] = {"renderer": renderer, "engine": engine, "sandbox": sandbox}
     return instantiate(module)(policy=loaded.policy, **parts)
+
+
+def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> None:
+    """Give the policy the weights of the configured supervised fine-tuning."""
+    names = ("model", "renderer", "warm_start.module", "warm_start.datamodule", "trainer")
+    settings: dict[str, Any] = {
+        name: OmegaConf.to_object(OmegaConf.select(config, name)) for name in names
+    }
+    for unused in ("default_root_dir", "val_check_interval", "limit_test_batches"):
+        settings["trainer"].pop(unused, None)
+    warm_start(
+        build_module(config, config.warm_start.module, loaded, sandbox),
+        instantiate(config.warm_start.datamodule),
+        lambda: instantiate(
+            config.trainer,
+            callbacks=[Progress("warm start")],
+            logger=False,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+        ),
+        settings,
+        config.warm_start.cache_dir,
+    )

@@ -9,7 +9,7 @@ from typing import Any
 from lightning import LightningDataModule, Trainer
 from rich.console import Console
 
-from matchtir.reports.summary import Scores, compare, final_table, write_result
+from matchtir.reports.summary import Scores, compare, final_table, next_commands, write_result
 from matchtir.training.base import PolicyModule
 from matchtir.utils.run_files import RESULT_FILE
 
@@ -40,3 +40,5 @@ def report(folder: Path, before: Scores, after: Scores, *, seed: int, **facts: A
     console = Console()
     console.print(final_table(comparisons, len(after)))
     console.print(f"{facts['seconds']:.0f} s: {folder}", soft_wrap=True)
+    for command in next_commands(folder):
+        console.print(f"    {command}", soft_wrap=True, highlight=False, markup=False)

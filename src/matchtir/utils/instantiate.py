@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from hydra.utils import instantiate
@@ -24,3 +25,10 @@ def instantiate_group(group: DictConfig | None) -> list[Any]:
             raise ValueError(f"{name!s}: expected a node with a _target_, found {node!r}")
         objects.append(instantiate(node))
     return objects
+
+
+def close(loggers: Iterable[Any]) -> None:
+    """End the loggers that have an end, as W&B's has."""
+    for logger in loggers:
+        if hasattr(logger, "close"):
+            logger.close()

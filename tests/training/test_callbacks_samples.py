@@ -1,0 +1,77 @@
+"""What loggers are given beside numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboardX import SummaryWriter
+
+from matchtir.training.callbacks.samples import COLUMNS, Samples
+from matchtir.utils.csv_logger import CsvLogger
+from tests.training import training_parts as parts
+
+
+class Tables(CsvLogger):
+    """Keeps what it is given."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.histograms: list[tuple[int, dict[str, list[float]]]] = []
+        self.tables: list[tuple[str, Any, Any, int]] = []
+
+    def log_histograms(self, histograms: Any, step: int) -> None:
+        self.histograms.append((step, histograms))
+
+    def log_table(self, name: str, columns: Any, rows: Any, step: int) -> None:
+        self.tables.append((name, columns, rows, step))
+
+
+def test_tables_and_histograms_of_an_iteration(tmp_path: Path) -> None:
+    logger = Tables(tmp_path / "tables")
+    module = parts.policy_gradient()
+    parts.fit(module, tmp_path, iterations=4, callbacks=[Samples(2)], loggers=[logger])
+    assert [step for step, _ in logger.histograms] == [2, 4]
+    scored = module.last_rollout
+    _, values = logger.histograms[-1]
+    assert values["credit/rewards"] == scored.rewards.total.tolist()
+    assert len(values["credit/advantages"]) == scored.rewards.turn_mask.sum()
+
+    name, columns, rows, step = logger.tables[-1]
+    assert (name, columns, step) == ("samples", COLUMNS, 4)
+    group = scored.trajectories[: len(parts.ATTEMPTS)]
+    assert len(rows) == sum(len(trajectory.turns) for trajectory in group)
+    first = dict(zip(columns, rows[0], strict=True))
+    assert first["text"] == group[0].turns[0].text and first["turn"] == 1
+    assert first["A"] == pytest.approx(first["A_g"] + first["A_l"])
+    assert {row[1] for row in rows} == set(range(len(parts.ATTEMPTS)))
+
+
+def test_the_scores_of_every_test_task(tmp_path: Path) -> None:
+    logger = Tables(tmp_path / "tables")
+    module = parts.policy_gradient()
+    trainer = parts.fit(module, tmp_path, callbacks=[Samples()], loggers=[logger])
+    trainer.test(module, datamodule=trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
+    name, columns, rows, _ = logger.tables[-1]
+    assert name == "test/scores_after" and columns[:2] == ["task", "solve_p"]
+    assert {row[0]: row[3] for row in rows} == {
+        task: scores["solve_f1"] for task, scores in module.test_scores.items()
+    }
+
+
+def test_tensorboard_gets_the_histograms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(SummaryWriter, "add_histogram", lambda _, *what: given.append(what[::2]))
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    monkeypatch.setattr(TensorBoardLogger, "experiment", SummaryWriter(str(tmp_path)))
+    parts.fit(parts.policy_gradient(), tmp_path, callbacks=[Samples()], loggers=[logger])
+    assert [name for name, _ in given] == [
+        "credit/rewards",
+        "credit/turn_rewards",
+        "credit/advantages",
+    ]
+
+
+def test_intervals_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="every_n_iterations=0"):
+        Samples(every_n_iterations=0)
