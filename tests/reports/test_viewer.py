@@ -33,7 +33,9 @@ def test_a_page_has_every_record(tmp_path: Path) -> None:
         for file in sorted((run / "traces").iterdir())
         for line in file.read_text().splitlines()
     ]
-    assert block(page, "records") == written
+    found = block(page, "records")
+    assert [record.pop("place") for record in found] == ["1"] * 3 + ["10"] * 3
+    assert found == written
     assert block(page, "meta")["run"] == "grpo/runs/now"
 
 
@@ -59,15 +61,24 @@ def test_many_traces_are_spread_over_pages(tmp_path: Path) -> None:
     pages = viewer.write_viewer(tmp_path, tmp_path / "look.html")
     assert [page.name for page in pages] == [f"look{n}.html" for n in ("", *_numbers(len(pages)))]
     assert len(pages) > 1 and all(page.stat().st_size < 5_000_000 for page in pages)
-    keys = [(r["policy_version"], r["group"]) for page in pages for r in block(page, "records")]
+    keys = [(int(r["place"]), r["group"]) for page in pages for r in block(page, "records")]
     assert keys == [(i, g) for i in range(1, 6) for g in range(2) for _ in range(2)]
     listed = block(pages[0], "meta")["pages"]
     assert [each["file"] for each in listed] == [page.name for page in pages]
-    assert listed[0]["first"] == [1, 0] and listed[-1]["last"] == [5, 1]
+    assert listed[0]["places"]["1"][0] == 0 and listed[-1]["places"]["5"][1] == 1
 
 
 def _numbers(pages: int) -> list[str]:
     return [f"_{number}" for number in range(2, pages + 1)]
+
+
+def test_the_benchmarks_of_an_evaluation_are_kept_apart(tmp_path: Path) -> None:
+    for name in ("ftrl", "toolhop"):
+        records = [record([answering("yes")], iteration=0, group=group) for group in range(2)]
+        write_traces(tmp_path / "traces" / f"{name}.jsonl", records)
+    (page,) = viewer.write_viewer(tmp_path, tmp_path / "view.html")
+    keys = [(r["place"], r["group"]) for r in block(page, "records")]
+    assert keys == [("ftrl", 0), ("ftrl", 1), ("toolhop", 0), ("toolhop", 1)]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +97,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, named: str) -> None:
 def test_a_run_without_traces_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no traces"):
         viewer.write_viewer(tmp_path, tmp_path / "view.html")
-    write_traces(tmp_path / "traces.jsonl", [])
+    write_traces(tmp_path / "traces" / "ftrl.jsonl", [])
     with pytest.raises(FileNotFoundError, match="empty"):
         viewer.write_viewer(tmp_path, tmp_path / "view.html")
 

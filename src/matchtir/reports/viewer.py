@@ -23,8 +23,7 @@ class Part:
     """The records of one page, compressed."""
 
     data: bytes
-    first: tuple[int, int]  # iteration and group
-    last: tuple[int, int]
+    places: dict[str, tuple[int, int]]  # of each: its first and its last group on the page
     records: int
 
 
@@ -32,8 +31,7 @@ def write_viewer(run: Path, out: Path) -> list[Path]:
     """Write the pages that show the traces of `run`; more than one where 5 MB are not enough.
 
     Args:
-        run: folder of a run of src/train.py (`traces/*.jsonl`) or src/eval.py (`traces.jsonl`), or
-            one such file.
+        run: folder of a run of src/train.py or src/eval.py (`traces/*.jsonl`), or one such file.
         out: the first page; further ones get `_2`, `_3`, ... before the suffix.
 
     Raises:
@@ -46,7 +44,7 @@ def write_viewer(run: Path, out: Path) -> list[Path]:
         raise FileNotFoundError(f"{run}: its trace files are empty")
     pages = [out if n == 1 else out.with_stem(f"{out.stem}_{n}") for n in range(1, len(parts) + 1)]
     listed = [
-        {"file": page.name, "first": part.first, "last": part.last, "records": part.records}
+        {"file": page.name, "places": part.places, "records": part.records}
         for page, part in zip(pages, parts, strict=True)
     ]
     name = "/".join(run.resolve().parts[-3:])
@@ -70,11 +68,10 @@ def trace_files(run: Path) -> list[Path]:
     """
     if run.is_file():
         return [run]
-    files = sorted(run.glob("traces/*.jsonl")) or sorted(run.glob("traces.jsonl"))
+    files = sorted(run.glob("traces/*.jsonl"))
     if not files:
         raise FileNotFoundError(
-            f"{run}: no traces (neither traces/*.jsonl of a training run nor traces.jsonl of an "
-            "evaluation)"
+            f"{run}: no traces (no traces/*.jsonl, as a training run or an evaluation has)"
         )
     return files
 
@@ -87,7 +84,7 @@ def _parts(files: list[Path]) -> Iterator[Part]:
         if part is None or not part.add(key, records, limit):
             if part is not None:
                 yield part.close()
-            part = _OpenPart(key)
+            part = _OpenPart()
             part.add(key, records, limit)
     if part is not None:
         yield part.close()
@@ -96,14 +93,14 @@ def _parts(files: list[Path]) -> Iterator[Part]:
 class _OpenPart:
     """A page in the making: one gzip stream of a JSON list."""
 
-    def __init__(self, first: tuple[int, int]) -> None:
+    def __init__(self) -> None:
         self._compress = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
         self._chunks = [self._compress.compress(b"[")]
         self.size = 0
-        self.first = self.last = first
+        self.places: dict[str, tuple[int, int]] = {}
         self.records = 0
 
-    def add(self, key: tuple[int, int], records: list[str], limit: int) -> bool:
+    def add(self, key: tuple[str, int], records: list[str], limit: int) -> bool:
         """Add a group, unless the page has one already and would get larger than `limit` bytes."""
         text = ("," if self.records else "") + ",".join(records)
         compress = self._compress.copy()
@@ -113,29 +110,35 @@ class _OpenPart:
         self._compress = compress
         self._chunks.append(chunk)
         self.size += len(chunk)
-        self.last = key
+        place, group = key
+        self.places[place] = (self.places.get(place, key[1:])[0], group)
         self.records += len(records)
         return True
 
     def close(self) -> Part:
         self._chunks += [self._compress.compress(b"]"), self._compress.flush()]
-        return Part(b"".join(self._chunks), self.first, self.last, self.records)
+        return Part(b"".join(self._chunks), self.places, self.records)
 
 
-def _groups(files: list[Path]) -> Iterator[tuple[tuple[int, int], list[str]]]:
-    """The lines of each group, and its key; the attempts of a group follow one another."""
-    key: tuple[int, int] | None = None
+def _groups(files: list[Path]) -> Iterator[tuple[tuple[str, int], list[str]]]:
+    """The records of each group, and its place and number; its attempts follow one another.
+
+    The place is the iteration, and of an evaluation the name of the file: its benchmark.
+    """
+    key: tuple[str, int] | None = None
     lines: list[str] = []
     for file in files:
         with file.open(encoding="utf-8") as text:
             for number, line in enumerate(text, start=1):
                 record = _read(line, f"{file}, line {number}")
-                found = (record["policy_version"], record["group"])
+                training = file.name.startswith("iteration_")
+                place = str(record["policy_version"]) if training else file.stem
+                found = (place, record["group"])
                 if key is not None and found != key:
                     yield key, lines
                     lines = []
                 key = found
-                lines.append(line.strip())
+                lines.append(f'{{"place": {json.dumps(place)}, {line.strip()[1:]}')
     if key is not None:
         yield key, lines
 

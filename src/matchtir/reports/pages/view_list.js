@@ -18,7 +18,7 @@ function filters(items, state, change) {
     h("input", { name: "q", type: "search", value: state.q, placeholder: "search task, question, text  ( / )",
       "aria-label": "search", oninput: (event) => change({ q: event.target.value }) }),
     pick("scenario", "scenario", distinct(records.map((r) => r.scenario)).filter(Boolean).sort(), "every scenario"),
-    pick("iteration", "iteration", distinct(records.map((r) => r.policy_version)), "every iteration"),
+    pick("iteration", "iteration or benchmark", distinct(records.map((r) => r.place)), "all"),
     pick("stop", "stopped by", distinct(records.map((r) => r.stop_reason)).sort(), "any reason"),
     pick("error", "error", errors.length ? ["any", ...errors] : [], "with and without"),
     bound("min", "reward from"), bound("max", "to"),
@@ -42,7 +42,7 @@ function row(item, state, scale) {
     record.stop_reason === "answer" ? null : h("span", { class: "chip" }, record.stop_reason)),
   h("span", { class: "row-title" }, record.question),
   h("span", { class: "row-sub muted number" },
-    `${record.policy_version}/${record.group}/${record.attempt}  ${record.scenario || record.task}`));
+    `${record.place}/${record.group}/${record.attempt}  ${record.scenario || record.task}`));
 }
 
 // Rows are made page by page, so that ten thousand attempts open at once.

@@ -13,7 +13,7 @@ let meta, items, groups, state, found, rows = PAGE_ROWS;
 const go = (changes) => { location.hash = address(state, changes); };
 const replace = (changes) => { history.replaceState(null, "", address(state, changes)); render(); };
 const current = () => items.find((item) => item.key === state.key);
-const groupKey = (record) => `${record.policy_version}/${record.group}`;
+const groupKey = (record) => `${record.place}/${record.group}`;
 const groupOf = (record) => groups.get(groupKey(record));
 
 function step(sequence, by) {
@@ -58,7 +58,7 @@ function topbar() {
     h("h1", { class: "grow", title: meta.run }, meta.run),
     pages.length > 1 ? h("label", { class: "muted" }, "page ", h("select", { onchange: (event) => { location.href = event.target.value; } },
       pages.map((other, index) => h("option", { value: other.file, selected: index === page },
-        `${index + 1}: iterations ${other.first[0]}–${other.last[0]} (${other.records})`)))) : null,
+        `${index + 1}: ${Object.keys(other.places).join(", ")} (${other.records})`)))) : null,
     h("button", { onclick: ACTIONS["?"], "aria-label": "keys" }, "?"),
     h("button", { onclick: toggleTheme, "aria-label": "light or dark" }, "◐"));
 }
@@ -70,7 +70,7 @@ function detail(item) {
     h("button", { "aria-pressed": String(color === state.color), onclick: () => replace({ color }) }, color)));
   return h("main", { class: "detail", tabindex: -1 },
     h("section", { class: "head" },
-      h("p", { class: "muted number" }, `iteration ${record.policy_version}, group ${record.group}, attempt ${record.attempt + 1} of ${group.length}   ${record.task}`),
+      h("p", { class: "muted number" }, `${/^\d+$/.test(record.place) ? "iteration " : ""}${record.place}, group ${record.group}, attempt ${record.attempt + 1} of ${group.length}   ${record.task}`),
       h("h2", {}, record.question),
       h("p", { class: "facts" },
         h("span", {}, h("span", { class: "muted" }, "gold answer "), h("b", {}, record.gold_answer)),
@@ -89,9 +89,11 @@ function detail(item) {
 
 function elsewhere() {
   if (!state.key) return h("main", { class: "detail hint" }, h("p", { class: "muted" }, "Choose an attempt, or press j."));
-  const [iteration, group] = state.key.split("/").map(Number);
-  const before = (a, b) => a[0] < b[0] || (a[0] === b[0] && a[1] <= b[1]);
-  const other = meta.pages.find((page, index) => index !== meta.page && before(page.first, [iteration, group]) && before([iteration, group], page.last));
+  const [place, group] = state.key.split("/");
+  const other = meta.pages.find((page, index) => {
+    const range = page.places[place];
+    return index !== meta.page && range && range[0] <= Number(group) && Number(group) <= range[1];
+  });
   return h("main", { class: "detail hint" }, h("p", {}, `There is no attempt ${state.key} on this page. `,
     other ? h("a", { class: "link", href: `${other.file}${location.hash}` }, `Look on ${other.file}.`) : null));
 }

@@ -1,8 +1,8 @@
-// What is looked at, kept in the address: #/iteration/group/attempt?color=...&filter=...
+// What is looked at, kept in the address: #/place/group/attempt?color=...&filter=...
 const COLORS = ["advantage", "log-ratio", "none"];
 const FILTERS = ["q", "scenario", "iteration", "stop", "error", "min", "max", "sort"];
 
-const key = (record) => `${record.policy_version}/${record.group}/${record.attempt}`;
+const key = (record) => `${record.place}/${record.group}/${record.attempt}`;
 
 const calls = (record) => record.turns.flatMap((turn) => turn.calls);
 
@@ -43,7 +43,7 @@ function select(items, state) {
   const kept = items.filter(({ record, errors, text }) =>
     (!words || text.includes(words))
     && (!state.scenario || record.scenario === state.scenario)
-    && (!state.iteration || String(record.policy_version) === state.iteration)
+    && (!state.iteration || record.place === state.iteration)
     && (!state.stop || record.stop_reason === state.stop)
     && (!state.error || errors.includes(state.error) || (state.error === "any" && errors.length > 0))
     && record.total >= low && record.total <= high);
