@@ -1,5 +1,5 @@
 // Curves as small charts: mean over seeds, interval, single seeds; all with the same colours.
-const HUES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#7a5195", "#6b6b6b"];
+const HUES = ["#2f86d1", "#e0661f", "#12a37a", "#d178ae", "#c8961d", "#6cc0ee", "#9a7be0", "#8a8a8a"];
 const styleOf = (index) => ({ color: HUES[index % HUES.length], dash: index < HUES.length ? null : "5 3" });
 const WIDTH = 380, HEIGHT = 200, PAD = { left: 46, right: 10, top: 8, bottom: 24 };
 
