@@ -59,7 +59,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         outcomes = [benchmark.run(policy, setting) for benchmark in benchmarks]
     finally:
         sandbox.shutdown()
-    facts = {"policy": config.policy, "seed": config.seed}
+    facts = {"policy": config.policy, "seed": config.seed, "requests": dict(policy.counts)}
     label = config.label or config.policy
     return report(folder, label, list(zip(benchmarks, outcomes, strict=True)), earlier, facts)
 

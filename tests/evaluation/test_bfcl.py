@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from matchtir.evaluation.benchmark import Setting
-from matchtir.evaluation.bfcl import BfclBenchmark, script
+from matchtir.evaluation.bfcl import BfclBenchmark
+from matchtir.evaluation.bfcl_records import scripted_texts
 from matchtir.evaluation.players import find_policy
 from matchtir.evaluation.statistics import value
 from matchtir.tasks.bfcl import entry_from_row
@@ -43,7 +44,7 @@ def test_the_score_is_a_mean_over_families_that_were_run():
 
 def test_random_conversations_have_calls_and_an_end_for_every_turn_of_the_user():
     entry = entry_from_row(make_row())
-    texts = script(entry, "random", 0)
+    texts = scripted_texts(entry, "random", 0)
     assert sum(not parse_calls(text, None) for text in texts) == 3
     assert any(parse_calls(text, {"cd"}) for text in texts)
 

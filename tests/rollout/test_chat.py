@@ -10,7 +10,8 @@ import pytest
 from aiohttp import web
 
 from matchtir.policy.tokenizer import tiny_tokenizer
-from matchtir.rollout.chat_endpoint import ChatEndpoint, EndpointError, api_url
+from matchtir.rollout.chat_client import EndpointError, api_url
+from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.chat_server import assistant_message, serve
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, EpisodeRunner
@@ -59,12 +60,12 @@ def listening(*answers):
         loop.close()
 
 
-def says(content, *calls, reason=None, **more):
+def says(content, *calls, reason=None, ids=True, **more):
     message = {"role": "assistant", "content": content, **more}
     if calls:
         message["tool_calls"] = [
             {
-                "id": f"id{index}",
+                **({"id": f"id{index}"} if ids else {}),
                 "type": "function",
                 "function": {"name": name, "arguments": arguments},
             }
@@ -84,7 +85,7 @@ def quick(monkeypatch):
     async def no_pause(seconds):
         pass
 
-    monkeypatch.setattr("matchtir.rollout.chat_endpoint.asyncio.sleep", no_pause)
+    monkeypatch.setattr("matchtir.rollout.chat_client.asyncio.sleep", no_pause)
 
 
 def test_an_episode_over_the_protocol(monkeypatch):
@@ -130,13 +131,22 @@ def test_calls_left_in_the_text_are_found_and_broken_ones_answered():
     assert last["messages"][-1]["tool_call_id"] == "id0"
 
 
+def test_calls_without_an_id_or_with_an_object_as_arguments():
+    odd = says("", ("mayor_of", {"city": "alpha"}), ids=False)
+    with listening(odd, says("<answer>beta</answer>")) as (url, requests):
+        trajectory = play(ChatEndpoint(url))
+    assert [call.arguments for call in trajectory.calls] == [{"city": "alpha"}]
+    assistant, result = requests[1]["messages"][-2:]
+    assert assistant["tool_calls"][0]["id"] == result["tool_call_id"]
+
+
 def test_failures_of_the_network_are_tried_again_and_counted(monkeypatch):
     quick(monkeypatch)
     busy = (503, {"error": "busy"})
     with listening(busy, (429, {}), says("<answer>beta</answer>")) as (url, _):
         endpoint = ChatEndpoint(url, model="m")
         assert play(endpoint).stop_reason is StopReason.ANSWER
-        assert endpoint.counts == {"requests": 3, "retries": 2}
+        assert endpoint.client.counts == {"requests": 3, "retries": 2}
     with listening(busy, busy) as (url, _), pytest.raises(EndpointError, match="failed 2 times"):
         play(ChatEndpoint(url, model="m", retries=1))
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1.* failed 2 times; last: Client"):
@@ -155,7 +165,7 @@ def test_a_refusal_stops_the_evaluation_but_a_full_context_only_the_episode():
         trajectory = play(endpoint)
     assert trajectory.stop_reason is StopReason.TURN_LENGTH
     assert trajectory.final_text == ""
-    assert endpoint.counts["beyond_context"] == 1
+    assert endpoint.client.counts["beyond_context"] == 1
     with (
         listening((200, {"choices": []})) as (url, _),
         pytest.raises(EndpointError, match="answered {'choices': \\[\\]}"),

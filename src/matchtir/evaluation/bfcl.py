@@ -16,28 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matchtir.credit.rewards import Reward
 from matchtir.evaluation import bfcl_worker
-from matchtir.evaluation.attempts import Record, drop_unfinished_line
+from matchtir.evaluation.attempts import drop_unfinished_line
 from matchtir.evaluation.benchmark import Outcome, Setting
+from matchtir.evaluation.bfcl_records import attempt_record, scripted_texts
 from matchtir.evaluation.players import Address, EvaluatedPolicy
-from matchtir.evaluation.policies import random_turn_texts
 from matchtir.evaluation.statistics import Mean, MeanOf, Statistic
-from matchtir.reports.trace import trace_record
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
-from matchtir.tasks.bfcl import BfclEntry, entry_from_row, gold_turn_texts
+from matchtir.tasks.bfcl import BfclEntry, entry_from_row
 from matchtir.tasks.rows import read_jsonl
-from matchtir.types import (
-    CallStatus,
-    ResultStatus,
-    StopReason,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    Turn,
-)
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +103,7 @@ class BfclBenchmark:
                 drop_unfinished_line(file)  # of a process that was killed
 
             def scripts(name: str, seed: int) -> Mapping[str, Sequence[str]]:
-                return {entry.entry_id: script(entry, name, seed) for entry in chosen}
+                return {entry.entry_id: scripted_texts(entry, name, seed) for entry in chosen}
 
             greedy = SamplingParams(temperature=0.0)
             with policy.served(scripts, self.limits, greedy, setting.seed) as address:
@@ -127,7 +115,7 @@ class BfclBenchmark:
             lines = []
         attempts = setting.attempts(self.name)
         for number, line in enumerate(lines):
-            record = _record(number, entries[line["id"]], line, setting.reward)
+            record = attempt_record(number, entries[line["id"]], line, setting.reward)
             attempts.done[record["task"]] = record
         records = attempts.finish([f"{self.name}/{line['id']}" for line in lines])
         return Outcome(records, time.perf_counter() - started, notes)
@@ -178,64 +166,6 @@ class BfclBenchmark:
             end = file.read_text(encoding="utf-8", errors="replace")[-2000:]
             raise RuntimeError(f"bfcl-eval failed ({' '.join(command[:4])} ...): {file}:\n{end}")
         return (done.stdout or b"").decode()
-
-
-def script(entry: BfclEntry, name: str, seed: int) -> tuple[str, ...]:
-    """The messages of a scripted policy: for random ones, some calls in each turn of the user."""
-    if name == "gold":
-        return gold_turn_texts(entry)
-    turns = [
-        random_turn_texts(Task(f"{entry.entry_id}/{number}", text, entry.tools, (), ""), seed)
-        for number, text in enumerate(entry.user_turns)
-    ]
-    return tuple(text for turn in turns for text in turn)
-
-
-def _record(number: int, entry: BfclEntry, line: Mapping[str, Any], reward: Reward) -> Record:
-    """An attempt in the form of all others; the reward compares its calls with the gold calls."""
-    gold = tuple(call for turn in entry.gold_calls or () for call in turn)
-    task = Task(
-        task_id=f"bfcl/{entry.entry_id}",
-        question="\n\n".join(entry.user_turns),
-        tools=entry.tools,
-        gold_calls=gold,
-        answer=" | ".join(entry.gold_answers),
-        scenario=entry.category,
-    )
-    turns = tuple(_turn(step) for step in line["steps"])
-    trajectory = Trajectory(task, (), turns, StopReason.ANSWER)
-    (credit,) = reward([trajectory])
-    correct = float(line["valid"])
-    return {
-        **trace_record(trajectory, credit, [0.0] * len(turns), group=number),
-        "error": line["error"],
-        "groups": {"scenario": entry.category},
-        "values": {
-            "correct": correct,
-            entry.category: correct,
-            "turns": float(len(turns)),
-            "calls": float(len(trajectory.calls)),
-            "reward": credit.total,
-        },
-    }
-
-
-def _turn(step: Mapping[str, Any]) -> Turn:
-    calls = tuple(_call(name, arguments) for name, arguments in step["calls"])
-    failed = "Error during execution:"
-    results = tuple(
-        ToolResult(text, ResultStatus.EXCEPTION if text.startswith(failed) else ResultStatus.OK)
-        for text in step["outputs"]
-    )
-    return Turn((), (), step["text"], calls, results)
-
-
-def _call(name: str, arguments: str) -> ToolCall:
-    """A call as the server gave it; other servers than ours may give arguments that are no JSON."""
-    try:
-        return ToolCall(name, json.loads(arguments))
-    except ValueError:
-        return ToolCall(name, None, CallStatus.INVALID_JSON, arguments)
 
 
 def _troubles(lines: Sequence[Mapping[str, Any]], address: Address) -> list[str]:

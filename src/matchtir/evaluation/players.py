@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
@@ -65,6 +66,11 @@ class Address:
 class EvaluatedPolicy(Protocol):
     """Plays the episodes of a benchmark, or answers the benchmark's own program."""
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """What is worth knowing about its requests; empty where it makes none."""
+        ...
+
     def player(self, scripts: Scripts) -> Player:
         """The policy for our episodes."""
         ...
@@ -82,6 +88,8 @@ class ScriptedPolicy:
     Their limits are of turns only: how many tokens the tiny tokenizer makes of a prompt says
     nothing about any policy.
     """
+
+    counts: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, name: str, renderer: MakeRenderer, seed: int) -> None:
         self.name = name
@@ -104,6 +112,8 @@ class ScriptedPolicy:
 
 class ModelPolicy:
     """A run folder's policy, or a Hugging Face model by path or id; loaded when first needed."""
+
+    counts: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, name_or_path: str, renderer: MakeRenderer, engine: MakeEngine) -> None:
         self.name_or_path = name_or_path
@@ -136,6 +146,11 @@ class EndpointPolicy:
     def __init__(self, endpoint: ChatEndpoint) -> None:
         self.endpoint = endpoint
 
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Requests, those made again, and those beyond the server's context."""
+        return dict(self.endpoint.client.counts)
+
     def player(self, scripts: Scripts) -> Player:
         """The same engine for every benchmark."""
         return Player(self.endpoint, self.endpoint, turns_only)
@@ -145,8 +160,9 @@ class EndpointPolicy:
         self, scripts: Scripts, limits: EpisodeLimits, sampling: SamplingParams, seed: int
     ) -> Iterator[Address]:
         """The server itself."""
+        client = self.endpoint.client
         model = asyncio.run(self.endpoint.model_name())
-        yield Address(self.endpoint.url, model, self.endpoint.api_key or "none")
+        yield Address(client.url, model, client.api_key or "none")
 
 
 @contextmanager

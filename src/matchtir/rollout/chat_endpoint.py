@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import aiohttp
 from torch import nn
 
+from matchtir.rollout.chat_client import BeyondContextError, ChatClient, EndpointError
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.episode import task_id_of
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, ChatMessage
 from matchtir.types import Task, ToolResult
-
-log = logging.getLogger(__name__)
-
-_TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-_LONGEST_WAIT_S = 30.0
-
-
-class EndpointError(RuntimeError):
-    """The server refused a request, or could not be reached; the message says what it said."""
 
 
 class ChatEndpoint:
@@ -38,18 +25,13 @@ class ChatEndpoint:
     reasoning, as servers expect.
 
     Args:
-        url: of the API, as http://localhost:8000/v1; without a path, /v1 is added.
+        url, api_key_variable, timeout_s, retries: see `ChatClient`.
         model: name of the model; None: the one that the server lists.
-        api_key_variable: environment variable with the key; no key is sent where it is not set.
         system_prompt: first message of every conversation; empty: none.
         tool_choice: "auto", or "none" for servers that were started without a parser of calls:
             they leave calls in the text, where they are found too.
         max_tokens: of one turn; None: as many as the server allows.
         extra_body: further fields of each request.
-        timeout_s: of one request.
-        retries: after failures of the network or an overloaded server, with growing pauses.
-
-    `counts` holds how many requests were made, were made again, and were beyond the context.
     """
 
     def __init__(
@@ -66,21 +48,15 @@ class ChatEndpoint:
     ) -> None:
         if tool_choice not in ("auto", "none"):
             raise ValueError(f"tool_choice must be auto or none, not {tool_choice!r}")
-        self.url = api_url(url)
+        self.client = ChatClient(url, api_key_variable, timeout_s, retries)
         self.model = model
-        self.api_key = os.environ.get(api_key_variable)
         self.system_prompt = system_prompt
         self.tool_choice = tool_choice
         self.max_tokens = max_tokens
         self.extra_body = dict(extra_body or {})
-        self.timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self.retries = retries
         self.version = 0
-        self.counts: Counter[str] = Counter()
         self._messages: list[ChatMessage] = []  # by id
-        self._tools: dict[
-            int, list[ChatMessage]
-        ] = {}  # by the id of the question they are offered for
+        self._tools: dict[int, list[dict[str, Any]]] = {}  # by the id of their question
 
     # -- the format ---------------------------------------------------------------------------
 
@@ -129,14 +105,18 @@ class ChatEndpoint:
             body["top_k"] = sampling.top_k
         if self.max_tokens is not None:
             body["max_tokens"] = self.max_tokens
-        answer = await self._request("POST", "/chat/completions", {**body, **self.extra_body})
-        if answer is None:
+        try:
+            answer = await self.client.request(
+                "POST", "/chat/completions", {**body, **self.extra_body}
+            )
+        except BeyondContextError:
+            self.client.counts["beyond_context"] += 1
             return self._generation({"role": "assistant", "content": ""}, stopped=False)
         try:
             choice = answer["choices"][0]
             return self._generation(choice["message"], choice["finish_reason"] != "length")
         except (KeyError, IndexError, TypeError) as error:
-            raise EndpointError(f"{self.url} answered {str(answer)[:500]}") from error
+            raise EndpointError(f"{self.client.url} answered {str(answer)[:500]}") from error
 
     def release(self, session: str) -> None:
         """Nothing is kept for a session."""
@@ -152,10 +132,10 @@ class ChatEndpoint:
             EndpointError: there is none, or there are several to choose from.
         """
         if self.model is None:
-            answer = await self._request("GET", "/models", None)
-            names = [item["id"] for item in (answer or {}).get("data", ())]
+            answer = await self.client.request("GET", "/models")
+            names = [item["id"] for item in answer["data"]]
             if len(names) != 1:
-                raise EndpointError(f"{self.url} has the models {names}: choose one of them")
+                raise EndpointError(f"{self.client.url} has the models {names}: choose one of them")
             self.model = names[0]
         return self.model
 
@@ -166,58 +146,32 @@ class ChatEndpoint:
         return len(self._messages) - 1
 
     def _generation(self, message: ChatMessage, stopped: bool) -> Generation:
-        return Generation((self._add(message),), (0.0,), stopped)
+        """An assistant message as a turn; every call has an id that results can refer to."""
+        index = len(self._messages)
+        calls = [
+            {**call, "id": call.get("id") or f"call_{index}_{number}"}
+            for number, call in enumerate(message.get("tool_calls") or ())
+        ]
+        return Generation((self._add({**message, "tool_calls": calls}),), (0.0,), stopped)
 
     def _conversation(self, context: Sequence[int]) -> list[ChatMessage]:
-        """The messages of a context; each result names the call that it belongs to."""
+        """The messages of a context; each result refers to its call.
+
+        Results of calls that were only in the text have none to refer to, but must name one.
+        """
         conversation: list[ChatMessage] = []
         waiting: list[str] = []
         for index in context:
             message = self._messages[index]
             if message["role"] == "assistant":
-                kept = ("role", "content", "tool_calls")
-                message = {key: message[key] for key in kept if message.get(key) is not None}
-                waiting = [call["id"] for call in message.get("tool_calls", ())]
+                waiting = [call["id"] for call in message["tool_calls"]]
+                kept = {"role": "assistant", "content": message.get("content") or ""}
+                message = kept | ({"tool_calls": message["tool_calls"]} if waiting else {})
             elif message["role"] == "tool":
-                call = waiting.pop(0) if waiting else f"call_{len(conversation)}"
+                call = waiting.pop(0) if waiting else f"call_{index}"
                 message = {**message, "tool_call_id": call}
             conversation.append(message)
         return conversation
-
-    # -- the network --------------------------------------------------------------------------
-
-    async def _request(self, method: str, path: str, body: Any) -> Any:
-        """The answer as JSON; None where the conversation is beyond the server's context."""
-        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        for attempt in range(self.retries + 1):
-            self.counts["requests"] += 1
-            try:
-                async with (
-                    aiohttp.ClientSession(timeout=self.timeout, headers=headers) as session,
-                    session.request(method, self.url + path, json=body) as response,
-                ):
-                    text = await response.text()
-                    status = response.status
-            except (aiohttp.ClientError, TimeoutError) as error:
-                status, text = 0, f"{type(error).__name__} {error}"
-            if status == 200:
-                return json.loads(text)
-            if status and status not in _TRY_AGAIN:
-                if _beyond_context(text):
-                    self.counts["beyond_context"] += 1
-                    return None
-                raise EndpointError(f"{method} {self.url}{path}: status {status}: {text[:1000]}")
-            log.warning("%s%s: %s: %s", self.url, path, status or "no answer", text[:200])
-            if attempt < self.retries:
-                self.counts["retries"] += 1
-                await asyncio.sleep(min(2.0**attempt, _LONGEST_WAIT_S))
-        raise EndpointError(f"{self.url}{path} failed {self.retries + 1} times; last: {text[:500]}")
-
-
-def api_url(url: str) -> str:
-    """The URL that the paths of the protocol are appended to."""
-    url = url.rstrip("/")
-    return url if "/" in url.partition("://")[2] else f"{url}/v1"
 
 
 def turn_text(message: ChatMessage) -> str:
@@ -230,12 +184,8 @@ def turn_text(message: ChatMessage) -> str:
         parts.append(message["content"])
     for call in message.get("tool_calls") or ():
         name, arguments = call["function"]["name"], call["function"].get("arguments") or "{}"
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
         block = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
         parts.append(f"<tool_call>\n{block}\n</tool_call>")
     return "\n".join(parts)
-
-
-def _beyond_context(text: str) -> bool:
-    """OpenAI's error code, and what vLLM and llama.cpp write in its place."""
-    text = text.lower()
-    return any(phrase in text for phrase in ("context_length", "context length", "context size"))
