@@ -25,15 +25,8 @@ from matchtir.utils.run_dir import checkpoint_to_load, keep_config, register_res
 from matchtir.utils.sweep import run_job
 
 KNOWN_KEYS = (
-    *(
-        "seed",
-        "ckpt_path",
-        "objective",
-        "identity",
-        "paths",
-        "extras.print_config",
-        "extras.matmul_precision",
-    ),
+    *("seed", "ckpt_path", "objective", "identity", "paths"),
+    *("extras.print_config", "extras.matmul_precision"),
     *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "drop_silent"),
     *("penalties", "turn_reduction"),
     *("model", "renderer", "rollout.engine", "rollout.limits", "sandbox"),

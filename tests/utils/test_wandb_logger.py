@@ -51,7 +51,7 @@ def test_a_network_that_fails_under_way_is_counted_and_said_once(
         logger.close()
     assert logger.failures == 2 and run.finished
     said = [record.message for record in caplog.records]
-    assert len(said) == 2 and "no route to host" in said[0] and "failed 2 times" in said[1]
+    assert len(said) == 2 and "no route to host" in said[0] and "2 failures" in said[1]
 
 
 def test_without_a_network_at_the_start_it_logs_offline(

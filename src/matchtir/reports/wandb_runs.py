@@ -32,7 +32,7 @@ def offline_runs(paths: Sequence[Path]) -> list[RunData]:
         files = sorted(path.rglob("*run-*/run-*.wandb"))
         if not files:
             raise FileNotFoundError(f"{path}: no run of W&B (*run-*/run-*.wandb) is there")
-        runs += [_offline_run(file) for file in files]
+        runs += [run for file in files if (run := _offline_run(file))]
     return runs
 
 
@@ -58,7 +58,8 @@ def _online_run(run: Any) -> RunData:
     return _run_data(run.name, run.group or run.name, config, rows, table)
 
 
-def _offline_run(file: Path) -> RunData:
+def _offline_run(file: Path) -> RunData | None:
+    """The run of a file; None where it holds no config, as after a start that failed."""
     from wandb.proto import wandb_internal_pb2
 
     make_record: Any = vars(wandb_internal_pb2)["Record"]  # generated, unknown to type checkers
@@ -81,7 +82,7 @@ def _offline_run(file: Path) -> RunData:
     def table(path: str) -> Any:
         return json.loads((file.parent / "files" / path).read_text(encoding="utf-8"))
 
-    return _run_data(name, group, config, rows, table)
+    return _run_data(name, group, config, rows, table) if config else None
 
 
 def _history_row(items: Iterable[Any]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class WandbLogger(Logger):
         }
         self._run: Any = None
         self._given_up = False
+        self._said = False
 
     @property
     def name(self) -> str:
@@ -113,7 +114,7 @@ class WandbLogger(Logger):
         if self._run is not None:
             self._guarded(lambda run: run.finish())
         if self.failures:
-            log.warning("W&B failed %d times; metrics.csv has every metric", self.failures)
+            log.warning("W&B: %d failures; metrics.csv has every metric", self.failures)
 
     def _guarded(self, act: Callable[[Any], Any]) -> None:
         """`act` on W&B's run; whatever it raises ends here, since W&B is only a spectator."""
@@ -126,8 +127,9 @@ class WandbLogger(Logger):
         except Exception as error:
             self.failures += 1
             self._given_up = self._run is None
-            if self.failures == 1:
+            if not self._said:
                 log.warning("W&B: %s: %s. The run goes on.", type(error).__name__, error)
+            self._said = True
 
     def _begin(self) -> Any:
         if not self.offline:
@@ -136,11 +138,12 @@ class WandbLogger(Logger):
             except Exception as error:  # no network, no account, another service's trouble
                 self.failures += 1
                 log.warning("W&B cannot be reached (%s): logging offline", error)
+                (self.folder / ID_FILE).unlink()  # the attempt holds on to the id
         return self._init("offline")
 
     def _init(self, mode: Literal["online", "offline"]) -> Any:
         settings = wandb.Settings(
-            init_timeout=SECONDS_TO_BEGIN, finish_timeout=SECONDS_TO_END, console="off"
+            init_timeout=SECONDS_TO_BEGIN, finish_timeout=SECONDS_TO_END, console="off", quiet=True
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         run = wandb.init(
