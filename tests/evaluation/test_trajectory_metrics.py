@@ -7,7 +7,14 @@ import torch
 from torch import distributed
 from torch.multiprocessing import spawn
 
-from matchtir.evaluation.metrics import MEASURES, TrajectoryMetrics, final_answer, measure
+from matchtir.evaluation.metrics import (
+    MEASURES,
+    Scoring,
+    TrajectoryMetrics,
+    final_answer,
+    measure,
+)
+from matchtir.evaluation.statistics import MacroF1
 from matchtir.types import StopReason, SubAnswer, Task, ToolCall, ToolResult, Trajectory, Turn
 
 TASK = Task("t", "q", (), (), "Paris", (SubAnswer("a", "1"), SubAnswer("a", "2")))
@@ -101,17 +108,34 @@ def test_rewards_must_fit(reward, rewards, message):
         TrajectoryMetrics(reward).update([GOOD, POOR], rewards)
 
 
+def labels(trajectory):
+    """Every attempt should call a."""
+    called = sorted({call.name for call in trajectory.calls if trajectory.task.task_id == "b"})
+    return [{"gold": ["a"], "predicted": called}]
+
+
+def test_scores_and_statistics_besides_the_common_ones():
+    scoring = Scoring({"f1": labels, "two": lambda _: 2.0}, {"f1": MacroF1("f1")})
+    metrics = TrajectoryMetrics(reward=False, scoring=scoring)
+    metrics.update([named("b", *GOOD.turns), named("a", *POOR.turns)])
+    values = metrics.compute()
+    assert values["f1"] == pytest.approx(2 / 3)
+    assert values["two"] == 2.0 and values["solve_f1"] == 0.5
+    assert list(metrics.per_task()["a"]) == list(MEASURES)
+
+
 def _process(rank, port):
     """One of two processes; the second has no trajectories of its own."""
     distributed.init_process_group(
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
     try:
-        metrics = TrajectoryMetrics()
+        metrics = TrajectoryMetrics(scoring=Scoring({"f1": labels}, {"f1": MacroF1("f1")}))
         if rank == 0:
             metrics.update([named("b", *GOOD.turns), named("a", *POOR.turns)], [1.0, 2.0])
         assert metrics.compute()["reward"] == 1.5
         assert metrics.compute()["solve_f1"] == 0.5
+        assert metrics.compute()["f1"] == pytest.approx(2 / 3)  # a was called in one of two
         assert list(metrics.per_task()) == ["a", "b"]
     finally:
         distributed.destroy_process_group()

@@ -10,6 +10,7 @@ from typing import Any
 
 from matchtir.credit.outcome import missed
 from matchtir.tools.replay import replay_calls
+from matchtir.tools.results import reports_error
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import ResultStatus, Task, ToolCall, ToolResult, Trajectory
 
@@ -40,13 +41,7 @@ def traced_calls(trajectory: Trajectory) -> Trace:
 
 def failed(result: ToolResult) -> bool:
     """Whether a call did not run to its end, or its output says that it found an error."""
-    if result.status is not ResultStatus.OK or result.output.lstrip().lower().startswith("error"):
-        return True
-    try:
-        output = json.loads(result.output)
-    except ValueError:
-        return False
-    return isinstance(output, dict) and bool(output.get("error"))
+    return result.status is not ResultStatus.OK or reports_error(result.output)
 
 
 async def clean_trace(task: Task, trace: Trace, sandbox: Sandbox) -> Trace | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +15,8 @@ from matchtir.credit.answer import final_answer as final_answer
 from matchtir.credit.outcome import succeeds
 from matchtir.evaluation.solve import solve_metrics
 from matchtir.evaluation.statistics import Mean, Statistic, Values, value
-from matchtir.types import ResultStatus, ToolResult, Trajectory
+from matchtir.tools.results import executed, reports_error
+from matchtir.types import Trajectory
 
 MEASURES = (
     *("solve_p", "solve_r", "solve_f1", "answer_f1", "success", "answered"),
@@ -44,14 +44,10 @@ def measure(trajectory: Trajectory) -> dict[str, float]:
     }
 
 
-def executed(result: ToolResult) -> bool:
-    """Whether a call ran to its end."""
-    return result.status in (ResultStatus.OK, ResultStatus.TRUNCATED)
-
-
 def calls_failed(trajectory: Trajectory) -> float:
     """Calls that did not run to their end, or whose tool answered with an error."""
-    return float(sum(_failed(result) for result in trajectory.results))
+    results = trajectory.results
+    return float(sum(not executed(item) or reports_error(item.output) for item in results))
 
 
 def calls_succeeded(trajectory: Trajectory) -> float:
@@ -62,17 +58,6 @@ def calls_succeeded(trajectory: Trajectory) -> float:
 def call_errors(trajectory: Trajectory) -> float:
     """Calls that did not run to their end: refused by the parser, bad arguments, exceptions."""
     return float(sum(not executed(result) for result in trajectory.results))
-
-
-def _failed(result: ToolResult) -> bool:
-    """FTRL's tools report errors as {"error": ...} or as text; an error is hardly ever raised."""
-    if not executed(result) or result.output.lstrip().lower().startswith("error"):
-        return True
-    try:
-        output = json.loads(result.output)
-    except ValueError:
-        return False
-    return isinstance(output, dict) and bool(output.get("error"))
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _show(
     for b, outcome in played:
         console.print(group_table(summaries[b.name], b.details, f"{b.name}, policy {label}"))
         for note in outcome.notes:
-            console.print(f"{b.name}: {note}")
+            console.print(f"{b.name}: {note}", soft_wrap=True)
         for module in sorted(missing_modules(outcome.records)):
             log.warning("%s: tools want the Python module %s: install it, repeat", b.name, module)
     console.print(overview(rows))

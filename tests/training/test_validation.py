@@ -1,0 +1,71 @@
+"""A benchmark validates in place of the validation split, with its own tasks, limits, measures."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from lightning import Trainer
+
+from matchtir.evaluation.benchmark import TaskBenchmark
+from matchtir.evaluation.statistics import Ratio
+from matchtir.rollout.episode import EpisodeLimits
+from matchtir.training.datamodule import TaskDataModule
+from tests.training.training_parts import TaskList, policy_gradient, tasks
+
+
+class OneSplit(TaskList):
+    """Tasks in one split alone."""
+
+    def __init__(self, count: int, split: str) -> None:
+        super().__init__(tasks(count))
+        self.split = split
+
+    def tasks(self, split: str):
+        return self.given if split == self.split else ()
+
+
+def benchmark(split: str = "validation", **settings) -> TaskBenchmark:
+    return TaskBenchmark(
+        "three",
+        OneSplit(3, "validation"),
+        {},
+        split=split,
+        limits=EpisodeLimits(max_turns=1),
+        scores={"errors": "matchtir.evaluation.metrics.call_errors"},
+        statistics={"error_rate": Ratio("errors", "calls")},
+        **settings,
+    )
+
+
+def validated(folder: Path, validation: TaskBenchmark | None) -> dict[str, float]:
+    module = policy_gradient()
+    datamodule = TaskDataModule([], TaskList(tasks(2)), seed=1, validation=validation)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=folder
+    )
+    trainer.validate(module, datamodule=datamodule, verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    trainer.test(module, datamodule=datamodule, verbose=False)
+    assert list(module.test_scores) == ["t0", "t1"]
+    return metrics
+
+
+def test_its_tasks_limits_and_measures(tmp_path: Path) -> None:
+    own = validated(tmp_path, None)
+    metrics = validated(tmp_path, benchmark())
+    # The script calls once and then answers: one turn is not enough for that.
+    assert own["val/turns"] == 2.0 and own["val/answered"] == 1.0
+    assert metrics["val/turns"] == 1.0 and metrics["val/answered"] == 0.0
+    assert metrics["val/errors"] == metrics["val/error_rate"] == 0.0
+    assert "val/errors" not in own
+
+
+def test_it_is_the_validation_split_unless_told_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ValueError, match="three: the split 'test' has no tasks"):
+        TaskDataModule([], None, seed=1, validation=benchmark("test"))
+    with caplog.at_level(logging.WARNING):
+        TaskDataModule([], None, seed=1, validation=benchmark(max_tasks=2))
+        assert not caplog.records
+        tested = TaskBenchmark("three", OneSplit(3, "test"), {})
+        TaskDataModule([], None, seed=1, validation=tested)
+    assert "must not be tested on them" in caplog.text
