@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from matchtir.reports.wandb_runs import offline_runs
 from matchtir.utils import wandb_logger
@@ -97,6 +98,7 @@ def test_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ids[0] == ids[1] != ids[2]
 
 
+@pytest.mark.slow
 def test_an_offline_run_is_read_back(tmp_path: Path) -> None:
     logger = WandbLogger(str(tmp_path), "p", group="g", name="g seed=2", tags=["g"], offline=True)
     logger.log_hyperparams({"seed": 2, "module": {"seed": 2, "lr": 0.1}, "paths": {"x": "y"}})
@@ -109,6 +111,7 @@ def test_an_offline_run_is_read_back(tmp_path: Path) -> None:
     for when in ("before", "after"):
         logger.log_table(f"test/scores_{when}", ["task", "solve_f1"], [["t1", 0.5]], 2)
     logger.close()
+    wandb.teardown()  # as at the end of a process: only then is everything on disk
     assert logger.failures == 0
 
     (run,) = offline_runs([tmp_path])
@@ -117,20 +120,19 @@ def test_an_offline_run_is_read_back(tmp_path: Path) -> None:
     assert run.curves == {"train/reward": ([1, 2], [0.5, 1.0])}
     assert run.before == run.after == {"t1": {"solve_f1": 0.5}}
 
-
-def test_a_file_cut_short_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    logger = WandbLogger(str(tmp_path), "p", offline=True)
-    logger.log_hyperparams({"seed": 1})
-    for step in range(1, 6):
-        logger.log_metrics({"train/reward": 1.0}, step=step)
-    logger.close()
+    # killed while it wrote: read as far as it goes
     (file,) = tmp_path.rglob("run-*.wandb")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     (run,) = offline_runs([tmp_path])
-    assert run.seed == 1 and run.after is None
+    assert run.curves["train/reward"] == ([1, 2], [0.5, 1.0]) and run.after is None
+
+
+def test_where_there_is_no_run_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no run of W&B"):
+        offline_runs([tmp_path])
+    file = tmp_path / "offline-run-1" / "run-1.wandb"
+    file.parent.mkdir()
     file.write_bytes(b"no")
     with pytest.raises(ValueError, match="not a file of W&B"):
         offline_runs([tmp_path])
-    with pytest.raises(FileNotFoundError, match="no run of W&B"):
-        offline_runs([tmp_path / "nowhere"])
