@@ -128,6 +128,20 @@ def test_another_sweep_is_not_gone_on_with(
     assert len(sweeps(tmp_path)) == 2
 
 
+def test_a_finished_job_of_another_config_ends_the_sweep(
+    tmp_path: Path, program: Program, sweep: Callable[..., None]
+) -> None:
+    program.fails = {2}
+    with pytest.raises(SystemExit):
+        sweep("group_size=1,2")
+    (kept,) = sweeps(tmp_path)[0].glob("0/config.yaml")
+    kept.write_text(kept.read_text().replace("iterations: 3", "iterations: 4"))  # older code
+    with pytest.raises(SystemExit, match=r"cannot go on: (?s:.)*iterations: 4 -> 3"):
+        sweep("group_size=1,2", "ckpt_path=last")
+    assert program.ran == [1, 2]
+
+
+@pytest.mark.slow
 def test_a_search_repeats_itself_up_to_where_it_was_stopped(
     tmp_path: Path, program: Program, sweep: Callable[..., None]
 ) -> None:

@@ -45,13 +45,19 @@ def run_job(run: Callable[[DictConfig], float], config: DictConfig) -> float | N
     Returns:
         What `run` returned, now or when the job was finished earlier; None where it failed, which
         search algorithms take for a failed trial.
+
+    Raises:
+        SystemExit: the job was finished with another config.
     """
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return run(config)
     folder = Path(config.paths.run_dir)
     failed = folder / FAILED_FILE
     if (folder / RESULT_FILE).exists():
-        keep_config(config, folder)
+        try:
+            keep_config(config, folder)
+        except ValueError as error:  # the whole sweep is another: nothing of it can be gone on with
+            sys.exit(f"the sweep cannot go on: {error}")
         log.info("finished earlier: %s", folder)
         return _objective(folder)
     if failed.exists() and _is_search():
