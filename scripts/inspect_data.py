@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import hydra
@@ -30,6 +30,7 @@ from matchtir.reports.task_statistics import answer_types, profiles, tool_use
 from matchtir.tasks.custom.rows import row_from_task
 from matchtir.tasks.rows import SPLITS
 from matchtir.tasks.splitting import split_tasks
+from matchtir.tasks.task_set import TaskSet
 from matchtir.types import Task
 from matchtir.utils.config_check import check
 from matchtir.utils.run_dir import register_resolvers
@@ -40,9 +41,10 @@ KNOWN_KEYS = (*train.KNOWN_KEYS, "tokenizer", "max_tasks", "replay", "near", "pa
 def run(config: DictConfig) -> dict[str, list[Task]]:
     """Print the tables and write the page; returns the tasks by split."""
     check(config, KNOWN_KEYS, train.GIVEN)
-    splits = {split: _spread(tasks, config.max_tasks) for split, tasks in _read(config).items()}
+    task_set = _task_set(config)
+    splits = {split: _spread(task_set.tasks(split), config.max_tasks) for split in _splits(config)}
     if config.split.out:
-        splits = _split_anew(splits, config)
+        splits = _split_anew(splits, config.split, getattr(task_set, "tools", ()))
     everything = [task for tasks in splits.values() for task in tasks]
     if not everything:
         raise SystemExit("the task set has no tasks")
@@ -79,19 +81,20 @@ def run(config: DictConfig) -> dict[str, list[Task]]:
     return splits
 
 
-def _read(config: DictConfig) -> dict[str, Sequence[Task]]:
-    """The tasks of each split that is there; files that are not are named, and done without."""
+def _task_set(config: DictConfig) -> TaskSet:
+    """The run's task set; files that are not there are named, and done without."""
     for name, path in list(config.data.items()):
         if str(name).endswith("_path") and path and Path(path).suffix and not Path(path).exists():
             print(f"without data.{name}: there is no {path}", file=sys.stderr)
             config.data[name] = None
-    task_set = instantiate(config.data)
-    present = {"validation": "train"}  # the split whose file it is cut from
-    return {
-        split: task_set.tasks(split)
-        for split in SPLITS
-        if config.data.get(f"{present.get(split, split)}_path", "no such key") is not None
-    }
+    return instantiate(config.data)
+
+
+def _splits(config: DictConfig) -> list[str]:
+    """The splits that there are files for."""
+    cut_from = {"validation": "train"}
+    paths = {split: f"{cut_from.get(split, split)}_path" for split in SPLITS}
+    return [split for split, key in paths.items() if config.data.get(key, "no such key")]
 
 
 def _spread(tasks: Sequence[Task], most: int | None) -> list[Task]:
@@ -99,24 +102,25 @@ def _spread(tasks: Sequence[Task], most: int | None) -> list[Task]:
     return [tasks[index * len(tasks) // count] for index in range(count)]
 
 
-def _split_anew(splits: dict[str, list[Task]], config: DictConfig) -> dict[str, list[Task]]:
+def _split_anew(
+    splits: dict[str, list[Task]], settings: DictConfig, named: Collection[str]
+) -> dict[str, list[Task]]:
     """The same tasks in other splits, which are written as rows too."""
     tasks = [task for found in splits.values() for task in found]
-    settings = config.split
     names = split_tasks(tasks, settings.by, settings.shares, settings.seed)
     path = Path(settings.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps({**row_from_task(task, own_tools=True), "split": name}, ensure_ascii=False)
+        json.dumps({**row_from_task(task, named), "split": name}, ensure_ascii=False) + "\n"
         for task, name in zip(tasks, names, strict=True)
     ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("".join(lines), encoding="utf-8")
     sizes = ", ".join(f"{count} {name}" for name, count in Counter(names).items())
     print(f"{path}: {sizes} tasks that share no {settings.by}")
     return {
-        name: [task for task, chosen in zip(tasks, names, strict=True) if chosen == name]
-        for name in SPLITS
-        if name in names
+        split: [task for task, name in zip(tasks, names, strict=True) if name == split]
+        for split in SPLITS
+        if split in names
     }
 
 

@@ -200,9 +200,9 @@ def test_tasks_become_rows_and_tasks_again(write, module):
     ]
     for task in read(write, module, *rows):
         offered = {tool.name: tool for tool in task.tools}
-        written = json.loads(json.dumps(row_from_task(task, own_tools=False)))
+        written = json.loads(json.dumps(row_from_task(task, offered)))
         assert task_from_row(written, "", offered) == task
-        alone = json.loads(json.dumps(row_from_task(task, own_tools=True)))
+        alone = json.loads(json.dumps(row_from_task(task)))
         assert task_from_row(alone, "", {}).gold_calls == task.gold_calls
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import difflib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from matchtir.tasks.rows import SPLITS, RowError, read_field
@@ -73,11 +73,11 @@ def task_from_row(
     )
 
 
-def row_from_task(task: Task, own_tools: bool) -> dict[str, Any]:
+def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
     """The row that `task_from_row` makes the task of.
 
     Args:
-        own_tools: write the tools into the row, with their sources, instead of their names.
+        named: tools that are written as their names; the others get their schemas and sources.
     """
     outputs = [item.output for item in task.sub_answers]
     if len(outputs) != len(task.gold_calls):
@@ -99,7 +99,7 @@ def row_from_task(task: Task, own_tools: bool) -> dict[str, Any]:
         row["messages"] = [*messages, {"role": "user", "content": task.question}]
     else:
         row["question"] = task.question
-    row["tools"] = [_tool_entry(tool) if own_tools else tool.name for tool in task.tools]
+    row["tools"] = [tool.name if tool.name in named else _tool_entry(tool) for tool in task.tools]
     row["gold_calls"] = calls
     row["alternatives"] = [
         [{"name": call.name, "arguments": call.arguments} for call in trace]

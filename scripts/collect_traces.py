@@ -1,0 +1,124 @@
+"""Gold traces from a teacher: it attempts each question with the real tools; what is right is kept.
+
+python scripts/collect_traces.py data=custom data.path=questions.jsonl data.tools=tools.py \
+    teacher=https://api.openai.com/v1 endpoint.model=... out=traces
+python scripts/collect_traces.py ... teacher=logs/matchtir_hard/runs/<time> out=traces
+
+Run again, it goes on where it stopped. `out/gold.jsonl` are rows of data=custom.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import train
+from matchtir.collection.attempts import Attempt, Collector
+from matchtir.collection.gold import gold_task
+from matchtir.collection.summary import summarise, summary_table
+from matchtir.evaluation.attempts import AttemptLog
+from matchtir.evaluation.players import find_policy
+from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.episode import EpisodeRunner
+from matchtir.tasks.custom.rows import row_from_task
+from matchtir.utils.config_check import check
+from matchtir.utils.run_dir import keep_config, register_resolvers
+
+KNOWN_KEYS = (
+    *(*train.KNOWN_KEYS, "teacher", "endpoint", "out", "attempts", "enough", "least_outcome"),
+    *("alternatives", "temperature", "max_concurrent", "price"),
+)
+GIVEN = {**train.GIVEN, "endpoint": ("url",)}
+# What decides what an attempt is: a folder is gone on with under the same ones only.
+FIXED = ("teacher", "endpoint.model", "temperature", "least_outcome", "data.path", "data.tools")
+
+
+def run(config: DictConfig) -> dict[str, object]:
+    """Collect, and write what was found."""
+    check(config, KNOWN_KEYS, GIVEN)
+    folder = Path(config.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_config(OmegaConf.create({key: OmegaConf.select(config, key) for key in FIXED}), folder)
+    task_set = instantiate(config.data)
+    tasks = task_set.all_tasks()
+    wanted = [task for task in tasks if not task.gold_calls]
+    policy = find_policy(
+        config.teacher,
+        engine=instantiate(config.rollout.engine),
+        endpoint=instantiate(config.endpoint),
+    )
+    player = policy.player(_no_script)
+    limits = player.limits(instantiate(config.rollout.limits))
+    sandbox = instantiate(config.sandbox)
+    collector = Collector(
+        EpisodeRunner(player.engine, player.renderer, sandbox, limits),
+        SamplingParams(temperature=config.temperature),
+        AttemptLog(folder / "attempts.jsonl"),
+        attempts=config.attempts,
+        enough=config.enough,
+        least_outcome=config.least_outcome,
+        max_concurrent=config.max_concurrent,
+        seed=config.seed,
+    )
+    try:
+        collector.run(wanted, _say)
+    finally:
+        sandbox.shutdown()
+
+    provenance = {
+        "teacher": getattr(player.engine, "model", None) or config.teacher,
+        "temperature": config.temperature,
+    }
+    attempts = {task.task_id: collector.of(task) for task in wanted}
+    gold = {
+        task.task_id: gold_task(
+            task, traces, config.alternatives, {**provenance, "attempts": len(made)}
+        )
+        for task, made in ((task, attempts[task.task_id]) for task in wanted)
+        if (traces := [attempt.trace for attempt in made if attempt.trace is not None])
+    }
+    rows = [gold.get(task.task_id, task) for task in tasks]
+    lines = [
+        json.dumps(row_from_task(task, task_set.tools), ensure_ascii=False) + "\n"
+        for task in rows
+        if task.gold_calls or task.task_id in gold
+    ]
+    (folder / "gold.jsonl").write_text("".join(lines), encoding="utf-8")
+    usage: Counter[str] = getattr(player.engine, "counts", Counter())
+    summary = summarise(attempts, list(gold.values()), usage, config.price)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    console = Console()
+    console.print(summary_table(summary))
+    console.print(f"{len(lines)} rows with gold calls: {folder / 'gold.jsonl'}", soft_wrap=True)
+    return summary
+
+
+def _say(attempt: Attempt) -> None:
+    verdict = "kept" if attempt.trace is not None else "right, but does not replay"
+    if not attempt.right:
+        verdict = f"outcome {attempt.outcome:.2f}, ended by {attempt.stop_reason}"
+    print(f"{attempt.task}: {attempt.calls} calls, {verdict}", flush=True)
+
+
+def _no_script(name: str, seed: int) -> dict[str, tuple[str, ...]]:
+    raise SystemExit(f"teacher={name}: a script is no teacher")
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="collect_traces")
+def main(config: DictConfig) -> None:
+    """The command line."""
+    run(config)
+
+
+if __name__ == "__main__":
+    register_resolvers()
+    main()
