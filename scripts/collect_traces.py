@@ -21,12 +21,13 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from matchtir.evaluation.attempts import AttemptLog
+from matchtir.evaluation.players import find_policy
+
 import train
 from matchtir.collection.attempts import Attempt, Collector
 from matchtir.collection.gold import gold_task
 from matchtir.collection.summary import summarise, summary_table
-from matchtir.evaluation.attempts import AttemptLog
-from matchtir.evaluation.players import find_policy
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeRunner
 from matchtir.tasks.custom.rows import row_from_task
@@ -49,7 +50,7 @@ def run(config: DictConfig) -> dict[str, object]:
     folder.mkdir(parents=True, exist_ok=True)
     keep_config(OmegaConf.create({key: OmegaConf.select(config, key) for key in FIXED}), folder)
     task_set = instantiate(config.data)
-    tasks = task_set.all_tasks()
+    tasks = task_set.rows()
     wanted = [task for task in tasks if not task.gold_calls]
     policy = find_policy(
         config.teacher,

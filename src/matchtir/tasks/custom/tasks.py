@@ -70,16 +70,18 @@ class CustomTasks:
         """
         check_option("split", split, SPLITS)
         if self._splits is None:
-            tasks = self.all_tasks()
+            tasks = self._with_splits(self.rows())
             self._splits = {
                 name: tuple(task for task in tasks if task.metadata["split"] == name)
                 for name in SPLITS
             }
         return self._splits[split]
 
-    def all_tasks(self) -> tuple[Task, ...]:
-        """The tasks of all splits in the order of their rows, with the split in the metadata."""
-        tasks = self._executed(self._read())
+    def rows(self) -> tuple[Task, ...]:
+        """All tasks in the order of their rows; `metadata` has the split of those that have one."""
+        return self._executed(self._read())
+
+    def _with_splits(self, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
         if not any("split" in task.metadata for task in tasks):
             splits = split_tasks(tasks, self.split_by, self.shares, self.seed)
             return tuple(

@@ -1,0 +1,207 @@
+"""Gold traces from a teacher behind a real server of the chat-completions protocol."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from matchtir.rollout.chat_endpoint import EndpointError
+from omegaconf import open_dict, read_write
+
+from matchtir.tasks.custom import CustomTasks
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.utils.run_dir import register_resolvers
+from scripts import collect_traces
+from tests.custom.conftest import make_row
+from tests.rollout.chat_fakes import listening
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def calls(*made):
+    """An assistant message with calls, as the protocol has it."""
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": f"call_{index}",
+                "type": "function",
+                "function": {"name": name, "arguments": json.dumps(arguments)},
+            }
+            for index, (name, arguments) in enumerate(made)
+        ],
+    }
+
+
+def says(text):
+    return {"role": "assistant", "content": text}
+
+
+class Teacher:
+    """Writes, for each attempt at each question, the turns of a list."""
+
+    def __init__(self, **turns):
+        self.turns = turns  # of a word in the question: a list of attempts
+        self.begun = defaultdict(int)
+        self.place = {}
+
+    async def answer(self, request):
+        body = await request.json()
+        question = next(m["content"] for m in body["messages"] if m["role"] == "user")
+        word = next(word for word in self.turns if word in question)
+        if body["messages"][-1]["role"] == "user":
+            self.place[body["user"]] = self.begun[word]
+            self.begun[word] += 1
+        attempt = self.turns[word][self.place[body["user"]]]
+        turn = attempt[sum(m["role"] == "assistant" for m in body["messages"])]
+        if isinstance(turn, int):
+            return web.json_response({"error": "busy"}, status=turn, headers={"Retry-After": "0"})
+        answer = {"choices": [{"message": turn, "finish_reason": "stop"}]}
+        return web.json_response(
+            {**answer, "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
+        )
+
+
+@pytest.fixture
+def collect(tmp_path, module, write):
+    """Runs the program on rows; returns its summary and the folder."""
+    hydra = HydraConfig.instance()
+
+    def _collect(url, *rows, **settings):
+        register_resolvers()
+        overrides = [f"{key}={value}" for key, value in settings.items()]
+        given = [f"data.path={write(*rows)}", f"data.tools={module}", f"teacher={url}"]
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose(
+                "collect_traces",
+                ["data=custom", *given, f"out={tmp_path}/out", "endpoint.model=m", *overrides],
+                return_hydra_config=True,
+            )
+        config.hydra.runtime.output_dir = str(tmp_path)
+        hydra.set_config(config)
+        with read_write(config), open_dict(config):
+            del config["hydra"]
+        return collect_traces.run(config), tmp_path / "out"
+
+    yield _collect
+    hydra.cfg = None
+
+
+PRICE = make_row(id="price", question="What is the price of tea?", gold_calls=None)
+GOOD = [calls(("price", {"item": "tea"})), says("<answer>3</answer>")]
+WANDERING = [
+    calls(("price", {"item": "wine"}), ("colour", {"item": "tea"})),
+    calls(("price", {"item": "tea"})),
+    says("It is <answer>3</answer>"),
+]
+WRONG = [says("<answer>4</answer>")]
+
+
+def test_right_attempts_become_gold_traces_with_their_provenance(collect, module):
+    teacher = Teacher(price=[WRONG, WANDERING, GOOD])
+    with listening(teacher.answer) as url:
+        summary, folder = collect(url, PRICE, attempts=3, **{"price.input": 2.0})
+    assert (summary["tasks with gold calls"], summary["right attempts"]) == (1, 2)
+    assert (summary["calls in right attempts"], summary["calls kept of them"]) == (4, 2)
+    assert summary["distinct traces"] == 1
+    assert (summary["requests"], summary["input tokens"]) == (6, 600)
+    assert summary["cost"] == 0.0012
+    (row,) = [json.loads(line) for line in (folder / "gold.jsonl").read_text().splitlines()]
+    assert row["gold_calls"] == [
+        {"name": "price", "arguments": {"item": "tea"}, "turn": 1, "output": "3"}
+    ]
+    provenance = row["metadata"]["provenance"]
+    assert provenance == {
+        "teacher": "m",
+        "temperature": 1.0,
+        "attempts": 3,
+        "right": 2,
+        "distinct": 1,
+    }
+    sandbox = ProcessPoolSandbox(workers=1)
+    (task,) = CustomTasks(str(folder / "gold.jsonl"), str(module), sandbox).rows()
+    assert task.sub_answers[0].output == "3"
+
+
+def test_a_right_final_state_is_what_counts_where_a_row_asks_for_one(collect):
+    row = make_row(
+        id="tidy",
+        question="Tidy up.",
+        tools=["put", "take"],
+        gold_calls=None,
+        answer=None,
+        initial_state={"Basket": {"items": ["milk"]}},
+        gold_state={"Basket": {"items": ["tea"]}},
+    )
+    good = [
+        calls(("put", {"item": "tea"}), ("take", {"item": "milk"})),
+        says("<answer>Done.</answer>"),
+    ]
+    half = [calls(("put", {"item": "tea"})), says("<answer>Done.</answer>")]
+    with listening(Teacher(Tidy=[half, good]).answer) as url:
+        summary, folder = collect(url, row, attempts=2)
+    assert summary["right attempts"] == 1
+    (row,) = [json.loads(line) for line in (folder / "gold.jsonl").read_text().splitlines()]
+    assert [call["name"] for call in row["gold_calls"]] == ["put", "take"]
+    assert [call["turn"] for call in row["gold_calls"]] == [1, 1]
+
+
+def test_it_goes_on_where_it_stopped(collect):
+    colour = make_row(id="colour", question="What colour is tea?", answer="green", gold_calls=None)
+    green = [calls(("colour", {"item": "tea"})), says("<answer>green</answer>")]
+    refuses = Teacher(price=[GOOD, GOOD], colour=[[400]] * 9)
+    with listening(refuses.answer) as url:
+        summary, folder = collect(url, PRICE, colour, attempts=2, max_concurrent=1)
+    assert summary["unsolved"] == ["colour"]
+    with (folder / "attempts.jsonl").open("a") as file:
+        file.write('{"task": "colour#0", "cut sho')  # killed while writing
+    patient = Teacher(price=[], colour=[green, green])
+    with listening(patient.answer) as url:
+        changed = {"teacher": url, "endpoint.model": "m"}
+        text = (folder / "config.yaml").read_text()
+        old = next(line for line in text.splitlines() if line.startswith("teacher"))
+        (folder / "config.yaml").write_text(text.replace(old, f"teacher: {changed['teacher']}"))
+        summary, _ = collect(url, PRICE, colour, attempts=2)
+    assert (summary["unsolved"], summary["attempts"], summary["requests"]) == ([], 4, 4)
+
+
+def test_another_teacher_needs_another_folder(collect):
+    with listening(Teacher(price=[GOOD]).answer) as url:
+        collect(url, PRICE, attempts=1)
+        with pytest.raises(ValueError, match="temperature: 1.0 -> 0.5"):
+            collect(url, PRICE, attempts=1, temperature=0.5)
+
+
+def test_a_busy_server_is_asked_again_and_enough_is_enough(collect):
+    turns = [[503, *GOOD[1:]], GOOD]
+    busy = iter([True, False])
+
+    class Busy(Teacher):
+        async def answer(self, request):
+            if next(busy, False):
+                return web.json_response({}, status=429, headers={"Retry-After": "0"})
+            return await super().answer(request)
+
+    with listening(Busy(price=[GOOD, *turns]).answer) as url:
+        summary, _ = collect(url, PRICE, attempts=4, enough=1)
+    assert (summary["requests"], summary["requests made again"]) == (3, 1)
+    assert (summary["attempts"], summary["right attempts"]) == (1, 1)
+
+
+def test_a_server_that_refuses_everything_ends_the_program(collect):
+    with (
+        listening(Teacher(price=[[401]] * 9).answer) as url,
+        pytest.raises(EndpointError, match="401"),
+    ):
+        collect(url, *[{**PRICE, "id": str(index)} for index in range(9)], attempts=1)
+
+
+def test_rows_that_have_gold_calls_are_left_alone(collect):
+    with listening(Teacher().answer) as url:
+        summary, folder = collect(url, make_row(id="known"))
+    assert (summary["tasks"], summary["requests"]) == (0, 0)
+    assert json.loads((folder / "gold.jsonl").read_text())["id"] == "known"

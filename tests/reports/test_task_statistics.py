@@ -1,0 +1,124 @@
+"""Statistics of a task set, its duplicates and leaks, and the replay of its gold calls."""
+
+from dataclasses import replace
+
+import pytest
+
+from matchtir.reports.gold_replay import replay_gold
+from matchtir.reports.task_leaks import find_pairs, shared_with_training
+from matchtir.reports.task_statistics import answer_type, answer_types, profiles, tool_use
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
+
+TOOL = ToolSpec("double", "", {}, "def double(x):\n    return 2 * x\n")
+OTHER = ToolSpec("idle", "", {}, "def idle():\n    return 1\n")
+
+
+def task(name, question, *values, scenario="", answer="4", **fields):
+    calls = tuple(ToolCall("double", {"x": value}) for value in values)
+    outputs = tuple(SubAnswer("double", str(2 * value)) for value in values)
+    given = {"tools": (TOOL, OTHER), "gold_calls": calls, "answer": answer, "sub_answers": outputs}
+    return Task(name, question, **(given | {"scenario": scenario} | fields))
+
+
+def test_profiles_are_of_each_scenario_then_of_the_split():
+    tasks = [
+        task("a", "one two", 2, scenario="short"),
+        task("b", "one two three four", 2, 3, scenario="long", gold_turns=(0, 0)),
+    ]
+    found = profiles({"train": tasks, "test": []}, lambda task: 7)
+    assert [(p.split, p.scenario, p.tasks) for p in found] == [
+        ("train", "long", 1),
+        ("train", "short", 1),
+        ("train", "", 2),
+    ]
+    means = {name: found[-1].mean(name) for name in found[-1].values}
+    assert means == {
+        "hops": 1.0,
+        "gold calls": 1.5,
+        "tools offered": 2.0,
+        "arguments per call": 1.0,
+        "question words": 3.0,
+        "prompt tokens": 7.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ("12", "number"),
+        ("-1,200.5", "number"),
+        ("40 %", "number"),
+        ("2024-05-01", "date"),
+        ("May 3, 1999", "date"),
+        ("Yes", "yes or no"),
+        ("a, b", "list"),
+        ("[1, 2]", "list"),
+        ("Marie Curie", "name"),
+        ("it is far too long to be one", "text"),
+        (" ", "none"),
+    ],
+)
+def test_types_of_answers(answer, kind):
+    assert answer_type(answer) == kind
+
+
+def test_counts_of_answers_and_tools():
+    tasks = [task("a", "q", 2), task("b", "r", 2, 3, answer="x y")]
+    assert answer_types(tasks) == {"number": 1, "name": 1}
+    assert tool_use(tasks) == [("double", 2, 3), ("idle", 2, 0)]
+
+
+def test_the_same_question_and_the_same_solution_in_two_splits_are_leaks():
+    train = [task("a", "What is twice 2?", 2), task("b", "What is twice 3, please tell me now?", 3)]
+    test = [
+        task("c", "what is twice 2", 9),
+        task("d", "What is twice 3, please tell me?", 8),
+        task("e", "Something else", 2),
+        task("f", "Nothing of the kind", 7),
+    ]
+    pairs = {
+        (p.kind, p.first[1], p.second[1], p.is_leak)
+        for p in find_pairs({"train": train, "test": test}, near=0.6)
+    }
+    assert pairs == {
+        ("question", "a", "c", True),
+        ("near", "b", "d", True),
+        ("solution", "a", "e", True),
+    }
+
+
+def test_two_of_one_split_are_no_leak():
+    pairs = find_pairs({"train": [task("a", "Same", 1), task("b", "same", 2)]})
+    assert [(pair.kind, pair.is_leak) for pair in pairs] == [("question", False)]
+
+
+def test_what_is_shared_with_training():
+    def about(name, city):
+        call = ToolCall("double", {"x": city})
+        return replace(task(name, f"Where is {city}?"), gold_calls=(call,))
+
+    train, test = [about("a", "Oslo")], [about("b", "Oslo"), about("c", "Lima")]
+    shared = {
+        (split, what): share
+        for split, what, share, _ in shared_with_training({"train": train, "test": test})
+    }
+    assert shared == {("test", "a called tool"): 1.0, ("test", "an entity of the question"): 0.5}
+
+
+def test_gold_replay_names_what_does_not_come_out():
+    sandbox = ProcessPoolSandbox(workers=1)
+    tasks = [
+        task("good", "q", 2),
+        task("odd", "q", 3, sub_answers=(SubAnswer("double", "77"),)),
+        replace(task("broken", "q", 2), gold_calls=(ToolCall("double", {"y": 1}),)),
+        task("none", "q"),
+    ]
+    try:
+        found = replay_gold(tasks, sandbox)
+    finally:
+        sandbox.shutdown()
+    assert (found.tasks, found.solved, found.answered) == (3, (1, 3), (1, 3))
+    assert dict(found.statuses) == {"ok": 2, "bad_arguments": 1}
+    assert [name for name, _ in found.problems] == ["odd", "broken"]
+    assert found.problems[0][1] == "only 0 of 1 gold outputs come out"

@@ -1,0 +1,36 @@
+"""A server of the chat-completions protocol on loopback, whose answers are a test's own."""
+
+import asyncio
+import threading
+from contextlib import contextmanager
+
+from aiohttp import web
+
+
+@contextmanager
+def listening(complete):
+    """The URL of a server that answers requests by a coroutine function."""
+
+    async def models(request):
+        return web.json_response({"data": [{"id": "some-model"}]})
+
+    async def start():
+        app = web.Application()
+        app.router.add_post("/v1/chat/completions", complete)
+        app.router.add_get("/v1/models", models)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        return runner
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
