@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import hydra
@@ -21,13 +20,13 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.evaluation.attempts import AttemptLog
-from matchtir.evaluation.players import find_policy
-
 import train
 from matchtir.collection.attempts import Attempt, Collector
 from matchtir.collection.gold import gold_task
 from matchtir.collection.summary import summarise, summary_table
+from matchtir.evaluation.attempts import AttemptLog
+from matchtir.evaluation.players import find_policy
+from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeRunner
 from matchtir.tasks.custom.rows import row_from_task
@@ -76,7 +75,7 @@ def run(config: DictConfig) -> dict[str, object]:
         sandbox.shutdown()
 
     provenance = {
-        "teacher": getattr(player.engine, "model", None) or config.teacher,
+        "teacher": config.endpoint.model or config.teacher,
         "temperature": config.temperature,
     }
     attempts = {task.task_id: collector.of(task) for task in wanted}
@@ -94,7 +93,7 @@ def run(config: DictConfig) -> dict[str, object]:
         if task.gold_calls or task.task_id in gold
     ]
     (folder / "gold.jsonl").write_text("".join(lines), encoding="utf-8")
-    usage: Counter[str] = getattr(player.engine, "counts", Counter())
+    usage = player.engine.counts if isinstance(player.engine, ChatEndpoint) else {}
     summary = summarise(attempts, list(gold.values()), usage, config.price)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console = Console()

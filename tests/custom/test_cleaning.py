@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from matchtir.collection.cleaning import TracedCall, clean_trace, failed, traced_calls
+from matchtir.collection.cleaning import TracedCall, clean_trace, traced_calls
 from matchtir.collection.gold import gold_task
 from matchtir.tools.process_pool import ProcessPoolSandbox
 from matchtir.types import (
@@ -126,20 +126,6 @@ def test_a_trace_that_does_not_replay_is_none(sandbox):
     assert cleaned(sandbox, "q", "Bergen", step(0, "capital", "Norway", "Bergen")) is None
     state = {"List": {"items": ["x"]}}
     assert cleaned(sandbox, "q", "", step(0, "add", "a", "added"), gold_state=state) is None
-
-
-@pytest.mark.parametrize(
-    ("result", "expected"),
-    [
-        (ToolResult("Error: no"), True),
-        (ToolResult('{"error": "no"}'), True),
-        (ToolResult("fine", ResultStatus.EXCEPTION), True),
-        (ToolResult('{"error": null, "value": 1}'), False),
-        (ToolResult("12"), False),
-    ],
-)
-def test_failed_calls(result, expected):
-    assert failed(result) is expected
 
 
 def test_failed_calls_are_no_part_of_a_trace():

@@ -8,9 +8,9 @@ import pytest
 from aiohttp import web
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from matchtir.rollout.chat_endpoint import EndpointError
 from omegaconf import open_dict, read_write
 
+from matchtir.rollout.chat_endpoint import EndpointError
 from matchtir.tasks.custom import CustomTasks
 from matchtir.tools.process_pool import ProcessPoolSandbox
 from matchtir.utils.run_dir import register_resolvers

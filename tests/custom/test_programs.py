@@ -74,8 +74,8 @@ def test_the_chain_holds_from_the_example_to_an_evaluated_policy(tmp_path):
     output = run(
         "src/eval.py",
         "benchmark=custom",
-        f"benchmark.tasks.path={TRIPS / 'tasks.jsonl'}",
-        f"benchmark.tasks.tools={TRIPS / 'tools.py'}",
+        f"benchmark.custom.tasks.path={TRIPS / 'tasks.jsonl'}",
+        f"benchmark.custom.tasks.tools={TRIPS / 'tools.py'}",
         f"policy={folder}",
         f"paths.log_dir={tmp_path}",
     )
@@ -86,11 +86,11 @@ def test_the_gold_solutions_of_the_example_get_the_full_score(tmp_path):
     run(
         "src/eval.py",
         "benchmark=custom",
-        f"benchmark.tasks.path={TRIPS / 'tasks.jsonl'}",
-        f"benchmark.tasks.tools={TRIPS / 'tools.py'}",
+        f"benchmark.custom.tasks.path={TRIPS / 'tasks.jsonl'}",
+        f"benchmark.custom.tasks.tools={TRIPS / 'tools.py'}",
         "policy=gold",
         f"paths.log_dir={tmp_path}",
     )
     (result,) = tmp_path.glob("eval_custom/runs/*/result.json")
-    means = json.loads(result.read_text())["groups"]["all"]["all"]
+    means = json.loads(result.read_text())["benchmarks"]["custom"]["groups"]["all"]["all"]
     assert [means[name]["mean"] for name in ("solve_f1", "success", "answered")] == [1.0, 1.0, 1.0]
