@@ -13,12 +13,15 @@ from matchtir.policy.tokenizer import (
     MARKUP_TOKENS,
     SPECIAL_TOKENS,
     build_tokenizer,
+    task_words,
     tiny_tokenizer,
+    tiny_tokenizer_for,
 )
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.synthetic import SyntheticTasks
 from matchtir.tasks.synthetic.lexicon import laptop_words
+from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 from tests.rollout.episode_fakes import qwen3_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -138,3 +141,38 @@ def test_ids_do_not_depend_on_repeated_words() -> None:
     once, twice = build_tokenizer(["a", "b"]), build_tokenizer(["a", "b", "a"])
     assert once.get_vocab() == twice.get_vocab()
     assert sorted(once.get_vocab().values()) == list(range(len(once)))
+
+
+# -- a tokenizer with the words of a task set --------------------------------------------------
+
+OSLO = Task(
+    "t",
+    "Which currency has Oslo for 12 nights?",
+    (ToolSpec("find_currency", "Currency of a city.", {"type": "object"}),),
+    (ToolCall("find_currency", {"city": "Oslo"}),),
+    "krone",
+    sub_answers=(SubAnswer("find_currency", "krone"),),
+)
+
+
+NAMES = tiny_tokenizer_for([OSLO])
+
+
+def test_the_words_of_tasks_are_those_of_their_gold_solutions() -> None:
+    words = task_words([OSLO])
+    assert len(words) == len(set(words))
+    assert {"Which", "Oslo", "find_currency", "Currency", "city", "krone"} <= set(words)
+
+
+@pytest.mark.parametrize("name", ["Oslo", "12"])
+def test_a_name_is_the_same_token_wherever_it_stands(name: str) -> None:
+    alone = NAMES.encode(name, add_special_tokens=False)
+    for text in (f"for {name} nights", f'{{"city": "{name}"}}', f"<answer>{name}</answer>"):
+        assert set(alone) <= set(NAMES.encode(text, add_special_tokens=False))
+    if name == "Oslo":
+        assert len(alone) == 1
+
+
+@given(st.text(alphabet='Oslo a"{}:,.12\n<>/', max_size=40))
+def test_with_names_apart_any_text_decodes_to_itself(text: str) -> None:
+    assert NAMES.decode(NAMES.encode(text, add_special_tokens=False)) == text

@@ -11,6 +11,7 @@ from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.synthetic.copying import CopyTasks
 from matchtir.tasks.synthetic.world import split_of
+from matchtir.types import SubAnswer, Task, ToolCall
 
 
 def entries(question: str) -> list[str]:
@@ -88,3 +89,23 @@ def test_impossible_lengths_are_refused(length: Sequence[int]) -> None:
 def test_other_options_out_of_range_are_refused(arguments: dict[str, float], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         CopyTasks(**arguments)  # type: ignore[arg-type]
+
+
+class Phrases:
+    """A task set of one task."""
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        arguments = {"landmark": "Big Ben", "n": 3, "note": "far too long a text to be a phrase"}
+        calls = (ToolCall("f", arguments),)
+        answers = (SubAnswer("f", "London"), SubAnswer("f", '{"a": 1}'))
+        return [Task("t", "q", (), calls, "x", sub_answers=answers)] if split == "train" else []
+
+
+def test_half_of_the_lists_have_the_phrases_of_a_task_set_without_quotation_marks() -> None:
+    tasks = CopyTasks(200, number_share=0.2, phrases_of=Phrases()).tasks("train")
+    own = [task for task in tasks if '"' not in task.question]
+    assert 60 < len(own) < 140
+    for task in own:
+        listed = task.answer.split(", ")
+        assert task.question == f"Find {' and '.join(listed)}."
+        assert {entry for entry in listed if not entry.isdigit()} <= {"Big Ben", "London"}

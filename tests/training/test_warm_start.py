@@ -121,3 +121,13 @@ def test_every_source_pattern_finds_something() -> None:
     root = Path(module_under_test.matchtir.__file__).parent
     for pattern in module_under_test.SOURCES:
         assert [*root.glob(pattern)], pattern
+
+
+def test_the_fingerprint_is_of_the_files_that_settings_name(tmp_path: Path) -> None:
+    file = tmp_path / "tools.py"
+    file.write_text("one")
+    settings = {"stages": [{"tasks": {"path": str(file), "tools": [f"{file}:Name"]}}]}
+    known = fingerprint(settings)
+    assert fingerprint(settings) == known
+    file.write_text("two")
+    assert fingerprint(settings) != known

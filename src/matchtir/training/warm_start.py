@@ -87,4 +87,5 @@ def _files_in(settings: Any) -> set[Path]:
         return set().union(*map(_files_in, settings))
     if not isinstance(settings, str):
         return set()
-    return {Path(name) for name in (settings, settings.partition(":")[0]) if Path(name).is_file()}
+    names = (settings, settings.partition(":")[0])
+    return {Path(name) for name in names if os.path.isfile(name)}
