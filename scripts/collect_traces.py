@@ -93,7 +93,7 @@ def run(config: DictConfig) -> dict[str, object]:
         if task.gold_calls or task.task_id in gold
     ]
     (folder / "gold.jsonl").write_text("".join(lines), encoding="utf-8")
-    usage = player.engine.counts if isinstance(player.engine, ChatEndpoint) else {}
+    usage = player.engine.client.counts if isinstance(player.engine, ChatEndpoint) else {}
     summary = summarise(attempts, list(gold.values()), usage, config.price)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console = Console()

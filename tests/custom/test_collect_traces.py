@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
-from matchtir.rollout.chat_endpoint import EndpointError
+from matchtir.rollout.chat_client import EndpointError
 from matchtir.tasks.custom import CustomTasks
 from matchtir.tools.process_pool import ProcessPoolSandbox
 from matchtir.utils.run_dir import register_resolvers

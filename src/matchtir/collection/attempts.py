@@ -12,7 +12,7 @@ from matchtir.collection.cleaning import Trace, TracedCall, clean_trace, traced_
 from matchtir.credit.answer import answer_f1, final_answer
 from matchtir.credit.outcome import outcome_score
 from matchtir.evaluation.attempts import AttemptLog
-from matchtir.rollout.chat_endpoint import EndpointError
+from matchtir.rollout.chat_client import EndpointError
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeRunner, derive_seed
 from matchtir.types import Task, ToolCall, Trajectory

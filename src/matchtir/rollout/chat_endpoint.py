@@ -25,7 +25,8 @@ class ChatEndpoint:
     reasoning, as servers expect.
 
     Args:
-        url, api_key_variable, timeout_s, retries: see `ChatClient`.
+        url, api_key_variable, timeout_s, retries, requests_per_minute: see `ChatClient`; its counts
+            get the `prompt_tokens` and `completion_tokens` that the server reports.
         model: name of the model; None: the one that the server lists.
         system_prompt: first message of every conversation; empty: none.
         tool_choice: "auto", or "none" for servers that were started without a parser of calls:
@@ -45,10 +46,11 @@ class ChatEndpoint:
         extra_body: Mapping[str, Any] | None = None,
         timeout_s: float = 600.0,
         retries: int = 6,
+        requests_per_minute: float | None = None,
     ) -> None:
         if tool_choice not in ("auto", "none"):
             raise ValueError(f"tool_choice must be auto or none, not {tool_choice!r}")
-        self.client = ChatClient(url, api_key_variable, timeout_s, retries)
+        self.client = ChatClient(url, api_key_variable, timeout_s, retries, requests_per_minute)
         self.model = model
         self.system_prompt = system_prompt
         self.tool_choice = tool_choice
@@ -113,9 +115,12 @@ class ChatEndpoint:
             self.client.counts["beyond_context"] += 1
             return self._generation({"role": "assistant", "content": ""}, stopped=False)
         try:
+            usage = answer.get("usage") or {}
+            for kind in {"prompt_tokens", "completion_tokens"} & usage.keys():
+                self.client.counts[kind] += usage[kind]
             choice = answer["choices"][0]
             return self._generation(choice["message"], choice["finish_reason"] != "length")
-        except (KeyError, IndexError, TypeError) as error:
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise EndpointError(f"{self.client.url} answered {str(answer)[:500]}") from error
 
     def release(self, session: str) -> None:
