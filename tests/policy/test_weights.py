@@ -1,0 +1,46 @@
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from matchtir.policy.loading import load_tiny
+from matchtir.policy.weights import (
+    WEIGHTS_FILE,
+    full_weights,
+    load_full_weights,
+    save_full_weights,
+)
+
+
+def tiny(seed: int = 0):
+    return load_tiny(hidden_size=32, layers=1, heads=2, feed_forward=32, seed=seed).policy
+
+
+def test_tied_weights_come_under_each_of_their_names():
+    policy = tiny()
+    weights = dict(full_weights(policy))
+    assert set(weights) == set(policy.model.state_dict())
+    assert weights["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
+    assert not any(value.requires_grad for value in weights.values())
+
+
+def test_saved_weights_are_whole(tmp_path):
+    policy = tiny()
+    saved = load_file(save_full_weights(policy, tmp_path / "new") / WEIGHTS_FILE)
+    assert "lm_head.weight" in saved
+    for name, value in full_weights(policy):
+        assert saved[name].equal(value)
+
+
+def test_a_copy_follows_its_source_and_stays_apart():
+    source, copy = tiny(1), tiny(2)
+    load_full_weights(copy, source)
+    expected = {name: value.clone() for name, value in full_weights(source)}
+    with torch.no_grad():
+        next(source.parameters()).add_(1.0)
+    for name, value in full_weights(copy):
+        assert value.equal(expected[name]), name
+
+
+def test_only_policies_have_weights():
+    with pytest.raises(TypeError, match="expected a Policy, got Linear"):
+        next(full_weights(torch.nn.Linear(1, 1)))
