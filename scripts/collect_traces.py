@@ -28,7 +28,7 @@ from matchtir.evaluation.attempts import AttemptLog
 from matchtir.evaluation.players import find_policy
 from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import EpisodeRunner
+from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.custom.rows import row_from_task
 from matchtir.utils.config_check import check
 from matchtir.utils.run_dir import keep_config, register_resolvers

@@ -27,9 +27,10 @@ from matchtir.utils.sweep import run_job
 KNOWN_KEYS = (
     *("seed", "ckpt_path", "objective", "identity", "paths"),
     *("extras.print_config", "extras.matmul_precision"),
-    *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "drop_silent"),
+    *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "silent"),
+    *("ahead", "carried_groups"),
     *("penalties", "turn_reduction"),
-    *("model", "renderer", "rollout.engine", "rollout.limits", "sandbox"),
+    *("model", "renderer", "rollout.engine", "rollout.limits", "rollout.episodes", "sandbox"),
     *("assignment", "reward", "advantage", "loss", "optimizer", "module"),
     *("warm_start.module", "warm_start.datamodule", "warm_start.cache_dir"),
     *("data", "validation", "datamodule", "trainer", "callbacks", "logger"),

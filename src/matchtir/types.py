@@ -43,6 +43,7 @@ class StopReason(StrEnum):
     TURN_LENGTH = "turn_length"  # a turn hit its token limit without an end-of-turn token
     RESPONSE_BUDGET = "response_budget"  # no room for another turn
     PROMPT_TOO_LONG = "prompt_too_long"  # never started
+    DEADLINE = "deadline"  # its seconds were over
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,7 @@ class Turn:
     calls: tuple[ToolCall, ...] = ()
     results: tuple[ToolResult, ...] = ()
     observation_ids: tuple[int, ...] = ()  # forced tokens that follow; empty after the last turn
+    policy_version: int = 0  # of the weights that sampled it
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,7 @@ class Trajectory:
     prompt_ids: tuple[int, ...]
     turns: tuple[Turn, ...]
     stop_reason: StopReason
-    policy_version: int = 0
+    policy_version: int = 0  # of the weights that sampled the first turn
     seconds: float = 0.0  # wall time from the first token to the last result
     final_state: Mapping[str, Any] | None = None  # by class, where the task has a gold state
 

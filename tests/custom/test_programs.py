@@ -62,7 +62,7 @@ def test_the_chain_holds_from_the_example_to_an_evaluated_policy(tmp_path):
         "iterations=2",
         "tasks_per_iteration=2",
         "group_size=2",
-        "drop_silent=false",
+        "silent=keep",
         f"paths.log_dir={tmp_path}",
     )
     (folder,) = (tmp_path / "matchtir_hard" / "runs").iterdir()

@@ -14,8 +14,9 @@ from matchtir.rollout.chat_client import EndpointError, api_url
 from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.chat_server import assistant_message, serve
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import EpisodeLimits, EpisodeRunner
+from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
+from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.scripted import ScriptedEngine, replay, turn_by_sample
 from matchtir.tools.parser import parse_calls
 from matchtir.types import CallStatus, StopReason

@@ -3,15 +3,11 @@ import logging
 
 import pytest
 
+from matchtir.rollout.attempt import session_name, task_id_of, turn_seed
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.episode import (
-    EpisodeLimits,
-    EpisodeRunner,
-    session_name,
-    task_id_of,
-    turn_seed,
-)
+from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
+from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.scripted import ScriptedEngine, replay
 from matchtir.tools.process_pool import ProcessPoolSandbox
 from matchtir.types import CallStatus, ResultStatus, StopReason, ToolSpec
@@ -249,7 +245,7 @@ def test_groups_sessions_and_seeds_are_in_order():
 
     first, again, other = requests(0), requests(0), requests(1)
     starts = [request.session for request in first[:6]]
-    assert starts == [session_name(p, n, name) for p, name in enumerate(["a/1", "b", "c"])
+    assert starts == [session_name(0, p, n, name) for p, name in enumerate(["a/1", "b", "c"])
                       for n in range(2)]  # fmt: skip
     assert task_id_of(starts[0]) == "a/1"
     assert first == again

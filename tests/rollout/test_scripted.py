@@ -3,8 +3,8 @@ import asyncio
 import pytest
 from torch import nn
 
+from matchtir.rollout.attempt import session_name
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import session_name
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.scripted import Request, ScriptedEngine, replay
 from tests.rollout.episode_fakes import small_tokenizer
@@ -70,7 +70,7 @@ def test_sync_takes_over_the_version():
 
 def test_replay_reads_the_task_from_the_session():
     script = replay({"set/1": ["call", "answer"], "set/2": ["other"]})
-    assert script(session_name(0, 3, "set/1"), 1) == "answer"
-    assert script(session_name(1, 0, "set/2"), 0) == "other"
+    assert script(session_name(0, 0, 3, "set/1"), 1) == "answer"
+    assert script(session_name(0, 1, 0, "set/2"), 0) == "other"
     with pytest.raises(ValueError, match="turn 1 of 1"):
-        script(session_name(1, 0, "set/2"), 1)
+        script(session_name(0, 1, 0, "set/2"), 1)

@@ -316,7 +316,7 @@ class Alike(Callback):
 @pytest.mark.parametrize("drop", [True, False])
 def test_groups_in_which_all_attempts_are_alike(tmp_path: Path, drop: bool) -> None:
     no_regulariser = {"kl_coefficient": 0.0, "entropy_coefficient": 0.0}
-    module = policy_gradient(Recorder, drop_silent=drop, loss=no_regulariser)
+    module = policy_gradient(Recorder, silent="drop" if drop else "keep", loss=no_regulariser)
     before = weights(module)
     fit(module, tmp_path, iterations=2, callbacks=[Alike()])
     assert logged(tmp_path, "train/silent") == [1.0, 1.0]
@@ -398,8 +398,8 @@ def test_validation_is_greedy_and_does_not_disturb_training(tmp_path: Path) -> N
 # -- the hooks ------------------------------------------------------------------------------------
 def test_each_hook_can_be_overridden(tmp_path: Path) -> None:
     class Own(PolicyGradientModule):
-        def rollout(self, tasks):
-            groups = super().rollout(tasks)
+        def rollout(self, tasks, seed):
+            groups = super().rollout(tasks, seed)
             return [group[:3] for group in groups]
 
         def score(self, groups) -> ScoredRollout:

@@ -1,6 +1,7 @@
 """Starting weights are made once, and again only when what determines them changes."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning import Trainer
 
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
+from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.tasks.synthetic.copying import CopyTasks
 from matchtir.training import warm_start as module_under_test
@@ -31,7 +33,7 @@ def supervised() -> SupervisedModule:
         renderer=renderer,
         engine=TransformersEngine(renderer.stop_token_ids),
         sandbox=FakeSandbox(),  # type: ignore[arg-type]
-        limits=EpisodeLimits(),
+        episodes=partial(EpisodeRunner, limits=EpisodeLimits()),
         optimizer=AdamW(lr=1e-2),
         micro_batch_tokens=1000,
         max_grad_norm=1.0,

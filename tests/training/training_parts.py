@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from matchtir.policy.losses import PolicyLoss
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
+from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.scripted import ScriptedEngine
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.training.datamodule import Stage, TaskDataModule
@@ -75,7 +77,7 @@ def sgd(lr: float = 0.1):
     return make
 
 
-def parts(scripted: bool = True, **settings: Any) -> dict[str, Any]:
+def parts(scripted: bool = True, limits: EpisodeLimits = LIMITS, **settings: Any) -> dict[str, Any]:
     """The arguments of a `PolicyModule`."""
     loaded = small(layers=1)
     renderer = Renderer(loaded.tokenizer, system_prompt="")
@@ -87,7 +89,7 @@ def parts(scripted: bool = True, **settings: Any) -> dict[str, Any]:
         "renderer": renderer,
         "engine": engine,
         "sandbox": FakeSandbox(),
-        "limits": LIMITS,
+        "episodes": partial(EpisodeRunner, limits=limits),
         "optimizer": sgd(),
         "micro_batch_tokens": 10_000,
         "max_grad_norm": 1e9,

@@ -12,9 +12,10 @@ from matchtir.collection.cleaning import Trace, TracedCall, clean_trace, traced_
 from matchtir.credit.answer import answer_f1, final_answer
 from matchtir.credit.outcome import outcome_score
 from matchtir.evaluation.attempts import AttemptLog
+from matchtir.rollout.attempt import derive_seed
 from matchtir.rollout.chat_client import EndpointError
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import EpisodeRunner, derive_seed
+from matchtir.rollout.runner import EpisodeRunner
 from matchtir.types import Task, ToolCall, Trajectory
 
 log = logging.getLogger(__name__)

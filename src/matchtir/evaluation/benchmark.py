@@ -20,8 +20,10 @@ from matchtir.evaluation.players import EvaluatedPolicy
 from matchtir.evaluation.policies import scripted_turns
 from matchtir.evaluation.statistics import Statistic
 from matchtir.reports.trace import trace_record
+from matchtir.rollout.attempt import derive_seed
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import EpisodeLimits, EpisodeRunner, derive_seed
+from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.task_set import TaskSet
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, Trajectory

@@ -1,4 +1,4 @@
-"""The weights of a policy as whole tensors, wherever its parameters live: for engines, for files."""
+"""The weights of a policy as whole tensors, wherever its parameters live."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from matchtir.rollout.attempt import task_id_of
 from matchtir.rollout.chat_client import BeyondContextError, ChatClient, EndpointError
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.episode import task_id_of
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, ChatMessage
 from matchtir.types import Task, ToolResult
 
@@ -34,6 +34,8 @@ class ChatEndpoint:
         max_tokens: of one turn; None: as many as the server allows.
         extra_body: further fields of each request.
     """
+
+    own_weights = True
 
     def __init__(
         self,
@@ -72,7 +74,9 @@ class ChatEndpoint:
         self._tools[ids[-1]] = [tool.schema() for tool in task.tools]
         return ids
 
-    def observation_ids(self, results: Sequence[ToolResult]) -> tuple[int, ...]:
+    def observation_ids(
+        self, results: Sequence[ToolResult], turn_ids: Sequence[int]
+    ) -> tuple[int, ...]:
         """The ids of one message per result."""
         return tuple(self._add({"role": "tool", "content": item.output}) for item in results)
 
@@ -129,6 +133,9 @@ class ChatEndpoint:
     def sync(self, policy: nn.Module, version: int) -> None:
         """Raises: the weights are the server's."""
         raise NotImplementedError("an endpoint cannot be given weights")
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
     async def model_name(self) -> str:
         """The configured model, or the only one that the server lists.

@@ -17,8 +17,9 @@ from typing import Any
 from aiohttp import web
 from jinja2 import TemplateError
 
+from matchtir.rollout.attempt import derive_seed, session_name
 from matchtir.rollout.engine import Engine, Generation, SamplingParams
-from matchtir.rollout.episode import EpisodeLimits, derive_seed, session_name
+from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.tools.parser import parse_calls
 from matchtir.types import CallStatus, ToolCall
@@ -147,7 +148,7 @@ class _Handler:
         )
 
     async def _sample(self, prompt: Sequence[int], user: str, said: int) -> Generation:
-        session = session_name(next(self._serial), said, user)
+        session = session_name(self.seed, next(self._serial), said, user)
         seed = derive_seed(self.seed, user, said)
         try:
             return await self.engine.generate(session, prompt, self.sampling, seed)

@@ -57,7 +57,7 @@ def gold_trajectory(task: Task, renderer: Renderer) -> Trajectory:
                 text=text,
                 calls=parse_calls(text, {spec.name for spec in task.tools}) if results else (),
                 results=results,
-                observation_ids=renderer.observation_ids(results) if results else (),
+                observation_ids=renderer.observation_ids(results, token_ids) if results else (),
             )
         )
     return Trajectory(task, renderer.prompt_ids(task), tuple(turns), StopReason.ANSWER)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from torch import nn
 
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.episode import EpisodeLimits, EpisodeRunner
+from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, ToolResult, Trajectory
 
@@ -57,6 +58,8 @@ class Dialogue:
 class _WrittenTurns:
     """Engine and conversation format in one: its vocabulary has one id for each turn."""
 
+    own_weights = True
+
     def __init__(self) -> None:
         self.version = 0
         self.asked: asyncio.Queue[None] = asyncio.Queue()
@@ -67,7 +70,9 @@ class _WrittenTurns:
     def prompt_ids(self, task: Task) -> tuple[int, ...]:
         return (0,)
 
-    def observation_ids(self, results: Sequence[ToolResult]) -> tuple[int, ...]:
+    def observation_ids(
+        self, results: Sequence[ToolResult], turn_ids: Sequence[int]
+    ) -> tuple[int, ...]:
         self.results = tuple(results)
         return (0,)
 
@@ -86,3 +91,6 @@ class _WrittenTurns:
 
     def sync(self, policy: nn.Module, version: int) -> None:
         raise NotImplementedError("turns that are written have no weights")
+
+    def close(self) -> None:
+        """There is nothing to give up."""

@@ -36,6 +36,7 @@ class Engine(Protocol):
     """
 
     version: int  # of the weights that it samples from
+    own_weights: bool  # a copy, so that it may sample while the policy is being trained
 
     async def generate(
         self, session: str, context: Sequence[int], sampling: SamplingParams, seed: int
@@ -51,5 +52,12 @@ class Engine(Protocol):
         ...
 
     def sync(self, policy: nn.Module, version: int) -> None:
-        """Sample from these weights from now on, and drop every cache of older ones."""
+        """Sample from these weights from now on, and drop every cache of older ones.
+
+        Where the weights are sharded every process must call it.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give up processes and memory; the engine cannot be used afterwards."""
         ...

@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from typing import Protocol
 
-from matchtir.rollout.engine import Engine, SamplingParams
+from matchtir.rollout.attempt import Attempt
+from matchtir.rollout.engine import Engine
+from matchtir.rollout.episode_tools import EpisodeTools
+from matchtir.rollout.watchdog import Watchdog
 from matchtir.tools.parser import parse_calls
-from matchtir.tools.sandbox import Sandbox, SandboxSession
-from matchtir.types import (
-    StopReason,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    Turn,
-)
-
-logger = logging.getLogger(__name__)
+from matchtir.types import StopReason, Task, ToolResult, Trajectory, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,32 +24,13 @@ class EpisodeLimits:
     max_prompt_tokens: int = 7_000
     max_response_tokens: int = 23_000  # everything after the prompt, observations included
     max_turn_tokens: int = 23_000  # sampled in one turn
+    max_seconds: float | None = None  # from the first request on, tools included; None: for ever
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            if getattr(self, limit.name) < 1:
+            value = getattr(self, limit.name)
+            if value is not None and value < 1:
                 raise ValueError(f"{limit.name} must be at least 1")
-
-
-def session_name(position: int, sample: int, task_id: str) -> str:
-    """The name under which an engine knows an episode: unique within a run."""
-    return f"{position}/{sample}/{task_id}"
-
-
-def task_id_of(session: str) -> str:
-    """The task id in a session's name."""
-    return session.split("/", 2)[2]
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A seed of 63 bits that depends on its arguments alone, whatever the order of sampling."""
-    key = "/".join(map(str, parts)).encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") >> 1
-
-
-def turn_seed(seed: int, position: int, sample: int, turn: int) -> int:
-    """The seed of one turn of one attempt at one task."""
-    return derive_seed(seed, position, sample, turn)
 
 
 class ConversationFormat(Protocol):
@@ -68,8 +40,10 @@ class ConversationFormat(Protocol):
         """What stands before the first turn."""
         ...
 
-    def observation_ids(self, results: Sequence[ToolResult]) -> tuple[int, ...]:
-        """What follows a turn with calls."""
+    def observation_ids(
+        self, results: Sequence[ToolResult], turn_ids: Sequence[int]
+    ) -> tuple[int, ...]:
+        """What follows the turn `turn_ids` whose calls had these results."""
         ...
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -77,198 +51,115 @@ class ConversationFormat(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Episode:
-    """Which attempt at which task an episode is."""
-
-    task: Task
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
-    seed: int
-    position: int
-    sample: int
-
-    @property
-    def session(self) -> str:
-        return session_name(self.position, self.sample, self.task.task_id)
-
-    def turn_seed(self, turn: int) -> int:
-        return turn_seed(self.seed, self.position, self.sample, turn)
-
-
-class _Tools:
-    """The sandbox session of one episode, opened at its first call."""
-
-    def __init__(self, sandbox: Sandbox, task: Task) -> None:
-        self.names = frozenset(spec.name for spec in task.tools)
-        self._sandbox = sandbox
-        self._task = task
-        self._session: SandboxSession | None = None
-
-    async def execute(self, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
-        """One result per call, in order; the calls run concurrently."""
-        if not calls:
-            return ()
-        session = await self._opened()
-        async with asyncio.TaskGroup() as group:
-            running = [group.create_task(session.call(call)) for call in calls]
-        return tuple(answer.result() for answer in running)
-
-    async def final_state(self) -> Mapping[str, Any] | None:
-        """The state of the tools, where the task says what it should be."""
-        return None if self._task.gold_state is None else await (await self._opened()).state()
-
-    async def _opened(self) -> SandboxSession:
-        if self._session is None:
-            self._session = await self._sandbox.open(self._task.tools, self._task.initial_state)
-        return self._session
-
-    async def close(self) -> None:
-        """Close the session to the end, also where the episode is cancelled meanwhile."""
-        if self._session is None:
-            return
-        closing = asyncio.ensure_future(self._session.close())
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await closing
-            raise
-
-
-class EpisodeRunner:
-    """Samples groups of trajectories, all episodes at once.
+class Episode:
+    """An attempt under way.
 
     Args:
-        engine: samples the turns.
-        renderer: turns messages into tokens.
-        sandbox: executes the calls.
-        limits: where episodes end.
-        max_concurrent: episodes under way at the same time; the others wait for a place, in order.
-
-    Raises:
-        ValueError: `max_concurrent` below 1.
+        attempt: where it begins; holds the turns that are complete.
+        engine, renderer, tools, limits: see `EpisodeRunner`.
+        watchdog: hears of every stage.
     """
 
     def __init__(
         self,
+        attempt: Attempt,
         engine: Engine,
         renderer: ConversationFormat,
-        sandbox: Sandbox,
+        tools: EpisodeTools,
         limits: EpisodeLimits,
-        max_concurrent: int = 256,
+        watchdog: Watchdog,
     ) -> None:
-        if max_concurrent < 1:
-            raise ValueError(f"max_concurrent must be at least 1, got {max_concurrent}")
+        self.attempt = attempt
         self.engine = engine
         self.renderer = renderer
-        self.sandbox = sandbox
+        self.tools = tools
         self.limits = limits
-        self.max_concurrent = max_concurrent
+        self.watchdog = watchdog
+        self.trajectory: Trajectory | None = None  # at the end
 
-    def run(
-        self, tasks: Sequence[Task], group_size: int, sampling: SamplingParams, seed: int
-    ) -> list[list[Trajectory]]:
-        """One group of `group_size` trajectories per task, in the order of the tasks.
+    async def run(self) -> None:
+        """Go on to the end; a cancelled episode keeps its complete turns in `attempt`.
 
-        `sampling.max_new_tokens` is replaced by what the limits leave for each turn. A turn that
-        is cut there ends its episode; calls in it are neither executed nor recorded, so that no
-        call is scored that was not answered. A task whose prompt is too long gets trajectories
-        without turns, and a warning.
-
-        What the engine, or the sandbox itself, raises ends all episodes and is raised here.
+        What the engine or the sandbox raises comes out.
         """
-        return asyncio.run(self.run_async(tasks, group_size, sampling, seed))
-
-    async def run_async(
-        self, tasks: Sequence[Task], group_size: int, sampling: SamplingParams, seed: int
-    ) -> list[list[Trajectory]]:
-        """`run` inside an event loop."""
-        if group_size < 1:
-            raise ValueError(f"group_size must be at least 1, got {group_size}")
-        episodes = [
-            [_Episode(task, prompt_ids, sampling, seed, position, n) for n in range(group_size)]
-            for position, task in enumerate(tasks)
-            for prompt_ids in [self._prompt(task)]
-        ]
-        slots = asyncio.Semaphore(self.max_concurrent)
+        session, version = self.attempt.session, self.engine.version
+        started = time.perf_counter() - self.attempt.seconds
         try:
-            # Tasks start in the order of their creation, so first turns reach the engine in order.
-            async with asyncio.TaskGroup() as group:
-                running = [
-                    [group.create_task(self._run_one(episode, slots)) for episode in attempts]
-                    for attempts in episodes
-                ]
-        except BaseExceptionGroup as errors:
-            # One failure of the engine reaches many episodes: raise it once, as itself.
-            raise _first(errors) from None
-        return [[attempt.result() for attempt in attempts] for attempts in running]
+            reason = await self._within_time()
+            seconds = time.perf_counter() - started
+            with self.watchdog.stage(session, "final state"):
+                state = await self.tools.final_state()
+            trajectory = replace(self.attempt, seconds=seconds).ended(reason, version)
+            self.trajectory = replace(trajectory, final_state=state)
+        except asyncio.CancelledError:
+            # A last turn that nothing follows yet would be gone on with as if it were none.
+            turns = tuple(turn for turn in self.attempt.turns if turn.observation_ids)
+            seconds = time.perf_counter() - started
+            self.attempt = replace(self.attempt, turns=turns, seconds=seconds)
+            raise
+        finally:
+            self.engine.release(session)  # at once: others may wait for its place
+            with self.watchdog.stage(session, "closing the tools"):
+                await self.tools.close()
 
-    def _prompt(self, task: Task) -> tuple[int, ...]:
-        prompt_ids = self.renderer.prompt_ids(task)
-        if len(prompt_ids) > self.limits.max_prompt_tokens:
-            logger.warning(
-                "task %s is skipped: its prompt of %d tokens exceeds max_prompt_tokens=%d",
-                task.task_id,
-                len(prompt_ids),
-                self.limits.max_prompt_tokens,
-            )
-        return prompt_ids
+    async def _within_time(self) -> StopReason:
+        left = self.limits.max_seconds
+        clock = asyncio.timeout(None if left is None else left - self.attempt.seconds)
+        try:
+            async with clock:
+                return await self._sample_turns()
+        except TimeoutError:
+            if not clock.expired():  # somebody else's
+                raise
+        turns = self.attempt.turns
+        if turns:
+            last = replace(turns[-1], observation_ids=())
+            self.attempt = replace(self.attempt, turns=(*turns[:-1], last))
+        return StopReason.DEADLINE
 
-    async def _run_one(self, episode: _Episode, slots: asyncio.Semaphore) -> Trajectory:
-        task, prompt_ids = episode.task, episode.prompt_ids
-        if len(prompt_ids) > self.limits.max_prompt_tokens:
-            reason = StopReason.PROMPT_TOO_LONG
-            return Trajectory(task, prompt_ids, (), reason, self.engine.version)
-        async with slots:
-            started = time.perf_counter()
-            version = self.engine.version
-            tools = _Tools(self.sandbox, task)
-            try:
-                turns, reason = await self._sample_turns(episode, tools)
-                seconds = time.perf_counter() - started
-                state = await tools.final_state()
-            finally:
-                self.engine.release(episode.session)  # at once: others may wait for its place
-                await tools.close()
-        return Trajectory(task, prompt_ids, tuple(turns), reason, version, seconds, state)
-
-    async def _sample_turns(
-        self, episode: _Episode, tools: _Tools
-    ) -> tuple[list[Turn], StopReason]:
+    async def _sample_turns(self) -> StopReason:
         """The loop itself. Only turns that another one follows have an observation."""
-        limits = self.limits
-        turns: list[Turn] = []
-        context = episode.prompt_ids
-        end = len(context) + limits.max_response_tokens
+        limits, attempt = self.limits, self.attempt
+        context = attempt.context
+        end = len(attempt.prompt_ids) + limits.max_response_tokens
         while True:
+            number = len(self.attempt.turns)
             room = min(limits.max_turn_tokens, end - len(context))
-            generation = await self.engine.generate(
-                episode.session,
-                context,
-                replace(episode.sampling, max_new_tokens=room),
-                episode.turn_seed(len(turns)),
-            )
+            version = self.engine.version
+            with self.watchdog.stage(attempt.session, f"generating turn {number}"):
+                generation = await self.engine.generate(
+                    attempt.session,
+                    context,
+                    replace(attempt.sampling, max_new_tokens=room),
+                    attempt.turn_seed(number),
+                )
             text = self.renderer.decode(generation.token_ids)
-            calls = parse_calls(text, tools.names) if generation.stopped else ()
-            results = await tools.execute(calls)
-            turn = Turn(generation.token_ids, generation.logprobs, text, calls, results)
-            turns.append(turn)
+            calls = parse_calls(text, self.tools.names) if generation.stopped else ()
+            with self.watchdog.stage(attempt.session, f"tools of turn {number}"):
+                results = await self.tools.execute(calls)
+            turn = Turn(
+                generation.token_ids,
+                generation.logprobs,
+                text,
+                calls,
+                results,
+                policy_version=version,
+            )
             if not generation.stopped:
-                return turns, StopReason.TURN_LENGTH
+                return self._end(turn, StopReason.TURN_LENGTH)
             if not calls:
-                return turns, StopReason.ANSWER
-            if len(turns) == limits.max_turns:
-                return turns, StopReason.MAX_TURNS
-            observation_ids = self.renderer.observation_ids(results)
+                return self._end(turn, StopReason.ANSWER)
+            if number + 1 == limits.max_turns:
+                return self._end(turn, StopReason.MAX_TURNS)
+            observation_ids = self.renderer.observation_ids(results, turn.token_ids)
             context += turn.token_ids + observation_ids
             if len(context) >= end:  # no room for another token
-                return turns, StopReason.RESPONSE_BUDGET
-            turns[-1] = replace(turn, observation_ids=observation_ids)
+                return self._end(turn, StopReason.RESPONSE_BUDGET)
+            self._add(replace(turn, observation_ids=observation_ids))
 
+    def _add(self, turn: Turn) -> None:
+        self.attempt = replace(self.attempt, turns=(*self.attempt.turns, turn))
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first single error in a group of groups."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    def _end(self, last: Turn, reason: StopReason) -> StopReason:
+        self._add(last)
+        return reason

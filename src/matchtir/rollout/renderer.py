@@ -24,7 +24,8 @@ DEFAULT_SYSTEM_PROMPT = (
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 TEXT_END = "<|endoftext|>"
-POLICY_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})
+CALL_END = "</tool_call>"
+POLICY_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", CALL_END})
 
 # Marks where a text is cut before it is encoded. A lone surrogate cannot be encoded, so no
 # text that reaches a tokenizer contains one.
@@ -79,6 +80,8 @@ class Renderer:
             that renders tool messages.
         system_prompt: trusted text, with control tokens live; empty: no system message.
         thinking: whether the policy is asked to think; a template without that switch ignores it.
+        stop_at_call: a turn also ends with its first call. What the policy would have written
+            behind it costs nothing then, but calls side by side in one turn are ruled out.
 
     Raises:
         ValueError: the tokenizer lacks one of these, or cannot encode a conversation in parts.
@@ -89,9 +92,11 @@ class Renderer:
         tokenizer: PreTrainedTokenizerBase,
         system_prompt: str = DEFAULT_SYSTEM_PROMPT,
         thinking: bool = True,
+        stop_at_call: bool = False,
     ) -> None:
         added = tokenizer.get_added_vocab()
-        missing = [token for token in (TURN_START, TURN_END) if token not in added]
+        needed = (TURN_START, TURN_END, *([CALL_END] if stop_at_call else []))
+        missing = [token for token in needed if token not in added]
         if missing or not tokenizer.chat_template:
             lacks = ", ".join([*missing, *([] if tokenizer.chat_template else ["a chat template"])])
             raise ValueError(f"tokenizer {tokenizer.name_or_path!r} lacks {lacks}")
@@ -99,7 +104,8 @@ class Renderer:
         self.system_prompt = system_prompt
         self.thinking = thinking
         self.pad_id = added[TURN_END] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.stop_token_ids = tuple(added[t] for t in (TURN_END, TEXT_END) if t in added)
+        self._ends = tuple(added[t] for t in (TURN_END, TEXT_END) if t in added)
+        self.stop_token_ids = (*self._ends, *([added[CALL_END]] if stop_at_call else []))
         self._data = _Inert(added)
         self._policy = _Inert(set(added) - POLICY_MARKUP)
         self._frame = self._observation_frame()
@@ -139,9 +145,16 @@ class Renderer:
         ]
         return self._encode(self._render(inert, [self._data.json(tool) for tool in tools]))
 
-    def observation_ids(self, results: Sequence[ToolResult]) -> tuple[int, ...]:
-        """What follows a sampled turn with calls: all their results, and the next turn's start."""
+    def observation_ids(
+        self, results: Sequence[ToolResult], turn_ids: Sequence[int] = ()
+    ) -> tuple[int, ...]:
+        """What follows a sampled turn with calls: all their results, and the next turn's start.
+
+        Where `turn_ids` stopped at a call, it begins with the end of the turn.
+        """
         opening, between, closing = self._frame
+        if turn_ids and turn_ids[-1] not in self._ends:
+            opening = TURN_END + opening
         outputs = between.join(self._data.text(result.output) for result in results)
         return self._encode(opening + outputs + closing)
 
@@ -154,7 +167,7 @@ class Renderer:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a turn, without the token that ended it."""
-        ended = bool(token_ids) and token_ids[-1] in self.stop_token_ids
+        ended = bool(token_ids) and token_ids[-1] in self._ends
         return self._decode(token_ids[:-1] if ended else token_ids)
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:

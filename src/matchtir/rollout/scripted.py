@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from matchtir.rollout.attempt import task_id_of
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.episode import task_id_of
 from matchtir.rollout.renderer import Renderer
 
 # Text of a session's turn, from the session's name and the index of the turn.
@@ -48,6 +48,8 @@ class ScriptedEngine:
     Every request is kept in `requests`. What the script raises comes out of `generate`.
     """
 
+    own_weights = True
+
     def __init__(self, renderer: Renderer, script: Script) -> None:
         self.renderer = renderer
         self.script = script
@@ -83,3 +85,6 @@ class ScriptedEngine:
     def sync(self, policy: nn.Module, version: int) -> None:
         """Take over the version; a script has no weights."""
         self.version = version
+
+    def close(self) -> None:
+        """There is nothing to give up."""

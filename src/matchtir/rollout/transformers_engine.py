@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM
 
 from matchtir.policy.policy import Policy
+from matchtir.policy.weights import load_full_weights
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.sampling import sample_tokens
 from matchtir.rollout.slot_cache import SlotCache
@@ -61,6 +64,8 @@ class TransformersEngine:
             engine waits for a tool that is slower, and parks a result that is faster, so that the
             batches, and with them the last bits of every number, repeat from run to run. None:
             a row goes on as soon as its tools are done, which is faster with slow tools.
+        own_weights: sample from a copy, which each `sync` fills anew: for a policy whose weights
+            are sharded, or that is trained while it samples.
 
     Raises:
         ValueError: an option out of range, or a model with other than full attention.
@@ -72,12 +77,14 @@ class TransformersEngine:
         max_sessions: int = 64,
         prefill_tokens: int = 8192,
         rejoin_after: int | None = 4,
+        own_weights: bool = False,
     ) -> None:
         if max_sessions < 1 or prefill_tokens < 1:
             raise ValueError("max_sessions and prefill_tokens must be at least 1")
         if rejoin_after is not None and rejoin_after < 0:
             raise ValueError(f"rejoin_after must be None or at least 0, got {rejoin_after}")
         self.version = -1
+        self.own_weights = own_weights
         self.prefill_count = 0  # tokens of context read, for measurements
         self._stop = frozenset(stop_token_ids)
         self._max_sessions = max_sessions
@@ -133,16 +140,42 @@ class TransformersEngine:
         self._news.set()
 
     def sync(self, policy: nn.Module, version: int) -> None:
-        """Sample from `policy`, which stays the trainer's own module: no copy is made."""
+        """Sample from `policy`: the trainer's own module, or a copy with its weights.
+
+        Raises:
+            RuntimeError: sessions are open.
+            TypeError: not a `Policy`.
+            ValueError: a model with other than full attention, or sharded and not to be copied.
+        """
         if self._by_session:
             raise RuntimeError(f"{len(self._by_session)} sessions are open while weights change")
         if not isinstance(policy, Policy):
             raise TypeError(f"expected a Policy, got {type(policy).__name__}")
         _check_attention(policy)
+        if self.own_weights:
+            policy = self._copied(policy)
+        elif any(isinstance(weight, DTensor) for weight in policy.parameters()):
+            raise ValueError("the weights are sharded: the engine needs own_weights=true")
         if policy is not self._policy:
             self._cache = SlotCache(self._max_sessions)  # its buffers have the model's shapes
         self._policy = policy
         self.version = version
+
+    def _copied(self, policy: Policy) -> Policy:
+        """The engine's own whole policy, with these weights."""
+        own = self._policy
+        if own is None:
+            config, weight = policy.model.config, next(policy.parameters())
+            with torch.device(weight.device), torch.random.fork_rng(devices=[]):
+                model = AutoModelForCausalLM.from_config(config, dtype=weight.dtype)
+            own = Policy(model, policy.head_chunk).eval().requires_grad_(False)
+        load_full_weights(own, policy)
+        return own
+
+    def close(self) -> None:
+        """Give up the cache and the weights."""
+        self._policy = None
+        self._cache = SlotCache(self._max_sessions)
 
     # -- the driver: one tick after the other while there are sessions ---------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +15,8 @@ from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import TrajectoryMetrics
 from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import Engine, SamplingParams
-from matchtir.rollout.episode import EpisodeLimits, EpisodeRunner
 from matchtir.rollout.renderer import Renderer
+from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.optimizers import OptimizerFactory
 from matchtir.types import Task
@@ -30,7 +32,7 @@ class PolicyModule(LightningModule):
         renderer: writes conversations as its tokens.
         engine: samples from it.
         sandbox: executes the calls.
-        limits: where episodes end.
+        episodes: makes the runner of episodes, of engine, renderer and sandbox.
         optimizer: makes the optimizers.
         micro_batch_tokens: padded tokens in one backward pass.
         max_grad_norm: the norm that gradients are clipped to.
@@ -43,7 +45,7 @@ class PolicyModule(LightningModule):
         renderer: Renderer,
         engine: Engine,
         sandbox: Sandbox,
-        limits: EpisodeLimits,
+        episodes: Callable[..., EpisodeRunner],
         optimizer: OptimizerFactory,
         micro_batch_tokens: int,
         max_grad_norm: float,
@@ -56,7 +58,8 @@ class PolicyModule(LightningModule):
         self.policy = policy
         self.renderer = renderer
         self.engine = engine
-        self.episodes = EpisodeRunner(engine, renderer, sandbox, limits, max_concurrent=1_000_000)
+        self.make_episodes = partial(episodes, engine, renderer, sandbox)
+        self.episodes = self.make_episodes()
         self.optimizer_factory = optimizer
         self.micro_batch_tokens = micro_batch_tokens
         self.max_grad_norm = max_grad_norm
@@ -109,6 +112,19 @@ class PolicyModule(LightningModule):
             assert schedule is not None
             schedule.step()
 
+    @contextmanager
+    def policy_at_rest(self) -> Iterator[None]:
+        """No dropout for as long."""
+        self.policy.eval()
+        try:
+            yield
+        finally:
+            self.policy.train()
+
+    def sync_engine(self) -> None:
+        """Sample from the policy as it is now."""
+        self.engine.sync(self.policy, version=self.iteration)
+
     # -- held-out tasks -----------------------------------------------------------------------
 
     def attempt(self, tasks: Sequence[Task], benchmark: TaskBenchmark | None = None) -> None:
@@ -116,17 +132,10 @@ class PolicyModule(LightningModule):
         episodes, sampling = self.episodes, GREEDY
         if benchmark is not None:
             sampling = benchmark.sampling
-            episodes = EpisodeRunner(
-                self.engine,
-                self.renderer,
-                episodes.sandbox,
-                benchmark.limits,
-                episodes.max_concurrent,
-            )
-        self.policy.eval()
-        self.engine.sync(self.policy, version=self.iteration)
-        groups = episodes.run(tasks, group_size=1, sampling=sampling, seed=self.seed)
-        self.policy.train()
+            episodes = self.make_episodes(limits=benchmark.limits)
+        with self.policy_at_rest():
+            self.sync_engine()
+            groups = episodes.run(tasks, group_size=1, sampling=sampling, seed=self.seed)
         self.held_out.update([trajectory for group in groups for trajectory in group])
 
     @property

@@ -72,15 +72,20 @@ class TaskBatches:
 
     def batch(self, iteration: int) -> list[Task]:
         """The tasks of one iteration, counted from 0 over all stages."""
-        number, within = 0, iteration
-        while within >= self.stages[number].iterations:
-            within -= self.stages[number].iterations
-            number += 1
+        number, within = self.stage_of(iteration)
         stage = self.stages[number]
         tasks = stage.tasks.tasks("train")
         first = within * stage.batch_size
         places = range(first + self.rank, first + stage.batch_size, self.world_size)
         return [tasks[self._place(number, len(tasks), place)] for place in places]
+
+    def stage_of(self, iteration: int) -> tuple[int, int]:
+        """Number of the stage of an iteration, and which iteration of the stage it is."""
+        number, within = 0, iteration
+        while within >= self.stages[number].iterations:
+            within -= self.stages[number].iterations
+            number += 1
+        return number, within
 
     def _place(self, stage: int, size: int, place: int) -> int:
         epoch, position = divmod(place, size)
@@ -145,6 +150,19 @@ class TaskDataModule(LightningDataModule):
         """All iterations of the run."""
         rank, world_size = self._place()
         return TaskBatches(self.stages, self.seed, rank, world_size)
+
+    def tasks_of(self, iteration: int) -> list[Task]:
+        """This process' tasks of an iteration, counted from 1; none behind the last one."""
+        batches = self.train_dataloader()
+        return batches.batch(iteration - 1) if iteration <= len(batches) else []
+
+    def spare_tasks(self, iteration: int, round_: int, count: int) -> list[Task]:
+        """Tasks to sample in an iteration instead of others, from the same stage, at random."""
+        rank, _ = self._place()
+        batches = self.train_dataloader()
+        tasks = self.stages[batches.stage_of(iteration - 1)[0]].tasks.tasks("train")
+        rng = np.random.default_rng((self.seed, iteration, round_, rank))
+        return [tasks[int(place)] for place in rng.integers(len(tasks), size=count)]
 
     def val_dataloader(self) -> DataLoader[list[Task]]:
         """Validation tasks in lists of `eval_batch_size`."""

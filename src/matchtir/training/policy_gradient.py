@@ -5,28 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from matchtir.credit.advantages.batch import Advantage, RewardBatch
 from matchtir.credit.diagnostics import diagnose
 from matchtir.credit.rewards import Credit, Reward
 from matchtir.evaluation.metrics import measure
-from matchtir.policy.batching import TokenBatch, collate, micro_batches
-from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss, spread_turns
-from matchtir.policy.policy import Policy, TokenScores
-from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.metrics import rollout_metrics
-from matchtir.training.base import PolicyModule
+from matchtir.training.groups import Ahead, Carried, Groups, own_state, state_of_all
+from matchtir.training.update import UpdateModule, silent_rows
 from matchtir.types import Task, Trajectory
+from matchtir.utils.options import check_option
 
-SILENT = 1e-6  # advantages below are the rounding of a zero
+SILENT_OPTIONS = ("keep", "drop", "replace")
+MOST_ROUNDS = 3  # of replacements in one iteration
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,76 +36,97 @@ class ScoredRollout:
     advantages: Float[np.ndarray, "N T"]
 
 
-class PolicyGradientModule(PolicyModule):
+class PolicyGradientModule(UpdateModule):
     """Group-sampled policy gradient (paper eq. 14). Override `rollout`, `score` or `loss`.
 
     Args:
         reward: calls and answers to turn rewards.
         advantage: turn rewards to one advantage per turn.
-        objective: the loss over sampled tokens.
         group_size: trajectories per task, G.
-        sampling: how training trajectories are drawn.
-        mini_batches: optimizer steps per iteration, each on an equal share of the trajectories.
-        drop_silent: leave trajectories out of the update that have no advantage in any turn, as in
-            groups that all succeed or all fail alike; their share is logged either way.
-        settings: see `PolicyModule`.
+        silent: what becomes of trajectories that have no advantage in any turn, as in groups that
+            all succeed or fail alike. "keep"; "drop": they are left out of the update; "replace":
+            so are they, after a silent group has been replaced by one of another task, up to three
+            times (DAPO's dynamic sampling). Their share is logged either way.
+        ahead: sample the next iteration's groups while the policy is updated: with weights that
+            are one iteration old, never older.
+        carried_groups: an iteration does not wait for so many groups; the next ones go on with
+            them. Their later turns come from newer weights than their first ones.
+        most_carries: how often a group may be carried over.
+        settings: see `UpdateModule`.
+
+    Raises:
+        ValueError: options that do not go together; see the message.
     """
 
     def __init__(
         self,
         reward: Reward,
         advantage: Advantage,
-        objective: PolicyLoss,
         group_size: int,
-        sampling: SamplingParams,
-        mini_batches: int = 1,
-        drop_silent: bool = False,
+        silent: str = "keep",
+        ahead: bool = False,
+        carried_groups: int = 0,
+        most_carries: int = 2,
         **settings: Any,
     ) -> None:
-        super().__init__(**settings)
-        if group_size < 1 or mini_batches < 1:
-            raise ValueError("group_size and mini_batches must be at least 1")
-        if sampling.temperature <= 0:
-            raise ValueError(f"temperature={sampling.temperature}: training samples above 0")
+        check_option("silent", silent, SILENT_OPTIONS)
+        super().__init__(drop_silent=silent != "keep", **settings)
+        if group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {group_size}")
         self.reward = reward
         self.advantage = advantage
-        self.objective = objective
         self.group_size = group_size
-        self.sampling = sampling
-        self.mini_batches = mini_batches
-        self.drop_silent = drop_silent
+        self.replace_silent = silent == "replace"
+        self.samples_ahead = ahead
+        self.ahead = Ahead()
+        self.carried = Carried(carried_groups, most_carries)
+        self._check_off_policy()
         self._seconds: dict[str, float] = {}
-        # In a list, so that checkpoints leave it out: a run that resumes makes it again.
-        self._reference: list[Policy] = []
-        if objective.kl_coefficient:
-            self._reference.append(deepcopy(self.policy).eval().requires_grad_(False))
+
+    def _check_off_policy(self) -> None:
+        stale = self.samples_ahead or self.carried.most > 0
+        if stale and self.replace_silent:
+            raise ValueError("silent=replace does not go together with ahead or carried groups")
+        if stale and self.objective.correction is None:
+            raise ValueError(
+                "ahead and carried groups come from older weights: they need a loss that corrects "
+                "for it (loss=truncated_is)"
+            )
+        if self.samples_ahead and not self.engine.own_weights:
+            raise ValueError(
+                "ahead: the engine samples from the weights that are being updated meanwhile; it "
+                "needs its own (rollout.engine.own_weights=true, or rollout=vllm)"
+            )
 
     # -- one iteration, top to bottom -----------------------------------------------------------
 
     def training_step(self, tasks: list[Task], batch_index: int) -> None:
         """Sample groups, score their turns, update the policy."""
-        with self._timed("rollout"):
-            groups = self.rollout(tasks)
+        self._seconds = {"rollout": 0.0, "sync": 0.0, "credit": 0.0, "update": 0.0}
+        groups, sampling_seconds = self._sample(tasks)
         with self._timed("credit"):
             scored = self.score(groups)
+        replaced = 0
+        if self.replace_silent:
+            groups, scored, replaced = self._replace_silent(groups, scored)
         with self._timed("update"):
-            losses = self.update(scored)
+            losses = self.update(scored.trajectories, scored.advantages)
         self.step_schedules()
         self.last_rollout = scored
-        metrics = self._rollout_metrics(scored) | losses
+        metrics = self._rollout_metrics(scored, sampling_seconds) | losses
+        metrics |= {"train/carried": float(len(self.carried.groups)), "train/replaced": replaced}
         metrics |= {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
         self.log_row(metrics)
 
-    # -- the three hooks -----------------------------------------------------------------------
+    # -- the hooks; the third, `loss`, is the update's -------------------------------------------
 
-    def rollout(self, tasks: Sequence[Task]) -> list[list[Trajectory]]:
-        """One group of trajectories per task, sampled from the policy as it is now."""
-        self.policy.eval()
-        self.engine.sync(self.policy, version=self.iteration)
-        seed = int(np.random.SeedSequence((self.seed, self.iteration)).generate_state(1)[0])
-        groups = self.episodes.run(tasks, self.group_size, self.sampling, seed)
-        self.policy.train()
-        return groups
+    def rollout(self, tasks: Sequence[Task], seed: int) -> Groups:
+        """One group of trajectories per task, sampled from the weights that the engine has.
+
+        With carried groups: those that are whole first, of these tasks and of earlier ones.
+        """
+        fresh = self.episodes.attempts(tasks, self.group_size, self.sampling, seed)
+        return self.carried.complete(self.episodes, fresh)
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> ScoredRollout:
         """What every turn earned, and its advantage."""
@@ -118,129 +136,93 @@ class PolicyGradientModule(PolicyModule):
         batch = RewardBatch.from_credits(credits, trajectories, numbers)
         return ScoredRollout(trajectories, credits, batch, self.advantage(batch))
 
-    def loss(self, inputs: LossInputs) -> LossOutput:
-        """The objective on a part of a mini-batch."""
-        return self.objective(inputs)
+    # -- where groups come from ------------------------------------------------------------------
 
-    # -- the update ------------------------------------------------------------------------------
+    def _sample(self, tasks: Sequence[Task]) -> tuple[Groups, float]:
+        """The groups of this iteration, and the seconds that sampling them took."""
+        with self._timed("rollout"):
+            sampled = self.ahead.take()
+        if sampled is None:
+            self._sync()
+            with self._timed("rollout"), self.policy_at_rest():
+                groups = self.rollout(tasks, self._rollout_seed(self.iteration))
+            sampled = groups, self._seconds["rollout"]
+        following = self.trainer.datamodule.tasks_of(self.iteration + 1)  # type: ignore[attr-defined]
+        if self.samples_ahead and following:
+            self._sync()
+            seed = self._rollout_seed(self.iteration + 1)
+            self.ahead.start(partial(self.rollout, following, seed))
+        return sampled
 
-    def update(self, scored: ScoredRollout) -> dict[str, float]:
-        """`mini_batches` optimizer steps; metrics are means over them.
-
-        Trajectories without a turn have no tokens to learn from and are left out. Where nothing is
-        left there is no step.
-        """
-        has_turns = np.array([bool(trajectory.turns) for trajectory in scored.trajectories])
-        if not has_turns.any():
-            raise RuntimeError(
-                "no trajectory of this iteration has a turn: every prompt is over the budget"
+    def _replace_silent(
+        self, groups: Groups, scored: ScoredRollout
+    ) -> tuple[Groups, ScoredRollout, int]:
+        """Groups with signal as far as they can be had, scored, and how many are new."""
+        replaced = 0
+        for round_ in range(1, MOST_ROUNDS + 1):
+            silent = silent_rows(scored.advantages)
+            groups_of = scored.rewards.group
+            telling = [g for n, g in enumerate(groups) if not silent[groups_of == n].all()]
+            missing = len(groups) - len(telling)
+            if not missing:
+                break
+            tasks = self.trainer.datamodule.spare_tasks(  # type: ignore[attr-defined]
+                self.iteration, round_, missing
             )
-        silent = ~(np.abs(scored.advantages) > SILENT).any(axis=1)
-        metrics = {"train/silent": float(silent.mean())}
-        kept = np.flatnonzero(has_turns & ~(silent & self.drop_silent))
-        if not len(kept):
-            return metrics
-        batch = collate([scored.trajectories[row] for row in kept], self.renderer.pad_id)
-        batch = batch.to(self.device)
-        turn_advantages = torch.tensor(scored.advantages[kept], dtype=torch.float32)
-        advantages = spread_turns(turn_advantages.to(self.device), batch.turn_index)
-        old = self._logprobs(self.policy, batch) if self.mini_batches > 1 else None
-        reference = self._logprobs(self._reference[0], batch) if self._reference else None
+            with self._timed("rollout"), self.policy_at_rest():
+                more = self.rollout(tasks, self._rollout_seed(self.iteration, round_))
+            groups = [*telling, *more]
+            replaced += missing
+            with self._timed("credit"):
+                scored = self.score(groups)
+        return groups, scored, replaced
 
-        order = np.random.default_rng((self.seed, self.iteration)).permutation(len(kept))
-        steps = []
-        for rows in np.array_split(order, min(self.mini_batches, len(kept))):
-            index = torch.from_numpy(np.sort(rows)).to(self.device)
-            steps.append(self._step(batch, advantages, old, reference, index))
-        return metrics | {
-            f"train/{name}": float(np.mean([step[name] for step in steps])) for name in steps[0]
-        }
+    def _rollout_seed(self, iteration: int, *round_: int) -> int:
+        sequence = np.random.SeedSequence((self.seed, iteration, *round_))
+        return int(sequence.generate_state(1)[0])
 
-    def _step(
-        self,
-        batch: TokenBatch,
-        advantages: Tensor,
-        old: Tensor | None,
-        reference: Tensor | None,
-        index: Tensor,
-    ) -> dict[str, float]:
-        """One optimizer step on the rows `index` of the batch."""
-        weights = torch.zeros_like(advantages)
-        weights[index] = self.objective.token_weights(batch.sampled[index], batch.turn_index[index])
-        totals: dict[str, float] = {}
-        for part in micro_batches(batch.lengths[index], self.micro_batch_tokens):
-            rows = index[part]
-            tokens = batch.rows(rows)
+    def _sync(self) -> None:
+        with self._timed("sync"):
+            self.sync_engine()
 
-            def cut(values: Tensor, rows: Tensor = rows, like: Tensor = tokens.input_ids) -> Tensor:
-                return values[rows, : like.shape[1]]
+    # -- groups under way outlive an interruption ------------------------------------------------
 
-            scores: TokenScores = self.policy(
-                tokens.input_ids, tokens.sampled, self.sampling.temperature
-            )
-            # With one step per iteration the policy is still the one at its start.
-            output = self.loss(
-                LossInputs(
-                    logprobs=scores.logprobs,
-                    old_logprobs=scores.logprobs.detach() if old is None else cut(old),
-                    reference_logprobs=None if reference is None else cut(reference),
-                    advantages=cut(advantages),
-                    entropy=scores.entropy,
-                    sampled=tokens.sampled,
-                    turn_index=tokens.turn_index,
-                    weights=cut(weights),
-                    sampler_logprobs=tokens.sampler_logprobs,
-                )
-            )
-            self.manual_backward(output.loss)
-            for name, value in output.metrics.items():
-                totals[name] = totals.get(name, 0.0) + float(value)
-        return totals | {"grad_norm": self.step_optimizers()}
+    def on_validation_start(self) -> None:
+        """The engine is needed for validation."""
+        self.ahead.wait()
 
-    @torch.no_grad()
-    def _logprobs(self, policy: Policy, batch: TokenBatch) -> Tensor:
-        """Log-probabilities [B, L] of the sampled tokens under a policy, without gradient."""
-        policy.to(self.device)
-        logprobs = torch.zeros(batch.input_ids.shape, device=self.device)
-        for rows in micro_batches(batch.lengths, 2 * self.micro_batch_tokens):
-            part = batch.rows(rows.to(self.device))
-            scores = policy(part.input_ids, part.sampled, self.sampling.temperature)
-            logprobs[rows, : part.input_ids.shape[1]] = scores.logprobs
-        return logprobs
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep groups that were sampled ahead or carried over."""
+        state = {"ahead": self.ahead.wait(), "carried": self.carried.groups}
+        checkpoint["groups"] = state_of_all(state)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with them."""
+        state = own_state(checkpoint["groups"])
+        if state is not None:
+            self.ahead.put(state["ahead"])
+            self.carried.groups = state["carried"]
 
     # -- what is logged ----------------------------------------------------------------------
 
-    def log_ratios(self, trajectories: Sequence[Trajectory]) -> list[list[list[float]]]:
-        """How far the policy has moved since it sampled: log-probability now minus then.
-
-        Returns:
-            For each trajectory and turn, one number per sampled token.
-        """
-        batch = collate(trajectories, self.renderer.pad_id).to(self.device)
-        ratios = self._logprobs(self.policy, batch) - batch.sampler_logprobs
-        return [
-            [row[turns == turn].tolist() for turn in range(len(trajectory.turns))]
-            for trajectory, row, turns in zip(
-                trajectories, ratios.cpu(), batch.turn_index.cpu(), strict=True
-            )
-        ]
-
-    def _rollout_metrics(self, scored: ScoredRollout) -> dict[str, float]:
+    def _rollout_metrics(self, scored: ScoredRollout, seconds: float) -> dict[str, float]:
         measured = [measure(trajectory) for trajectory in scored.trajectories]
         means = {
             f"train/{name}": float(np.mean([values[name] for values in measured]))
             for name in ("solve_f1", "answer_f1", "answered")
         }
         reward = float(np.mean([credit.total for credit in scored.credits]))
-        rollout = rollout_metrics(scored.trajectories, self._seconds["rollout"])
+        versions = [turn.policy_version for each in scored.trajectories for turn in each.turns]
+        staleness = self.iteration - float(np.mean(versions)) if versions else 0.0
+        rollout = rollout_metrics(scored.trajectories, seconds)
         found = diagnose(
             self.reward, scored.trajectories, scored.credits, scored.rewards, scored.advantages
         )
         credit = {f"credit/{name}": value for name, value in found.items()}
-        return means | {"train/reward": reward} | rollout | credit
+        return means | {"train/reward": reward, "train/staleness": staleness} | rollout | credit
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
         yield
-        self._seconds[phase] = time.perf_counter() - started
+        self._seconds[phase] += time.perf_counter() - started
