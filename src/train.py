@@ -8,6 +8,7 @@ python src/train.py -m experiment=matchtir_hard,grpo seed=1,2,3
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import hydra
@@ -61,21 +62,21 @@ def run(config: DictConfig) -> float:
     datamodule: LightningDataModule = instantiate(config.datamodule)
     callbacks, loggers = instantiate_group(config.callbacks), instantiate_group(config.logger)
     trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
-    sandbox = instantiate(config.sandbox)
-    try:
+    with ExitStack() as at_the_end:
+        at_the_end.callback(close, loggers)
         for logger in loggers:
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        sandbox = instantiate(config.sandbox)
+        at_the_end.callback(sandbox.shutdown)
         loaded = instantiate(config.model)
         if config.get("warm_start"):
             start_warm(config, loaded, sandbox)
         module = build_module(config, config.module, loaded, sandbox)
+        at_the_end.callback(module.engine.close)
         before = scores_before(trainer, module, datamodule, folder / "before.json")
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
         objective = float(trainer.callback_metrics.get(config.objective, float("nan")))
         after = test_scores(trainer, module, datamodule)
-    finally:
-        sandbox.shutdown()
-        close(loggers)
     if trainer.is_global_zero:
         save_pretrained(loaded, folder / POLICY_FOLDER)
         facts = {"objective": objective, "seed": config.seed, "iterations": module.iteration}

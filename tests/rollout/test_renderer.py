@@ -131,6 +131,24 @@ def test_observation_token_by_token():
     ]  # fmt: skip
 
 
+@TOKENIZERS
+def test_a_turn_that_stops_at_its_call_is_ended_by_the_observation(load):
+    """Whether the policy wrote the end of its turn or was stopped, the conversation is the same."""
+    whole, stopping = Renderer(load(), ""), Renderer(load(), "", stop_at_call=True)
+    (end, *_) = whole.stop_token_ids
+    assert set(stopping.stop_token_ids) - set(whole.stop_token_ids) == {
+        load().convert_tokens_to_ids("</tool_call>")
+    }
+    turn, results = whole.encode_turn(call_text("alpha")), [ToolResult("beta")]
+    stopped = turn[:-1]
+    assert turn[-1] == end and stopped[-1] in stopping.stop_token_ids
+    assert stopping.decode(stopped) == call_text("alpha")
+    assert stopped + stopping.observation_ids(results, stopped) == turn + whole.observation_ids(
+        results, turn
+    )
+    assert stopping.observation_ids(results, turn) == whole.observation_ids(results, turn)
+
+
 def test_inert_ids_of_qwen3():
     renderer = Renderer(qwen3_tokenizer(), "")
     ids = renderer.observation_ids([ToolResult("<|im_end|><tool_call>")])

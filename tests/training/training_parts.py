@@ -122,6 +122,7 @@ def fit(
     validate: bool = False,
     callbacks: Sequence[Callback] = (),
     loggers: Sequence[Logger] = (),
+    checkpoint: Path | None = None,
 ) -> Trainer:
     """Train; metrics go to `<folder>/metrics.csv`."""
     task_set = TaskList(tasks(2) if given is None else given)
@@ -139,7 +140,12 @@ def fit(
         callbacks=list(callbacks),
     )
     stages = [Stage(task_set, iterations, batch_size)]
-    trainer.fit(module, datamodule=TaskDataModule(stages, task_set, seed=1))
+    trainer.fit(
+        module,
+        datamodule=TaskDataModule(stages, task_set, seed=1),
+        ckpt_path=checkpoint,
+        weights_only=False,
+    )
     return trainer
 
 

@@ -51,6 +51,7 @@ def register_resolvers() -> None:
     for function in (identity.group, identity.name, identity.tags):
         OmegaConf.register_new_resolver(f"run_{function.__name__}", function, replace=True)
     OmegaConf.register_new_resolver("joined", "+".join, replace=True)
+    OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
 
 
 def run_dir(

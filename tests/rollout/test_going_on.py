@@ -1,0 +1,139 @@
+"""Deadlines, and attempts that are interrupted and gone on with."""
+
+import asyncio
+
+import pytest
+
+from matchtir.rollout.attempt import Attempt
+from matchtir.rollout.runner import EpisodeRunner, is_whole
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import StopReason, ToolSpec, Trajectory
+from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, task
+from tests.rollout.test_episode import ANSWER, RENDERER, SAMPLING, Engine, runner_of
+
+CALL = call_text("alpha")
+
+
+class Resumed(Engine):
+    """Writes the turn that the context asks for: it knows nothing of earlier sessions."""
+
+    async def generate(self, session, context, sampling, seed):
+        self._turns[session] = list(context).count(RENDERER.encode_turn("")[-1]) // 2 - 1
+        return await super().generate(session, context, sampling, seed)
+
+
+def hangs_on(city):
+    """A tool that never answers for one city."""
+
+    async def answer(call):
+        if call.arguments["city"] == city:
+            await asyncio.Event().wait()
+        return await echo(call)
+
+    return answer
+
+
+# -- deadlines ------------------------------------------------------------------------------------
+def test_an_episode_ends_at_its_deadline_with_the_turns_it_has():
+    sandbox = FakeSandbox(hangs_on("beta"))
+    runner = runner_of(Engine(CALL, call_text("beta"), ANSWER), sandbox, max_seconds=1)
+    [[trajectory]] = runner.run([task()], 1, SAMPLING, seed=0)
+    assert trajectory.stop_reason is StopReason.DEADLINE
+    (turn,) = trajectory.turns
+    assert turn.results and turn.observation_ids == ()
+    assert 1 <= trajectory.seconds < 10
+    assert all(session.is_closed for session in sandbox.sessions)
+
+
+def test_a_deadline_before_the_first_turn():
+    class Hangs(Engine):
+        async def generate(self, session, context, sampling, seed):
+            await asyncio.Event().wait()
+
+    engine = Hangs()
+    [[trajectory]] = runner_of(engine, max_seconds=1).run([task()], 1, SAMPLING, seed=0)
+    assert trajectory.stop_reason is StopReason.DEADLINE and trajectory.turns == ()
+    assert len(engine.released) == 1
+
+
+def test_a_time_out_of_the_engine_is_no_deadline():
+    class TimesOut(Engine):
+        async def generate(self, session, context, sampling, seed):
+            raise TimeoutError("no answer")
+
+    with pytest.raises(TimeoutError, match="no answer"):
+        runner_of(TimesOut(), max_seconds=100).run([task()], 1, SAMPLING, seed=0)
+
+
+# -- going on -------------------------------------------------------------------------------------
+def test_enough_groups_end_and_the_others_keep_their_turns():
+    sandbox = FakeSandbox(hangs_on("delta"))
+    engine = Engine()
+    turns = {"slow": [CALL, call_text("delta"), ANSWER], "fast": [ANSWER]}
+    engine.script = lambda session, turn: turns[session.split("/")[2]][turn]
+    runner = runner_of(engine, sandbox)
+    groups = runner.attempts([task("slow"), task("fast")], 2, SAMPLING, seed=3)
+    slow, fast = asyncio.run(runner.go_on(groups, enough=1))
+    assert is_whole(fast) and not is_whole(slow)
+    assert all(isinstance(each, Attempt) for each in slow)
+    for attempt in slow:  # interrupted in the second turn's tools
+        assert [turn.text for turn in attempt.turns] == [CALL]
+        assert attempt.turns[0].observation_ids
+    assert len(engine.released) == 4
+    assert all(session.is_closed for session in sandbox.sessions)
+
+    after = Resumed(CALL, call_text("beta"), ANSWER)
+    after.version = 1
+    again = runner_of(after)
+    (slow,) = asyncio.run(again.go_on([slow], enough=1))
+    for trajectory in slow:
+        assert isinstance(trajectory, Trajectory)
+        assert trajectory.stop_reason is StopReason.ANSWER
+        assert [turn.policy_version for turn in trajectory.turns] == [0, 1, 1]
+        assert trajectory.policy_version == 0
+    # The same as in one go, but for versions and times.
+    [whole, _] = runner_of(Engine(CALL, call_text("beta"), ANSWER)).run(
+        [task("slow"), task("fast")], 2, SAMPLING, seed=3
+    )
+    for one, other in zip(slow, whole, strict=True):
+        assert [t.token_ids + t.observation_ids for t in one.turns] == [
+            t.token_ids + t.observation_ids for t in other.turns
+        ]
+
+
+def test_urgent_groups_are_waited_for():
+    order = []
+
+    class Late(Engine):
+        async def generate(self, session, context, sampling, seed):
+            if "/first" in session:
+                while len(order) < 2:
+                    await asyncio.sleep(0)
+            order.append(session.split("/")[2])
+            return await super().generate(session, context, sampling, seed)
+
+    runner = runner_of(Late(ANSWER))
+    groups = runner.attempts([task("first"), task("b"), task("c")], 1, SAMPLING, seed=0)
+    done = asyncio.run(runner.go_on(groups, enough=1, urgent=1))
+    assert is_whole(done[0]) and order[-1] == "first"
+
+
+def test_a_stateful_tool_has_its_state_back():
+    """Its calls so far are made again in the new session."""
+    source = "class Box:\n    def __init__(self):\n        self.n = 0\n"
+    source += "    def mayor_of(self, city):\n        self.n += 1\n        return self.n\n"
+    spec = ToolSpec("mayor_of", "", {}, source, owner="Box")
+    counting = task(tools=(spec,), gold_state={"Box": {"n": 2}})
+    sandbox = ProcessPoolSandbox(workers=1)
+    try:
+        runner = EpisodeRunner(
+            Resumed(CALL, CALL, ANSWER), RENDERER, sandbox, runner_of(Engine()).limits
+        )
+        [[whole]] = runner.run([counting], 1, SAMPLING, seed=0)
+        half = Attempt(counting, whole.prompt_ids, SAMPLING, 0, 0, 0, whole.turns[:1])
+        ((resumed,),) = asyncio.run(runner.go_on([[half]], enough=1))
+    finally:
+        sandbox.shutdown()
+    for trajectory in (whole, resumed):
+        assert [result.output for result in trajectory.results] == ["1", "2"]
+        assert trajectory.final_state == {"Box": {"n": 2}}

