@@ -19,6 +19,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NEEDED = {"train": [], "eval": ["policy=gold"]}
 OPTION_NEEDS = {
     "model=huggingface": ["model.name_or_path=a/model"],
+    "rollout=default": ["+engine@rollout.engine=transformers"],
     "data=custom": ["data.path=tasks.jsonl"],
     "benchmark=custom": ["benchmark.custom.tasks.path=tasks.jsonl"],
     "data.val=custom": ["validation.tasks.path=tasks.jsonl"],

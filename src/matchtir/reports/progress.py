@@ -25,7 +25,13 @@ VALIDATION = {
     "val/answer_f1": "val answer F1",
     "val/answered": "val answered",
 }
-PHASES = {"rollout": "cyan", "tools": "yellow", "credit": "magenta", "update": "green"}
+PHASES = {
+    "sync": "blue",
+    "rollout": "cyan",
+    "tools": "yellow",
+    "credit": "magenta",
+    "update": "green",
+}
 BARS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 48
 
