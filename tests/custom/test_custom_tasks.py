@@ -6,14 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from matchtir.reports.task_leaks import find_pairs
 from matchtir.tasks.custom import CustomTasks
 from matchtir.tasks.custom.rows import row_from_task, task_from_row
-from matchtir.tasks.rows import RowError
+from matchtir.tasks.rows import SPLITS, RowError
 from matchtir.tools.process_pool import ProcessPoolSandbox
 from matchtir.types import SubAnswer
 from tests.custom.conftest import make_row
 
 ALL_TRAIN = {"train": 1}
+TRIPS = Path(__file__).parents[2] / "examples" / "trips"
 
 
 def read(write, module, *rows, **options):
@@ -213,3 +215,9 @@ def test_tools_of_an_mcp_server(write):
     row = make_row(question="How many?", gold_calls=calls, answer=5, tools=["increase"])
     (task,) = read(write, None, row, tools=server)
     assert [answer.output for answer in task.sub_answers] == ["2", "5"]
+
+
+def test_no_task_of_the_example_is_in_two_splits():
+    tasks = CustomTasks(str(TRIPS / "tasks.jsonl"), tools=str(TRIPS / "tools.py"), sandbox=None)
+    pairs = find_pairs({split: tasks.tasks(split) for split in SPLITS})
+    assert [(pair.first, pair.second) for pair in pairs if pair.is_leak] == []

@@ -36,11 +36,21 @@ def test_profiles_are_of_each_scenario_then_of_the_split():
     assert means == {
         "hops": 1.0,
         "gold calls": 1.5,
+        "gold outputs": 1.5,
         "tools offered": 2.0,
         "arguments per call": 1.0,
         "question words": 3.0,
         "prompt tokens": 7.0,
     }
+
+
+def test_tasks_without_gold_calls_are_no_part_of_the_means_over_gold_calls():
+    bare = Task("c", "Some instructions. Question: one two three", (TOOL,), (), "4")
+    [mixed] = profiles({"test": [bare, task("a", "one", 2, 3)]}, lambda task: 7)
+    assert mixed.tasks == 2 and mixed.mean("gold calls") == 2.0
+    assert mixed.mean("question words") == 2.0  # instructions before the question do not count
+    [without] = profiles({"test": [bare]}, lambda task: 7)
+    assert without.mean("gold calls") is None and without.mean("arguments per call") is None
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,8 @@ def tools_section(use: Sequence[tuple[str, int, int]]) -> Section:
     """The most called tools."""
     rows = [[name, f"{offered:,}", f"{called:,}"] for name, offered, called in use[:MOST_ROWS]]
     unused = sum(1 for _, _, called in use if not called)
-    note = f"{len(use):,} tools, {unused:,} of them in no gold call"
+    left_out = f"; {len(use) - MOST_ROWS:,} are not shown" if len(use) > MOST_ROWS else ""
+    note = f"{len(use):,} tools, {unused:,} of them in no gold call{left_out}"
     return Section("Tools", ["tool", "offered in tasks", "gold calls"], rows, note)
 
 
@@ -166,15 +167,17 @@ def write_task_page(
 def _histograms(profiles: Sequence[Profile]) -> str:
     """A panel per measure, a colour per split: the share of its tasks by value, as SVG."""
     splits = [profile for profile in profiles if not profile.scenario]
-    measures = list(splits[0].values) if splits else []
+    names = list(splits[0].values) if splits else []
+    measures = [name for name in names if any(profile.values[name] for profile in splits)]
     rows = -(-len(measures) // _COLUMNS)
     figure = Figure(figsize=(4 * _COLUMNS, 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     for position, measure in enumerate(measures, start=1):
         axes = figure.add_subplot(rows, _COLUMNS, position)
-        columns = [list(profile.values[measure]) for profile in splits]
+        measured = [profile for profile in splits if profile.values[measure]]
+        columns = [list(profile.values[measure]) for profile in measured]
         weights = [[1 / len(column)] * len(column) for column in columns]
-        axes.hist(columns, bins=12, weights=weights, label=[p.split for p in splits])
+        axes.hist(columns, bins=12, weights=weights, label=[p.split for p in measured])
         axes.set(title=measure, ylabel="share of tasks")
         axes.legend(fontsize="small")
     text = io.StringIO()
@@ -183,7 +186,9 @@ def _histograms(profiles: Sequence[Profile]) -> str:
     return f"<section>{svg[svg.index('<svg') :]}</section>"
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
 
 

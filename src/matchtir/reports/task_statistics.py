@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from matchtir.tasks.synthetic.profile import question_text
 from matchtir.types import Task
 
 Splits = Mapping[str, Sequence[Task]]
@@ -18,14 +19,16 @@ _DATE = re.compile(
     r"|october|november|december)( \d{1,2})?(,? \d{4})?"
 )
 
-MEASURES: Mapping[str, Callable[[Task], float]] = {
-    "hops": lambda task: float(len(set(task.gold_turns)) or len(task.gold_calls)),
-    "gold calls": lambda task: float(len(task.gold_calls)),
-    "tools offered": lambda task: float(len(task.tools)),
+# None where a task has nothing to measure: many published test sets come without gold calls.
+MEASURES: Mapping[str, Callable[[Task], float | None]] = {
+    "hops": lambda task: len(set(task.gold_turns)) or len(task.gold_calls) or None,
+    "gold calls": lambda task: len(task.gold_calls) or None,
+    "gold outputs": lambda task: len(task.sub_answers) or None,
+    "tools offered": lambda task: len(task.tools),
     "arguments per call": lambda task: (
-        fmean(len(call.arguments) for call in task.gold_calls) if task.gold_calls else 0.0
+        fmean(len(call.arguments) for call in task.gold_calls) if task.gold_calls else None
     ),
-    "question words": lambda task: float(len(task.question.split())),
+    "question words": lambda task: len(question_text(task).split()),
 }
 
 
@@ -36,11 +39,11 @@ class Profile:
     split: str
     scenario: str  # "" for all scenarios of the split
     tasks: int
-    values: Mapping[str, Sequence[float]]
+    values: Mapping[str, Sequence[float]]  # of the tasks that have something to measure
 
-    def mean(self, measure: str) -> float:
-        """The mean of a measure over the tasks."""
-        return fmean(self.values[measure])
+    def mean(self, measure: str) -> float | None:
+        """The mean of a measure over the tasks that have it; None where no task does."""
+        return fmean(self.values[measure]) if self.values[measure] else None
 
 
 def profiles(splits: Splits, prompt_tokens: Callable[[Task], int]) -> list[Profile]:
@@ -49,7 +52,7 @@ def profiles(splits: Splits, prompt_tokens: Callable[[Task], int]) -> list[Profi
     Args:
         prompt_tokens: length of a task's prompt.
     """
-    measures = {**MEASURES, "prompt tokens": lambda task: float(prompt_tokens(task))}
+    measures = {**MEASURES, "prompt tokens": prompt_tokens}
     found = []
     for split, tasks in splits.items():
         measured = [{name: measure(task) for name, measure in measures.items()} for task in tasks]
@@ -60,7 +63,10 @@ def profiles(splits: Splits, prompt_tokens: Callable[[Task], int]) -> list[Profi
                 for task, values in zip(tasks, measured, strict=True)
                 if scenario in ("", task.scenario)
             ]
-            columns = {name: [values[name] for values in chosen] for name in measures}
+            columns = {
+                name: [float(value) for values in chosen if (value := values[name]) is not None]
+                for name in measures
+            }
             found.append(Profile(split, scenario, len(chosen), columns))
     return found
 
