@@ -73,7 +73,7 @@ def run(config: DictConfig) -> dict[str, list[Task]]:
     console = Console()
     console.width = max(console.width, 140)
     for section in sections:
-        if section.rows:
+        if section.rows or section.note:
             console.print(section.table())
     title = f"{HydraConfig.get().runtime.choices['data']}: tasks"
     task_page.write_task_page(Path(config.page), title, sections, found)

@@ -7,9 +7,12 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -19,7 +22,7 @@ from matchtir.reports.task_leaks import Pair
 from matchtir.reports.task_statistics import Profile
 
 MOST_ROWS = 40  # of a table whose length has no bound; the rest is counted
-_COLUMNS = 3  # of plots
+_STYLES = ("base.css", "tasks.css")
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -31,17 +34,14 @@ _PAGE = """<!doctype html>
 <body><main><h1>{title}</h1>{plots}{tables}</main></body>
 </html>
 """
-_STYLE = """
-main { max-width: 1200px; margin: 0 auto; padding: 16px; }
-section { margin: 24px 0; }
-tr:nth-child(even) td { background: var(--raised); }
-svg { max-width: 100%; height: auto; }
-"""
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A table: the first column is text, the others are numbers or short texts."""
+    """A table: the first column is text, the others are numbers or short texts.
+
+    Without rows only the note is shown, and without a note nothing.
+    """
 
     title: str
     columns: Sequence[str]
@@ -50,6 +50,8 @@ class Section:
 
     def table(self) -> RenderableType:
         """For the terminal."""
+        if not self.rows:
+            return f"{self.title}: {self.note}"
         table = Table(title=self.title, caption=self.note or None, title_justify="left")
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="right" if index else "left")
@@ -59,12 +61,14 @@ class Section:
 
     def html(self) -> str:
         """For the page."""
+        note = f'<p class="muted">{html.escape(self.note)}</p>' if self.note else ""
+        if not self.rows:
+            return f"<section><h2>{html.escape(self.title)}</h2>{note}</section>"
         head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
         body = "".join(
             f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
             for row in self.rows
         )
-        note = f'<p class="muted">{html.escape(self.note)}</p>' if self.note else ""
         table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
         return f"<section><h2>{html.escape(self.title)}</h2>{table}{note}</section>"
 
@@ -116,7 +120,7 @@ def pairs_section(pairs: Sequence[Pair]) -> Section:
         for pair in ordered[:MOST_ROWS]
     ]
     leaks = sum(pair.is_leak for pair in pairs)
-    note = f"{len(pairs):,} pairs, {leaks:,} of them in two splits"
+    note = f"{len(pairs):,} pairs, {leaks:,} of them in two splits" if pairs else "none found"
     return Section("Duplicates and leaks", ["tasks", "", "how", "overlap"], rows, note)
 
 
@@ -133,6 +137,8 @@ def replay_section(replays: Mapping[str, GoldReplay]) -> Section:
     """What came of the gold calls, by split."""
     rows = []
     for split, replay in replays.items():
+        if not replay.tasks:
+            continue  # of a test set without gold calls
         statuses = ", ".join(f"{count:,} {name}" for name, count in replay.statuses.most_common())
         cells = [_part(part) for part in (replay.solved, replay.answered, replay.reached)]
         problems = f"{len(replay.problems):,}"
@@ -156,8 +162,8 @@ def write_task_page(
     path: Path, title: str, sections: Sequence[Section], profiles: Sequence[Profile]
 ) -> None:
     """Write the page; it opens from disk and loads nothing."""
-    style = (PAGES / "base.css").read_text(encoding="utf-8") + _STYLE
-    body = "".join(section.html() for section in sections if section.rows)
+    style = "".join((PAGES / name).read_text(encoding="utf-8") for name in _STYLES)
+    body = "".join(section.html() for section in sections if section.rows or section.note)
     name = html.escape(title)
     text = _PAGE.format(title=name, style=style, plots=_histograms(profiles), tables=body)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,25 +171,40 @@ def write_task_page(
 
 
 def _histograms(profiles: Sequence[Profile]) -> str:
-    """A panel per measure, a colour per split: the share of its tasks by value, as SVG."""
+    """A plot per measure, a colour per split: the share of its tasks by value, as SVG."""
     splits = [profile for profile in profiles if not profile.scenario]
-    names = list(splits[0].values) if splits else []
-    measures = [name for name in names if any(profile.values[name] for profile in splits)]
-    rows = -(-len(measures) // _COLUMNS)
-    figure = Figure(figsize=(4 * _COLUMNS, 2.6 * rows), layout="constrained")
+    measures = list(splits[0].values) if splits else []
+    plots = [_histogram(measure, splits) for measure in measures]
+    return f'<section class="plots">{"".join(plots)}</section>'
+
+
+def _histogram(measure: str, splits: Sequence[Profile]) -> str:
+    """One plot; none where no task has the measure."""
+    columns = {p.split: list(p.values[measure]) for p in splits if p.values[measure]}
+    if not columns:
+        return ""
+    figure = Figure(figsize=(4, 2.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for position, measure in enumerate(measures, start=1):
-        axes = figure.add_subplot(rows, _COLUMNS, position)
-        measured = [profile for profile in splits if profile.values[measure]]
-        columns = [list(profile.values[measure]) for profile in measured]
-        weights = [[1 / len(column)] * len(column) for column in columns]
-        axes.hist(columns, bins=12, weights=weights, label=[p.split for p in measured])
-        axes.set(title=measure, ylabel="share of tasks")
-        axes.legend(fontsize="small")
+    axes = figure.add_subplot()
+    weights = [[1 / len(column)] * len(column) for column in columns.values()]
+    bins = _bins([value for column in columns.values() for value in column])
+    axes.hist(list(columns.values()), bins=bins, weights=weights, label=list(columns))
+    axes.set(title=measure, ylabel="share of tasks", ymargin=0.3)  # room for the legend
+    axes.autoscale_view()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=isinstance(bins, np.ndarray)))
+    axes.legend(fontsize="small", frameon=False)
     text = io.StringIO()
     figure.savefig(text, format="svg")
     svg = text.getvalue()
-    return f"<section>{svg[svg.index('<svg') :]}</section>"
+    return svg[svg.index("<svg") :]
+
+
+def _bins(values: Sequence[float]) -> Any:
+    """One bin for each whole number, where all are whole and not too many; else 12 bins."""
+    low, high = min(values), max(values)
+    whole = all(value.is_integer() for value in values)
+    return np.arange(low - 0.5, high + 1) if whole and high - low < 24 else 12
 
 
 def _number(value: float | None) -> str:

@@ -40,7 +40,7 @@ function row(item, state, scale) {
     squares(record, scale),
     errors.length ? h("span", { class: "chip bad" }, errors[0] + (errors.length > 1 ? ` +${errors.length - 1}` : "")) : null,
     record.stop_reason === "answer" ? null : h("span", { class: "chip" }, record.stop_reason)),
-  h("span", { class: "row-title" }, record.question),
+  h("span", { class: "row-title" }, asked(record)),
   h("span", { class: "row-sub muted number" },
     `${record.place}/${record.group}/${record.attempt}  ${record.scenario || record.task}`));
 }

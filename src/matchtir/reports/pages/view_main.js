@@ -71,7 +71,7 @@ function detail(item) {
   return h("main", { class: "detail", tabindex: -1 },
     h("section", { class: "head" },
       h("p", { class: "muted number" }, `${/^\d+$/.test(record.place) ? "iteration " : ""}${record.place}, group ${record.group}, attempt ${record.attempt + 1} of ${group.length}   ${record.task}`),
-      h("h2", {}, record.question),
+      h("h2", { title: record.question }, asked(record)),
       h("p", { class: "facts" },
         h("span", {}, h("span", { class: "muted" }, "gold answer "), h("b", {}, record.gold_answer)),
         h("span", { class: "number" }, h("span", { class: "muted" }, "reward "), h("b", {}, signed(record.total))),

@@ -4,6 +4,9 @@ const FILTERS = ["q", "scenario", "iteration", "stop", "error", "min", "max", "s
 
 const key = (record) => `${record.place}/${record.group}/${record.attempt}`;
 
+// FTRL's rows put the same instructions before each question.
+const asked = (record) => record.question.split("\nQuestion: ").pop();
+
 const calls = (record) => record.turns.flatMap((turn) => turn.calls);
 
 function errorsOf(record) {
