@@ -22,6 +22,7 @@ from matchtir.evaluation.benchmark import Setting
 from matchtir.evaluation.players import find_policy
 from matchtir.evaluation.results import Earlier, report
 from matchtir.utils.config_check import check
+from matchtir.utils.quiet import quiet
 from matchtir.utils.run_dir import folder_to_resume, keep_config, register_resolvers
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ LISTS = ("benchmark", "against")  # keys that take several values: a,b
 def run(config: DictConfig) -> dict[str, Any]:
     """One evaluation; what it found is also in the run's folder."""
     check(config, KNOWN_KEYS, GIVEN)
+    quiet()
     folder = Path(config.paths.run_dir)
     folder_to_resume(config.ckpt_path, folder)
     earlier = [Earlier.load(path) for path in config.against]

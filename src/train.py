@@ -22,6 +22,7 @@ from matchtir.training.build import build_module, start_warm
 from matchtir.training.held_out import report, scores_before, test_scores
 from matchtir.utils.config_check import check
 from matchtir.utils.instantiate import close, instantiate_group
+from matchtir.utils.quiet import quiet
 from matchtir.utils.run_dir import checkpoint_to_load, keep_config, register_resolvers
 from matchtir.utils.sweep import run_job
 
@@ -49,6 +50,7 @@ GIVEN = {
 def run(config: DictConfig) -> float:
     """Train, and test before and after; returns the metric that a search would optimise."""
     check(config, KNOWN_KEYS, GIVEN)
+    quiet()
     started = time.monotonic()
     folder = Path(config.paths.run_dir)
     checkpoint = checkpoint_to_load(config.ckpt_path, folder)

@@ -1,0 +1,21 @@
+"""Keeps out of logs what libraries say in every run and no reader can act on."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+from transformers.utils.logging import disable_progress_bar
+
+# Messages of libraries about each other: (category, beginning).
+CHATTER: tuple[tuple[type[Warning], str], ...] = (
+    (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # Lightning with torch
+)
+
+
+def quiet() -> None:
+    """Silence these warnings, and where nobody watches the bars of loading and saving weights."""
+    for category, beginning in CHATTER:
+        warnings.filterwarnings("ignore", beginning, category)
+    if not sys.stderr.isatty():
+        disable_progress_bar()
