@@ -39,7 +39,11 @@ def make_run(
     logger = CsvLogger(folder)
     for step in range(1, 31):
         row = {"train/reward": level + seed, "time/rollout": 2.0, "time/tools": 0.5}
-        row |= {"time/update": 1.0, "train/tokens_per_s": 10.0}
+        row |= {
+            "time/update": 1.0,
+            "train/tokens_per_s": 10.0,
+            "credit/level": 6.55 + step / 10_000,
+        }
         logger.log_metrics(
             row | ({"val/solve_f1": level + seed / 10} if step % 10 == 0 else {}), step
         )
@@ -223,9 +227,15 @@ def test_the_page(page: Any, sweep: Path, width: int) -> None:
     assert reward.locator("g[data-method]").count() == 2
     page.click(".method:first-child")
     assert reward.locator("g[data-method]:not(.off)").count() == 1
+    page.click("summary:has-text('credit')")
+    page.wait_for_selector("[data-metric='credit/level']")
+    assert page.locator("[data-metric='credit/level'] g[data-method]:not(.off)").count() == 1
+    marks = page.locator("[data-metric='credit/level'] text").all_text_contents()
+    assert len(marks) == len(set(marks))  # neighbouring ticks read differently
+    # what never changes is named, not drawn
     page.click("summary:has-text('time')")
-    page.wait_for_selector("[data-metric='time/rollout']")
-    assert page.locator("[data-metric='time/rollout'] g[data-method]:not(.off)").count() == 1
+    assert "rollout 2" in page.inner_text("details:has-text('time') .constants")
+    assert page.locator("[data-metric='time/rollout']").count() == 0
     reward.locator("svg").hover()
     assert page.locator(".readout b").first.inner_text().strip().isdigit()
 

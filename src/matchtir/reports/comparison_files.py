@@ -156,7 +156,8 @@ def _setting_rows(comparison: Comparison) -> Iterable[list[Any]]:
 def final_table(comparison: Comparison) -> Table:
     """The final scores in the paper's layout, with gains over training and their intervals."""
     table = Table(title="test scores; gain over training; its 95 % interval over tasks")
-    table.add_column("method", max_width=36, overflow="fold")
+    longest = max(len(row["method"]) for row in comparison.final)
+    table.add_column("method", min_width=min(longest, 36), max_width=36, overflow="fold")
     table.add_column("seeds", no_wrap=True)
     shown = [m for m in HEADINGS if any(m in row["scores"] for row in comparison.final)]
     for measure in shown:

@@ -10,10 +10,16 @@ function ticks(low, high, count) {
   for (let value = Math.ceil(low / step) * step; value <= high + step * 1e-6; value += step) found.push(Math.abs(value) < step / 1e6 ? 0 : value);
   return found;
 }
-function short(value) {
+function short(value, digits = 3) {
   const size = Math.abs(value);
   if (size >= 1e5 || (size > 0 && size < 1e-3)) return value.toExponential(1);
-  return String(Number(value.toPrecision(size >= 100 ? 4 : 3)));
+  return String(Number(value.toPrecision(Math.max(digits, size >= 100 ? 4 : 3))));
+}
+// The digits that tell neighbouring ticks apart.
+function digitsOf(values) {
+  if (values.length < 2) return 3;
+  const largest = Math.max(...values.map(Math.abs));
+  return Math.min(10, Math.ceil(Math.log10(largest / (values[1] - values[0]))) + 1);
 }
 
 // The range of all seeds and means; an interval that reaches beyond is cut off.
@@ -52,6 +58,7 @@ function chart(metric, drawn) {
   const x = (step) => PAD.left + (step - first) / (last - first) * (WIDTH - PAD.left - PAD.right);
   const y = (value) => PAD.top + (high - value) / (high - low) * (HEIGHT - PAD.top - PAD.bottom);
   const clip = `clip-${charts += 1}`;
+  const marks = ticks(low, high, 4), digits = digitsOf(marks);
   const lines = drawn.map(({ index, points }) => {
     const { color, dash } = styleOf(index);
     return s("g", { "data-method": index },
@@ -64,8 +71,8 @@ function chart(metric, drawn) {
   const readout = h("p", { class: "readout number" });
   const svg = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": metric },
     s("clipPath", { id: clip }, s("rect", { x: PAD.left, y: PAD.top, width: WIDTH - PAD.left - PAD.right, height: HEIGHT - PAD.top - PAD.bottom })),
-    ticks(low, high, 4).map((value) => [s("line", { class: "grid", x1: PAD.left, x2: WIDTH - PAD.right, y1: y(value), y2: y(value) }),
-      s("text", { x: PAD.left - 6, y: y(value) + 3.5, "text-anchor": "end" }, short(value))]),
+    marks.map((value) => [s("line", { class: "grid", x1: PAD.left, x2: WIDTH - PAD.right, y1: y(value), y2: y(value) }),
+      s("text", { x: PAD.left - 6, y: y(value) + 3.5, "text-anchor": "end" }, short(value, digits))]),
     ticks(first, last, 5).filter(Number.isInteger).map((value) => s("text", { x: x(value), y: HEIGHT - 8, "text-anchor": "middle" }, short(value))),
     s("g", { "clip-path": `url(#${clip})` }, lines), rule);
   const show = (step) => {

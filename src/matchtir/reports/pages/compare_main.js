@@ -4,6 +4,15 @@ const FIRST = ["reward", "solve_f1", "answer_f1", "answered", "entropy", "kl", "
 const STAGES = [["rollout", "#56b4e9"], ["tools", "#e69f00"], ["credit", "#cc79a7"], ["update", "#009e73"], ["other", "#9a9a9a"]];
 const hidden = new Set();
 
+// Long labels break behind their joints, not within words.
+const breakable = (label) => label.split(/(?<=[=_,/])/).flatMap((part) => [part, h("wbr", {})]);
+
+// The value that a metric has in every run at every step; null where it changes.
+function constantOf(methods) {
+  const values = new Set(Object.values(methods).flatMap((points) => points.seeds.flat()).filter((value) => value !== null));
+  return values.size === 1 ? [...values][0] : null;
+}
+
 function legend(methods) {
   return h("div", { class: "methods" }, methods.map((method, index) => {
     const done = method.runs.filter((run) => run.finished).length;
@@ -24,19 +33,23 @@ function curves(data) {
   const labels = data.methods.map((method) => method.label);
   const left = new Map(Object.entries(data.curves).filter(([metric]) => !metric.startsWith("test/")));
   return SECTIONS.map(([title, prefix, open]) => {
-    const metrics = [...left.keys()].filter((metric) => metric.startsWith(prefix));
+    const found = [...left.keys()].filter((metric) => metric.startsWith(prefix));
+    const flat = found.filter((metric) => constantOf(left.get(metric)) !== null);
+    const metrics = found.filter((metric) => !flat.includes(metric));
     const rank = (metric) => { const at = FIRST.indexOf(metric.slice(prefix.length)); return at < 0 ? FIRST.length : at; };
     metrics.sort((a, b) => rank(a) - rank(b));
     const figures = () => metrics.map((metric) => chart(metric, labels.flatMap((label, index) =>
       kept[metric][label] ? [{ index, points: kept[metric][label] }] : [])));
     const kept = Object.fromEntries(metrics.map((metric) => [metric, left.get(metric)]));
-    metrics.forEach((metric) => left.delete(metric));
-    if (!metrics.length) return null;
+    const constants = flat.map((metric) => h("span", {}, h("code", {}, metric.slice(prefix.length)), ` ${short(constantOf(left.get(metric)))}`));
+    found.forEach((metric) => left.delete(metric));
+    if (!found.length) return null;
     const grid = h("div", { class: "charts" });
     const holder = h("details", { class: "curves", open, ontoggle: () => {
       if (holder.open && !grid.childElementCount) grid.append(...figures());
       for (const index of hidden) for (const element of grid.querySelectorAll(`[data-method="${index}"]`)) element.classList.add("off");
-    } }, h("summary", {}, title, h("span", { class: "muted" }, ` ${metrics.length}`)), grid);
+    } }, h("summary", {}, title, h("span", { class: "muted" }, ` ${metrics.length}`)), grid,
+      flat.length ? h("p", { class: "constants muted" }, "the same in all runs at all times: ", constants) : null);
     return holder;
   });
 }
@@ -65,7 +78,7 @@ function finalTable(data) {
   };
   return h("div", { class: "scroll" }, h("table", { class: "final number" },
     h("thead", {}, h("tr", {}, h("th", {}, "method"), h("th", {}, "seeds"), measures.map((m) => h("th", {}, data.headings[m] || m)))),
-    h("tbody", {}, data.final.map((row) => h("tr", {}, h("td", { class: "wrap" }, h("b", {}, row.method),
+    h("tbody", {}, data.final.map((row) => h("tr", {}, h("td", { class: "wrap" }, h("b", {}, breakable(row.method)),
       row.method === data.baseline ? h("small", { class: "muted" }, " baseline") : null), h("td", {}, row.seeds.join(" ")), measures.map((m) => cell(row, m)))))));
 }
 
@@ -73,7 +86,7 @@ function settingsTable(data) {
   if (data.methods.length < 2) return h("p", { class: "muted" }, "There is one method.");
   if (!data.settings.length) return h("p", { class: "muted" }, "The settings are the same.");
   return h("div", { class: "scroll" }, h("table", { class: "settings" },
-    h("thead", {}, h("tr", {}, h("th", {}, "setting"), data.methods.map((method) => h("th", { class: "wrap" }, method.label)))),
+    h("thead", {}, h("tr", {}, h("th", {}, "setting"), data.methods.map((method) => h("th", { class: "wrap" }, breakable(method.label))))),
     h("tbody", {}, data.settings.map((row) => h("tr", {}, h("td", {}, h("code", {}, row.key)),
       row.values.map((value) => h("td", {}, h("code", {}, value.replace(/^matchtir\.(\w+\.)*/, "")))))))));
 }
@@ -84,7 +97,7 @@ function costTable(data) {
   return [h("p", { class: "legend muted" }, STAGES.map(([stage, hue]) => [h("i", { class: "swatch", "--hue": hue }), stage])),
     h("div", { class: "scroll" }, h("table", { class: "cost number" },
       h("thead", {}, h("tr", {}, ["method", "", "seconds", ...STAGES.map(([stage]) => stage), "sampled tokens"].map((text) => h("th", {}, text)))),
-      h("tbody", {}, data.cost.map((row) => h("tr", {}, h("td", { class: "wrap" }, row.method),
+      h("tbody", {}, data.cost.map((row) => h("tr", {}, h("td", { class: "wrap" }, breakable(row.method)),
         h("td", {}, h("span", { class: "bar" }, STAGES.map(([stage, hue]) => h("i", { title: `${stage}: ${seconds(row[stage])} s`, "--hue": hue, "--share": ((row[stage] || 0) / most).toFixed(4) })))),
         h("td", {}, seconds(row.seconds)), STAGES.map(([stage]) => h("td", {}, seconds(row[stage]))),
         h("td", {}, row.tokens === null ? "–" : Math.round(row.tokens).toLocaleString("en")))))))];
