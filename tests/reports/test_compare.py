@@ -234,7 +234,7 @@ def test_the_page(page: Any, sweep: Path, width: int) -> None:
     assert len(marks) == len(set(marks))  # neighbouring ticks read differently
     # what never changes is named, not drawn
     page.click("summary:has-text('time')")
-    assert "rollout 2" in page.inner_text("details:has-text('time') .constants")
+    assert "rollout 2" in page.inner_text("details:has(summary:has-text('time')) .constants")
     assert page.locator("[data-metric='time/rollout']").count() == 0
     reward.locator("svg").hover()
     assert page.locator(".readout b").first.inner_text().strip().isdigit()
