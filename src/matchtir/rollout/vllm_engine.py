@@ -136,7 +136,8 @@ class VllmEngine:
         self._make_params = VllmParams
         with TemporaryDirectory() as folder:
             settings = engine_settings(policy, Path(folder), self._settings)
-            return LLMEngine.from_engine_args(EngineArgs(**settings))
+            # The weights come with the sync.
+            return LLMEngine.from_engine_args(EngineArgs(**settings, load_format="dummy"))
 
     # -- the driver: one step after the other while there are requests ---------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,9 @@ from torch import nn
 from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import SamplingParams
 
-# Weights come from the policy, ids go in and out, and log-probabilities are those of the
-# distribution that the tokens were drawn from: none of this is a choice.
+# Ids go in and out, and log-probabilities are those of the distribution that the tokens were drawn
+# from: none of this is a choice.
 FIXED_SETTINGS: Mapping[str, Any] = {
-    "load_format": "dummy",
     "skip_tokenizer_init": True,
     "generation_config": "vllm",
     "logprobs_mode": "processed_logprobs",
@@ -26,7 +26,7 @@ FIXED_SETTINGS: Mapping[str, Any] = {
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for engine arguments that are not free."""
-    taken = sorted(settings.keys() & {*FIXED_SETTINGS, "model"})
+    taken = sorted(settings.keys() & {*FIXED_SETTINGS, "model", "load_format"})
     if taken:
         raise ValueError(f"these settings of vLLM cannot be chosen: {', '.join(taken)}")
 
@@ -40,7 +40,10 @@ def engine_settings(policy: nn.Module, folder: Path, settings: Mapping[str, Any]
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"expected a Policy, got {type(policy).__name__}")
-    policy.model.config.save_pretrained(folder)
+    config = deepcopy(policy.model.config)
+    if not config.architectures:  # of a model that was made here instead of loaded
+        config.architectures = [type(policy.model).__name__.removeprefix("FSDP")]
+    config.save_pretrained(folder)
     dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
     ours = {"dtype": dtype, "enforce_eager": not torch.cuda.is_available()}
     given = {key: value for key, value in settings.items() if value is not None}

@@ -141,9 +141,9 @@ class VllmServerEngine:
             raise RuntimeError(f"{self._generating} turns are being sampled while weights change")
         if self._folder is None:
             self._folder = self._handover_folder()
+        save_full_weights(policy, self._folder)  # sharded weights need every process
         if self._url is None:
             self._start(policy)
-        save_full_weights(policy, self._folder)  # sharded weights need every process
         several = self._is_shared and dist.is_available() and dist.is_initialized()
         if not several or dist.get_rank() == 0:
             self._update(version)
@@ -161,7 +161,7 @@ class VllmServerEngine:
     def _start(self, policy: nn.Module) -> None:
         assert self._folder is not None
         self._process = VllmProcess(
-            engine_settings(policy, self._folder / "architecture", self._settings),
+            engine_settings(policy, self._folder, self._settings),
             self._kv_cache_gib,
             self._folder / "server.log",
             self._timeout_s,
