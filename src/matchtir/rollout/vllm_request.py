@@ -34,9 +34,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def engine_settings(policy: nn.Module, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """VLLM's engine arguments for a model like the policy's, whose configuration goes to `folder`.
 
-    A setting that is None has vLLM's default, but for two: `dtype` is the policy's, since vLLM
-    would make float16 of float32, and `enforce_eager` is true without a GPU, where compiling takes
-    half a minute and gains nothing.
+    A setting that is None has vLLM's default, but for three. `dtype` is the policy's, since vLLM
+    would make float16 of float32. Without a GPU `enforce_eager` is true, since compiling takes half
+    a minute there and gains nothing, and `block_size` is 32, since vLLM's 128 tokens there are more
+    than many a prompt has, and only whole blocks are shared.
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"expected a Policy, got {type(policy).__name__}")
@@ -45,7 +46,9 @@ def engine_settings(policy: nn.Module, folder: Path, settings: Mapping[str, Any]
         config.architectures = [type(policy.model).__name__.removeprefix("FSDP")]
     config.save_pretrained(folder)
     dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
-    ours = {"dtype": dtype, "enforce_eager": not torch.cuda.is_available()}
+    ours: dict[str, Any] = {"dtype": dtype}
+    if not torch.cuda.is_available():
+        ours |= {"enforce_eager": True, "block_size": 32}
     given = {key: value for key, value in settings.items() if value is not None}
     return {"model": str(folder), **FIXED_SETTINGS, **ours, **given}
 
