@@ -19,7 +19,7 @@ from matchtir.rollout.vllm_process import server_flags
 from matchtir.rollout.vllm_request import check_settings
 from matchtir.rollout.vllm_server import VllmServerEngine
 from tests.policy.tiny_policy import small
-from tests.rollout.engine_helpers import STOP, converse, talks
+from tests.rollout.engine_helpers import STOP, Talk, converse, talks
 from tests.training.training_parts import fit, logged, policy_gradient
 
 needs_vllm = pytest.mark.skipif(
@@ -102,6 +102,18 @@ def test_a_seed_means_the_same_alone_and_among_others(engine: Engines) -> None:
         [g.token_ids for g in talk] for talk in alone
     ]
     assert one(engine, seed=1).token_ids != one(engine, seed=2).token_ids
+
+
+@needs_vllm
+def test_many_long_prompts_at_once(engine: Engines) -> None:
+    """More tokens than one step of vLLM reads."""
+    long = [Talk(tuple([10 + n] * 240), seed=n) for n in range(40)]
+
+    async def all_at_once() -> list[list[Generation]]:
+        running = [converse(engine, f"s{n}", talk, SAMPLED) for n, talk in enumerate(long)]
+        return await asyncio.gather(*running)
+
+    assert all(generation.token_ids for (generation,) in asyncio.run(all_at_once()))
 
 
 @needs_vllm
@@ -218,5 +230,5 @@ def test_what_is_not_free_is_refused() -> None:
 
 
 def test_settings_as_flags() -> None:
-    flags = server_flags({"max_model_len": 5, "enforce_eager": True, "use_x": False})
-    assert flags[-3:] == ["--max-model-len", "5", "--enforce-eager"]
+    flags = server_flags({"max_model_len": 5, "enforce_eager": True, "chunk": False})
+    assert flags[-4:] == ["--max-model-len", "5", "--enforce-eager", "--no-chunk"]

@@ -26,14 +26,14 @@ _ENVIRONMENT = {
 
 
 def server_flags(settings: Mapping[str, Any]) -> list[str]:
-    """The command line of engine arguments: true is a flag, false is its absence."""
+    """The command line of engine arguments; true and false are flags without a value."""
     flags = ["--enable-scale-out", "--enable-prompt-tokens-details"]
     for key, value in settings.items():
-        name = f"--{key.replace('_', '-')}"
-        if value is True:
-            flags.append(name)
-        elif value is not False:
-            flags += [name, str(value)]
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", str(value)]
     return flags
 
 

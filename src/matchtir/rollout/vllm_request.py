@@ -34,10 +34,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 def engine_settings(policy: nn.Module, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """VLLM's engine arguments for a model like the policy's, whose configuration goes to `folder`.
 
-    A setting that is None has vLLM's default, but for three. `dtype` is the policy's, since vLLM
+    A setting that is None has vLLM's default, but for these. `dtype` is the policy's, since vLLM
     would make float16 of float32. Without a GPU `enforce_eager` is true, since compiling takes half
-    a minute there and gains nothing, and `block_size` is 32, since vLLM's 128 tokens there are more
-    than many a prompt has, and only whole blocks are shared.
+    a minute there and gains nothing; `block_size` is 32, since vLLM's 128 tokens there are more
+    than many a prompt has, and only whole blocks are shared; and prompts are read in one piece,
+    since vLLM 0.32 fails there at a seeded request whose prompt is read in several.
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"expected a Policy, got {type(policy).__name__}")
@@ -48,7 +49,9 @@ def engine_settings(policy: nn.Module, folder: Path, settings: Mapping[str, Any]
     dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
     ours: dict[str, Any] = {"dtype": dtype}
     if not torch.cuda.is_available():
+        whole = max(settings["max_model_len"], 8192)
         ours |= {"enforce_eager": True, "block_size": 32}
+        ours |= {"enable_chunked_prefill": False, "max_num_batched_tokens": whole}
     given = {key: value for key, value in settings.items() if value is not None}
     return {"model": str(folder), **FIXED_SETTINGS, **ours, **given}
 
