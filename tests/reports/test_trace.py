@@ -74,6 +74,7 @@ def test_turns_and_totals() -> None:
     record = trace_record(TRAJECTORY, CREDIT, [1.0, -1.0])
     turns = [(turn["tokens"], turn["reward"], turn["advantage"]) for turn in record["turns"]]
     assert turns == [(3, 0.2, 1.0), (1, 0.5, -1.0)]
+    assert [turn["policy_version"] for turn in record["turns"]] == [0, 0]
     assert record["total"] == 0.7
     assert record["stop_reason"] == "response_budget"
     assert record["gold_calls"][1] == {"name": "weigh", "arguments": {"y": 2}}

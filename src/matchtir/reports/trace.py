@@ -64,6 +64,7 @@ def trace_record(
             {
                 "text": turn.text,
                 "tokens": len(turn.token_ids),
+                "policy_version": turn.policy_version,
                 "reward": float(credit.turn_rewards[index]),
                 "advantage": float(advantages[index]),
                 **{name: float(values[index]) for name, values in (parts or {}).items()},

@@ -128,11 +128,10 @@ def _groups(files: list[Path]) -> Iterator[tuple[tuple[str, int], list[str]]]:
     key: tuple[str, int] | None = None
     lines: list[str] = []
     for file in files:
+        place = file.stem.removeprefix("iteration_").lstrip("0")
         with file.open(encoding="utf-8") as text:
             for number, line in enumerate(text, start=1):
                 record = _read(line, f"{file}, line {number}")
-                training = file.name.startswith("iteration_")
-                place = str(record["policy_version"]) if training else file.stem
                 found = (place, record["group"])
                 if key is not None and found != key:
                     yield key, lines
