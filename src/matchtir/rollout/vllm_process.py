@@ -18,11 +18,12 @@ _LAUNCH = (
     "import ctypes, runpy, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
     "runpy.run_module('vllm.entrypoints.openai.api_server', run_name='__main__')"
 )
-_ENVIRONMENT = {
-    "VLLM_SERVER_DEV_MODE": "1",  # weights can be changed
+_DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer is on the same cores
 }
+_NEEDED = {"VLLM_SERVER_DEV_MODE": "1"}  # weights can be changed
 
 
 def server_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -66,8 +67,9 @@ class VllmProcess:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={
+                    **_DEFAULTS,
                     **os.environ,
-                    **_ENVIRONMENT,
+                    **_NEEDED,
                     "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
                 },
             )
