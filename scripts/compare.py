@@ -4,8 +4,7 @@ python scripts/compare.py logs/grpo+matchtir_hard/multiruns/<time>
 python scripts/compare.py logs/grpo/runs/* logs/matchtir_hard/runs/* --baseline grpo
 
 Writes compare.html, which opens from disk, and the same numbers as compare_*.csv: into the folder
-where it is the only one given, else into this one. Runs that differ in their seed alone are one
-method.
+that holds all that were given. Runs that differ in their seed alone are one method.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.reports.comparison_files import publish
+from matchtir.reports.comparison_files import common_folder, publish
 from matchtir.reports.run_data import find_runs
 
 
@@ -27,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the page; its folder gets the CSV files, too")
     parser.add_argument("--baseline", help="the method that the others are compared with")
     options = parser.parse_args()
-    folder = options.runs[0] if len(options.runs) == 1 else Path()
+    folder = common_folder(options.runs)
     try:
         publish(find_runs(options.runs), options.baseline, options.out or folder / "compare.html")
     except (FileNotFoundError, ValueError) as error:

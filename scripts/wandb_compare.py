@@ -4,7 +4,8 @@ python scripts/wandb_compare.py entity/project [--group "matchtir_hard" --group 
 python scripts/wandb_compare.py logs/grpo/runs logs/matchtir_hard/runs     # offline runs
 
 A folder is searched for offline runs (wandb/offline-run-*), which needs no network; anything else
-is a project that is asked for over W&B's API.
+is a project that is asked for over W&B's API. The page goes into the folder that holds all folders
+given, or for projects alone into this one.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.reports.comparison_files import publish
+from matchtir.reports.comparison_files import common_folder, publish
 from matchtir.reports.run_data import RunData
 from matchtir.reports.wandb_runs import offline_runs, online_runs
 
@@ -40,12 +41,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sources", nargs="+", help="projects of W&B, or folders of offline runs")
     parser.add_argument("--group", action="append", default=[], help="of the project: these alone")
-    parser.add_argument("--out", type=Path, default=Path("wandb_compare.html"))
+    parser.add_argument("--out", type=Path, help="the page; its folder gets the CSV files, too")
     parser.add_argument("--baseline", help="the method that the others are compared with")
     options = parser.parse_args()
+    folders = [Path(source) for source in options.sources if Path(source).is_dir()]
+    folder = common_folder(folders) if folders else Path()
     try:
         runs = [run for source in options.sources for run in find(source, options.group)]
-        publish(runs, options.baseline, options.out)
+        publish(runs, options.baseline, options.out or folder / "wandb_compare.html")
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
 

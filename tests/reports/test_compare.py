@@ -200,11 +200,16 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, sweep: Path) -> None:
         find_runs([sweep])
 
 
-def test_the_command_line(sweep: Path) -> None:
+def test_the_command_line(sweep: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
     done = subprocess.run(
         [sys.executable, SCRIPT, sweep], capture_output=True, text=True, check=True
     )
     assert "lr=0.1" in done.stdout and str(sweep / "compare.html") in done.stdout
+    runs = [sweep / "0", sweep / "1"]
+    subprocess.run([sys.executable, SCRIPT, *runs], check=True, cwd=elsewhere, capture_output=True)
+    assert not list(elsewhere.iterdir())  # into the folder that holds both
     (sweep / "0" / "after.json").write_text("{")
     failed = subprocess.run([sys.executable, SCRIPT, sweep], capture_output=True, text=True)
     assert failed.returncode == 1 and "after.json: not JSON" in failed.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,12 @@ def _gain(gain: dict[str, float] | None) -> str:
     return (
         "" if gain is None else f"{gain['mean']:+.3f}\n\\[{gain['low']:+.2f}, {gain['high']:+.2f}]"
     )
+
+
+def common_folder(paths: Sequence[Path]) -> Path:
+    """The folder that holds all these folders; the folder itself where it is the only one."""
+    folder = Path(os.path.commonpath([path.absolute() for path in paths]))
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def publish(runs: Sequence[RunData], baseline: str | None, out: Path) -> None:
