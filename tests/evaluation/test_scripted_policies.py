@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from matchtir.evaluation.players import find_policy
 from matchtir.evaluation.policies import random_turn_texts, random_value, scripted_turns
 from matchtir.tools.parser import extract_answer, parse_calls
 from matchtir.types import CallStatus, Task, ToolCall, ToolSpec
@@ -83,3 +84,9 @@ def test_the_scripts_of_each_policy():
     assert scripted_turns("random", TASK, 7) == random_turn_texts(TASK, 7)
     with pytest.raises(ValueError, match="policy='best' is not one of gold, random"):
         scripted_turns("best", TASK, 0)
+
+
+@pytest.mark.parametrize("name", ["golden", "logs/grpo/runs/never", "./nowhere"])
+def test_a_policy_that_is_nothing_is_refused_before_anything_is_fetched(name):
+    with pytest.raises(FileNotFoundError, match="gold, random, the URL of an endpoint"):
+        find_policy(name)

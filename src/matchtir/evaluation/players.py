@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.utils.run_files import CONFIG_FILE
 
 UNLIMITED = 10_000_000
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 # The turns of each task, by its id, that the scripted policy of this name and seed writes.
 Scripts = Callable[[str, int], Mapping[str, Sequence[str]]]
@@ -200,10 +202,18 @@ def find_policy(
         engine: makes an engine, for policies with weights, of the stop token ids.
         endpoint: makes the engine of a URL.
         seed: of random calls.
+
+    Raises:
+        FileNotFoundError: it can only be a folder, and there is none.
     """
     if policy.startswith(("http://", "https://")):
         return EndpointPolicy(endpoint(policy))
     make_renderer = renderer or renderer_of_run(policy)
     if policy in SCRIPTED_POLICIES:
         return ScriptedPolicy(policy, make_renderer, seed)
+    if not Path(policy).is_dir() and not HUB_ID.fullmatch(policy):
+        raise FileNotFoundError(
+            f"policy={policy}: no such folder. A policy is {', '.join(SCRIPTED_POLICIES)}, the URL "
+            "of an endpoint, the folder of a run, or a Hugging Face model by folder or id owner/name"
+        )
     return ModelPolicy(policy, make_renderer, engine)
