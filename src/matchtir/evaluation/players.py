@@ -214,6 +214,6 @@ def find_policy(
     if not Path(policy).is_dir() and not HUB_ID.fullmatch(policy):
         raise FileNotFoundError(
             f"policy={policy}: no such folder. A policy is {', '.join(SCRIPTED_POLICIES)}, the URL "
-            "of an endpoint, the folder of a run, or a Hugging Face model by folder or id owner/name"
+            "of an endpoint, the folder of a run, or a Hugging Face model: a folder or owner/name"
         )
     return ModelPolicy(policy, make_renderer, engine)
