@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,14 +10,18 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
 
+from matchtir.policy.adapters import add_adapters
 from matchtir.policy.policy import Policy
 from matchtir.policy.tokenizer import tiny_tokenizer, tiny_tokenizer_for
+from matchtir.policy.weights import full_weights
 from matchtir.tasks.task_set import TaskSet
+from matchtir.utils.processes import rank
 
 POLICY_FOLDER = "policy"  # of a run folder: what training made, in the Hugging Face format
 
@@ -38,6 +43,8 @@ def load_tiny(
     head_chunk: int = 2048,
     seed: int = 0,
     words_of: TaskSet | None = None,
+    activation_checkpointing: bool = False,
+    lora: Mapping[str, Any] | None = None,
 ) -> LoadedPolicy:
     """A Qwen3-architecture model of about 0.7 M parameters with random weights.
 
@@ -63,18 +70,46 @@ def load_tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-    return LoadedPolicy(Policy(model, head_chunk), tokenizer)
+        return _loaded(model, tokenizer, head_chunk, activation_checkpointing, lora)
 
 
 def load_pretrained(
-    name_or_path: str, dtype: str = "auto", head_chunk: int = 2048, **model_kwargs: Any
+    name_or_path: str,
+    dtype: str = "auto",
+    head_chunk: int = 2048,
+    activation_checkpointing: bool = False,
+    lora: Mapping[str, Any] | None = None,
+    **model_kwargs: Any,
 ) -> LoadedPolicy:
     """A Hugging Face causal LM and its tokenizer, from a folder or the hub.
+
+    Args:
+        name_or_path: of the model.
+        dtype: of its weights; "auto": as they are stored.
+        head_chunk: see `Policy`.
+        activation_checkpointing: keep only the input of each layer for the backward pass, and
+            compute the layer again there.
+        lora: settings of `add_adapters`; None: all weights are trained.
+        model_kwargs: for `from_pretrained`.
 
     Raises what transformers raises where the model is not there: OSError, ValueError.
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **model_kwargs)
+    return _loaded(model, tokenizer, head_chunk, activation_checkpointing, lora)
+
+
+def _loaded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    head_chunk: int,
+    activation_checkpointing: bool,
+    lora: Mapping[str, Any] | None,
+) -> LoadedPolicy:
+    if activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora is not None:
+        add_adapters(model, lora)
     return LoadedPolicy(Policy(model, head_chunk), tokenizer)
 
 
@@ -85,6 +120,14 @@ def load_policy(name_or_path: str) -> LoadedPolicy:
 
 
 def save_pretrained(loaded: LoadedPolicy, folder: str | Path) -> None:
-    """Write model and tokenizer in the Hugging Face format, for `load_pretrained` and vLLM."""
-    loaded.policy.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    """Write model and tokenizer in the Hugging Face format, for `load_pretrained` and vLLM.
+
+    Adapters are merged. Every process of a sharded policy must call this; the first one writes.
+    """
+    model = loaded.policy.model
+    weights = {name: value.cpu() for name, value in full_weights(loaded.policy)}
+    for tied in model.all_tied_weights_keys:  # left out, and tied again where they are loaded
+        weights.pop(tied, None)
+    if rank() == 0:
+        model.save_pretrained(folder, state_dict=weights)
+        loaded.tokenizer.save_pretrained(folder)

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from matchtir.policy.adapters import plain_targets, plain_weights
 from matchtir.policy.policy import Policy
 
 WEIGHTS_FILE = "model.safetensors"
@@ -20,22 +21,26 @@ def full_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
     A sharded weight is put together from all processes, so that every process must iterate to the
     end. Tied weights come once for each of their names: an engine that misses one of them would
-    keep its old value without a word.
+    keep its old value without a word. Adapters are merged into the weights.
 
     Raises:
         TypeError: not a `Policy`.
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"expected a Policy, got {type(policy).__name__}")
-    for name, value in policy.model.state_dict().items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        yield name, whole.detach()
+    for name, value in plain_weights(policy.model):
+        yield name, whole(value.detach())
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor put together from all processes, each of which must call this."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def load_full_weights(policy: Policy, source: nn.Module) -> None:
     """Copy the weights of `source`, sharded or not, into the whole model of `policy`."""
-    own = policy.model.state_dict()
     with torch.no_grad():
+        own = plain_targets(policy.model)
         for name, value in full_weights(source):
             own[name].copy_(value)
 

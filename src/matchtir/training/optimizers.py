@@ -75,14 +75,19 @@ class MuonAdamW:
         """The two optimizers of `policy`."""
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
-        for name, parameter in policy.named_parameters():
+        trained = [each for each in policy.named_parameters() if each[1].requires_grad]
+        for name, parameter in trained:
             is_matrix = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
             (matrices if is_matrix else others).append(parameter)
         muon = torch.optim.Muon(
             matrices, lr=self.matrix_lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
         )
-        adamw = torch.optim.AdamW(others, lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
-        return [self.factor.schedule(optimizer, iterations) for optimizer in (muon, adamw)]
+        optimizers: list[torch.optim.Optimizer] = [muon]
+        if others:  # adapters are matrices alone
+            optimizers.append(
+                torch.optim.AdamW(others, lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
+            )
+        return [self.factor.schedule(optimizer, iterations) for optimizer in optimizers]
 
 
 class _Factor:

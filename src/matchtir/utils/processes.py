@@ -1,0 +1,69 @@
+"""What the processes of one run tell each other; alone, a process tells itself."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """The number of this process, from 0 on."""
+    return distributed.get_rank() if _several() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return distributed.get_world_size() if _several() else 1
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over processes; every process must call this with the same shape."""
+    if _several():
+        values = values.clone()
+        distributed.all_reduce(values)
+    return values
+
+
+def largest(number: int, device: torch.device) -> int:
+    """The largest over processes."""
+    if not _several():
+        return number
+    value = torch.tensor(number, device=device)
+    distributed.all_reduce(value, op=distributed.ReduceOp.MAX)
+    return int(value)
+
+
+def gathered(item: T) -> list[T]:
+    """The items of all processes, in their order."""
+    if not _several():
+        return [item]
+    items: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(items, item)
+    return items
+
+
+def wait_for_all() -> None:
+    """Return once every process is here."""
+    if _several():
+        distributed.barrier()
+
+
+def end_with_the_first() -> None:
+    """Let a process that another one of the same run started end with it, however that ends.
+
+    Where the first process fails while this one is busy, nobody else would end it (Linux).
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
