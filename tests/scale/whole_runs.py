@@ -1,0 +1,83 @@
+"""Runs of src/train.py in processes of their own, and what they leave."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.scale.failing import FAILS
+
+ROOT = Path(__file__).parents[2]
+NOT_REPEATED = ("time/", "train/tokens_per_s")
+
+# The smoke experiment, smaller still, with something to learn and two optimizer steps.
+TINY = (
+    "experiment=smoke",
+    *("model.hidden_size=32", "model.layers=2", "model.heads=2", "model.key_value_heads=1"),
+    *("model.feed_forward=64", "rollout.limits.max_turn_tokens=12", "sandbox.workers=1"),
+    *("tasks_per_iteration=4", "mini_batches=2", "module.micro_batch_tokens=300"),
+    *("optimizer=adamw", "optimizer.lr=1e-3", "trainer.val_check_interval=2"),
+    "data.sizes={train: 8, validation: 3, test: 3}",
+    "reward._target_=tests.scale.failing.TokenReward",
+    "module._target_=tests.scale.failing.FailingModule",
+)
+# What differs between numbers of processes is the order of sums in 32 bits.
+TOLERANCE = 1e-5
+
+
+def train(
+    folder: Path, *overrides: str, fails: str = "", seconds: float = 240
+) -> subprocess.CompletedProcess[str]:
+    """One command line; raises where it does not end in time."""
+    return subprocess.run(
+        [sys.executable, "src/train.py", *TINY, f"paths.run_dir={folder}", *overrides],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            **{"PYTHONPATH": str(ROOT), FAILS: fails, "OMP_NUM_THREADS": "1"},
+        },
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+
+
+def running(folder: Path) -> list[str]:
+    """Command lines of processes that still work for runs below a folder."""
+    lines = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_text().replace("\0", " ")
+        except OSError:  # it has just ended
+            continue
+        if f"paths.run_dir={folder}" in line:
+            lines.append(line)
+    return lines
+
+
+def succeeded(folder: Path, *overrides: str) -> list[dict[str, float]]:
+    """The rows of a run that must end well."""
+    done = train(folder, *overrides)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return rows(folder)
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv, without what differs between any two runs."""
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [
+            {k: float(v) for k, v in row.items() if v and not k.startswith(NOT_REPEATED)}
+            for row in csv.DictReader(file)
+        ]
+
+
+def differences(one: list[dict[str, float]], other: list[dict[str, float]]) -> dict[str, float]:
+    """The largest difference of each metric, relative where it is above 1."""
+    assert [row.keys() for row in one] == [row.keys() for row in other]
+    found: dict[str, float] = {}
+    for left, right in zip(one, other, strict=True):
+        for name in left:
+            difference = abs(left[name] - right[name]) / max(1.0, abs(left[name]))
+            found[name] = max(found.get(name, 0.0), difference)
+    return found
