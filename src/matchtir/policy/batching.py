@@ -35,6 +35,13 @@ class TokenBatch:
         length = int(self.lengths[index].max())
         return TokenBatch(**{f.name: getattr(self, f.name)[index, :length] for f in fields(self)})
 
+    @classmethod
+    def padding(cls, pad_id: int) -> TokenBatch:
+        """One sequence of padding, for a pass that others must not make alone."""
+        none = torch.zeros(1, 2, dtype=torch.bool)
+        ids = torch.full((1, 2), pad_id)
+        return cls(ids, none, none, torch.full((1, 2), -1), torch.zeros(1, 2))
+
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on another device."""
         return TokenBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})

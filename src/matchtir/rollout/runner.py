@@ -76,14 +76,23 @@ class EpisodeRunner:
         return [[each for each in group if isinstance(each, Trajectory)] for group in ended]
 
     def attempts(
-        self, tasks: Sequence[Task], group_size: int, sampling: SamplingParams, seed: int
+        self,
+        tasks: Sequence[Task],
+        group_size: int,
+        sampling: SamplingParams,
+        seed: int,
+        positions: Sequence[int] | None = None,
     ) -> list[list[Attempt]]:
-        """The attempts that `run` makes, none of them begun."""
+        """The attempts that `run` makes, none of them begun.
+
+        What is sampled depends on the seed and on the `positions` of the tasks: their own order,
+        or, where several processes share the tasks, that among all of them.
+        """
         if group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {group_size}")
         return [
             [Attempt(task, prompt_ids, sampling, seed, position, n) for n in range(group_size)]
-            for position, task in enumerate(tasks)
+            for position, task in zip(positions or range(len(tasks)), tasks, strict=True)
             for prompt_ids in [self._prompt(task)]
         ]
 

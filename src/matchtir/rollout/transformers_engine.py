@@ -64,8 +64,8 @@ class TransformersEngine:
             engine waits for a tool that is slower, and parks a result that is faster, so that the
             batches, and with them the last bits of every number, repeat from run to run. None:
             a row goes on as soon as its tools are done, which is faster with slow tools.
-        own_weights: sample from a copy, which each `sync` fills anew: for a policy whose weights
-            are sharded, or that is trained while it samples.
+        own_weights: sample from a copy, which each `sync` fills anew: for a policy that is trained
+            while it samples. Of one whose weights are sharded there is always a copy.
 
     Raises:
         ValueError: an option out of range, or a model with other than full attention.
@@ -145,17 +145,15 @@ class TransformersEngine:
         Raises:
             RuntimeError: sessions are open.
             TypeError: not a `Policy`.
-            ValueError: a model with other than full attention, or sharded and not to be copied.
+            ValueError: a model with other than full attention.
         """
         if self._by_session:
             raise RuntimeError(f"{len(self._by_session)} sessions are open while weights change")
         if not isinstance(policy, Policy):
             raise TypeError(f"expected a Policy, got {type(policy).__name__}")
         _check_attention(policy)
-        if self.own_weights:
+        if self.own_weights or any(isinstance(weight, DTensor) for weight in policy.parameters()):
             policy = self._copied(policy)
-        elif any(isinstance(weight, DTensor) for weight in policy.parameters()):
-            raise ValueError("the weights are sharded: the engine needs own_weights=true")
         if policy is not self._policy:
             self._cache = SlotCache(self._max_sessions)  # its buffers have the model's shapes
         self._policy = policy

@@ -9,17 +9,24 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import TrajectoryMetrics
+from matchtir.policy.batching import TokenBatch, micro_batches
 from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import Engine, SamplingParams
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.optimizers import OptimizerFactory
+from matchtir.training.sharding import ShardedStrategy
+from matchtir.training.sharing import sum_gradients
 from matchtir.types import Task
+from matchtir.utils.processes import largest
 
 GREEDY = SamplingParams(temperature=0.0)
 
@@ -76,13 +83,50 @@ class PolicyModule(LightningModule):
         """
         return self.trainer.fit_loop.total_batch_idx + 1
 
+    # -- processes ------------------------------------------------------------------------------
+
+    def whole_policies(self) -> list[Policy]:
+        """The models that a sharding strategy shares out."""
+        return [self.policy]
+
+    def configure_model(self) -> None:
+        """Share the weights out, where the trainer's strategy says so."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            for policy in self.whole_policies():
+                strategy.shard(policy)
+        elif isinstance(strategy, ModelParallelStrategy):
+            raise TypeError(f"use {ShardedStrategy.__name__}, which sums gradients (trainer=fsdp)")
+
+    def passes(self, lengths: Tensor, max_tokens: int) -> list[Tensor]:
+        """Micro-batches, as many in every process: the last ones may have no rows."""
+        parts = [part.to(lengths.device) for part in micro_batches(lengths, max_tokens)]
+        missing = largest(len(parts), self.device) - len(parts)
+        return parts + [lengths.new_zeros(0)] * missing
+
+    def tokens_of(self, batch: TokenBatch, rows: Tensor) -> TokenBatch:
+        """Rows of the batch; where there are none, padding, so that the pass is made."""
+        if len(rows):
+            return batch.rows(rows)
+        return TokenBatch.padding(self.renderer.pad_id).to(self.device)
+
+    def on_fit_start(self) -> None:
+        """Gradients are summed once per optimizer step, and by this module itself.
+
+        DDP would average those of the first backward pass and drop those of all others.
+        """
+        replica = self.trainer.strategy.model
+        if isinstance(replica, DistributedDataParallel):
+            replica.require_backward_grad_sync = False
+            replica.broadcast_buffers = False  # a process may have fewer batches to validate
+
     def log_row(self, metrics: Mapping[str, Any]) -> None:
         """Log what was measured in this iteration, and nothing else.
 
         Lightning's own way to the loggers would repeat the last value of a metric in every later
         row, also in iterations that did not measure it.
         """
-        self.log_dict(dict(metrics), logger=False)
+        self.log_dict(dict(metrics), logger=False, sync_dist=True)  # alike in every process
         for logger in self.loggers:
             logger.log_metrics({k: float(v) for k, v in metrics.items()}, step=self.iteration)
 
@@ -98,7 +142,10 @@ class PolicyModule(LightningModule):
 
     def step_optimizers(self) -> float:
         """Clip the gradients, step, clear them; returns the norm before clipping."""
+        sum_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         optimizers = self.optimizers()
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             optimizer.step()
@@ -122,7 +169,7 @@ class PolicyModule(LightningModule):
             self.policy.train()
 
     def sync_engine(self) -> None:
-        """Sample from the policy as it is now."""
+        """Sample from the policy as it is now; every process must call this."""
         self.engine.sync(self.policy, version=self.iteration)
 
     # -- held-out tasks -----------------------------------------------------------------------
@@ -134,7 +181,6 @@ class PolicyModule(LightningModule):
             sampling = benchmark.sampling
             episodes = self.make_episodes(limits=benchmark.limits)
         with self.policy_at_rest():
-            self.sync_engine()
             groups = episodes.run(tasks, group_size=1, sampling=sampling, seed=self.seed)
         self.held_out.update([trajectory for group in groups for trajectory in group])
 
@@ -148,6 +194,7 @@ class PolicyModule(LightningModule):
         benchmark = self.validation
         scoring = None if benchmark is None else benchmark.scoring
         self.held_out = TrajectoryMetrics(reward=False, scoring=scoring)
+        self.sync_engine()
 
     def validation_step(self, tasks: list[Task], batch_index: int) -> None:
         """Attempt validation tasks."""
@@ -160,6 +207,7 @@ class PolicyModule(LightningModule):
     def on_test_epoch_start(self) -> None:
         """Measure what every task set has."""
         self.held_out = TrajectoryMetrics(reward=False)
+        self.sync_engine()
 
     def test_step(self, tasks: list[Task], batch_index: int) -> None:
         """Attempt test tasks."""

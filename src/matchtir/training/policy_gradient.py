@@ -18,9 +18,11 @@ from matchtir.credit.rewards import Credit, Reward
 from matchtir.evaluation.metrics import measure
 from matchtir.rollout.metrics import rollout_metrics
 from matchtir.training.groups import Ahead, Carried, Groups, own_state, state_of_all
+from matchtir.training.sharing import advantages_of, metrics_of_all
 from matchtir.training.update import UpdateModule, silent_rows
 from matchtir.types import Task, Trajectory
 from matchtir.utils.options import check_option
+from matchtir.utils.processes import largest
 
 SILENT_OPTIONS = ("keep", "drop", "replace")
 MOST_ROUNDS = 3  # of replacements in one iteration
@@ -116,7 +118,7 @@ class PolicyGradientModule(UpdateModule):
         metrics = self._rollout_metrics(scored, sampling_seconds) | losses
         metrics |= {"train/carried": float(len(self.carried.groups)), "train/replaced": replaced}
         metrics |= {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
-        self.log_row(metrics)
+        self.log_row(metrics_of_all(metrics))
 
     # -- the hooks; the third, `loss`, is the update's -------------------------------------------
 
@@ -125,7 +127,10 @@ class PolicyGradientModule(UpdateModule):
 
         With carried groups: those that are whole first, of these tasks and of earlier ones.
         """
-        fresh = self.episodes.attempts(tasks, self.group_size, self.sampling, seed)
+        places = range(
+            self.global_rank, self.trainer.world_size * len(tasks), self.trainer.world_size
+        )
+        fresh = self.episodes.attempts(tasks, self.group_size, self.sampling, seed, places)
         return self.carried.complete(self.episodes, fresh)
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> ScoredRollout:
@@ -134,7 +139,8 @@ class PolicyGradientModule(UpdateModule):
         numbers = [number for number, group in enumerate(groups) for _ in group]
         credits = self.reward(trajectories)
         batch = RewardBatch.from_credits(credits, trajectories, numbers)
-        return ScoredRollout(trajectories, credits, batch, self.advantage(batch))
+        advantages = advantages_of(self.advantage, batch)
+        return ScoredRollout(trajectories, credits, batch, advantages)
 
     # -- where groups come from ------------------------------------------------------------------
 
@@ -164,13 +170,14 @@ class PolicyGradientModule(UpdateModule):
             groups_of = scored.rewards.group
             telling = [g for n, g in enumerate(groups) if not silent[groups_of == n].all()]
             missing = len(groups) - len(telling)
-            if not missing:
+            if not largest(missing, self.device):
                 break
             tasks = self.trainer.datamodule.spare_tasks(  # type: ignore[attr-defined]
                 self.iteration, round_, missing
             )
             with self._timed("rollout"), self.policy_at_rest():
-                more = self.rollout(tasks, self._rollout_seed(self.iteration, round_))
+                seed = self._rollout_seed(self.iteration, round_)
+                more = self.rollout(tasks, seed) if tasks else []
             groups = [*telling, *more]
             replaced += missing
             with self._timed("credit"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from matchtir.policy.batching import collate, micro_batches
+from matchtir.policy.batching import collate
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.training.base import PolicyModule
+from matchtir.training.sharing import summed_metrics
 from matchtir.types import Task
+from matchtir.utils.processes import summed
 
 
 class SupervisedModule(PolicyModule):
@@ -15,10 +17,10 @@ class SupervisedModule(PolicyModule):
         """One optimizer step on the mean token loss of the gold solutions of `tasks`."""
         demonstrations = [gold_trajectory(task, self.renderer) for task in tasks]
         batch = collate(demonstrations, self.renderer.pad_id).to(self.device)
-        count = batch.sampled.sum()
+        count = summed(batch.sampled.sum())
         total, entropy = 0.0, 0.0
-        for rows in micro_batches(batch.lengths, self.micro_batch_tokens):
-            part = batch.rows(rows)
+        for rows in self.passes(batch.lengths, self.micro_batch_tokens):
+            part = self.tokens_of(batch, rows)
             scores = self.policy(part.input_ids, part.sampled)
             loss = -scores.logprobs.sum() / count
             self.manual_backward(loss)
@@ -26,4 +28,5 @@ class SupervisedModule(PolicyModule):
             entropy += float(scores.entropy.detach().sum() / count)
         norm = self.step_optimizers()
         self.step_schedules()
-        self.log_row({"train/loss": total, "train/entropy": entropy, "train/grad_norm": norm})
+        sums = summed_metrics({"train/loss": total, "train/entropy": entropy}, self.device)
+        self.log_row(sums | {"train/grad_norm": norm})

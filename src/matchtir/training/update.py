@@ -11,12 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from matchtir.policy.batching import TokenBatch, collate, micro_batches
+from matchtir.policy.adapters import has_adapters, without_adapters
+from matchtir.policy.batching import TokenBatch, collate
 from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss, spread_turns
 from matchtir.policy.policy import Policy, TokenScores
 from matchtir.rollout.engine import SamplingParams
 from matchtir.training.base import PolicyModule
+from matchtir.training.sharing import mini_batch_rows, summed_metrics
 from matchtir.types import Trajectory
+from matchtir.utils.processes import gathered, rank, summed
 
 SILENT = 1e-6  # advantages below are the rounding of a zero
 
@@ -56,12 +59,16 @@ class UpdateModule(PolicyModule):
         self.drop_silent = drop_silent
         # In a list, so that checkpoints leave it out: a run that resumes makes it again.
         self._reference: list[Policy] = []
-        if objective.kl_coefficient:
+        if objective.kl_coefficient and not has_adapters(self.policy):
             self._reference.append(deepcopy(self.policy).eval().requires_grad_(False))
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """The objective on a part of a mini-batch."""
         return self.objective(inputs)
+
+    def whole_policies(self) -> list[Policy]:
+        """The policy and its reference."""
+        return [self.policy, *self._reference]
 
     def update(
         self, trajectories: Sequence[Trajectory], advantages: Float[np.ndarray, "N T"]
@@ -69,29 +76,33 @@ class UpdateModule(PolicyModule):
         """`mini_batches` optimizer steps; metrics are means over them.
 
         Trajectories without a turn have no tokens to learn from and are left out. Where nothing is
-        left there is no step.
+        left there is no step. With several processes each brings its own trajectories, and all of
+        them take the same steps.
         """
-        has_turns = np.array([bool(trajectory.turns) for trajectory in trajectories])
-        if not has_turns.any():
+        has_turns = np.array([bool(trajectory.turns) for trajectory in trajectories], dtype=bool)
+        silent = silent_rows(advantages)
+        kept = np.flatnonzero(has_turns & ~(silent & self.drop_silent))
+        numbers = _group_numbers(trajectories)[kept].tolist()
+        of_processes = gathered((bool(has_turns.any()), numbers))
+        if not any(some for some, _ in of_processes):
             raise RuntimeError(
                 "no trajectory of this iteration has a turn: every prompt is over the budget"
             )
-        silent = silent_rows(advantages)
         metrics = {"train/silent": float(silent.mean())}
-        kept = np.flatnonzero(has_turns & ~(silent & self.drop_silent))
-        if not len(kept):
+        groups = [of_process for _, of_process in of_processes]
+        if not any(groups):
             return metrics
         batch = collate([trajectories[int(row)] for row in kept], self.renderer.pad_id)
         batch = batch.to(self.device)
         turn_advantages = torch.tensor(advantages[kept], dtype=torch.float32)
         spread = spread_turns(turn_advantages.to(self.device), batch.turn_index)
         old = self._logprobs(self.policy, batch) if self.mini_batches > 1 else None
-        reference = self._logprobs(self._reference[0], batch) if self._reference else None
+        reference = self._reference_logprobs(batch)
 
-        order = np.random.default_rng((self.seed, self.iteration)).permutation(len(kept))
+        seed = (self.seed, self.iteration)
         steps = []
-        for rows in np.array_split(order, min(self.mini_batches, len(kept))):
-            index = torch.from_numpy(np.sort(rows)).to(self.device)
+        for rows in mini_batch_rows(groups, rank(), self.mini_batches, seed):
+            index = torch.from_numpy(rows).to(self.device)
             steps.append(self._step(batch, spread, old, reference, index))
         return metrics | {
             f"train/{name}": float(np.mean([step[name] for step in steps])) for name in steps[0]
@@ -105,16 +116,20 @@ class UpdateModule(PolicyModule):
         reference: Tensor | None,
         index: Tensor,
     ) -> dict[str, float]:
-        """One optimizer step on the rows `index` of the batch."""
+        """One optimizer step on the rows `index` of the batch, and those of other processes."""
+        sampled, turn_index = batch.sampled[index], batch.turn_index[index]
+        total = summed(self.objective.weight_total(sampled))
         weights = torch.zeros_like(advantages)
-        weights[index] = self.objective.token_weights(batch.sampled[index], batch.turn_index[index])
+        weights[index] = self.objective.token_weights(sampled, turn_index, total)
         totals: dict[str, float] = {}
-        for part in micro_batches(batch.lengths[index], self.micro_batch_tokens):
+        for part in self.passes(batch.lengths[index], self.micro_batch_tokens):
             rows = index[part]
-            tokens = batch.rows(rows)
+            tokens = self.tokens_of(batch, rows)
 
             def cut(values: Tensor, rows: Tensor = rows, like: Tensor = tokens.input_ids) -> Tensor:
-                return values[rows, : like.shape[1]]
+                return (
+                    values[rows, : like.shape[1]] if len(rows) else torch.zeros_like(like.float())
+                )
 
             scores: TokenScores = self.policy(
                 tokens.input_ids, tokens.sampled, self.sampling.temperature
@@ -136,17 +151,31 @@ class UpdateModule(PolicyModule):
             self.manual_backward(output.loss)
             for name, value in output.metrics.items():
                 totals[name] = totals.get(name, 0.0) + float(value)
+        totals = summed_metrics(totals, self.device)
         return totals | {"grad_norm": self.step_optimizers()}
+
+    def _reference_logprobs(self, batch: TokenBatch) -> Tensor | None:
+        """Log-probabilities under the policy that training began with, where the loss wants them.
+
+        Adapters have it in themselves: it is the model without them.
+        """
+        if not self.objective.kl_coefficient:
+            return None
+        if self._reference:
+            return self._logprobs(self._reference[0], batch)
+        with without_adapters(self.policy):
+            return self._logprobs(self.policy, batch)
 
     @torch.no_grad()
     def _logprobs(self, policy: Policy, batch: TokenBatch) -> Tensor:
         """Log-probabilities [B, L] of the sampled tokens under a policy, without gradient."""
         policy.to(self.device)
         logprobs = torch.zeros(batch.input_ids.shape, device=self.device)
-        for rows in micro_batches(batch.lengths, 2 * self.micro_batch_tokens):
-            part = batch.rows(rows.to(self.device))
+        for rows in self.passes(batch.lengths, 2 * self.micro_batch_tokens):
+            part = self.tokens_of(batch, rows)
             scores = policy(part.input_ids, part.sampled, self.sampling.temperature)
-            logprobs[rows, : part.input_ids.shape[1]] = scores.logprobs
+            if len(rows):
+                logprobs[rows, : part.input_ids.shape[1]] = scores.logprobs
         return logprobs
 
     def log_ratios(self, trajectories: Sequence[Trajectory]) -> list[list[list[float]]]:
@@ -163,3 +192,10 @@ class UpdateModule(PolicyModule):
                 trajectories, ratios.cpu(), batch.turn_index.cpu(), strict=True
             )
         ]
+
+
+def _group_numbers(trajectories: Sequence[Trajectory]) -> np.ndarray:
+    """The number of each trajectory's group, [N]: groups lie side by side."""
+    tasks = [id(trajectory.task) for trajectory in trajectories]
+    begins = [before != task for before, task in zip([None, *tasks], tasks, strict=False)]
+    return np.cumsum(begins) - 1

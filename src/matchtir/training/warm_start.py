@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from lightning import LightningDataModule, Trainer
 from safetensors.torch import load_model, save_model
 
 import matchtir
+from matchtir.policy.weights import whole
 from matchtir.training.base import PolicyModule
+from matchtir.utils.processes import rank, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +56,17 @@ def warm_start(
     file = Path(cache_dir, f"{fingerprint(settings)}.safetensors")
     if not file.exists():
         log.info("warm start: no weights in %s yet, training them", file)
+        policy = module.policy
+        module.policy = deepcopy(policy)  # the trainer may share out its weights over processes
         make_trainer().fit(module, datamodule=datamodule)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_suffix(f".{os.getpid()}")
-        save_model(module.policy, str(unfinished))
-        os.replace(unfinished, file)  # another process sees all of it or nothing
+        policy.load_state_dict({n: whole(value) for n, value in module.policy.state_dict().items()})
+        module.policy = policy
+        if rank() == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_suffix(f".{os.getpid()}")
+            save_model(policy, str(unfinished))
+            os.replace(unfinished, file)  # another process sees all of it or nothing
+        wait_for_all()
     else:
         log.info("warm start: weights from %s", file)
     load_model(module.policy, str(file))

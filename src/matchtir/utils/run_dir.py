@@ -24,7 +24,8 @@ from matchtir.utils.sweep_record import newest_unfinished
 
 LAST = "last"
 
-# What may differ when a run is resumed: where and how long it runs, and who watches.
+# What may differ when a run is resumed: where, on how many processes and how long it runs, and who
+# watches.
 MAY_CHANGE = (
     "ckpt_path",
     "identity.*",
@@ -35,6 +36,11 @@ MAY_CHANGE = (
     "trainer.limit_*",
     "trainer.enable_*",
     "trainer.default_root_dir",
+    "trainer.accelerator",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.strategy.*",
     "label",
     "against",
     "max_concurrent",

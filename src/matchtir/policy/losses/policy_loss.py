@@ -11,7 +11,7 @@ from torch import Tensor
 from matchtir.policy.losses.kl import ESTIMATORS, kl_estimate
 from matchtir.policy.losses.mismatch import MismatchCorrection
 from matchtir.policy.losses.ratios import RATIOS, log_ratios, safe_exp
-from matchtir.policy.losses.weights import AGGREGATIONS, token_weights
+from matchtir.policy.losses.weights import AGGREGATIONS, token_weights, weight_total
 from matchtir.utils.options import check_option
 
 
@@ -89,6 +89,10 @@ class PolicyLoss:
         self.aggregation = aggregation
         self.length = length
         self.correction = correction
+
+    def weight_total(self, sampled: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:
+        """What these rows add to the number that the weights of a mini-batch are divided by."""
+        return weight_total(sampled, self.aggregation)
 
     def token_weights(
         self,

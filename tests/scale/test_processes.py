@@ -1,0 +1,127 @@
+"""Runs on two processes: the numbers of one, failures that end them, resumption on any number."""
+
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.scale.whole_runs import (
+    TOLERANCE,
+    differences,
+    rows,
+    running,
+    succeeded,
+    train,
+)
+
+SHARES = "trainer.strategy.save_distributed_checkpoint=true"
+
+
+@pytest.fixture(scope="session")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+    return succeeded(tmp_path_factory.mktemp("runs") / "one")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind(tmp_path: Path) -> Iterator[None]:
+    yield
+    time.sleep(1)
+    assert running(tmp_path) == []
+
+
+def assert_same(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
+    assert len([row for row in one if "train/loss" in row]) == 3
+    assert all(row["train/grad_norm"] > 1e-3 for row in one if "train/loss" in row)
+    far = {name: d for name, d in differences(one, other).items() if not d < TOLERANCE}
+    assert far == {}
+
+
+def test_two_replicas_get_the_numbers_of_one_process(
+    tmp_path: Path, one_process: list[dict[str, float]]
+) -> None:
+    assert_same(one_process, succeeded(tmp_path / "run", "trainer=ddp"))
+    traces = sorted(path.name for path in (tmp_path / "run" / "traces").iterdir())
+    assert traces[:2] == ["iteration_000001_rank0.jsonl", "iteration_000001_rank1.jsonl"]
+    tasks = [
+        set(re.findall(r'"task": "([^"]+)"', (tmp_path / "run" / "traces" / name).read_text()))
+        for name in traces[:2]
+    ]
+    assert all(tasks) and not tasks[0] & tasks[1]
+
+
+def test_two_shares_get_the_numbers_of_one_process(
+    tmp_path: Path, one_process: list[dict[str, float]]
+) -> None:
+    assert_same(one_process, succeeded(tmp_path / "run", "trainer=fsdp"))
+    assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trainer", "process"), [("ddp", 0), ("ddp", 1), ("fsdp", 0), ("fsdp", 1)])
+def test_one_process_that_fails_ends_the_run_which_can_go_on(
+    tmp_path: Path, one_process: list[dict[str, float]], trainer: str, process: int
+) -> None:
+    run = tmp_path / "run"
+    broken = train(run, f"trainer={trainer}", fails=f"{process}:3")
+    assert broken.returncode != 0 and "this process fails" in broken.stderr
+    assert len(rows(run)) < len(one_process)
+    assert_same(one_process, succeeded(run, f"trainer={trainer}", "ckpt_path=last"))
+
+
+@pytest.mark.slow
+def test_nobody_waits_for_ever_for_a_process_that_hangs(tmp_path: Path) -> None:
+    patience = "trainer.strategy.timeout.minutes=1"
+    hung = train(tmp_path / "run", "trainer=ddp", patience, fails="1:2/hangs")
+    assert hung.returncode != 0 and re.search("[Tt]imed? ?out", hung.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("first", "then"), [("fsdp", "cpu"), ("cpu", "fsdp"), ("fsdp", "ddp"), ("ddp", "cpu")]
+)
+def test_a_run_goes_on_with_another_number_of_processes(
+    tmp_path: Path, one_process: list[dict[str, float]], first: str, then: str
+) -> None:
+    run = tmp_path / "run"
+    assert train(run, f"trainer={first}", fails="0:3").returncode != 0
+    assert_same(one_process, succeeded(run, f"trainer={then}", "ckpt_path=last"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_folder_of_shares_is_loaded_by_any_number_of_processes(
+    tmp_path: Path, one_process: list[dict[str, float]], processes: int
+) -> None:
+    run = tmp_path / "run"
+    assert train(run, "trainer=fsdp", SHARES, fails="0:3").returncode != 0
+    assert (run / "checkpoints" / "last.ckpt" / ".metadata").exists()
+    again = ("trainer=fsdp", SHARES, f"trainer.devices={processes}", "ckpt_path=last")
+    assert_same(one_process, succeeded(run, *again))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_the_smoke_experiment_with_muon_and_a_warm_start(tmp_path: Path, trainer: str) -> None:
+    stage = (
+        "{_target_: matchtir.training.datamodule.Stage, iterations: 2, batch_size: 4,"
+        " tasks: {_target_: matchtir.tasks.synthetic.copying.CopyTasks, size: 10}}"
+    )
+    warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{stage}]", "optimizer=muon_adamw")
+    cache = f"warm_start.cache_dir={tmp_path}/warm"
+    one = succeeded(tmp_path / "one", *warm, "optimizer.lr=1e-3", cache)
+    shutil.rmtree(tmp_path / "warm")
+    two = succeeded(tmp_path / "two", *warm, "optimizer.lr=1e-3", cache, f"trainer={trainer}")
+    # Muon turns gradients in 16 bits: only its first step is the same to many digits.
+    first = differences(one[:2], two[:2])
+    assert max(first.values()) < 1e-2 and len(two) == len(one)
+
+
+@pytest.mark.slow
+def test_adapters_are_shared_out_too(tmp_path: Path) -> None:
+    lora = ("model.lora={r: 4, alpha: 8}", "model.activation_checkpointing=true")
+    assert_same(
+        succeeded(tmp_path / "one", *lora), succeeded(tmp_path / "two", *lora, "trainer=fsdp")
+    )
