@@ -3,6 +3,7 @@
 python src/train.py experiment=matchtir_soft
 python src/train.py experiment=matchtir_soft ckpt_path=last     # go on with an interrupted run
 python src/train.py -m experiment=matchtir_hard,grpo seed=1,2,3
+python src/train.py experiment=matchtir_soft scale=paper_8b dry_run=true    # what it would take
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
 from matchtir.training.build import build_module, start_warm
 from matchtir.training.held_out import report, scores_before, test_scores
+from matchtir.training.planning.table import require_room, show_plan
 from matchtir.utils.config_check import check
 from matchtir.utils.instantiate import close, instantiate_group
+from matchtir.utils.processes import end_with_the_first, wait_for_all
 from matchtir.utils.quiet import quiet
 from matchtir.utils.run_dir import checkpoint_to_load, keep_config, register_resolvers
 from matchtir.utils.sweep import run_job
 
 KNOWN_KEYS = (
-    *("seed", "ckpt_path", "objective", "identity", "paths"),
+    *("seed", "ckpt_path", "objective", "identity", "paths", "dry_run", "plan"),
     *("extras.print_config", "extras.matmul_precision"),
     *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "silent"),
     *("ahead", "carried_groups"),
@@ -51,6 +54,10 @@ def run(config: DictConfig) -> float:
     """Train, and test before and after; returns the metric that a search would optimise."""
     check(config, KNOWN_KEYS, GIVEN)
     quiet()
+    if config.dry_run:
+        show_plan(config)
+        return float("nan")
+    require_room(config)
     started = time.monotonic()
     folder = Path(config.paths.run_dir)
     checkpoint = checkpoint_to_load(config.ckpt_path, folder)
@@ -79,8 +86,9 @@ def run(config: DictConfig) -> float:
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
         objective = float(trainer.callback_metrics.get(config.objective, float("nan")))
         after = test_scores(trainer, module, datamodule)
-    if trainer.is_global_zero:
         save_pretrained(loaded, folder / POLICY_FOLDER)
+        wait_for_all()
+    if trainer.is_global_zero:
         facts = {"objective": objective, "seed": config.seed, "iterations": module.iteration}
         report(folder, before, after, seconds=time.monotonic() - started, **facts)
     return objective
@@ -89,6 +97,7 @@ def run(config: DictConfig) -> float:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> float | None:
     """The command line."""
+    end_with_the_first()
     return run_job(run, config)
 
 
