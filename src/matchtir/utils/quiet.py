@@ -7,9 +7,10 @@ import warnings
 
 from transformers.utils.logging import disable_progress_bar
 
-# Messages of libraries about each other: (category, beginning).
+# Messages about nothing that can be changed here: (category, beginning).
 CHATTER: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # Lightning with torch
+    (UserWarning, r"Checkpoint directory .* exists and is not empty"),  # a resumed run has one
 )
 
 
