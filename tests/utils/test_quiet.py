@@ -23,7 +23,7 @@ def test_listed_messages_are_silent_and_no_others():
             "`isinstance(treespec, LeafSpec)` is deprecated, use ...", FutureWarning, stacklevel=2
         )
         warnings.warn("something else is deprecated", FutureWarning, stacklevel=2)
-    assert [str(warning.message) for warning in heard] == ["something else"]
+    assert [str(warning.message) for warning in heard] == ["something else is deprecated"]
 
 
 @pytest.mark.parametrize("watched", [True, False])
