@@ -232,7 +232,7 @@ def test_stop_tokens(load):
 
 def test_tokenizer_without_chat_tokens_is_refused():
     plain = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocab={"a": 0}, merges=[])))
-    with pytest.raises(ValueError, match=r"lacks <\|im_start\|>, <\|im_end\|>, a chat template"):
+    with pytest.raises(ValueError, match="lacks a chat template"):
         Renderer(plain)
 
 

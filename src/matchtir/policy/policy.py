@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
 
 class TokenScores(NamedTuple):
     """Per token of a batch, 0 where no score was asked for."""
@@ -24,12 +26,19 @@ class Policy(nn.Module):
     Args:
         model: with `get_input_embeddings`, `get_output_embeddings` and a base model.
         head_chunk: tokens whose logits exist at once; those of the whole batch never do.
+
+    Raises:
+        ValueError: `head_chunk` below 1, or a model that does more to its logits than its output
+            layer: what is computed here would not be its log-probabilities.
     """
 
     def __init__(self, model: PreTrainedModel, head_chunk: int = 2048) -> None:
         super().__init__()
         if head_chunk < 1:
             raise ValueError(f"head_chunk must be at least 1, got {head_chunk}")
+        for setting in LOGIT_CHANGES:
+            if getattr(model.config.get_text_config(), setting, None) not in (None, 1, 1.0):
+                raise ValueError(f"models with {setting} are not supported")
         self.model = model
         self.head_chunk = head_chunk
 

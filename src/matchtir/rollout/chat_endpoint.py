@@ -10,8 +10,10 @@ from torch import nn
 
 from matchtir.rollout.attempt import task_id_of
 from matchtir.rollout.chat_client import BeyondContextError, ChatClient, EndpointError
+from matchtir.rollout.chat_format import ChatMessage
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, ChatMessage
+from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT
+from matchtir.tools.call_formats import HERMES, CallFormat
 from matchtir.types import Task, ToolResult
 
 
@@ -36,6 +38,7 @@ class ChatEndpoint:
     """
 
     own_weights = True
+    calls: CallFormat = HERMES
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ from matchtir.rollout.attempt import derive_seed, session_name
 from matchtir.rollout.engine import Engine, Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
-from matchtir.tools.parser import parse_calls
+from matchtir.tools.call_formats import HERMES, CallFormat
 from matchtir.types import CallStatus, ToolCall
 
 MODEL = "policy"  # the name under which the engine's model is served
@@ -158,8 +158,8 @@ class _Handler:
     def _choice(self, generation: Generation) -> dict[str, Any]:
         """What was sampled, as the protocol has it."""
         text = self.renderer.decode(generation.token_ids)
-        calls = parse_calls(text, None) if generation.stopped else ()
-        message, found = assistant_message(text, calls)
+        calls = self.renderer.calls.parse(text, None) if generation.stopped else ()
+        message, found = assistant_message(text, calls, self.renderer.calls)
         reason = "tool_calls" if found else "stop" if generation.stopped else "length"
         return {"index": 0, "message": message, "finish_reason": reason}
 
@@ -168,14 +168,16 @@ class _Handler:
         return web.json_response({"error": {"message": text, "code": code}}, status=status)
 
 
-def assistant_message(text: str, calls: Sequence[ToolCall]) -> tuple[dict[str, Any], bool]:
+def assistant_message(
+    text: str, calls: Sequence[ToolCall], call_format: CallFormat = HERMES
+) -> tuple[dict[str, Any], bool]:
     """A turn as a message of the protocol, and whether it has calls.
 
     Calls that cannot be read stay in the text.
     """
     reasoning, thought, spoken = text.rpartition("</think>")
     found = [call for call in calls if call.status is CallStatus.OK]
-    content = spoken.partition("<tool_call>")[0] if found else spoken
+    content = call_format.before_calls(spoken) if found else spoken
     message: dict[str, Any] = {"role": "assistant", "content": content.strip()}
     if thought:
         message["reasoning_content"] = reasoning.removeprefix("<think>").strip()

@@ -10,6 +10,7 @@ from torch import nn
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.runner import EpisodeRunner
+from matchtir.tools.call_formats import HERMES, CallFormat
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, ToolResult, Trajectory
 
@@ -59,6 +60,7 @@ class _WrittenTurns:
     """Engine and conversation format in one: its vocabulary has one id for each turn."""
 
     own_weights = True
+    calls: CallFormat = HERMES
 
     def __init__(self) -> None:
         self.version = 0

@@ -12,7 +12,7 @@ from matchtir.rollout.attempt import Attempt
 from matchtir.rollout.engine import Engine
 from matchtir.rollout.episode_tools import EpisodeTools
 from matchtir.rollout.watchdog import Watchdog
-from matchtir.tools.parser import parse_calls
+from matchtir.tools.call_formats import CallFormat
 from matchtir.types import StopReason, Task, ToolResult, Trajectory, Turn
 
 
@@ -35,6 +35,8 @@ class EpisodeLimits:
 
 class ConversationFormat(Protocol):
     """Messages as the ids that an engine reads and writes."""
+
+    calls: CallFormat  # of the text of a turn
 
     def prompt_ids(self, task: Task) -> tuple[int, ...]:
         """What stands before the first turn."""
@@ -134,7 +136,7 @@ class Episode:
                     attempt.turn_seed(number),
                 )
             text = self.renderer.decode(generation.token_ids)
-            calls = parse_calls(text, self.tools.names) if generation.stopped else ()
+            calls = self.renderer.calls.parse(text, self.tools.names) if generation.stopped else ()
             with self.watchdog.stage(attempt.session, f"tools of turn {number}"):
                 results = await self.tools.execute(calls)
             turn = Turn(

@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
+from matchtir.rollout.chat_format import OTHER_ENDS, ChatMessage, read_format
 from matchtir.types import Task, ToolResult
 
 DEFAULT_SYSTEM_PROMPT = (
@@ -21,21 +22,12 @@ DEFAULT_SYSTEM_PROMPT = (
     "<answer>your answer</answer>."
 )
 
-TURN_START = "<|im_start|>"
-TURN_END = "<|im_end|>"
-TEXT_END = "<|endoftext|>"
 CALL_END = "</tool_call>"
-POLICY_MARKUP = frozenset({"<think>", "</think>", "<tool_call>", CALL_END})
 
 # Marks where a text is cut before it is encoded. A lone surrogate cannot be encoded, so no
 # text that reaches a tokenizer contains one.
 _CUT = "\ud800"
 _SURROGATES = re.compile("[\ud800-\udfff]")
-
-ChatMessage = dict[str, Any]  # of the chat-completions protocol
-
-# Contents of the conversation that shows how a chat template frames tool results.
-_PROBE = ("probe question", "probe turn", "first probe result", "second probe result")
 
 
 class _Inert:
@@ -76,15 +68,16 @@ class Renderer:
     (``<|im_end|>``, ``<tool_call>``, ...) is encoded as plain text and decodes to itself.
 
     Args:
-        tokenizer: a tokenizer with Qwen's ``<|im_start|>`` and ``<|im_end|>`` and a chat template
-            that renders tool messages.
+        tokenizer: a tokenizer with a chat template that renders tool messages, in a format that
+            `read_format` knows (Qwen2.5, Qwen3, Llama 3.1).
         system_prompt: trusted text, with control tokens live; empty: no system message.
         thinking: whether the policy is asked to think; a template without that switch ignores it.
         stop_at_call: a turn also ends with its first call. What the policy would have written
             behind it costs nothing then, but calls side by side in one turn are ruled out.
 
     Raises:
-        ValueError: the tokenizer lacks one of these, or cannot encode a conversation in parts.
+        ValueError: the tokenizer lacks one of these, its template does not preserve what was
+            sampled, or it cannot encode a conversation in parts.
     """
 
     def __init__(
@@ -94,21 +87,23 @@ class Renderer:
         thinking: bool = True,
         stop_at_call: bool = False,
     ) -> None:
-        added = tokenizer.get_added_vocab()
-        needed = (TURN_START, TURN_END, *([CALL_END] if stop_at_call else []))
-        missing = [token for token in needed if token not in added]
-        if missing or not tokenizer.chat_template:
-            lacks = ", ".join([*missing, *([] if tokenizer.chat_template else ["a chat template"])])
-            raise ValueError(f"tokenizer {tokenizer.name_or_path!r} lacks {lacks}")
+        name, added = tokenizer.name_or_path, tokenizer.get_added_vocab()
+        if not tokenizer.chat_template:
+            raise ValueError(f"tokenizer {name!r} lacks a chat template")
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.thinking = thinking
-        self.pad_id = added[TURN_END] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self._ends = tuple(added[t] for t in (TURN_END, TEXT_END) if t in added)
+        self._format = read_format(self._probe, thinking, tuple(added), name)
+        self.calls = self._format.calls
+        if stop_at_call and CALL_END not in added:
+            raise ValueError(f"stop_at_call: tokenizer {name!r} lacks {CALL_END}")
+        turn_end = self._format.turn_end
+        self.pad_id = added[turn_end] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self._ends = tuple(added[t] for t in (turn_end, *OTHER_ENDS) if t in added)
         self.stop_token_ids = (*self._ends, *([added[CALL_END]] if stop_at_call else []))
         self._data = _Inert(added)
-        self._policy = _Inert(set(added) - POLICY_MARKUP)
-        self._frame = self._observation_frame()
+        self._policy = _Inert(set(added) - self.calls.markup)
+        self._require_parts()
 
     def prompt_ids(self, task: Task) -> tuple[int, ...]:
         """System message, tools, history and question, up to where the policy writes its turn.
@@ -152,18 +147,16 @@ class Renderer:
 
         Where `turn_ids` stopped at a call, it begins with the end of the turn.
         """
-        opening, between, closing = self._frame
-        if turn_ids and turn_ids[-1] not in self._ends:
-            opening = TURN_END + opening
-        outputs = between.join(self._data.text(result.output) for result in results)
-        return self._encode(opening + outputs + closing)
+        following = self._format.results([self._data.text(result.output) for result in results])
+        ended = not turn_ids or turn_ids[-1] in self._ends
+        return self._encode(("" if ended else self._format.turn_end) + following)
 
     def encode_turn(self, text: str) -> tuple[int, ...]:
         """The tokens of a turn that was written instead of sampled, end-of-turn token included.
 
         Calls and think tags are live; any other control token in `text` is plain text.
         """
-        return self._encode(self._policy.text(text) + TURN_END)
+        return self._encode(self._policy.text(text) + self._format.turn_end)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a turn, without the token that ended it."""
@@ -200,21 +193,25 @@ class Renderer:
         assert isinstance(text, str)
         return text
 
-    def _observation_frame(self) -> tuple[str, str, str]:
-        """What the template writes before, between and after the results of one turn."""
-        roles = ("user", "assistant", "tool", "tool")
+    def _probe(self, messages: Sequence[ChatMessage], begin_turn: bool, thinking: bool) -> str:
+        text = self.tokenizer.apply_chat_template(
+            list(messages),
+            add_generation_prompt=begin_turn,
+            enable_thinking=thinking,
+            tokenize=False,
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _require_parts(self) -> None:
+        """Raise ValueError where a text cut into pieces is not the same: gains or loses a space."""
         messages: list[ChatMessage] = [
-            {"role": role, "content": text} for role, text in zip(roles, _PROBE, strict=True)
+            {"role": "user", "content": "probe question"},
+            {"role": "assistant", "content": "probe turn"},
+            {"role": "tool", "content": "probe result"},
         ]
         conversation = self._render(messages, None)
-        _, turn, tail = conversation.partition(_PROBE[1] + TURN_END)
-        opening, first, rest = tail.partition(_PROBE[2])
-        between, second, closing = rest.partition(_PROBE[3])
-        name = self.tokenizer.name_or_path
-        if not (turn and first and second):
-            raise ValueError(f"the chat template of {name!r} does not render tool messages")
-        # Cut into many pieces, the text must stay the same: no piece may gain or swallow a space.
         pieces = self._encode(self._data.text(conversation))
         if self._decode(pieces) != self._decode(self._encode(conversation)):
+            name = self.tokenizer.name_or_path
             raise ValueError(f"tokenizer {name!r} cannot encode a conversation in parts")
-        return opening, between, closing

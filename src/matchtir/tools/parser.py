@@ -47,6 +47,11 @@ def parse_calls(text: str, tool_names: Collection[str] | None) -> tuple[ToolCall
     return tuple(_call(block, closed, tool_names) for block, closed in _blocks(text))
 
 
+def parse_block(text: str, tool_names: Collection[str] | None, key: str = "arguments") -> ToolCall:
+    """The call that one JSON text is, with its arguments under `key`."""
+    return _call(text, True, tool_names, key)
+
+
 def render_call(name: str, arguments: Any) -> str:
     """A call as Qwen3's chat template writes it.
 
@@ -66,7 +71,7 @@ def error_text(call: ToolCall) -> str:
         case CallStatus.OK:
             raise ValueError(f"the call to {call.name!r} was not refused")
     try:
-        problem = _problem(_load(call.text))[1]
+        problem = _problem(_load(call.text), call.arguments_key)[1]
     except ValueError as error:
         problem = f"it is not valid JSON ({error})"
     return f"Error: the tool call cannot be read: {problem}."
@@ -107,39 +112,42 @@ def _blocks(text: str) -> Iterator[tuple[str, bool]]:
             yield part[start:], False
 
 
-def _call(text: str, closed: bool, tool_names: Collection[str] | None) -> ToolCall:
+def _call(
+    text: str, closed: bool, tool_names: Collection[str] | None, key: str = "arguments"
+) -> ToolCall:
     if not closed:
-        return ToolCall("", None, CallStatus.UNCLOSED, text)
+        return ToolCall("", None, CallStatus.UNCLOSED, text, key)
     try:
         value = _load(text)
     except ValueError:
-        return ToolCall("", None, CallStatus.INVALID_JSON, text)
-    status, _ = _problem(value)
+        return ToolCall("", None, CallStatus.INVALID_JSON, text, key)
+    status, _ = _problem(value, key)
     name, arguments = "", None
     if isinstance(value, dict):
-        arguments = value.get("arguments")
+        arguments = value.get(key)
         if isinstance(value.get("name"), str):
             name = value["name"]
     if status is CallStatus.OK and tool_names is not None and name not in tool_names:
         status = CallStatus.UNKNOWN_TOOL
-    return ToolCall(name, arguments, status, text)
+    return ToolCall(name, arguments, status, text, key)
 
 
-def _problem(value: Any) -> tuple[CallStatus, str]:
+def _problem(value: Any, key: str) -> tuple[CallStatus, str]:
     """Status of a block's JSON value, and in words what is wrong with it."""
     if not isinstance(value, dict):
         return CallStatus.MISSING_NAME, "it must be one JSON object with a name and arguments"
     if not isinstance(value.get("name"), str) or not value["name"]:
         return CallStatus.MISSING_NAME, 'it has no "name" that is a non-empty string'
     refused = CallStatus.ARGUMENTS_NOT_OBJECT
-    if "arguments" not in value and "parameters" in value:
-        return refused, 'its arguments must stand under "arguments", not under "parameters"'
-    if "arguments" not in value:
-        return refused, 'it has no "arguments"; write {} for a call without any'
-    if isinstance(value["arguments"], str):
-        return refused, 'its "arguments" must be a JSON object, not a string that holds one'
-    if not isinstance(value["arguments"], dict):
-        return refused, 'its "arguments" must be a JSON object'
+    (other,) = {"arguments", "parameters"} - {key}
+    if key not in value and other in value:
+        return refused, f'its arguments must stand under "{key}", not under "{other}"'
+    if key not in value:
+        return refused, f'it has no "{key}"; write {{}} for a call without any'
+    if isinstance(value[key], str):
+        return refused, f'its "{key}" must be a JSON object, not a string that holds one'
+    if not isinstance(value[key], dict):
+        return refused, f'its "{key}" must be a JSON object'
     return CallStatus.OK, ""
 
 

@@ -1,0 +1,140 @@
+"""The format of conversations, read off a chat template by rendering small ones with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+from jinja2 import TemplateError
+
+from matchtir.tools.call_formats import HERMES, LLAMA3, CallFormat
+from matchtir.types import ToolCall
+
+ChatMessage = dict[str, Any]  # of the chat-completions protocol
+# Messages to text; whether the next turn is begun behind them, by a policy that thinks or not.
+Render = Callable[[Sequence[ChatMessage], bool, bool], str]
+
+# Besides the token that a template writes behind a turn, these end one.
+OTHER_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")
+
+_QUESTION: ChatMessage = {"role": "user", "content": "probe question"}
+_TURN = "probe turn"
+_RESULTS = ('first "probe" result', 'second "probe" result')  # with something that JSON escapes
+_CALL = ToolCall("probe_tool", {"probe": "value"})
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """What stands around the turns of a conversation."""
+
+    turn_end: str  # token behind every turn
+    calls: CallFormat
+    opening: str  # between the end of a turn and the first result of its calls
+    between: str  # two results
+    closing: str  # behind the last one: the next turn is begun
+    results_as_json: bool  # a result is written as a JSON string
+
+    def results(self, outputs: Sequence[str]) -> str:
+        """What follows the end of a turn with calls."""
+        if self.results_as_json:
+            outputs = [json.dumps(output, ensure_ascii=False) for output in outputs]
+        return self.opening + self.between.join(outputs) + self.closing
+
+
+def read_format(
+    render: Render, thinking: bool, added_tokens: Sequence[str], name: str
+) -> ChatFormat:
+    """The format of a template.
+
+    Args:
+        render: writes messages by the template.
+        thinking: whether the policy is asked to think.
+        added_tokens: of the vocabulary.
+        name: of the tokenizer, for errors.
+
+    Raises:
+        ValueError: the template does not render calls or their results, writes calls in a way that
+            no parser reads, or renders a turn otherwise once other messages follow it: what was
+            sampled would not be what the template makes of it.
+    """
+    turn_end = _turn_end(render, added_tokens, name)
+    frame = _frame(render, turn_end, thinking, name)
+    calls = _calls(render, turn_end, name)
+    # Where a policy must not think, a template may begin its turn with an empty thought, which it
+    # leaves out of the history: the renderer's own exception.
+    as_thinking = _frame(render, turn_end, True, name)
+    _require_preserved_prefix(render, ChatFormat(turn_end, calls, *as_thinking), name)
+    return ChatFormat(turn_end, calls, *frame)
+
+
+def _turn_end(render: Render, added_tokens: Sequence[str], name: str) -> str:
+    """The token that the template writes behind a turn."""
+    text = render([_QUESTION, {"role": "assistant", "content": _TURN}], False, True)
+    _, turn, tail = text.partition(_TURN)
+    ends = [token for token in added_tokens if tail.startswith(token)]
+    if not turn or not ends:
+        raise ValueError(
+            f"the chat template of {name!r} ends a turn with {tail[:20]!r}, which is no token of "
+            "its own: a policy could not end its turn"
+        )
+    return max(ends, key=len)
+
+
+def _frame(render: Render, turn_end: str, thinking: bool, name: str) -> tuple[str, str, str, bool]:
+    """What the template writes before, between and behind results, and whether as JSON."""
+    results = [{"role": "tool", "content": text} for text in _RESULTS]
+    messages = [_QUESTION, {"role": "assistant", "content": _TURN}, *results]
+    try:
+        text = render(messages, True, thinking)
+    except TemplateError as error:
+        raise ValueError(
+            f"the chat template of {name!r} does not render tool messages: {error}"
+        ) from error
+    tail = text.partition(_TURN + turn_end)[2]
+    for as_json in (True, False):
+        first, second = (json.dumps(each) if as_json else each for each in _RESULTS)
+        opening, found, rest = tail.partition(first)
+        between, also_found, closing = rest.partition(second)
+        if found and also_found:
+            return opening, between, closing, as_json
+    raise ValueError(f"the chat template of {name!r} does not render tool messages")
+
+
+def _calls(render: Render, turn_end: str, name: str) -> CallFormat:
+    """The format in which the template writes a call."""
+    text = render(_with_call(_CALL), False, True)
+    written = [each for each in (HERMES, LLAMA3) if each.write([_CALL]) + turn_end in text]
+    if not written:
+        begins = text.partition(str(_QUESTION["content"]))[2]
+        raise ValueError(
+            f"the chat template of {name!r} writes calls in a format that no parser reads "
+            f"(hermes: <tool_call> blocks, llama3: one JSON object): {begins[:200]!r}"
+        )
+    return written[0]
+
+
+def _with_call(call: ToolCall) -> list[ChatMessage]:
+    function = {"name": call.name, "arguments": call.arguments}
+    calls = [{"type": "function", "function": function}]
+    return [_QUESTION, {"role": "assistant", "content": "", "tool_calls": calls}]
+
+
+def _require_preserved_prefix(render: Render, found: ChatFormat, name: str) -> None:
+    """Prompt, turn, results, turn, results put together are what the template makes of them all."""
+    exchange = [*_with_call(_CALL)[1:], {"role": "tool", "content": _RESULTS[0]}]
+    turn = found.calls.write([_CALL]) + found.turn_end + found.results([_RESULTS[0]])
+    ours = render([_QUESTION], True, True) + turn + turn
+    theirs = render([_QUESTION, *exchange, *exchange], True, True)
+    if theirs == ours:
+        return
+    pairs = zip_longest(ours, theirs)
+    at = next(place for place, (mine, other) in enumerate(pairs) if mine != other)
+    here = slice(max(0, at - 20), at + 60)
+    raise ValueError(
+        f"the chat template of {name!r} does not preserve what was sampled: where a turn is "
+        f"followed by other messages it writes {theirs[here]!r} instead of {ours[here]!r}. A "
+        "policy would be trained on other tokens than it saw; use a template that only appends"
+    )

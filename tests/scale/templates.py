@@ -1,0 +1,102 @@
+"""Chat templates of model families in small, with a tokenizer that has their control tokens."""
+
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerFast
+
+from matchtir.policy.tokenizer import build_tokenizer
+from tests.rollout.episode_fakes import WORDS
+
+# Qwen2.5: ChatML with <tool_call>; a system message of its own where there is none.
+QWEN2_5 = """
+{%- if messages[0].role == 'system' -%}
+  {%- set system, rest = messages[0].content, messages[1:] -%}
+{%- else -%}
+  {%- set system, rest = 'You are a helpful assistant.', messages -%}
+{%- endif -%}
+{{- '<|im_start|>system\n' + system -}}
+{%- if tools -%}
+  {{- '\n\n# Tools\n\n<tools>' -}}
+  {%- for tool in tools -%}{{- '\n' + (tool | tojson) -}}{%- endfor -%}
+  {{- '\n</tools>' -}}
+{%- endif -%}
+{{- '<|im_end|>\n' -}}
+{%- for message in rest -%}
+  {%- if message.role == 'tool' -%}
+    {%- if loop.first or rest[loop.index0 - 1].role != 'tool' -%}
+      {{- '<|im_start|>user' -}}
+    {%- endif -%}
+    {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' -}}
+    {%- if loop.last or rest[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\n' -}}{%- endif -%}
+  {%- elif message.tool_calls -%}
+    {{- '<|im_start|>assistant' -}}
+    {%- if message.content -%}{{- '\n' + message.content -}}{%- endif -%}
+    {%- for call in message.tool_calls -%}
+      {{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' -}}
+      {{- (call.function.arguments | tojson) + '}\n</tool_call>' -}}
+    {%- endfor -%}
+    {{- '<|im_end|>\n' -}}
+  {%- else -%}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}
+"""
+
+# Llama 3.1: headers, one call a turn as plain JSON, results from `ipython` as JSON strings, tools
+# in the first user message.
+LLAMA3_1 = """
+{{- '<|begin_of_text|>' -}}
+{%- if messages[0].role == 'system' -%}
+  {%- set system, rest = messages[0].content, messages[1:] -%}
+{%- else -%}
+  {%- set system, rest = '', messages -%}
+{%- endif -%}
+{{- '<|start_header_id|>system<|end_header_id|>\n\n' -}}
+{%- if tools -%}{{- 'Environment: ipython\n' -}}{%- endif -%}
+{{- 'Today Date: 26 Jul 2024\n\n' + system + '<|eot_id|>' -}}
+{%- for message in rest -%}
+  {%- if message.role in ('tool', 'ipython') -%}
+    {{- '<|start_header_id|>ipython<|end_header_id|>\n\n' -}}
+    {{- (message.content | tojson) + '<|eot_id|>' -}}
+  {%- elif message.tool_calls -%}
+    {%- if message.tool_calls | length != 1 -%}
+      {{- raise_exception('This model only supports single tool-calls at once!') -}}
+    {%- endif -%}
+    {%- set call = message.tool_calls[0].function -%}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\n\n{"name": "' + call.name + '", ' -}}
+    {{- '"parameters": ' + (call.arguments | tojson) + '}<|eot_id|>' -}}
+  {%- else -%}
+    {{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' -}}
+    {%- if tools and loop.first -%}
+      {{- 'Respond in the format {"name": function name, "parameters": arguments}.\n\n' -}}
+      {%- for tool in tools -%}{{- (tool | tojson(indent=4)) + '\n\n' -}}{%- endfor -%}
+    {%- endif -%}
+    {{- message.content + '<|eot_id|>' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}
+{%- endif -%}
+"""
+
+LLAMA_TOKENS = (
+    *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<|eot_id|>", "<|eom_id|>", "<|python_tag|>"),
+)
+
+
+@lru_cache(maxsize=1)
+def qwen2_5() -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.chat_template = QWEN2_5
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def llama3_1() -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(LLAMA_TOKENS)})
+    tokenizer.eos_token = "<|eot_id|>"
+    tokenizer.chat_template = LLAMA3_1
+    return tokenizer
