@@ -32,8 +32,10 @@ SOURCES = (
         "tasks/synthetic/*",
         "tasks/custom/*",
         "tools/parser.py",
+        "tools/call_formats.py",
     ),
-    *("rollout/renderer.py", "rollout/demonstration.py", "training/*.py"),
+    *("rollout/renderer.py", "rollout/chat_format.py", "rollout/demonstration.py"),
+    "training/*.py",
 )
 
 
