@@ -1,8 +1,10 @@
 """An exported policy is the run's: the same log-probabilities, the same table."""
 
 import json
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def export(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """Runs the command line in this process; what it says."""
+
+    def run(*arguments: str) -> str:
+        script = ROOT / "scripts" / "export_hf.py"
+        monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+        runpy.run_path(str(script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
 def program(script: str, *arguments: str) -> str:
     command = [sys.executable, script, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
@@ -27,9 +44,11 @@ def program(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_transformers_alone_loads_it_and_computes_the_same(run: Path, tmp_path: Path) -> None:
+def test_transformers_alone_loads_it_and_computes_the_same(
+    run: Path, tmp_path: Path, export: Callable[..., str]
+) -> None:
     out = tmp_path / "export"
-    said = program("scripts/export_hf.py", str(run), "--out", str(out))
+    said = export(str(run), "--out", str(out))
     assert "differ from the run's by at most" in said
     model = AutoModelForCausalLM.from_pretrained(out).eval()
     tokenizer = AutoTokenizer.from_pretrained(out)
@@ -48,12 +67,11 @@ def test_transformers_alone_loads_it_and_computes_the_same(run: Path, tmp_path: 
     assert "`model.lora.r` | `4`" in card
 
 
-def test_weights_of_a_checkpoint_and_in_another_precision(run: Path, tmp_path: Path) -> None:
+def test_weights_of_a_checkpoint_and_in_another_precision(
+    run: Path, tmp_path: Path, export: Callable[..., str]
+) -> None:
     out = tmp_path / "export"
-    program(
-        *("scripts/export_hf.py", str(run), "--out", str(out)),
-        *("--weights", "last", "--dtype", "bfloat16"),
-    )
+    export(str(run), "--out", str(out), "--weights", "last", "--dtype", "bfloat16")
     exported = load_pretrained(str(out)).policy.model.state_dict()
     assert {value.dtype for value in exported.values()} == {torch.bfloat16}
     end = load_pretrained(str(run / "policy")).policy.model.state_dict()
@@ -61,10 +79,11 @@ def test_weights_of_a_checkpoint_and_in_another_precision(run: Path, tmp_path: P
     assert "not to these weights (last)" in (out / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_run_without_such_weights_says_which_there_may_be(tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/export_hf.py", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "--weights best or last?" in done.stderr
+def test_a_run_without_such_weights_says_which_there_may_be(
+    tmp_path: Path, export: Callable[..., str]
+) -> None:
+    with pytest.raises(SystemExit, match=r"--weights best or last\?"):
+        export(str(tmp_path))
 
 
 @pytest.mark.slow

@@ -196,3 +196,14 @@ def test_tags_are_short_and_different() -> None:
     long = "data.train_path=" + "x" * 100
     tags = identity.tags(None, [long, "assignment=soft", "assignment=soft"], 1)
     assert tags == ["train", long[:64], "assignment=soft", "seed=1"]
+
+
+def test_a_job_that_would_start_processes_of_its_own_is_refused(
+    sweep: Callable[..., None], program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=r"trainer.devices=2 in a sweep"):
+        sweep("group_size=2,3", "trainer=ddp", "trainer.devices=2")
+    assert program.ran == []
+    monkeypatch.setenv("SLURM_LOCALID", "0")
+    sweep("group_size=2,3", "trainer=ddp", "trainer.devices=2")
+    assert program.ran == [2, 3]

@@ -70,9 +70,19 @@ class ShardedStrategy(ModelParallelStrategy):
         self.cpu_offload = cpu_offload
 
     def shard(self, policy: Policy) -> None:
-        """Share out the weights of a policy, each decoder layer for itself; once."""
+        """Share out the weights of a policy, each decoder layer for itself; once.
+
+        Raises:
+            ValueError: weights of several precisions, which cannot be shared out together.
+        """
         if isinstance(policy, FSDPModule):
             return
+        precisions = {str(parameter.dtype) for parameter in policy.parameters()}
+        if len(precisions) > 1:
+            raise ValueError(
+                f"weights of several precisions ({', '.join(sorted(precisions))}) cannot be shared "
+                "out: adapters beside them need model.dtype=float32"
+            )
         settings: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"],
             # Also the outermost part: left whole by a pass without gradient, it would be stale

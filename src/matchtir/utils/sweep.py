@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -47,10 +48,11 @@ def run_job(run: Callable[[DictConfig], float], config: DictConfig) -> float | N
         search algorithms take for a failed trial.
 
     Raises:
-        SystemExit: the job was finished with another config.
+        SystemExit: the job was finished with another config, or wants to start processes itself.
     """
     if HydraConfig.get().mode != RunMode.MULTIRUN:
         return run(config)
+    _require_processes(config)
     folder = Path(config.paths.run_dir)
     failed = folder / FAILED_FILE
     if (folder / RESULT_FILE).exists():
@@ -74,6 +76,17 @@ def run_job(run: Callable[[DictConfig], float], config: DictConfig) -> float | N
             "job failed, see %s: %s", failed, str(error).splitlines()[0] if str(error) else error
         )
         return None
+
+
+def _require_processes(config: DictConfig) -> None:
+    """A second process that a job starts would run the whole sweep again."""
+    devices = OmegaConf.select(config, "trainer.devices")
+    started = "LOCAL_RANK" in os.environ or "SLURM_LOCALID" in os.environ
+    if isinstance(devices, int) and devices > 1 and not started:
+        sys.exit(
+            f"trainer.devices={devices} in a sweep: run such jobs one by one, or with "
+            "hydra/launcher=slurm hydra.launcher.tasks_per_node=<devices>"
+        )
 
 
 def _objective(job: Path) -> float | None:
