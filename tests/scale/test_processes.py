@@ -125,3 +125,21 @@ def test_adapters_are_shared_out_too(tmp_path: Path) -> None:
     assert_same(
         succeeded(tmp_path / "one", *lora), succeeded(tmp_path / "two", *lora, "trainer=fsdp")
     )
+
+
+@pytest.mark.slow
+def test_shares_in_host_memory_get_the_same_numbers(
+    tmp_path: Path, one_process: list[dict[str, float]]
+) -> None:
+    offloaded = ("trainer=fsdp", "trainer.strategy.cpu_offload=true")
+    assert_same(one_process, succeeded(tmp_path / "run", *offloaded))
+
+
+@pytest.mark.slow
+def test_shares_are_gathered_in_16_bits(tmp_path: Path) -> None:
+    mixed = ("trainer.precision=bf16-mixed", "model.activation_checkpointing=true")
+    found = succeeded(tmp_path / "run", "trainer=fsdp", *mixed)
+    mismatch = [row["train/mismatch_kl"] for row in found if "train/mismatch_kl" in row]
+    assert (
+        len(mismatch) == 3 and 0 < max(mismatch) < 1e-3
+    )  # of the engine's 16 bits to the trainer's

@@ -38,7 +38,8 @@ class ShardedStrategy(ModelParallelStrategy):
         cpu_offload: keep shares and optimizer in host memory; slower, for models that do not fit.
         save_distributed_checkpoint: each process writes its share, into a folder, which any number
             of sharded processes can load; for models that the first process cannot hold.
-        process_group_backend: None: nccl on GPUs, gloo on CPUs.
+        process_group_backend: None: nccl on GPUs, gloo on CPUs. With `cpu_offload` on GPUs both are
+            needed: "cpu:gloo,cuda:nccl".
         timeout: how long a process waits for the others before it gives up with an error; longer
             than the slowest rollout.
 
@@ -92,7 +93,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.precision_plugin.precision == "bf16-mixed":
             settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
         if self.cpu_offload:
-            settings["offload_policy"] = CPUOffloadPolicy()
+            settings["offload_policy"] = CPUOffloadPolicy(self.root_device.type == "cuda")
         layers: Any = policy.model.base_model.layers
         for layer in layers:
             fully_shard(layer, **settings)
@@ -101,6 +102,11 @@ class ShardedStrategy(ModelParallelStrategy):
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)  # what gloo can do
+
+    def model_to_device(self) -> None:
+        """Everything to the device, but shares that are to stay in host memory."""
+        if not self.cpu_offload:
+            super().model_to_device()
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The state as an unsharded optimizer has it; only the first process keeps the values."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from matchtir.policy.adapters import has_adapters, without_adapters
 from matchtir.policy.batching import TokenBatch, collate
@@ -169,7 +170,8 @@ class UpdateModule(PolicyModule):
     @torch.no_grad()
     def _logprobs(self, policy: Policy, batch: TokenBatch) -> Tensor:
         """Log-probabilities [B, L] of the sampled tokens under a policy, without gradient."""
-        policy.to(self.device)
+        if not isinstance(policy, FSDPModule):  # shares have their place
+            policy.to(self.device)
         logprobs = torch.zeros(batch.input_ids.shape, device=self.device)
         for rows in self.passes(batch.lengths, 2 * self.micro_batch_tokens):
             part = self.tokens_of(batch, rows)
