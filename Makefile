@@ -5,11 +5,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BFCL_BIN := .venv-bfcl/bin
 BFCL_STAMP := .venv-bfcl/.installed
-# Random weights answer at random length, and a tokenizer that spells BFCL's words in bytes makes prompts
-# of up to 27,000 tokens: memory_rec_sum is the memory whose tools are described in the fewest words.
+# A tokenizer that spells BFCL's words in bytes makes prompts of up to 27,000 tokens: two conversations
+# take minutes, and one with a memory, which needs ten others before it, far longer.
 BFCL_TINY := logs/smoke/bfcl
 BFCL_TINY_LIMITS := max_tasks=1 benchmark.bfcl.max_turn_tokens=32 \
-	'benchmark.bfcl.categories=[multi_turn_base,multi_turn_miss_func,memory_rec_sum]'
+	'benchmark.bfcl.categories=[multi_turn_base,multi_turn_miss_func]'
 
 # Waiting OpenMP threads sleep instead of spinning: beside any other busy process, spinning makes
 # torch several times slower.
