@@ -140,6 +140,5 @@ def test_shares_are_gathered_in_16_bits(tmp_path: Path) -> None:
     mixed = ("trainer.precision=bf16-mixed", "model.activation_checkpointing=true")
     found = succeeded(tmp_path / "run", "trainer=fsdp", *mixed)
     mismatch = [row["train/mismatch_kl"] for row in found if "train/mismatch_kl" in row]
-    assert (
-        len(mismatch) == 3 and 0 < max(mismatch) < 1e-3
-    )  # of the engine's 16 bits to the trainer's
+    # Two computations in 16 bits, the engine's and the trainer's, differ a little.
+    assert len(mismatch) == 3 and 0 < max(mismatch) < 1e-3
