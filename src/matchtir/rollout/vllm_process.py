@@ -20,7 +20,7 @@ _LAUNCH = (
 )
 _DEFAULTS = {
     "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer is on the same cores
 }
 _NEEDED = {"VLLM_SERVER_DEV_MODE": "1"}  # weights can be changed

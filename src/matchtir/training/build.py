@@ -25,12 +25,16 @@ def build_module(
 
 
 def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> None:
-    """Give the policy the weights of the configured supervised fine-tuning."""
+    """Give the policy the weights of the configured supervised fine-tuning, all of it.
+
+    What cuts a run short (max_steps, limit_train_batches) is meant for the training behind it.
+    """
+    whole = {"max_steps": -1, "limit_train_batches": None}
     names = ("model", "renderer", "warm_start.module", "warm_start.datamodule", "trainer")
     settings: dict[str, Any] = {
         name: OmegaConf.to_object(OmegaConf.select(config, name)) for name in names
     }
-    for unused in ("default_root_dir", "val_check_interval", "limit_test_batches"):
+    for unused in ("default_root_dir", "val_check_interval", "limit_test_batches", *whole):
         settings["trainer"].pop(unused, None)
     warm_start(
         build_module(config, config.warm_start.module, loaded, sandbox),
@@ -41,6 +45,7 @@ def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> No
             logger=False,
             limit_val_batches=0,
             enable_checkpointing=False,
+            **whole,
         ),
         settings,
         config.warm_start.cache_dir,
