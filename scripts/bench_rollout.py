@@ -36,7 +36,7 @@ from matchtir.rollout.vllm_engine import VllmEngine
 from matchtir.rollout.vllm_server import VllmServerEngine
 
 PROMPT, OBSERVATION, TURN, TURNS = 150, 20, 24, 4  # tokens; turns of a conversation
-KEPT_TURNS, KEPT_STEP = 8, 256  # turns, tokens read in each, where only reading is measured
+KEPT_TURNS, KEPT_STEP = 8, 512  # turns, tokens read in each, where only reading is measured
 LONGEST_TOOL = 2.0  # seconds
 NO_STOP: tuple[int, ...] = ()
 Pause = Callable[[int, int], float]  # seconds of the tools of conversation, turn

@@ -319,16 +319,19 @@ class TransformersEngine:
 
     def _decode(self, decoding: list[int]) -> None:
         count = len(self._rows)
-        tokens = torch.zeros(count, 1, dtype=torch.int64)
-        for slot in decoding:
-            tokens[slot] = self._rows[slot].ids[-1]
+        # A pass over all slots reads the cache without a copy. Where most of them wait for tools,
+        # copying is cheaper; with a rendezvous few ever do, and all batches stay the same.
+        few = self._rejoin_after is None and 2 * len(decoding) < count
+        slots = decoding if few else range(count)
+        tokens = torch.zeros(len(slots), 1, dtype=torch.int64)
         # Rows that do not decode write one garbage key behind their own: harmless, see SlotCache.
-        starts = torch.tensor([row.cached for row in self._rows])
-        for slot in decoding:
-            starts[slot] = self._rows[slot].cached
+        starts = torch.tensor([self._rows[slot].cached for slot in slots])
+        places = range(count) if few else decoding
+        for place, slot in zip(places, decoding, strict=False):
+            tokens[place] = self._rows[slot].ids[-1]
             self._rows[slot].cached += 1
-        hidden = self._forward(count, tokens, starts)
-        self._sample(decoding, hidden[decoding, 0])
+        hidden = self._forward(torch.tensor(slots) if few else count, tokens, starts)
+        self._sample(decoding, hidden[:, 0] if few else hidden[decoding, 0])
 
     def _forward(self, rows: Tensor | int, tokens: Tensor, starts: Tensor) -> Tensor:
         """Hidden states [R, Q, H] of `tokens` at positions `starts`.. of the given slots."""
