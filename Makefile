@@ -41,10 +41,10 @@ train: $(STAMP)  ## train the tiny policy with the method's soft matching, on th
 	$(BIN)/python src/train.py experiment=matchtir_soft
 
 test: $(STAMP)  ## the fast tests
-	$(BIN)/python -m pytest -q -m 'not slow' -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -m 'not slow' -n auto --dist loadfile
 
 test-full: $(STAMP)  ## every test
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # The official package pins other versions of numpy and of much else: an environment of its own.
 bfcl-env: $(BFCL_STAMP)  ## make .venv-bfcl with bfcl-eval, pinned by constraints-bfcl.txt

@@ -87,6 +87,10 @@ def test_tokens_are_coloured_by_advantage_or_log_ratio(page: Any, url: str) -> N
     assert page.url.endswith("#/1/0/0?color=none")
 
 
+# Behind the event that a new address causes, and behind what is drawn because of it.
+SHOWN = "new Promise(done => setTimeout(() => requestAnimationFrame(() => setTimeout(done))))"
+
+
 def test_keys_and_links(page: Any, url: str) -> None:
     opened(page, url)
     for key, address in (
@@ -100,6 +104,9 @@ def test_keys_and_links(page: Any, url: str) -> None:
     ):
         page.keyboard.press(key)
         page.wait_for_function("address => location.hash === address", arg=address)
+        page.evaluate(
+            SHOWN
+        )  # a key means something once the page shows what the last one asked for
     assert len(page.query_selector_all("table.group thead th")) == 1 + 3
     page.click("table.group thead th:nth-child(2) a")
     page.wait_for_function("location.hash === '#/1/0/0'")
