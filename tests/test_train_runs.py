@@ -6,11 +6,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
@@ -18,14 +16,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 import train
-from matchtir.credit.assignment import HardAssignment
-from matchtir.credit.rewards import Credit, MatchReward
-from matchtir.credit.similarity import Similarity
 from matchtir.policy.loading import load_pretrained
 from matchtir.training.policy_gradient import PolicyGradientModule
-from matchtir.types import Trajectory
 from matchtir.utils.config_check import ConfigError
 from matchtir.utils.run_dir import register_resolvers
+from tests.training.token_reward import PAID
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -84,24 +79,6 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 def result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
-
-
-class TokenReward:
-    """Pays for odd tokens, so that random weights, too, have something to learn."""
-
-    def __init__(self, **_: Any) -> None:
-        pass
-
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
-        credits = MatchReward(Similarity(), HardAssignment())(trajectories)
-        return [self._paid(*each) for each in zip(trajectories, credits, strict=True)]
-
-    def _paid(self, trajectory: Trajectory, credit: Credit) -> Credit:
-        odd = [np.mean([token % 2 for token in turn.token_ids]) for turn in trajectory.turns]
-        return replace(credit, turn_rewards=np.array(odd), total=float(sum(odd)))
-
-
-PAID = f"reward._target_={__name__}.TokenReward"
 
 
 # -- what a run leaves behind --------------------------------------------------------------------

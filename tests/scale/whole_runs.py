@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from tests.scale.failing import FAILS
+from tests.training.token_reward import PAID
 
 ROOT = Path(__file__).parents[2]
 NOT_REPEATED = ("time/", "train/tokens_per_s")
@@ -19,7 +20,7 @@ TINY = (
     *("tasks_per_iteration=4", "mini_batches=2", "module.micro_batch_tokens=300"),
     *("optimizer=adamw", "optimizer.lr=1e-3", "trainer.val_check_interval=2"),
     "data.sizes={train: 8, validation: 3, test: 3}",
-    "reward._target_=tests.scale.failing.TokenReward",
+    PAID,
     "module._target_=tests.scale.failing.FailingModule",
 )
 # What differs between numbers of processes is the order of sums in 32 bits.
