@@ -15,6 +15,8 @@ from torch import nn
 from matchtir.policy.weights import full_weights
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.vllm_request import (
+    ENVIRONMENT,
+    cache_salt,
     check_settings,
     engine_settings,
     fitted,
@@ -78,8 +80,7 @@ class VllmEngine:
             raise ValueError(f"session {session} is already generating")
         sampling = fitted(session, context, sampling, self._max_model_len)
         request = str(next(self._serial))
-        # The salt keeps what older weights have cached out of reach.
-        prompt = {"prompt_token_ids": list(context), "cache_salt": f"weights {self.version}"}
+        prompt = {"prompt_token_ids": list(context), "cache_salt": cache_salt(self.version)}
         params = self._make_params(**request_settings(sampling, seed, self._stop))
         self._vllm.add_request(request, prompt, params)
         self._ids[session] = request
@@ -127,8 +128,8 @@ class VllmEngine:
         # Read by vLLM when it is imported.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self._kv_cache_gib)
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         # Seconds and gigabytes: only where it is wanted.
         from vllm import EngineArgs, LLMEngine
         from vllm import SamplingParams as VllmParams

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matchtir.rollout.vllm_request import ENVIRONMENT
+
 # The kernel ends the server with its parent, however that ends. vLLM's `vllm` command would do the
 # same work, but its build for CPUs comes without it.
 _LAUNCH = (
@@ -19,8 +21,7 @@ _LAUNCH = (
     "runpy.run_module('vllm.entrypoints.openai.api_server', run_name='__main__')"
 )
 _DEFAULTS = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
+    **ENVIRONMENT,
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer is on the same cores
 }
 _NEEDED = {"VLLM_SERVER_DEV_MODE": "1"}  # weights can be changed

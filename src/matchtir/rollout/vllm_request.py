@@ -23,6 +23,9 @@ FIXED_SETTINGS: Mapping[str, Any] = {
     "enable_prefix_caching": True,
 }
 
+# For vLLM's environment, where the user's has nothing else.
+ENVIRONMENT: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Raise ValueError for engine arguments that are not free."""
@@ -54,6 +57,11 @@ def engine_settings(policy: nn.Module, folder: Path, settings: Mapping[str, Any]
         ours |= {"enable_chunked_prefill": False, "max_num_batched_tokens": whole}
     given = {key: value for key, value in settings.items() if value is not None}
     return {"model": str(folder), **FIXED_SETTINGS, **ours, **given}
+
+
+def cache_salt(version: int) -> str:
+    """What keeps that which older weights have cached out of reach."""
+    return f"weights {version}"
 
 
 def fitted(

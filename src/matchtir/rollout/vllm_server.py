@@ -11,18 +11,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
-import torch.distributed as dist
 from torch import nn
 
-from matchtir.policy.weights import save_full_weights
+from matchtir.policy.weights import full_weights, save_full_weights
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.vllm_process import VllmProcess
 from matchtir.rollout.vllm_request import (
+    cache_salt,
     check_settings,
     engine_settings,
     fitted,
     request_settings,
 )
+from matchtir.utils.processes import rank, wait_for_all
 
 
 class VllmServerEngine:
@@ -91,7 +92,7 @@ class VllmServerEngine:
         body = {
             "token_ids": list(context),
             "sampling_params": request_settings(sampling, seed, self._stop),
-            "cache_salt": f"weights {self.version}",
+            "cache_salt": cache_salt(self.version),
         }
         self._generating += 1
         try:
@@ -141,14 +142,16 @@ class VllmServerEngine:
             raise RuntimeError(f"{self._generating} turns are being sampled while weights change")
         if self._folder is None:
             self._folder = self._handover_folder()
-        save_full_weights(policy, self._folder)  # sharded weights need every process
-        if self._url is None:
-            self._start(policy)
-        several = self._is_shared and dist.is_available() and dist.is_initialized()
-        if not several or dist.get_rank() == 0:
+        if self._is_shared and rank() > 0:
+            for _ in full_weights(policy):  # sharded weights need every process
+                pass
+        else:
+            save_full_weights(policy, self._folder)
+            if self._url is None:
+                self._start(policy)
             self._update(version)
-        if several:
-            dist.barrier()
+        if self._is_shared:
+            wait_for_all()
         self.version = version
 
     def _handover_folder(self) -> Path:

@@ -11,13 +11,13 @@ import torch
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import TrajectoryMetrics
 from matchtir.policy.batching import TokenBatch, micro_batches
 from matchtir.policy.policy import Policy
+from matchtir.policy.weights import whole
 from matchtir.rollout.engine import Engine, SamplingParams
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
@@ -144,13 +144,11 @@ class PolicyModule(LightningModule):
         """Clip the gradients, step, clear them; returns the norm before clipping."""
         sum_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
         optimizers = self.optimizers()
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             optimizer.step()
             optimizer.zero_grad()
-        return float(norm)
+        return float(whole(norm))
 
     def step_schedules(self) -> None:
         """Once per iteration."""

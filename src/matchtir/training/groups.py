@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import torch.distributed as dist
-
 from matchtir.rollout.attempt import Attempt
 from matchtir.rollout.runner import EpisodeRunner, PartialGroup, is_whole
 from matchtir.types import Trajectory
+from matchtir.utils.processes import rank, world_size
 
 log = logging.getLogger(__name__)
 
@@ -91,22 +90,13 @@ class Carried:
         ]
 
 
-def state_of_all(state: Any) -> list[Any]:
-    """The states of all processes, on each of them."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [state]
-    states: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(states, state)
-    return states
-
-
 def own_state(states: Sequence[Any]) -> Any:
-    """This process' part of `state_of_all`; None where a run goes on with other processes."""
-    several = dist.is_available() and dist.is_initialized()
-    count, rank = (dist.get_world_size(), dist.get_rank()) if several else (1, 0)
-    if len(states) != count:
+    """This process' part of the states of all; None where a run goes on with more or fewer."""
+    if len(states) != world_size():
         log.warning(
-            "%d processes instead of %d: groups under way are sampled anew", count, len(states)
+            "%d processes instead of %d: groups under way are sampled anew",
+            world_size(),
+            len(states),
         )
         return None
-    return states[rank]
+    return states[rank()]

@@ -17,12 +17,12 @@ from matchtir.credit.diagnostics import diagnose
 from matchtir.credit.rewards import Credit, Reward
 from matchtir.evaluation.metrics import measure
 from matchtir.rollout.metrics import rollout_metrics
-from matchtir.training.groups import Ahead, Carried, Groups, own_state, state_of_all
+from matchtir.training.groups import Ahead, Carried, Groups, own_state
 from matchtir.training.sharing import advantages_of, metrics_of_all
 from matchtir.training.update import UpdateModule, silent_rows
 from matchtir.types import Task, Trajectory
 from matchtir.utils.options import check_option
-from matchtir.utils.processes import largest
+from matchtir.utils.processes import gathered, largest
 
 SILENT_OPTIONS = ("keep", "drop", "replace")
 MOST_ROUNDS = 3  # of replacements in one iteration
@@ -110,9 +110,9 @@ class PolicyGradientModule(UpdateModule):
             scored = self.score(groups)
         replaced = 0
         if self.replace_silent:
-            groups, scored, replaced = self._replace_silent(groups, scored)
+            scored, replaced = self._replace_silent(groups, scored)
         with self._timed("update"):
-            losses = self.update(scored.trajectories, scored.advantages)
+            losses = self.update(scored.trajectories, scored.advantages, scored.rewards.group)
         self.step_schedules()
         self.last_rollout = scored
         metrics = self._rollout_metrics(scored, sampling_seconds) | losses
@@ -153,16 +153,19 @@ class PolicyGradientModule(UpdateModule):
             with self._timed("rollout"), self.policy_at_rest():
                 groups = self.rollout(tasks, self._rollout_seed(self.iteration))
             sampled = groups, self._seconds["rollout"]
-        following = self.trainer.datamodule.tasks_of(self.iteration + 1)  # type: ignore[attr-defined]
-        if self.samples_ahead and following:
-            self._sync()
-            seed = self._rollout_seed(self.iteration + 1)
-            self.ahead.start(partial(self.rollout, following, seed))
+        if self.samples_ahead:
+            self._sample_ahead()
         return sampled
 
-    def _replace_silent(
-        self, groups: Groups, scored: ScoredRollout
-    ) -> tuple[Groups, ScoredRollout, int]:
+    def _sample_ahead(self) -> None:
+        """Begin with the groups of the next iteration, where there is one."""
+        tasks = self.trainer.datamodule.tasks_of(self.iteration + 1)  # type: ignore[attr-defined]
+        if tasks:
+            self._sync()
+            seed = self._rollout_seed(self.iteration + 1)
+            self.ahead.start(partial(self.rollout, tasks, seed))
+
+    def _replace_silent(self, groups: Groups, scored: ScoredRollout) -> tuple[ScoredRollout, int]:
         """Groups with signal as far as they can be had, scored, and how many are new."""
         replaced = 0
         for round_ in range(1, MOST_ROUNDS + 1):
@@ -182,7 +185,7 @@ class PolicyGradientModule(UpdateModule):
             replaced += missing
             with self._timed("credit"):
                 scored = self.score(groups)
-        return groups, scored, replaced
+        return scored, replaced
 
     def _rollout_seed(self, iteration: int, *round_: int) -> int:
         sequence = np.random.SeedSequence((self.seed, iteration, *round_))
@@ -201,7 +204,7 @@ class PolicyGradientModule(UpdateModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep groups that were sampled ahead or carried over."""
         state = {"ahead": self.ahead.wait(), "carried": self.carried.groups}
-        checkpoint["groups"] = state_of_all(state)
+        checkpoint["groups"] = gathered(state)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""

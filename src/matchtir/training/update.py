@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
@@ -72,7 +72,10 @@ class UpdateModule(PolicyModule):
         return [self.policy, *self._reference]
 
     def update(
-        self, trajectories: Sequence[Trajectory], advantages: Float[np.ndarray, "N T"]
+        self,
+        trajectories: Sequence[Trajectory],
+        advantages: Float[np.ndarray, "N T"],
+        group: Int[np.ndarray, " N"],
     ) -> dict[str, float]:
         """`mini_batches` optimizer steps; metrics are means over them.
 
@@ -83,8 +86,7 @@ class UpdateModule(PolicyModule):
         has_turns = np.array([bool(trajectory.turns) for trajectory in trajectories], dtype=bool)
         silent = silent_rows(advantages)
         kept = np.flatnonzero(has_turns & ~(silent & self.drop_silent))
-        numbers = _group_numbers(trajectories)[kept].tolist()
-        of_processes = gathered((bool(has_turns.any()), numbers))
+        of_processes = gathered((bool(has_turns.any()), group[kept].tolist()))
         if not any(some for some, _ in of_processes):
             raise RuntimeError(
                 "no trajectory of this iteration has a turn: every prompt is over the budget"
@@ -194,10 +196,3 @@ class UpdateModule(PolicyModule):
                 trajectories, ratios.cpu(), batch.turn_index.cpu(), strict=True
             )
         ]
-
-
-def _group_numbers(trajectories: Sequence[Trajectory]) -> np.ndarray:
-    """The number of each trajectory's group, [N]: groups lie side by side."""
-    tasks = [id(trajectory.task) for trajectory in trajectories]
-    begins = [before != task for before, task in zip([None, *tasks], tasks, strict=False)]
-    return np.cumsum(begins) - 1
