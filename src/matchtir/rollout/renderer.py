@@ -93,7 +93,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.thinking = thinking
-        self._format = read_format(self._probe, thinking, tuple(added), name)
+        self._format = read_format(self._template, thinking, tuple(added), name)
         self.calls = self._format.calls
         if stop_at_call and CALL_END not in added:
             raise ValueError(f"stop_at_call: tokenizer {name!r} lacks {CALL_END}")
@@ -182,20 +182,19 @@ class Renderer:
         pieces = [encode(piece, add_special_tokens=False) for piece in text.split(_CUT)]
         return tuple(token for piece in pieces for token in piece)
 
-    def _render(self, messages: list[ChatMessage], tools: list[Any] | None) -> str:
-        text = self.tokenizer.apply_chat_template(
-            messages,
-            tools=tools or None,
-            add_generation_prompt=True,
-            enable_thinking=self.thinking,
-            tokenize=False,
-        )
-        assert isinstance(text, str)
-        return text
+    def _render(self, messages: Sequence[ChatMessage], tools: Sequence[Any]) -> str:
+        return self._template(messages, True, self.thinking, tools)
 
-    def _probe(self, messages: Sequence[ChatMessage], begin_turn: bool, thinking: bool) -> str:
+    def _template(
+        self,
+        messages: Sequence[ChatMessage],
+        begin_turn: bool,
+        thinking: bool,
+        tools: Sequence[Any] = (),
+    ) -> str:
         text = self.tokenizer.apply_chat_template(
             list(messages),
+            tools=list(tools) or None,
             add_generation_prompt=begin_turn,
             enable_thinking=thinking,
             tokenize=False,
@@ -210,7 +209,7 @@ class Renderer:
             {"role": "assistant", "content": "probe turn"},
             {"role": "tool", "content": "probe result"},
         ]
-        conversation = self._render(messages, None)
+        conversation = self._render(messages, ())
         pieces = self._encode(self._data.text(conversation))
         if self._decode(pieces) != self._decode(self._encode(conversation)):
             name = self.tokenizer.name_or_path
