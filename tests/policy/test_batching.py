@@ -94,15 +94,16 @@ def as_lengths(lengths: list[int]) -> Tensor:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100))
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100), st.booleans())
 def test_micro_batches_cover_every_row_once_within_the_limit(
-    lengths: list[int], max_tokens: int
+    lengths: list[int], max_tokens: int, packing: bool
 ) -> None:
-    groups = [group.tolist() for group in micro_batches(as_lengths(lengths), max_tokens)]
+    groups = [g.tolist() for g in micro_batches(as_lengths(lengths), max_tokens, packing)]
     assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
     for group in groups:
-        padded = len(group) * max(lengths[row] for row in group)
-        assert padded <= max_tokens or len(group) == 1
+        of_rows = [lengths[row] for row in group]
+        tokens = sum(of_rows) if packing else len(group) * max(of_rows)
+        assert tokens <= max_tokens or len(group) == 1
 
 
 @settings(deadline=None)
@@ -117,3 +118,8 @@ def test_rows_of_like_length_share_a_micro_batch(lengths: list[int]) -> None:
 def test_micro_batches_are_filled() -> None:
     groups = micro_batches(torch.tensor([5, 100, 5, 4, 5]), max_tokens=15)
     assert [group.tolist() for group in groups] == [[3, 0, 2], [4], [1]]
+
+
+def test_packed_rows_take_their_own_tokens_alone() -> None:
+    groups = micro_batches(torch.tensor([2, 12, 3, 9]), max_tokens=14, packing=True)
+    assert [group.tolist() for group in groups] == [[0, 2, 3], [1]]

@@ -59,6 +59,22 @@ def test_two_shares_get_the_numbers_of_one_process(
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
 
 
+def test_packed_sequences_get_the_numbers_of_padded_ones(
+    tmp_path: Path, one_process: list[dict[str, float]]
+) -> None:
+    assert_same(one_process, succeeded(tmp_path / "run", "model.packing=true"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_packed_sequences_on_two_processes(
+    tmp_path: Path, one_process: list[dict[str, float]], trainer: str
+) -> None:
+    assert_same(
+        one_process, succeeded(tmp_path / "run", f"trainer={trainer}", "model.packing=true")
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("trainer", "process"), [("ddp", 0), ("ddp", 1), ("fsdp", 0), ("fsdp", 1)])
 def test_one_process_that_fails_ends_the_run_which_can_go_on(

@@ -37,10 +37,10 @@ class TokenBatch:
 
     @classmethod
     def padding(cls, pad_id: int) -> TokenBatch:
-        """One sequence of padding, for a pass that others must not make alone."""
-        none = torch.zeros(1, 2, dtype=torch.bool)
+        """A sequence of two tokens without loss, for a pass that others must not make alone."""
+        real = torch.ones(1, 2, dtype=torch.bool)
         ids = torch.full((1, 2), pad_id)
-        return cls(ids, none, none, torch.full((1, 2), -1), torch.zeros(1, 2))
+        return cls(ids, real, ~real, torch.full((1, 2), -1), torch.zeros(1, 2))
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on another device."""
@@ -80,15 +80,23 @@ def _flatten(trajectory: Trajectory) -> tuple[list[int], list[int], list[float]]
     return ids, turns, logprobs
 
 
-def micro_batches(lengths: Int[Tensor, " B"], max_tokens: int) -> list[Tensor]:
-    """Row indices in groups of at most `max_tokens` padded tokens, similar lengths together.
+def micro_batches(
+    lengths: Int[Tensor, " B"], max_tokens: int, packing: bool = False
+) -> list[Tensor]:
+    """Row indices in groups of at most `max_tokens` tokens, similar lengths together.
 
-    A row longer than `max_tokens` gets a group of its own.
+    Padding counts as tokens, unless the rows are packed. A row longer than `max_tokens` gets a
+    group of its own.
     """
     groups: list[list[int]] = []
+    tokens = 0
     for row in torch.argsort(lengths, stable=True).tolist():
-        if groups and (len(groups[-1]) + 1) * int(lengths[row]) <= max_tokens:
+        length = int(lengths[row])
+        if groups:
+            tokens = tokens + length if packing else (len(groups[-1]) + 1) * length
+        if groups and tokens <= max_tokens:
             groups[-1].append(row)
         else:
             groups.append([row])
+            tokens = length
     return [torch.tensor(group) for group in groups]

@@ -43,6 +43,7 @@ def load_tiny(
     head_chunk: int = 2048,
     seed: int = 0,
     words_of: TaskSet | None = None,
+    packing: bool = False,
     activation_checkpointing: bool = False,
     lora: Mapping[str, Any] | None = None,
 ) -> LoadedPolicy:
@@ -70,13 +71,14 @@ def load_tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-        return _loaded(model, tokenizer, head_chunk, activation_checkpointing, lora)
+        return _loaded(model, tokenizer, head_chunk, packing, activation_checkpointing, lora)
 
 
 def load_pretrained(
     name_or_path: str,
     dtype: str = "auto",
     head_chunk: int = 2048,
+    packing: bool = False,
     activation_checkpointing: bool = False,
     lora: Mapping[str, Any] | None = None,
     **model_kwargs: Any,
@@ -86,7 +88,7 @@ def load_pretrained(
     Args:
         name_or_path: of the model.
         dtype: of its weights; "auto": as they are stored.
-        head_chunk: see `Policy`.
+        head_chunk, packing: see `Policy`.
         activation_checkpointing: keep only the input of each layer for the backward pass, and
             compute the layer again there.
         lora: settings of `add_adapters`; None: all weights are trained.
@@ -96,13 +98,14 @@ def load_pretrained(
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **model_kwargs)
-    return _loaded(model, tokenizer, head_chunk, activation_checkpointing, lora)
+    return _loaded(model, tokenizer, head_chunk, packing, activation_checkpointing, lora)
 
 
 def _loaded(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     head_chunk: int,
+    packing: bool,
     activation_checkpointing: bool,
     lora: Mapping[str, Any] | None,
 ) -> LoadedPolicy:
@@ -110,7 +113,7 @@ def _loaded(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora is not None:
         add_adapters(model, lora)
-    return LoadedPolicy(Policy(model, head_chunk), tokenizer)
+    return LoadedPolicy(Policy(model, head_chunk, packing), tokenizer)
 
 
 def load_policy(name_or_path: str) -> LoadedPolicy:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from matchtir.policy.packing import packed_states, prepare_packing
+
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -26,37 +28,54 @@ class Policy(nn.Module):
     Args:
         model: with `get_input_embeddings`, `get_output_embeddings` and a base model.
         head_chunk: tokens whose logits exist at once; those of the whole batch never do.
+        packing: compute the sequences of a batch in one row, without their padding.
 
     Raises:
-        ValueError: `head_chunk` below 1, or a model that does more to its logits than its output
-            layer: what is computed here would not be its log-probabilities.
+        ValueError: `head_chunk` below 1, a model that does more to its logits than its output
+            layer (what is computed here would not be its log-probabilities), or one that cannot
+            be packed.
     """
 
-    def __init__(self, model: PreTrainedModel, head_chunk: int = 2048) -> None:
+    def __init__(
+        self, model: PreTrainedModel, head_chunk: int = 2048, packing: bool = False
+    ) -> None:
         super().__init__()
         if head_chunk < 1:
             raise ValueError(f"head_chunk must be at least 1, got {head_chunk}")
         for setting in LOGIT_CHANGES:
             if getattr(model.config.get_text_config(), setting, None) not in (None, 1, 1.0):
                 raise ValueError(f"models with {setting} are not supported")
+        if packing:
+            prepare_packing(model)
         self.model = model
         self.head_chunk = head_chunk
+        self.packing = packing
 
     def forward(
         self,
         input_ids: Int[Tensor, "B L"],
         scored: Bool[Tensor, "B L"],
         temperature: float = 1.0,
+        attention_mask: Bool[Tensor, "B L"] | None = None,
     ) -> TokenScores:
         """Log-probability and entropy of every `scored` token, at the sampler's temperature.
 
         Sequences are padded on the right, so that causal attention alone hides the padding and
-        the fast kernels without a mask apply.
+        the fast kernels without a mask apply. With packing, padding (outside of `attention_mask`;
+        None: there is none) is not computed at all.
         """
-        hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         # The state before a token predicts it; the first token of a sequence has none before it.
-        wanted = scored[:, 1:]
-        states, targets = hidden[:, :-1][wanted], input_ids[:, 1:][wanted]
+        wanted = scored.clone()
+        wanted[:, 0] = False
+        if self.packing:
+            if attention_mask is None:
+                attention_mask = torch.ones_like(scored)
+            hidden = packed_states(self.model.base_model, input_ids, attention_mask)
+            states = hidden[:-1][wanted[attention_mask][1:]]
+        else:
+            hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+            states = hidden[:, :-1][wanted[:, 1:]]
+        targets = input_ids[wanted]
         pieces = [
             self._score_chunk(state, target, temperature)
             for state, target in zip(
@@ -65,10 +84,8 @@ class Policy(nn.Module):
         ]
         logprobs, entropy = (torch.cat(column) for column in zip(*pieces, strict=True))
         empty = torch.zeros(input_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
-        place = torch.zeros_like(scored)
-        place[:, 1:] = wanted
         return TokenScores(
-            empty.masked_scatter(place, logprobs), empty.masked_scatter(place, entropy)
+            empty.masked_scatter(wanted, logprobs), empty.masked_scatter(wanted, entropy)
         )
 
     def _score_chunk(

@@ -100,7 +100,8 @@ class PolicyModule(LightningModule):
 
     def passes(self, lengths: Tensor, max_tokens: int) -> list[Tensor]:
         """Micro-batches, as many in every process: the last ones may have no rows."""
-        parts = [part.to(lengths.device) for part in micro_batches(lengths, max_tokens)]
+        groups = micro_batches(lengths, max_tokens, self.policy.packing)
+        parts = [part.to(lengths.device) for part in groups]
         missing = largest(len(parts), self.device) - len(parts)
         return parts + [lengths.new_zeros(0)] * missing
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,6 +16,7 @@ from matchtir.credit.rewards import Credit, Reward
 from matchtir.evaluation.metrics import measure
 from matchtir.rollout.metrics import rollout_metrics
 from matchtir.training.groups import Ahead, Carried, Groups, own_state
+from matchtir.training.phases import Phases
 from matchtir.training.sharing import advantages_of, metrics_of_all
 from matchtir.training.update import UpdateModule, silent_rows
 from matchtir.types import Task, Trajectory
@@ -83,7 +82,7 @@ class PolicyGradientModule(UpdateModule):
         self.ahead = Ahead()
         self.carried = Carried(carried_groups, most_carries)
         self._check_off_policy()
-        self._seconds: dict[str, float] = {}
+        self.phases = Phases(self.device)  # of the iteration under way
 
     def _check_off_policy(self) -> None:
         stale = self.samples_ahead or self.carried.most > 0
@@ -104,21 +103,20 @@ class PolicyGradientModule(UpdateModule):
 
     def training_step(self, tasks: list[Task], batch_index: int) -> None:
         """Sample groups, score their turns, update the policy."""
-        self._seconds = {"rollout": 0.0, "sync": 0.0, "credit": 0.0, "update": 0.0}
+        self.phases = Phases(self.device)
         groups, sampling_seconds = self._sample(tasks)
-        with self._timed("credit"):
+        with self.phases.measured("credit"):
             scored = self.score(groups)
         replaced = 0
         if self.replace_silent:
             scored, replaced = self._replace_silent(groups, scored)
-        with self._timed("update"):
+        with self.phases.measured("update"):
             losses = self.update(scored.trajectories, scored.advantages, scored.rewards.group)
         self.step_schedules()
         self.last_rollout = scored
         metrics = self._rollout_metrics(scored, sampling_seconds) | losses
         metrics |= {"train/carried": float(len(self.carried.groups)), "train/replaced": replaced}
-        metrics |= {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
-        self.log_row(metrics_of_all(metrics))
+        self.log_row(metrics_of_all(metrics | self.phases.metrics()))
 
     # -- the hooks; the third, `loss`, is the update's -------------------------------------------
 
@@ -146,13 +144,13 @@ class PolicyGradientModule(UpdateModule):
 
     def _sample(self, tasks: Sequence[Task]) -> tuple[Groups, float]:
         """The groups of this iteration, and the seconds that sampling them took."""
-        with self._timed("rollout"):
+        with self.phases.measured("rollout"):
             sampled = self.ahead.take()
         if sampled is None:
             self._sync()
-            with self._timed("rollout"), self.policy_at_rest():
+            with self.phases.measured("rollout"), self.policy_at_rest():
                 groups = self.rollout(tasks, self._rollout_seed(self.iteration))
-            sampled = groups, self._seconds["rollout"]
+            sampled = groups, self.phases.seconds["rollout"]
         if self.samples_ahead:
             self._sample_ahead()
         return sampled
@@ -178,12 +176,12 @@ class PolicyGradientModule(UpdateModule):
             tasks = self.trainer.datamodule.spare_tasks(  # type: ignore[attr-defined]
                 self.iteration, round_, missing
             )
-            with self._timed("rollout"), self.policy_at_rest():
+            with self.phases.measured("rollout"), self.policy_at_rest():
                 seed = self._rollout_seed(self.iteration, round_)
                 more = self.rollout(tasks, seed) if tasks else []
             groups = [*telling, *more]
             replaced += missing
-            with self._timed("credit"):
+            with self.phases.measured("credit"):
                 scored = self.score(groups)
         return scored, replaced
 
@@ -192,7 +190,7 @@ class PolicyGradientModule(UpdateModule):
         return int(sequence.generate_state(1)[0])
 
     def _sync(self) -> None:
-        with self._timed("sync"):
+        with self.phases.measured("sync"):
             self.sync_engine()
 
     # -- groups under way outlive an interruption ------------------------------------------------
@@ -230,9 +228,3 @@ class PolicyGradientModule(UpdateModule):
         )
         credit = {f"credit/{name}": value for name, value in found.items()}
         return means | {"train/reward": reward, "train/staleness": staleness} | rollout | credit
-
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        self._seconds[phase] += time.perf_counter() - started

@@ -21,7 +21,7 @@ class SupervisedModule(PolicyModule):
         total, entropy = 0.0, 0.0
         for rows in self.passes(batch.lengths, self.micro_batch_tokens):
             part = self.tokens_of(batch, rows)
-            scores = self.policy(part.input_ids, part.sampled)
+            scores = self.policy(part.input_ids, part.sampled, attention_mask=part.attention_mask)
             loss = -scores.logprobs.sum() / count
             self.manual_backward(loss)
             total += float(loss.detach())

@@ -105,13 +105,13 @@ def summed_metrics(totals: Mapping[str, float], device: torch.device) -> dict[st
 
 
 def metrics_of_all(own: Mapping[str, float]) -> dict[str, float]:
-    """One row for all: means over the processes that measured, the longest times, summed rates."""
+    """One row for all: means over those that measured, the most time and memory, summed rates."""
     rows = gathered(dict(own))
     names = list(dict.fromkeys(name for row in rows for name in row))
     return {name: _one([row[name] for row in rows if name in row], name) for name in names}
 
 
 def _one(values: Sequence[float], name: str) -> float:
-    if name.startswith("time/"):
+    if name.startswith(("time/", "memory/")):
         return max(values)
     return float(sum(values)) if name in SUMMED else float(np.mean(values))

@@ -135,7 +135,10 @@ class UpdateModule(PolicyModule):
                 )
 
             scores: TokenScores = self.policy(
-                tokens.input_ids, tokens.sampled, self.sampling.temperature
+                tokens.input_ids,
+                tokens.sampled,
+                self.sampling.temperature,
+                tokens.attention_mask,
             )
             # With one step per iteration the policy is still the one at its start.
             output = self.loss(
@@ -177,7 +180,9 @@ class UpdateModule(PolicyModule):
         logprobs = torch.zeros(batch.input_ids.shape, device=self.device)
         for rows in self.passes(batch.lengths, 2 * self.micro_batch_tokens):
             part = self.tokens_of(batch, rows)
-            scores = policy(part.input_ids, part.sampled, self.sampling.temperature)
+            scores = policy(
+                part.input_ids, part.sampled, self.sampling.temperature, part.attention_mask
+            )
             if len(rows):
                 logprobs[rows, : part.input_ids.shape[1]] = scores.logprobs
         return logprobs

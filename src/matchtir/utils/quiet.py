@@ -11,6 +11,7 @@ from transformers.utils.logging import disable_progress_bar
 CHATTER: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # Lightning with torch
     (UserWarning, r"Checkpoint directory .* exists and is not empty"),  # a resumed run has one
+    (UserWarning, r"The '\w+_dataloader' does not have many workers"),  # tasks are in memory
     (UserWarning, r"It is recommended to use `self\.log\(.*sync_dist=True"),  # vLLM's group of one
 )
 

@@ -1,0 +1,127 @@
+"""Sequences packed into one row have the scores and gradients of padded ones."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+)
+
+from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
+from matchtir.policy.policy import Policy
+from tests.policy.tiny_policy import small
+
+SIZES = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "initializer_range": 0.3,
+}
+
+
+def batch(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, scored and real tokens [B, L] of sequences padded on the right."""
+    generator = torch.Generator().manual_seed(len(lengths))
+    shape = (len(lengths), max(lengths))
+    ids = torch.randint(10, 300, shape, generator=generator)
+    real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
+    return ids, real & (torch.rand(shape, generator=generator) < 0.6), real
+
+
+def outcome(policy: Policy, lengths: list[int]) -> list[Tensor]:
+    """Log-probabilities, entropies and all gradients of a weighted sum of them."""
+    ids, scored, real = batch(lengths)
+    policy.zero_grad()
+    scores = policy(ids, scored, 0.7, real)
+    weights = torch.linspace(-1, 1, ids.numel()).view(ids.shape)
+    (weights * scores.logprobs + 0.1 * scores.entropy).sum().backward()
+    gradients = [weight.grad for weight in policy.parameters() if weight.grad is not None]
+    return [scores.logprobs.detach(), scores.entropy.detach(), *gradients]
+
+
+def assert_same(one: Policy, other: Policy, lengths: list[int]) -> None:
+    torch.testing.assert_close(outcome(one, lengths), outcome(other, lengths), atol=2e-4, rtol=2e-4)
+
+
+PADDED, PACKED = small().policy, small(packing=True).policy
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_scores_and_gradients_are_those_of_padded_sequences(lengths: list[int]) -> None:
+    assert_same(PADDED, PACKED, lengths)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen2Config(**SIZES),
+        LlamaConfig(**SIZES),
+        Gemma3TextConfig(**SIZES, layer_types=["full_attention"] * 2),
+        MistralConfig(**SIZES, sliding_window=None),
+    ],
+)
+def test_other_architectures(config: PreTrainedConfig) -> None:
+    torch.manual_seed(0)
+    padded = AutoModelForCausalLM.from_config(config)
+    packed = AutoModelForCausalLM.from_config(config)
+    packed.load_state_dict(padded.state_dict())
+    assert_same(Policy(padded), Policy(packed, packing=True), [9, 3, 14])
+
+
+def test_layers_are_computed_again_for_the_backward_pass() -> None:
+    policy = small(packing=True, activation_checkpointing=True).policy
+    assert_same(PADDED, policy, [5, 12, 7])
+
+
+def test_padding_is_not_computed() -> None:
+    seen: list[tuple[int, ...]] = []
+    layer = PACKED.model.base_model.layers[0].mlp
+    hook = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2]))
+    ids, scored, real = batch([30, 2, 3])
+    PACKED(ids, scored, 1.0, real)
+    hook.remove()
+    assert seen == [(1, 35)]
+
+
+def test_a_sequence_does_not_see_its_neighbours() -> None:
+    ids, scored, real = batch([6, 8])
+    other = ids.clone()
+    other[0] = (other[0] + 1) % 300
+    with torch.no_grad():
+        one, two = PACKED(ids, scored, 1.0, real), PACKED(other, scored, 1.0, real)
+    assert torch.equal(one.logprobs[1], two.logprobs[1])
+    assert not torch.equal(one.logprobs[0], two.logprobs[0])
+
+
+def test_a_packed_policy_is_saved_as_any_other(tmp_path: Path) -> None:
+    tokenizer = small().tokenizer
+    save_pretrained(LoadedPolicy(PACKED, tokenizer), tmp_path)
+    assert "packed" not in (tmp_path / "config.json").read_text()
+    assert load_pretrained(str(tmp_path)).policy.model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (Gemma3TextConfig(**SIZES), "full attention in every layer"),
+        (MistralConfig(**SIZES, sliding_window=8), "full attention in every layer"),
+        (LlamaConfig(**SIZES, attn_implementation="eager"), "attn_implementation=sdpa, got eager"),
+    ],
+)
+def test_models_that_cannot_be_packed_are_refused(config: PreTrainedConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Policy(AutoModelForCausalLM.from_config(config), packing=True)
