@@ -84,6 +84,24 @@ def test_every_experiment_runs_at_every_scale(experiment: str, scale: str) -> No
     check_program("train", *overrides)
 
 
+@pytest.mark.parametrize("scale", ["paper_8b", "single_gpu"])
+@pytest.mark.parametrize(
+    "override",
+    [f"{group}={option}" for group in ("rollout", "trainer", "data") for option in options(group)],
+)
+def test_one_word_is_enough_at_every_scale(override: str, scale: str) -> None:
+    check_program("train", f"scale={scale}", override, *OPTION_NEEDS.get(override, []))
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("bf16-mixed", "bfloat16"), ("bf16-true", "bfloat16"), ("16-mixed", "float16"), (32, None)],
+)
+def test_vllm_computes_in_what_the_trainer_computes_in(precision: str, dtype: str | None) -> None:
+    config = composed("train", "rollout=vllm", f"trainer.precision={precision}")
+    assert config.rollout.engine.settings.dtype == dtype
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_says_how_it_is_run(experiment: str) -> None:
     text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")

@@ -119,7 +119,7 @@ def test_a_packed_policy_is_saved_as_any_other(tmp_path: Path) -> None:
     [
         (Gemma3TextConfig(**SIZES), "full attention in every layer"),
         (MistralConfig(**SIZES, sliding_window=8), "full attention in every layer"),
-        (LlamaConfig(**SIZES, attn_implementation="eager"), "attn_implementation=sdpa, got eager"),
+        (LlamaConfig(**SIZES, attn_implementation="eager"), "attn_implementation=sdpa, not eager"),
     ],
 )
 def test_models_that_cannot_be_packed_are_refused(config: PreTrainedConfig, message: str) -> None:

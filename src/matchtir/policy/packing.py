@@ -43,24 +43,21 @@ AttentionInterface.register(ATTENTION, packed_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def prepare_packing(model: PreTrainedModel) -> None:
-    """Make the model use `packed_attention`.
-
-    Raises:
-        ValueError: a model whose layers see less than everything before a token, or whose
-            attention is not PyTorch's ("sdpa").
-    """
+def require_full_attention(model: PreTrainedModel, who: str) -> None:
+    """Raise ValueError for a model with other layers, or with other attention than PyTorch's."""
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None) if not hasattr(config, "layer_types") else None
-    if kinds != {"full_attention"} or window is not None:
-        raise ValueError(
-            f"packing needs full attention in every layer, which {config.model_type} does not have"
-        )
+    kinds = set(getattr(config, "layer_types", None) or [])
+    window = None if kinds else getattr(config, "sliding_window", None)
+    if kinds - {"full_attention"} or window:
+        found = sorted(kinds) or [f"sliding_window={window}"]
+        raise ValueError(f"{who} needs full attention in every layer, found {found}")
     if config._attn_implementation not in ("sdpa", ATTENTION):
-        raise ValueError(
-            f"packing needs attn_implementation=sdpa, got {config._attn_implementation}"
-        )
+        raise ValueError(f"{who} needs attn_implementation=sdpa, not {config._attn_implementation}")
+
+
+def prepare_packing(model: PreTrainedModel) -> None:
+    """Make the model use `packed_attention`; raises as `require_full_attention`."""
+    require_full_attention(model, "packing")
     model.set_attn_implementation(ATTENTION)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from matchtir.policy.packing import require_full_attention
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import load_full_weights
 from matchtir.rollout.engine import Generation, SamplingParams
@@ -151,7 +152,7 @@ class TransformersEngine:
             raise RuntimeError(f"{len(self._by_session)} sessions are open while weights change")
         if not isinstance(policy, Policy):
             raise TypeError(f"expected a Policy, got {type(policy).__name__}")
-        _check_attention(policy)
+        require_full_attention(policy.model, "the engine")
         if self.own_weights or any(isinstance(weight, DTensor) for weight in policy.parameters()):
             policy = self._copied(policy)
         if policy is not self._policy:
@@ -376,17 +377,3 @@ class TransformersEngine:
                     request.future.set_result(
                         Generation(tuple(request.token_ids), tuple(request.logprobs), stopped)
                     )
-
-
-def _check_attention(policy: Policy) -> None:
-    """Raise ValueError for a model that would not read the mask that it is given."""
-    config = policy.model.config
-    window = getattr(config, "sliding_window", None)
-    kinds = set(getattr(config, "layer_types", None) or [])
-    if kinds - {"full_attention"} or (window and not kinds):
-        found = sorted(kinds) or [f"sliding_window={window}"]
-        raise ValueError(f"the engine needs full attention in every layer, found {found}")
-    if config._attn_implementation != "sdpa":
-        raise ValueError(
-            f"the engine needs attn_implementation=sdpa, not {config._attn_implementation}"
-        )

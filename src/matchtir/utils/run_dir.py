@@ -58,6 +58,13 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(f"run_{function.__name__}", function, replace=True)
     OmegaConf.register_new_resolver("joined", "+".join, replace=True)
     OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
+    OmegaConf.register_new_resolver("sampler_dtype", sampler_dtype, replace=True)
+
+
+def sampler_dtype(precision: str | int) -> str | None:
+    """What a trainer of this precision computes in, by vLLM's name; None: what is stored."""
+    kinds = {"bf16": "bfloat16", "16": "float16"}
+    return kinds.get(str(precision).removesuffix("-mixed").removesuffix("-true"))
 
 
 def run_dir(
