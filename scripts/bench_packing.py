@@ -1,0 +1,133 @@
+"""Speed of the update with sequences packed into one row against padded ones.
+
+    python scripts/bench_packing.py [--hidden 128 --layers 3] [--longest 1000]
+    python scripts/bench_packing.py --model Qwen/Qwen3-0.6B --longest 8000 --budget 16384   # a GPU
+
+A mini-batch of sequences of random lengths, up to the longest, is scored with gradients in
+micro-batches of a token budget, both ways in turns; the table shows medians. On a GPU the model
+computes in bfloat16, and the peak of its memory is shown too. The last line is `RESULT {json}`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from matchtir.policy.batching import micro_batches
+from matchtir.policy.policy import Policy
+
+ROOT = Path(__file__).resolve().parents[1]
+WAYS = {"padded": False, "packed": True}
+GIB = 2**30
+
+
+def architecture(options: argparse.Namespace) -> Qwen3Config:
+    """One of configs/plan, or a small one like the laptop's."""
+    if options.model:
+        known = OmegaConf.load(ROOT / "configs" / "plan" / "default.yaml").models
+        return Qwen3Config(**OmegaConf.to_container(known[options.model]))
+    return Qwen3Config(
+        vocab_size=1500,
+        hidden_size=options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=options.hidden // 4,
+        intermediate_size=3 * options.hidden,
+    )
+
+
+def make(config: Qwen3Config, packing: bool, device: torch.device) -> Policy:
+    """A policy with random weights that computes every layer twice, as at scale."""
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(model, packing=packing).train()
+
+
+def update(policy: Policy, ids: Tensor, lengths: Tensor, budget: int) -> tuple[int, float]:
+    """Gradients of one mini-batch; the number of passes and the sum of log-probabilities."""
+    policy.zero_grad()
+    total, groups = 0.0, micro_batches(lengths, budget, policy.packing)
+    for rows in groups:
+        part = ids[rows, : int(lengths[rows].max())]
+        real = torch.arange(part.shape[1]) < lengths[rows][:, None]
+        real = real.to(ids.device)
+        logprobs = policy(part, real, 1.0, real).logprobs.sum()
+        logprobs.backward()
+        total += float(logprobs.detach())
+    return len(groups), total
+
+
+def measure(policies: dict[str, Policy], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Medians over rounds in which both ways take turns, after one that does not count."""
+    device = next(policies["padded"].parameters()).device
+    draw = torch.Generator().manual_seed(0)
+    lengths = torch.randint(
+        options.longest // 8, options.longest + 1, (options.sequences,), generator=draw
+    )
+    vocabulary = policies["padded"].model.config.vocab_size
+    ids = torch.randint(vocabulary, (options.sequences, options.longest), generator=draw).to(device)
+    found: dict[str, dict[str, Any]] = {way: {"seconds": []} for way in policies}
+    for round_ in range(options.rounds + 1):
+        for way, policy in policies.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            started = time.perf_counter()
+            passes, total = update(policy, ids, lengths, options.budget)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+                found[way]["peak_gib"] = torch.cuda.max_memory_allocated(device) / GIB
+            if round_:
+                found[way]["seconds"].append(time.perf_counter() - started)
+            found[way] |= {"passes": passes, "logprob": total / int(lengths.sum())}
+    for numbers in found.values():
+        numbers["seconds"] = median(numbers["seconds"])
+        numbers["tokens_per_s"] = int(lengths.sum()) / numbers["seconds"]
+    return found
+
+
+def main() -> None:
+    """Both ways on one mini-batch."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="an architecture of configs/plan/default.yaml")
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--longest", type=int, default=1000)
+    parser.add_argument("--budget", type=int, default=6400)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor()
+    print(f"torch {torch.__version__}, {name or platform.machine()}, {os.cpu_count()} cores")
+    config = architecture(options)
+    found = measure({way: make(config, packing, device) for way, packing in WAYS.items()}, options)
+    for way, numbers in found.items():
+        peak = f", peak {numbers['peak_gib']:.2f} GiB" if "peak_gib" in numbers else ""
+        print(
+            f"{way}: {numbers['seconds']:.2f} s, {numbers['tokens_per_s']:,.0f} tokens/s, "
+            f"{numbers['passes']} passes{peak}"
+        )
+    ratio = found["padded"]["seconds"] / found["packed"]["seconds"]
+    print("RESULT", json.dumps({"padded_over_packed": ratio, **vars(options), **found}))
+
+
+if __name__ == "__main__":
+    main()
