@@ -38,8 +38,8 @@ GIB = 2**30
 def architecture(options: argparse.Namespace) -> Qwen3Config:
     """One of configs/plan, or a small one like the laptop's."""
     if options.model:
-        known = OmegaConf.load(ROOT / "configs" / "plan" / "default.yaml").models
-        return Qwen3Config(**OmegaConf.to_container(known[options.model]))
+        known: Any = OmegaConf.load(ROOT / "configs" / "plan" / "default.yaml")
+        return Qwen3Config(**known.models[options.model])
     return Qwen3Config(
         vocab_size=1500,
         hidden_size=options.hidden,
