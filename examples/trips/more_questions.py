@@ -1,4 +1,4 @@
-"""Some 270 more questions for the same tools: every place asked for in every way.
+"""More questions (261) for the same tools: every place asked for in every way.
 
 python examples/trips/more_questions.py FILE [--seed 0]
 

@@ -1,6 +1,7 @@
 """data=custom: rows and tools of one's own become tasks, or a message that names row and field."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -221,3 +222,16 @@ def test_no_task_of_the_example_is_in_two_splits():
     tasks = CustomTasks(str(TRIPS / "tasks.jsonl"), tools=str(TRIPS / "tools.py"), sandbox=None)
     pairs = find_pairs({split: tasks.tasks(split) for split in SPLITS})
     assert [(pair.first, pair.second) for pair in pairs if pair.is_leak] == []
+
+
+def test_the_generator_of_the_example_writes_sound_rows(tmp_path):
+    file = tmp_path / "more.jsonl"
+    subprocess.run([sys.executable, str(TRIPS / "more_questions.py"), str(file)], check=True)
+    sandbox = ProcessPoolSandbox(workers=2)
+    tasks = CustomTasks(str(file), tools=str(TRIPS / "tools.py"), sandbox=sandbox)
+    split = {name: tasks.tasks(name) for name in SPLITS}
+    assert min(map(len, split.values())) > 20
+    for task in split["test"]:  # the answers are what the gold calls return
+        if task.answer:
+            outputs = [answer.output for answer in task.sub_answers]
+            assert all(part in outputs for part in task.answer.split(", "))

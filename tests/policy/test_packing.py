@@ -18,18 +18,9 @@ from transformers import (
 
 from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
 from matchtir.policy.policy import Policy
-from tests.policy.tiny_policy import small
+from tests.policy.tiny_policy import ARCHITECTURE, small
 
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "initializer_range": 0.3,
-}
+SIZES = {"vocab_size": 300, **ARCHITECTURE}
 
 
 def batch(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,18 @@
 """A very small policy for tests."""
 
+from typing import Any
+
 from matchtir.policy.loading import LoadedPolicy, load_tiny
+
+ARCHITECTURE: dict[str, Any] = {  # of any family of transformers; without the vocabulary
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 16,
+    "initializer_range": 0.2,
+}
 
 
 def small(layers: int = 2, seed: int = 0, **arguments) -> LoadedPolicy:

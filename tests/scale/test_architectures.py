@@ -18,24 +18,15 @@ from transformers import (
 from matchtir.policy.policy import Policy
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.transformers_engine import TransformersEngine
+from tests.policy.tiny_policy import ARCHITECTURE
 from tests.rollout.episode_fakes import small_tokenizer
 from tests.scale.templates import llama3_1, qwen2_5
 from tests.training.training_parts import fit, logged, policy_gradient, weights
 
-SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "initializer_range": 0.2,
-}
-
 
 def model(kind: type[PreTrainedConfig], tokenizer: Any, **settings: Any) -> Any:
     torch.manual_seed(0)
-    config = kind(vocab_size=len(tokenizer), **{**SIZES, **settings})
+    config = kind(vocab_size=len(tokenizer), **{**ARCHITECTURE, **settings})
     config.eos_token_id = config.bos_token_id = config.pad_token_id = tokenizer.eos_token_id
     return AutoModelForCausalLM.from_config(config)
 

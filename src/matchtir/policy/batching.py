@@ -91,11 +91,10 @@ def micro_batches(
     groups: list[list[int]] = []
     tokens = 0
     for row in torch.argsort(lengths, stable=True).tolist():
-        length = int(lengths[row])
-        if groups:
-            tokens = tokens + length if packing else (len(groups[-1]) + 1) * length
-        if groups and tokens <= max_tokens:
-            groups[-1].append(row)
+        length, group = int(lengths[row]), groups[-1] if groups else []
+        tokens = tokens + length if packing else (len(group) + 1) * length
+        if group and tokens <= max_tokens:
+            group.append(row)
         else:
             groups.append([row])
             tokens = length

@@ -29,8 +29,7 @@ def packed_attention(
     sequence the kernels without a mask apply.
     """
     if sequence_lengths is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-        return output, None
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     of_sequences = (states.split(sequence_lengths, dim=2) for states in (query, key, value))
     outputs = [
         sdpa_attention_forward(module, own_query, own_key, own_value, None, **settings)[0]
