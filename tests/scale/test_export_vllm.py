@@ -1,4 +1,4 @@
-"""A vLLM server of an exported policy reads what the run's renderer writes, and computes the same."""
+"""A vLLM server of an export reads what the run's renderer writes, and computes the same."""
 
 import json
 import runpy

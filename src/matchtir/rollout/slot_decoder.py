@@ -1,0 +1,218 @@
+"""Conversations in the slots of one cache: contexts are read, tokens decoded, tick by tick."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from matchtir.policy.policy import Policy
+from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.sampling import sample_tokens
+from matchtir.rollout.slot_cache import SlotCache
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One turn being sampled."""
+
+    context: list[int]
+    sampling: SamplingParams
+    uniforms: list[float]
+    future: asyncio.Future[Generation]
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """A conversation that occupies a slot of the cache."""
+
+    session: str
+    ids: list[int]  # everything read or sampled so far
+    prompt: tuple[int, ...]  # its first context, which a group shares
+    cached: int = 0  # how many of `ids` have their keys in the cache
+    request: Request | None = None  # None: the episode is busy with its tools
+    incoming: Request | None = None  # its next turn, not taken up yet
+    released: bool = False
+    idle_since: int = 0  # tick at which the last turn ended
+
+    @property
+    def unread(self) -> int:
+        return len(self.ids) - self.cached
+
+
+class SlotDecoder:
+    """Reads and samples for the rows in its slots; who gets a slot and when is not its concern.
+
+    A row that waits for its tools rides along unread, so nobody waits for it and nothing is moved.
+
+    Args:
+        stop_token_ids: tokens that end a turn.
+        slots: rows at once.
+        prefill_tokens: padded tokens of new context read per tick.
+        sparse: leave waiting rows out of a pass where they are most of them. The batches, and with
+            them the last bits of every number, then depend on how long tools took.
+    """
+
+    def __init__(
+        self, stop_token_ids: Sequence[int], slots: int, prefill_tokens: int, sparse: bool
+    ) -> None:
+        self.rows: list[Row] = []  # index = slot
+        self.tick = 0
+        self.prefill_count = 0  # tokens of context read, for measurements
+        self._stop = frozenset(stop_token_ids)
+        self._slots = slots
+        self._prefill_tokens = prefill_tokens
+        self._sparse = sparse
+        self._policy: Policy | None = None
+        self._cache = SlotCache(slots)
+
+    @property
+    def policy(self) -> Policy | None:
+        """What tokens are sampled from; its cache is dropped with it."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy | None) -> None:
+        if policy is not self._policy:
+            self._cache = SlotCache(self._slots)  # its buffers have the model's shapes
+        self._policy = policy
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a slot is free."""
+        return len(self.rows) < self._slots
+
+    def vacate(self, row: Row) -> None:
+        """Free a slot: the last row moves into it, so that used slots stay 0..n-1."""
+        hole, last = self.rows.index(row), len(self.rows) - 1
+        if hole != last:
+            self._cache.copy_slot(last, hole, self.rows[last].cached)
+            self.rows[hole] = self.rows[last]
+        self.rows.pop()
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Read some new context, then decode one token of every row that has read all its own."""
+        self.tick += 1
+        decoding = [s for s, row in enumerate(self.rows) if row.request and row.unread == 1]
+        self._share_prompts()
+        reading = self._choose_reading()
+        if reading:
+            self._read(reading)
+        if decoding:
+            self._decode(decoding)
+
+    def _share_prompts(self) -> None:
+        """Rows of one group copy the prompt that the first of them has read."""
+        fresh = [s for s, row in enumerate(self.rows) if row.cached == 0 and row.request]
+        if not fresh:
+            return
+        donors = {
+            row.prompt: slot
+            for slot, row in enumerate(self.rows)
+            if row.cached >= len(row.prompt) - 1 > 0 and not row.released
+        }
+        for slot in fresh:
+            row = self.rows[slot]
+            if row.prompt in donors:
+                self._cache.copy_slot(donors[row.prompt], slot, len(row.prompt) - 1)
+                row.cached = len(row.prompt) - 1
+
+    def _choose_reading(self) -> list[tuple[int, int]]:
+        """(slot, tokens) to read now: at most `prefill_tokens` when padded to the longest."""
+        chosen: list[tuple[int, int]] = []
+        prompts = {row.prompt for row in self.rows if 0 < row.cached < len(row.prompt) - 1}
+        longest = 0
+        for slot, row in enumerate(self.rows):
+            if not row.request or row.unread <= 1:
+                continue
+            if row.cached == 0:
+                if row.prompt in prompts:
+                    continue  # copied once it has been read
+                prompts.add(row.prompt)
+            count = min(row.unread, self._prefill_tokens)
+            if chosen and (len(chosen) + 1) * max(longest, count) > self._prefill_tokens:
+                break
+            chosen.append((slot, count))
+            longest = max(longest, count)
+        return chosen
+
+    def _read(self, reading: list[tuple[int, int]]) -> None:
+        width = max(count for _, count in reading)
+        tokens = torch.zeros(len(reading), width, dtype=torch.int64)
+        starts = torch.tensor([self.rows[slot].cached for slot, _ in reading])
+        for index, (slot, count) in enumerate(reading):
+            row = self.rows[slot]
+            tokens[index, :count] = torch.tensor(row.ids[row.cached : row.cached + count])
+            row.cached += count
+            self.prefill_count += count
+        hidden = self._forward(torch.tensor([slot for slot, _ in reading]), tokens, starts)
+        done = [i for i, (slot, _) in enumerate(reading) if self.rows[slot].unread == 0]
+        if done:
+            ends = torch.tensor([reading[i][1] - 1 for i in done], device=hidden.device)
+            self._sample([reading[i][0] for i in done], hidden[done, ends])
+
+    def _decode(self, decoding: list[int]) -> None:
+        count = len(self.rows)
+        # A pass over all slots reads the cache without a copy. Where most of them wait for tools,
+        # copying is cheaper; a pass over all keeps the batches the same.
+        few = self._sparse and 2 * len(decoding) < count
+        slots = decoding if few else range(count)
+        tokens = torch.zeros(len(slots), 1, dtype=torch.int64)
+        # Rows that do not decode write one garbage key behind their own: harmless, see SlotCache.
+        starts = torch.tensor([self.rows[slot].cached for slot in slots])
+        places = range(count) if few else decoding
+        for place, slot in zip(places, decoding, strict=False):
+            tokens[place] = self.rows[slot].ids[-1]
+            self.rows[slot].cached += 1
+        hidden = self._forward(torch.tensor(slots) if few else count, tokens, starts)
+        self._sample(decoding, hidden[:, 0] if few else hidden[decoding, 0])
+
+    def _forward(self, rows: Tensor | int, tokens: Tensor, starts: Tensor) -> Tensor:
+        """Hidden states [R, Q, H] of `tokens` at positions `starts`.. of the given slots."""
+        assert self._policy is not None
+        model = self._policy.model
+        positions = starts[:, None] + torch.arange(tokens.shape[1])
+        extent = int(positions.max()) + 1
+        tokens, positions = tokens.to(model.device), positions.to(model.device)
+        rows = rows if isinstance(rows, int) else rows.to(model.device)
+        self._cache.aim(rows, positions, extent)
+        keys = torch.arange(extent, device=model.device)
+        return model.base_model(
+            input_ids=tokens,
+            attention_mask=(keys <= positions[:, :, None])[:, None],
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+
+    def _sample(self, slots: list[int], hidden: Tensor) -> None:
+        """Append one token to each row; end the turns that are complete."""
+        assert self._policy is not None
+        logits = self._policy.model.get_output_embeddings()(hidden)
+        requests = [self.rows[slot].request for slot in slots]
+        live = [request for request in requests if request is not None]
+        tokens, logprobs = sample_tokens(
+            logits,
+            [request.sampling for request in live],
+            [request.uniforms[len(request.token_ids)] for request in live],
+        )
+        for slot, request, token, logprob in zip(
+            slots, live, tokens.tolist(), logprobs.tolist(), strict=True
+        ):
+            row = self.rows[slot]
+            row.ids.append(token)
+            request.token_ids.append(token)
+            request.logprobs.append(logprob)
+            stopped = token in self._stop
+            if stopped or len(request.token_ids) == request.sampling.max_new_tokens:
+                row.request, row.idle_since = None, self.tick
+                if not request.future.done():
+                    request.future.set_result(
+                        Generation(tuple(request.token_ids), tuple(request.logprobs), stopped)
+                    )
