@@ -24,7 +24,7 @@ from matchtir.training.held_out import report, scores_before, test_scores
 from matchtir.training.planning.table import require_room, show_plan
 from matchtir.utils.config_check import check
 from matchtir.utils.instantiate import close, instantiate_group
-from matchtir.utils.processes import end_with_the_first, wait_for_all
+from matchtir.utils.processes import end_with_the_first, terminated_with_status, wait_for_all
 from matchtir.utils.quiet import quiet
 from matchtir.utils.run_dir import checkpoint_to_load, keep_config, register_resolvers
 from matchtir.utils.sweep import run_job
@@ -71,7 +71,7 @@ def run(config: DictConfig) -> float:
     datamodule: LightningDataModule = instantiate(config.datamodule)
     callbacks, loggers = instantiate_group(config.callbacks), instantiate_group(config.logger)
     trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
-    with ExitStack() as at_the_end:
+    with terminated_with_status(), ExitStack() as at_the_end:
         at_the_end.callback(close, loggers)
         for logger in loggers:
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -181,6 +183,29 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     for each in facts:
         del each["seconds"]
     assert facts[0] == facts[1]
+
+
+def test_a_terminated_run_does_not_pass_for_a_finished_one(
+    tmp_path: Path,
+    run: Callable[..., float],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    score = PolicyGradientModule.score
+
+    def terminate(self: PolicyGradientModule, groups: Any) -> Any:
+        if self.iteration == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, groups)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PolicyGradientModule, "score", terminate)
+        with pytest.raises(SystemExit) as ended:
+            run(tmp_path / "run", PAID)
+    assert ended.value.code == 143 and "ckpt_path=last" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "result.json").exists()
+    run(tmp_path / "run", PAID, "ckpt_path=last")
+    assert result(tmp_path / "run")["iterations"] == 3
 
 
 def test_an_interrupted_run_is_not_resumed_with_another_config(

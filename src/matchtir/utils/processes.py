@@ -6,9 +6,12 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 
 T = TypeVar("T")
@@ -63,6 +66,20 @@ def end_with_the_first() -> None:
     """
     if int(os.environ.get("LOCAL_RANK", "0")) > 0 and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+@contextmanager
+def terminated_with_status() -> Iterator[None]:
+    """Let a run that SIGTERM ends exit with 143.
+
+    Lightning ends it after the iteration under way with status 0, as if it were finished; what
+    waits for the status (a scheduler, `make`) would go on with a policy that is not there.
+    """
+    try:
+        yield
+    except SIGTERMException as ended:
+        print("terminated; ckpt_path=last goes on", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from ended
 
 
 def _several() -> bool:

@@ -1,0 +1,75 @@
+"""The batch script, with stand-ins for SLURM's commands."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.scale.whole_runs import ROOT
+
+SCRIPT = ROOT / "scripts" / "slurm_train.sbatch"
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts the script in an empty folder; `srun` is the given shell command."""
+
+    def run(srun: str) -> subprocess.Popen[str]:
+        commands = tmp_path / "bin"
+        commands.mkdir()
+        for name, body in {"srun": srun, "scontrol": "echo scontrol $@"}.items():
+            (commands / name).write_text(f"#!/bin/bash\n{body}\n")
+            (commands / name).chmod(0o755)
+        slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "8"}
+        return subprocess.Popen(
+            ["bash", str(SCRIPT), "experiment=grpo"],
+            cwd=tmp_path,
+            env={**slurm, "PATH": f"{commands}:{os.environ['PATH']}"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    return run
+
+
+def test_the_command_of_a_first_start(start) -> None:
+    job = start("echo $@")
+    said, _ = job.communicate(timeout=20)
+    assert job.returncode == 0
+    assert said.split() == [
+        ".venv/bin/python",
+        "src/train.py",
+        "experiment=grpo",
+        "trainer.num_nodes=2",
+        "trainer.devices=8",
+        "trainer.strategy.data_parallel_size=16",
+        "paths.run_dir=logs/slurm/7",
+    ]
+
+
+def test_a_requeued_job_goes_on(start, tmp_path: Path) -> None:
+    last = tmp_path / "logs" / "slurm" / "7" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    last.touch()
+    said, _ = start("echo $@").communicate(timeout=20)
+    assert said.split()[-1] == "ckpt_path=last"
+
+
+def test_a_failure_is_the_jobs(start) -> None:
+    job = start("exit 3")
+    job.communicate(timeout=20)
+    assert job.returncode == 3
+
+
+def test_a_job_whose_time_is_nearly_up_is_queued_again(start, tmp_path: Path) -> None:
+    job = start("touch started; until [[ -e end ]]; do sleep 0.05; done; exit 4")
+    while not (tmp_path / "started").exists():
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)
+    assert job.stdout.readline() == "scontrol requeue 7\n"
+    assert job.poll() is None  # until SLURM ends it
+    (tmp_path / "end").touch()
+    assert job.wait(timeout=20) == 4
