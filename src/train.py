@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
 from matchtir.training.build import build_module, start_warm
-from matchtir.training.held_out import report, scores_before, test_scores
+from matchtir.training.held_out import last_value, report, scores_before, test_scores
 from matchtir.training.planning.table import require_room, show_plan
 from matchtir.utils.config_check import check
 from matchtir.utils.instantiate import close, instantiate_group
@@ -84,7 +84,7 @@ def run(config: DictConfig) -> float:
         at_the_end.callback(module.engine.close)
         before = scores_before(trainer, module, datamodule, folder / "before.json")
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
-        objective = float(trainer.callback_metrics.get(config.objective, float("nan")))
+        objective = last_value(config.objective, trainer, folder)
         after = test_scores(trainer, module, datamodule)
         save_pretrained(loaded, folder / POLICY_FOLDER)
         wait_for_all()

@@ -185,6 +185,22 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     assert facts[0] == facts[1]
 
 
+def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
+    tmp_path: Path, run: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = run(tmp_path / "whole", PAID)
+
+    def interrupt(*_: Any) -> Any:
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.test_scores", interrupt)
+        with pytest.raises(Interrupted):
+            run(tmp_path / "broken", PAID)
+    assert run(tmp_path / "broken", PAID, "ckpt_path=last") == objective
+    assert table(tmp_path / "broken") == table(tmp_path / "whole")
+
+
 def test_a_terminated_run_does_not_pass_for_a_finished_one(
     tmp_path: Path,
     run: Callable[..., float],
@@ -202,7 +218,7 @@ def test_a_terminated_run_does_not_pass_for_a_finished_one(
         patch.setattr(PolicyGradientModule, "score", terminate)
         with pytest.raises(SystemExit) as ended:
             run(tmp_path / "run", PAID)
-    assert ended.value.code == 143 and "ckpt_path=last" in capsys.readouterr().err
+    assert ended.value.code == 143 and "terminated" in capsys.readouterr().err
     assert not (tmp_path / "run" / "result.json").exists()
     run(tmp_path / "run", PAID, "ckpt_path=last")
     assert result(tmp_path / "run")["iterations"] == 3
@@ -282,6 +298,9 @@ def test_a_warm_start_is_made_once_and_only_as_a_whole(
     # A training that is cut short does not cut its warm start: it would begin with raw weights.
     run(tmp_path / "third", *warm, "trainer.limit_train_batches=1", "trainer.max_steps=1")
     assert [*cache.iterdir()] == [file] and file.stat().st_mtime_ns == made
+    # Where a run goes on does not make other weights.
+    run(tmp_path / "fourth", *warm, "trainer.limit_val_batches=2")
+    assert [*cache.iterdir()] == [file]
     # The fine-tuning leaves no checkpoint of its own.
     assert [path.name for path in (tmp_path / "first" / "checkpoints").iterdir()] == ["last.ckpt"]
 

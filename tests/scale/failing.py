@@ -1,12 +1,13 @@
 """A process of a run that fails, where the environment says so."""
 
 import os
+import signal
 import time
 from typing import Any
 
 from matchtir.training.policy_gradient import PolicyGradientModule
 
-FAILS = "TEST_FAILS"  # "<rank>:<iteration>", or "<rank>:<iteration>/hangs"
+FAILS = "TEST_FAILS"  # "<rank>:<iteration>", or "<rank>:<iteration>/hangs" or ".../terminated"
 
 
 class FailingModule(PolicyGradientModule):
@@ -17,5 +18,7 @@ class FailingModule(PolicyGradientModule):
         if where == f"{self.global_rank}:{self.iteration}":
             if how == "hangs":
                 time.sleep(600)
-            raise RuntimeError("this process fails")
+            if how != "terminated":
+                raise RuntimeError("this process fails")
+            os.kill(os.getpid(), signal.SIGTERM)
         return super().score(groups)

@@ -88,6 +88,18 @@ def test_one_process_that_fails_ends_the_run_which_can_go_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
+def test_sigterm_ends_all_processes_which_can_go_on(
+    tmp_path: Path, one_process: list[dict[str, float]], trainer: str
+) -> None:
+    run = tmp_path / "run"
+    ended = train(run, f"trainer={trainer}", fails="0:2/terminated")
+    assert ended.returncode == 143, ended.stderr[-2000:]
+    assert max(row["step"] for row in rows(run)) == 2
+    assert_same(one_process, succeeded(run, f"trainer={trainer}", "ckpt_path=last"))
+
+
+@pytest.mark.slow
 def test_nobody_waits_for_ever_for_a_process_that_hangs(tmp_path: Path) -> None:
     patience = "trainer.strategy.timeout.minutes=1"
     hung = train(tmp_path / "run", "trainer=ddp", patience, fails="1:2/hangs")

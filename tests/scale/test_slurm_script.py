@@ -40,12 +40,13 @@ def test_the_command_of_a_first_start(start) -> None:
     said, _ = job.communicate(timeout=20)
     assert job.returncode == 0
     assert said.split() == [
+        "--cpus-per-task=1",
+        "--kill-on-bad-exit=1",
         ".venv/bin/python",
         "src/train.py",
         "experiment=grpo",
         "trainer.num_nodes=2",
         "trainer.devices=8",
-        "trainer.strategy.data_parallel_size=16",
         "paths.run_dir=logs/slurm/7",
     ]
 

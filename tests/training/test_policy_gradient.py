@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning import Callback
+from lightning import Callback, Trainer
 
 from matchtir.credit.advantages import TrajectoryAdvantage
 from matchtir.credit.assignment import HardAssignment
@@ -441,3 +441,21 @@ def test_another_advantage_is_one_argument(tmp_path: Path) -> None:
 def test_options_out_of_range_are_refused(option, named: str) -> None:
     with pytest.raises(ValueError, match=named):
         policy_gradient(**option)
+
+
+def test_settings_of_the_trainer_that_would_spoil_it_are_refused(tmp_path: Path) -> None:
+    module = policy_gradient()
+    for settings, named in ({"max_epochs": 2}, "max_epochs=2"), ({}, "bf16-mixed"):
+        trainer = Trainer(accelerator="cpu", logger=False, **settings)
+        if not settings:  # a GradScaler needs a GPU
+            trainer.strategy.precision_plugin.scaler = object()
+        module.trainer = trainer
+        with pytest.raises(ValueError, match=named):
+            module.on_fit_start()
+
+
+def test_a_policy_that_was_loaded_at_rest_is_trained(tmp_path: Path) -> None:
+    module = policy_gradient()
+    module.policy.eval()
+    fit(module, tmp_path)
+    assert module.policy.training

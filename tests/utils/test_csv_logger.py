@@ -62,6 +62,11 @@ def test_a_resumed_file_equals_an_unbroken_one(
     assert write(folder, *(row for row in rows if row[0] >= resumed_at)) == unbroken
 
 
+def test_the_last_row_of_a_file_gets_what_it_lacks(tmp_path: Path) -> None:
+    write(tmp_path, (1, {"a": 1.0}), (2, {"a": 2.0}))
+    assert write(tmp_path, (2, {"test": 3.0})) == "step,a,test\n1,1.0,\n2,2.0,3.0\n"
+
+
 def test_a_line_cut_short_is_written_anew(tmp_path: Path) -> None:
     write(tmp_path, (9, {"a": 1.0}), (10, {"a": 2.0}))
     path = tmp_path / "metrics.csv"

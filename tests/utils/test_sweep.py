@@ -115,6 +115,11 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     assert len(sweeps(tmp_path)) == 1
 
 
+def test_jobs_may_start_from_a_checkpoint(program: Program, sweep: Callable[..., None]) -> None:
+    sweep("group_size=1,2", "ckpt_path=some.ckpt")
+    assert program.started_from == ["some.ckpt"] * 2
+
+
 def test_another_sweep_is_not_gone_on_with(
     tmp_path: Path, program: Program, sweep: Callable[..., None]
 ) -> None:

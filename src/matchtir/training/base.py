@@ -115,7 +115,22 @@ class PolicyModule(LightningModule):
         """Gradients are summed once per optimizer step, and by this module itself.
 
         DDP would average those of the first backward pass and drop those of all others.
+
+        Raises:
+            ValueError: settings of the trainer with which it would not learn as it should.
         """
+        if self.trainer.max_epochs not in (1, -1, None):
+            raise ValueError(
+                f"trainer.max_epochs={self.trainer.max_epochs}: an epoch is the whole run, whose "
+                "length is `iterations`"
+            )
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}: gradients would be clipped while "
+                "they are scaled; use bf16-mixed"
+            )
+        # Models are loaded at rest, in which they have no dropout and no checkpointed activations.
+        self.policy.train()
         replica = self.trainer.strategy.model
         if isinstance(replica, DistributedDataParallel):
             replica.require_backward_grad_sync = False

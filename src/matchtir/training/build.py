@@ -28,14 +28,14 @@ def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> No
     """Give the policy the weights of the configured supervised fine-tuning, all of it.
 
     What cuts a run short (max_steps, limit_train_batches) is meant for the training behind it.
+    Where it runs does not name other weights: a run that goes on elsewhere needs the same ones.
     """
     whole = {"max_steps": -1, "limit_train_batches": None}
     names = ("model", "renderer", "warm_start.module", "warm_start.datamodule", "trainer")
     settings: dict[str, Any] = {
         name: OmegaConf.to_object(OmegaConf.select(config, name)) for name in names
     }
-    for unused in ("default_root_dir", "val_check_interval", "limit_test_batches", *whole):
-        settings["trainer"].pop(unused, None)
+    settings["trainer"] = {"precision": settings["trainer"]["precision"]}
     warm_start(
         build_module(config, config.warm_start.module, loaded, sandbox),
         instantiate(config.warm_start.datamodule),

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from matchtir.reports.summary import Scores, compare, final_table, next_commands, write_result
 from matchtir.training.base import PolicyModule
-from matchtir.utils.run_files import RESULT_FILE
+from matchtir.utils.run_files import METRICS_FILE, RESULT_FILE, read_metrics
 
 
 def test_scores(trainer: Trainer, module: PolicyModule, datamodule: LightningDataModule) -> Scores:
@@ -30,6 +30,18 @@ def scores_before(
     if trainer.is_global_zero:
         file.write_text(json.dumps(scores), encoding="utf-8")
     return scores
+
+
+def last_value(name: str, trainer: Trainer, folder: Path) -> float:
+    """What a metric was when it was measured last; NaN: never.
+
+    A run that goes on behind its last validation has it only in its table.
+    """
+    if name in trainer.callback_metrics:
+        return float(trainer.callback_metrics[name])
+    table = folder / METRICS_FILE
+    _, values = read_metrics(table).get(name, ([], [])) if table.exists() else ([], [])
+    return values[-1] if values else float("nan")
 
 
 def report(folder: Path, before: Scores, after: Scores, *, seed: int, **facts: Any) -> None:

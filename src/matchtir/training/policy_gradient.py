@@ -161,7 +161,12 @@ class PolicyGradientModule(UpdateModule):
         if tasks:
             self._sync()
             seed = self._rollout_seed(self.iteration + 1)
-            self.ahead.start(partial(self.rollout, tasks, seed))
+            self.ahead.start(partial(self._rollout_in_thread, tasks, seed))
+
+    def _rollout_in_thread(self, tasks: Sequence[Task], seed: int) -> Groups:
+        # The trainer's precision holds in its own thread only.
+        with self.trainer.precision_plugin.forward_context():
+            return self.rollout(tasks, seed)
 
     def _replace_silent(self, groups: Groups, scored: ScoredRollout) -> tuple[ScoredRollout, int]:
         """Groups with signal as far as they can be had, scored, and how many are new."""

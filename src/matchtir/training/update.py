@@ -175,6 +175,10 @@ class UpdateModule(PolicyModule):
     @torch.no_grad()
     def _logprobs(self, policy: Policy, batch: TokenBatch) -> Tensor:
         """Log-probabilities [B, L] of the sampled tokens under a policy, without gradient."""
+        with self.trainer.precision_plugin.forward_context():  # callbacks call it outside of one
+            return self._logprobs_in_passes(policy, batch)
+
+    def _logprobs_in_passes(self, policy: Policy, batch: TokenBatch) -> Tensor:
         if not isinstance(policy, FSDPModule):  # shares have their place
             policy.to(self.device)
         logprobs = torch.zeros(batch.input_ids.shape, device=self.device)

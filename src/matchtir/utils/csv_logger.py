@@ -24,8 +24,8 @@ class CsvLogger(Logger):
 
     A step that lies before the end of the table means that the run was resumed: that row and all
     later ones are dropped and written anew, so that the file ends up as an unbroken run's would.
-    The same holds for the last row of a file found at the start, which the process that wrote it
-    may not have finished.
+    The same holds for the last row of a file found at the start where it has one of the metrics
+    already: the process that wrote it may not have finished it.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -74,7 +74,8 @@ class CsvLogger(Logger):
         self._columns += new_columns
         # A file found at the start is always rewritten once: its last line may be torn.
         rewrite = bool(new_columns) or self._continues
-        while self._rows and self._last_step() >= step + (not self._continues):
+        unwanted = step + (not (self._continues and self._measured_again(cells)))
+        while self._rows and self._last_step() >= unwanted:
             self._rows.pop()
             rewrite = True
         self._continues = False
@@ -88,6 +89,9 @@ class CsvLogger(Logger):
             self._rewrite()
         else:
             self._write_last_row(replace=joins)
+
+    def _measured_again(self, cells: Mapping[str, str]) -> bool:
+        return bool(self._rows) and any(n in self._rows[-1] for n in cells if n != "step")
 
     def _last_step(self) -> int:
         return int(self._rows[-1]["step"])

@@ -11,6 +11,7 @@ of the same choices; `matchtir.utils.sweep` says how.
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -58,6 +59,7 @@ def register_resolvers() -> None:
         OmegaConf.register_new_resolver(f"run_{function.__name__}", function, replace=True)
     OmegaConf.register_new_resolver("joined", "+".join, replace=True)
     OmegaConf.register_new_resolver("add", lambda *numbers: sum(numbers), replace=True)
+    OmegaConf.register_new_resolver("product", lambda *numbers: math.prod(numbers), replace=True)
     OmegaConf.register_new_resolver("sampler_dtype", sampler_dtype, replace=True)
 
 

@@ -65,7 +65,10 @@ def run_job(run: Callable[[DictConfig], float], config: DictConfig) -> float | N
     if failed.exists() and _is_search():
         log.info("failed earlier: %s", folder)
         return None
-    config.ckpt_path = LAST if (folder / CHECKPOINT_FILE).exists() else None
+    if (folder / CHECKPOINT_FILE).exists():
+        config.ckpt_path = LAST
+    elif config.ckpt_path == LAST:
+        config.ckpt_path = None
     failed.unlink(missing_ok=True)
     try:
         return run(config)

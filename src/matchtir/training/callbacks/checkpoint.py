@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from matchtir.utils.processes import largest
 
 
 class LastCheckpoint(Checkpoint):
@@ -21,9 +26,16 @@ class LastCheckpoint(Checkpoint):
     is saved after that, so that it knows the best score so far; otherwise it is saved under another
     name, and renamed when the next iteration begins.
 
+    SIGTERM, to any of the processes, ends the run after the iteration under way, which is saved.
+    Lightning's own handler would talk to the other processes from inside the signal, when they may
+    be waiting for each other in another exchange.
+
     Args:
         folder: of the checkpoints.
         every_n_iterations: between two of them; the last iteration always gets one.
+
+    Raises:
+        SIGTERMException: in every process, once the iteration is saved.
     """
 
     def __init__(self, folder: str, every_n_iterations: int) -> None:
@@ -32,13 +44,30 @@ class LastCheckpoint(Checkpoint):
         self.every_n_iterations = every_n_iterations
         self.path = Path(folder) / "last.ckpt"
         self._saved_iterations = -1
+        self._terminated = False  # this process was asked to end
+        self._ends = False  # some process was: all of them end
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM over from Lightning; what another process left unfinished is of no use."""
+        if trainer.is_global_zero and self._new.exists():
+            _remove(self._new)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, lambda number, _: self._terminate(trainer, number))
+
+    def _terminate(self, trainer: Trainer, number: int) -> None:
+        self._terminated = True
+        if trainer.strategy.launcher is not None:  # the processes that this one started
+            trainer.strategy.launcher.kill(signal.Signals(number))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """The iteration before this one is complete."""
         self._promote(trainer)
+        if self._ends:
+            raise SIGTERMException
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save, unless validation comes first."""
+        self._ends = bool(largest(int(self._terminated), trainer.strategy.root_device))
         if self._is_due(trainer) and not _validation_follows(trainer):
             self._save(trainer)
 
@@ -54,9 +83,11 @@ class LastCheckpoint(Checkpoint):
         if self._saved_iterations != _iterations(trainer):
             self._save(trainer)
         self._promote(trainer)
+        if self._ends:
+            raise SIGTERMException
 
     def _is_due(self, trainer: Trainer) -> bool:
-        return _iterations(trainer) % self.every_n_iterations == 0
+        return self._ends or _iterations(trainer) % self.every_n_iterations == 0
 
     @property
     def _new(self) -> Path:
@@ -70,8 +101,15 @@ class LastCheckpoint(Checkpoint):
         if not trainer.is_global_zero or not self._new.exists():
             return
         if self.path.is_dir():  # a sharded checkpoint, which cannot be replaced in one step
-            shutil.rmtree(self.path)
+            _remove(self.path)
         os.replace(self._new, self.path)
+
+
+def _remove(checkpoint: Path) -> None:
+    if checkpoint.is_dir():
+        shutil.rmtree(checkpoint)
+    else:
+        checkpoint.unlink()
 
 
 def _iterations(trainer: Trainer) -> int:
