@@ -56,6 +56,13 @@ def test_the_outcome_is_paid_where_answer_and_state_are_right(state, answer, sai
     assert succeeds(trajectory) is bool(expected)
 
 
+def test_no_outcome_is_no_reward_for_a_state_either():
+    (credit,) = MatchReward(Similarity(), HardAssignment(), outcome="none")(
+        [ended(GOLD, "", last="anything")]
+    )
+    assert (credit.outcome, credit.turn_rewards.tolist()) == (0.0, [1.0, 0.0])
+
+
 def test_reaching_the_state_without_an_answer_is_no_end():
     of = task(call("add"), answer="", gold_state=GOLD)
     trajectory = replace(attempt(of, turn(call("add")), turn(text="done")), final_state=GOLD)

@@ -38,6 +38,20 @@ def test_the_limit_of_turns_ends_the_episode():
     assert asyncio.run(talk()).stop_reason is StopReason.MAX_TURNS
 
 
+def test_a_turn_that_was_not_waited_for_does_not_take_the_place_of_the_next():
+    async def talk():
+        dialogue = Dialogue(task(), FakeSandbox(), max_turns=4)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await dialogue.say(call_text("alpha"))
+        async with asyncio.timeout(5):
+            first = await dialogue.say(call_text("alpha"))
+            return first, await dialogue.say("<answer>beta</answer>")
+
+    _, trajectory = asyncio.run(talk())
+    assert trajectory.stop_reason is StopReason.ANSWER
+
+
 def test_an_abandoned_episode_closes_its_session():
     sandbox = FakeSandbox()
 

@@ -94,6 +94,16 @@ def test_a_call_that_ends_its_server_ends_it_for_the_rest_of_the_episode(call, s
         pool.shutdown()
 
 
+def test_a_call_does_not_pay_for_those_before_it():
+    pool = ProcessPoolSandbox(workers=2, timeout_s=2.0)
+    try:
+        tools = tools_of(pool)
+        calls = [("sleep", {"seconds": 1.2})] * 2
+        assert [r.status for r in in_session(pool, tools, *calls)] == [ResultStatus.OK] * 2
+    finally:
+        pool.shutdown()
+
+
 def test_a_server_that_does_not_start_says_why(sandbox):
     with pytest.raises(McpError, match="--broken does not start: .*\nno licence key"):
         tools_of(sandbox, "--broken")

@@ -1,8 +1,12 @@
 """Tools of a Python module."""
 
+import asyncio
+
 import pytest
 
 from matchtir.tasks.custom.tool_sources import ToolSourceError, read_tools
+from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.types import ToolCall
 
 
 def test_public_functions_and_methods_are_tools_with_schemas(module):
@@ -82,3 +86,29 @@ def test_sources_that_are_not_there(source, message):
 def test_two_tools_of_one_name_are_refused(module):
     with pytest.raises(ToolSourceError, match="there already is a tool called 'colour'"):
         read_tools([f"{module}:colour", str(module)])
+
+
+def test_neighbours_of_the_same_name_are_not_mixed_up(tmp_path):
+    files = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tables.py").write_text(f"VALUE = '{folder}'\n")
+        files.append(tmp_path / folder / "tools.py")
+        files[-1].write_text(
+            f'from tables import VALUE\n\n\ndef of_{folder}() -> str:\n    """Its value."""\n'
+            "    return VALUE\n"
+        )
+    tools = read_tools([str(file) for file in files])
+
+    async def calls(sandbox):
+        session = await sandbox.open(tools)
+        try:
+            return [(await session.call(ToolCall(f"of_{folder}", {}))).output for folder in "abab"]
+        finally:
+            await session.close()
+
+    sandbox = ProcessPoolSandbox(workers=1)
+    try:
+        assert asyncio.run(calls(sandbox)) == list("abab")
+    finally:
+        sandbox.shutdown()

@@ -143,7 +143,7 @@ def test_calls_without_an_id_or_with_an_object_as_arguments():
 
 def test_failures_of_the_network_are_tried_again_and_counted(monkeypatch):
     quick(monkeypatch)
-    busy = (503, {"error": "busy"})
+    busy = (529, {"error": "busy"})
     with listening(busy, (429, {}), says("<answer>beta</answer>")) as (url, _):
         endpoint = ChatEndpoint(url, model="m")
         assert play(endpoint).stop_reason is StopReason.ANSWER

@@ -36,6 +36,7 @@ class Credit:
     outcome: float  # score of the final answer, as measured
     outcome_reward: float  # what the last turn was paid for it, penalty included
     total: float  # R_i
+    gold_trace: int = 0  # what calls were matched to: 0 the gold calls, k the k-th alternative
 
 
 @runtime_checkable
@@ -94,7 +95,7 @@ class MatchReward:
         self.trajectory_mean = trajectory_reduction == "mean"
         self.pay_calls = rewards != "outcome"
         self.pay_outcome = rewards != "turn"
-        self.score_answer = OUTCOMES[outcome]
+        self.score_answer = None if outcome == "none" else OUTCOMES[outcome]
         self.every_turn = outcome_turns == "every"
         self.no_answer_penalty = no_answer_penalty
         self.ignore_malformed = malformed_calls == "ignored"
@@ -102,10 +103,8 @@ class MatchReward:
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
         """One `Credit` per trajectory, in order."""
         return [
-            self._credit(trajectory, similarity, match)
-            for trajectory, (similarity, match) in zip(
-                trajectories, self._matches(trajectories), strict=True
-            )
+            self._credit(trajectory, *match)
+            for trajectory, match in zip(trajectories, self._matches(trajectories), strict=True)
         ]
 
     def _counts(self, call: ToolCall) -> bool:
@@ -113,8 +112,8 @@ class MatchReward:
 
     def _matches(
         self, trajectories: Sequence[Trajectory]
-    ) -> list[tuple[Float[np.ndarray, "_ _"], Assignment]]:
-        """Similarity and assignment of every trajectory, to the gold trace that suits it best."""
+    ) -> list[tuple[Float[np.ndarray, "_ _"], Assignment, int]]:
+        """Similarity and assignment of every trajectory to the gold trace that suits it best."""
         indexed: dict[int, list[GoldIndex]] = {}  # of a task: the attempts of a group share it
         matrices: list[Float[np.ndarray, "_ _"]] = []
         first = [0]
@@ -135,11 +134,15 @@ class MatchReward:
             best = start
             if end - start > 1:
                 best = max(range(start, end), key=lambda k: assignments[k].rewards.sum())
-            matches.append((matrices[best], assignments[best]))
+            matches.append((matrices[best], assignments[best], best - start))
         return matches
 
     def _credit(
-        self, trajectory: Trajectory, similarity: Float[np.ndarray, "k n"], match: Assignment
+        self,
+        trajectory: Trajectory,
+        similarity: Float[np.ndarray, "k n"],
+        match: Assignment,
+        gold_trace: int,
     ) -> Credit:
         plan, call_rewards = match.plan, match.rewards
         if self.ignore_malformed:
@@ -152,7 +155,9 @@ class MatchReward:
         if self.trajectory_mean and turn_rewards:
             total /= len(turn_rewards)
         rewards = np.array(turn_rewards, dtype=np.float64)
-        return Credit(similarity, plan, call_rewards, rewards, outcome, paid, float(total))
+        return Credit(
+            similarity, plan, call_rewards, rewards, outcome, paid, float(total), gold_trace
+        )
 
     def _call_part(
         self, trajectory: Trajectory, call_rewards: Float[np.ndarray, " m"]
@@ -179,7 +184,7 @@ class MatchReward:
         """Add the answers to `turn_rewards` [T]; the last one's score, and what was paid for it."""
         every = self.every_turn
         last = extract_answer(trajectory.final_text) if every else final_answer(trajectory)
-        outcome = outcome_score(trajectory, last, self.score_answer)
+        outcome = self._outcome(trajectory, last)
         if not self.pay_outcome:
             return outcome, 0.0
         answered = last is not None
@@ -187,10 +192,15 @@ class MatchReward:
             answer = extract_answer(turn.text)
             if answer is not None:
                 answered = True
-                turn_rewards[index] += outcome_score(trajectory, answer, self.score_answer)
+                turn_rewards[index] += self._outcome(trajectory, answer)
         paid = outcome - (0.0 if answered else self.no_answer_penalty)
         turn_rewards[-1] += paid
         return outcome, paid
+
+    def _outcome(self, trajectory: Trajectory, answer: str | None) -> float:
+        if self.score_answer is None:  # nor is a gold state worth anything
+            return 0.0
+        return outcome_score(trajectory, answer, self.score_answer)
 
 
 def _spread_rows(

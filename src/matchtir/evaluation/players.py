@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -52,7 +52,12 @@ class Player:
 
 def turns_only(limits: EpisodeLimits) -> EpisodeLimits:
     """The limits without those of tokens."""
-    return EpisodeLimits(limits.max_turns, UNLIMITED, UNLIMITED, UNLIMITED)
+    return replace(
+        limits,
+        max_prompt_tokens=UNLIMITED,
+        max_response_tokens=UNLIMITED,
+        max_turn_tokens=UNLIMITED,
+    )
 
 
 @dataclass(frozen=True, slots=True)

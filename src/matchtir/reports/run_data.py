@@ -46,6 +46,8 @@ def find_runs(paths: Sequence[Path]) -> list[RunData]:
     """
     folders: list[Path] = []
     for path in paths:
+        if path.is_file():  # a report that lies beside the runs, as `runs/*` gives it
+            continue
         below = [file.parent for file in path.rglob(CONFIG_FILE)] if path.is_dir() else []
         found = sorted((f for f in below if (f / METRICS_FILE).exists()), key=_in_order)
         if not found:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from matchtir.credit.rewards import Credit
-from matchtir.types import Task, ToolCall, Trajectory, Turn
+from matchtir.types import Trajectory, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ def trace_record(
             }
         )
         first += len(turn.calls)
-    gold_calls = _gold_calls(trajectory.task, credit.plan.shape[1])
+    traces = (trajectory.task.gold_calls, *trajectory.task.alternative_gold_calls)
+    gold_calls = traces[credit.gold_trace]
     return {
         "task": trajectory.task.task_id,
         "scenario": trajectory.task.scenario,
@@ -132,9 +133,3 @@ def _call_records(turn: Turn, credit: Credit, first: int) -> list[dict[str, Any]
             }
         )
     return records
-
-
-def _gold_calls(task: Task, columns: int) -> tuple[ToolCall, ...]:
-    """The gold trace that the plan's columns stand for: the first that has as many calls."""
-    traces = (task.gold_calls, *task.alternative_gold_calls)
-    return next((trace for trace in traces if len(trace) == columns), task.gold_calls)

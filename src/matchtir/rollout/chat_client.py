@@ -14,7 +14,7 @@ import aiohttp
 
 log = logging.getLogger(__name__)
 
-_TRY_AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_TRY_AGAIN = frozenset({408, 409, 425, 429})  # and what is the server's own fault, from 500 on
 _LONGEST_WAIT_S = 30.0
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
 _BEYOND_CONTEXT = ("context_length", "context length", "context size")
@@ -75,8 +75,11 @@ class ChatClient:
             self.counts["requests"] += 1
             status, text, asked_for = await self._once(method, path, body)
             if status == 200:
-                return json.loads(text)
-            if status and status not in _TRY_AGAIN:
+                try:
+                    return json.loads(text)
+                except json.JSONDecodeError:
+                    text = f"no JSON: {text}"
+            elif 0 < status < 500 and status not in _TRY_AGAIN:
                 beyond = any(phrase in text.lower() for phrase in _BEYOND_CONTEXT)
                 kind = BeyondContextError if beyond else EndpointError
                 raise kind(f"{method} {self.url}{path}: status {status}: {text[:1000]}")

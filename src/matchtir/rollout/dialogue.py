@@ -43,7 +43,11 @@ class Dialogue:
         await self._turns.asked.get()  # for this turn
         self._turns.written.put_nowait(text)
         asked = asyncio.ensure_future(self._turns.asked.get())  # for the next one
-        await asyncio.wait({asked, self._episode}, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait({asked, self._episode}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            asked.cancel()  # or it would take what the next turn waits for
+            raise
         if self._episode.done():
             asked.cancel()
             [[trajectory]] = self._episode.result()

@@ -57,6 +57,9 @@ def read_trace(
     gold_trace: Sequence[Mapping[str, Any]], tool_names: set[str]
 ) -> tuple[list[ToolCall], tuple[int, ...]]:
     """The calls of a gold trace and the turn of each, counted from 0, in the order of turns."""
+    for step in gold_trace:
+        if not isinstance(step, Mapping):
+            raise RowError(f"gold_trace: expected an object for each call, got {step!r:.100}")
     known = [step for step in gold_trace if step.get("arguments") is not None]
     for step in known:
         if not isinstance(step.get("turn"), int) or step["turn"] < 1:

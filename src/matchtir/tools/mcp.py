@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
+_ENDED = "its server ended with an earlier call"
 _START_S = 60.0  # for a server to answer for the first time
 _STDERR_CHARS = 2_000  # of what it said, in the message that it does not start
 
@@ -99,13 +100,17 @@ class McpHost:
         except McpError as error:
             return reply(ResultStatus.BROKEN_TOOL, str(error))
         if connection.ended:
-            return reply(ResultStatus.CRASHED, "its server ended with an earlier call")
+            return reply(ResultStatus.CRASHED, _ENDED)
         from mcp.shared.exceptions import MCPError
         from mcp.types import CONNECTION_CLOSED
 
         try:
-            async with asyncio.timeout(self.timeout_s), connection.order:
-                result = await client.call_tool(name, json.loads(arguments))
+            async with connection.order, asyncio.timeout(self.timeout_s):  # from its own start on
+                if connection.ended:
+                    return reply(ResultStatus.CRASHED, _ENDED)
+                result = await client.call_tool(
+                    name, json.loads(arguments), read_timeout_seconds=2 * self.timeout_s
+                )
         except TimeoutError:
             connection.end()
             return reply(ResultStatus.TIMEOUT, f"{self.timeout_s:g}")
@@ -113,7 +118,7 @@ class McpHost:
             if error.code == CONNECTION_CLOSED:
                 connection.end()
                 return reply(ResultStatus.CRASHED, "its server ended")
-            return reply(ResultStatus.EXCEPTION, error.message)
+            return reply(ResultStatus.EXCEPTION, cut(error.message, self.max_output_chars)[0])
         text, whole = cut(_text_of(result), self.max_output_chars)
         if result.is_error:
             return reply(ResultStatus.EXCEPTION, text)

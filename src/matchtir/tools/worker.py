@@ -30,6 +30,7 @@ FOLDER = os.getcwd()
 SEARCH_PATH = tuple(sys.path)
 OBJECTS: dict = {}  # of the session that has this process: an object per class
 FOLDERS: set = set()  # of their sources
+NEIGHBOURS: list = [""]  # the folder whose modules a source finds now
 GRACE_S = 1.0  # the parent enforces the deadline; a worker without a parent ends itself this later
 
 
@@ -46,9 +47,13 @@ def compiled(source, name):
 def load(request, module_name):
     """A fresh module with the source executed in it; it finds its neighbours by its path."""
     path = request["path"]
+    folder = os.path.dirname(path) if path else ""
+    if folder != NEIGHBOURS[0] and not OBJECTS:  # another folder's modules may have the same names
+        forget({NEIGHBOURS[0]})
+        NEIGHBOURS[0] = folder
     module = types.ModuleType(module_name)
     sys.modules[module_name] = module  # where dataclasses and the like look their module up
-    sys.path[:] = [os.path.dirname(path), *SEARCH_PATH] if path else SEARCH_PATH
+    sys.path[:] = [folder, *SEARCH_PATH] if path else SEARCH_PATH
     if path:
         module.__file__ = path
     try:
@@ -87,11 +92,16 @@ def open_objects(request):
 def close_objects(request):
     """Nothing of the session stays, nor in modules that lie beside its sources."""
     OBJECTS.clear()
-    for name, module in list(sys.modules.items()):
-        if os.path.dirname(getattr(module, "__file__", None) or "") in FOLDERS - {""}:
-            del sys.modules[name]
+    forget(FOLDERS)
     FOLDERS.clear()
     return "ok", ""
+
+
+def forget(folders):
+    """The modules in these folders, so that they are imported anew."""
+    for name, module in list(sys.modules.items()):
+        if os.path.dirname(getattr(module, "__file__", None) or "") in folders - {""}:
+            del sys.modules[name]
 
 
 def read_state(request):

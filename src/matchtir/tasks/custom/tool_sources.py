@@ -113,7 +113,7 @@ def _load(path: Path) -> types.ModuleType:
     """The module of a file, executed as the sandbox does it: alone, beside its neighbours."""
     module = types.ModuleType("tool")
     module.__file__ = str(path)
-    before = list(sys.path)
+    before, known = list(sys.path), set(sys.modules)
     sys.path.insert(0, str(path.parent))
     sys.modules["tool"] = module  # where dataclasses look their module up
     try:
@@ -122,6 +122,10 @@ def _load(path: Path) -> types.ModuleType:
         raise ToolSourceError(f"{path}: {type(error).__name__}: {error}") from error
     finally:
         sys.path[:] = before
+        # Those of another folder may have the same names.
+        for name in set(sys.modules) - known:
+            if Path(getattr(sys.modules[name], "__file__", None) or "").parent == path.parent:
+                del sys.modules[name]
     return module
 
 
