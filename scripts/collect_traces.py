@@ -99,6 +99,10 @@ def run(config: DictConfig) -> dict[str, object]:
     console = Console()
     console.print(summary_table(summary))
     console.print(f"{len(lines)} rows with gold calls: {folder / 'gold.jsonl'}", soft_wrap=True)
+    if collector.refused:
+        raise SystemExit(
+            f"{collector.refused} attempts could not be made; the same command makes them"
+        )
     return summary
 
 

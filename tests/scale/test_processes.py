@@ -59,6 +59,7 @@ def test_two_shares_get_the_numbers_of_one_process(
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
 
 
+@pytest.mark.slow  # tests/policy/test_packing.py compares the numbers in seconds
 def test_packed_sequences_get_the_numbers_of_padded_ones(
     tmp_path: Path, one_process: list[dict[str, float]]
 ) -> None:

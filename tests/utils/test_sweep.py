@@ -172,6 +172,7 @@ def test_a_search_repeats_itself_up_to_where_it_was_stopped(
     assert states(sweeps(tmp_path)[-1])["1"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_search_of_the_papers_table_2(
     tmp_path: Path, program: Program, sweep: Callable[..., None]
 ) -> None:
