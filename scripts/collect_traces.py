@@ -95,14 +95,11 @@ def run(config: DictConfig) -> dict[str, object]:
     (folder / "gold.jsonl").write_text("".join(lines), encoding="utf-8")
     usage = player.engine.client.counts if isinstance(player.engine, ChatEndpoint) else {}
     summary = summarise(attempts, list(gold.values()), usage, config.price)
+    summary["attempts that could not be made"] = collector.refused
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console = Console()
     console.print(summary_table(summary))
     console.print(f"{len(lines)} rows with gold calls: {folder / 'gold.jsonl'}", soft_wrap=True)
-    if collector.refused:
-        raise SystemExit(
-            f"{collector.refused} attempts could not be made; the same command makes them"
-        )
     return summary
 
 
@@ -120,7 +117,8 @@ def _no_script(name: str, seed: int) -> dict[str, tuple[str, ...]]:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="collect_traces")
 def main(config: DictConfig) -> None:
     """The command line."""
-    run(config)
+    if missing := run(config)["attempts that could not be made"]:
+        raise SystemExit(f"{missing} attempts could not be made; the same command makes them")
 
 
 if __name__ == "__main__":

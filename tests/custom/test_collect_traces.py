@@ -156,7 +156,7 @@ def test_it_goes_on_where_it_stopped(collect):
     refuses = Teacher(price=[GOOD, GOOD], colour=[[400]] * 9)
     with listening(refuses.answer) as url:
         summary, folder = collect(url, PRICE, colour, attempts=2, max_concurrent=1)
-    assert summary["unsolved"] == ["colour"]
+    assert summary["unsolved"] == ["colour"] and summary["attempts that could not be made"] == 2
     with (folder / "attempts.jsonl").open("a") as file:
         file.write('{"task": "colour#0", "cut sho')  # killed while writing
     patient = Teacher(price=[], colour=[green, green])
