@@ -132,6 +132,11 @@ class Task:
     gold_state: Mapping[str, Any] | None = None  # by class: attributes that the episode must reach
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def gold_traces(self) -> tuple[tuple[ToolCall, ...], ...]:
+        """The gold calls and their alternatives."""
+        return (self.gold_calls, *self.alternative_gold_calls)
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from matchtir.rollout.dialogue import Dialogue
-from matchtir.types import StopReason
+from matchtir.types import StopReason, ToolResult
 from tests.rollout.episode_fakes import FakeSandbox, call_text, task
 
 
@@ -39,17 +39,21 @@ def test_the_limit_of_turns_ends_the_episode():
 
 
 def test_a_turn_that_was_not_waited_for_does_not_take_the_place_of_the_next():
+    async def slow(call):
+        await asyncio.sleep(0.3)
+        return ToolResult("late")
+
     async def talk():
-        dialogue = Dialogue(task(), FakeSandbox(), max_turns=4)
+        dialogue = Dialogue(task(), FakeSandbox(slow), max_turns=4)
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0):
+            async with asyncio.timeout(0.1):
                 await dialogue.say(call_text("alpha"))
         async with asyncio.timeout(5):
-            first = await dialogue.say(call_text("alpha"))
-            return first, await dialogue.say("<answer>beta</answer>")
+            return await dialogue.say("<answer>beta</answer>")
 
-    _, trajectory = asyncio.run(talk())
+    trajectory = asyncio.run(talk())
     assert trajectory.stop_reason is StopReason.ANSWER
+    assert [len(turn.calls) for turn in trajectory.turns] == [1, 0]
 
 
 def test_an_abandoned_episode_closes_its_session():

@@ -96,6 +96,14 @@ def test_jobs_come_in_order_of_their_numbers(tmp_path: Path) -> None:
     assert [run.seed for run in find_runs([tmp_path])] == [1, 2, 10]
 
 
+def test_reports_beside_the_runs_are_left_out(tmp_path: Path, sweep: Path) -> None:
+    report = tmp_path / "compare.html"
+    report.touch()
+    assert len(find_runs([sweep, report])) == len(find_runs([sweep]))
+    with pytest.raises(FileNotFoundError, match="compare.html: no run"):
+        find_runs([report])
+
+
 def test_a_curve_is_the_mean_over_seeds_with_students_interval(sweep: Path) -> None:
     method = methods(find_runs([sweep]))[0]
     points = curve(method, "val/solve_f1")

@@ -52,6 +52,13 @@ def test_the_size_of_micro_batches_changes_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
 
 
+def test_a_policy_that_was_loaded_at_rest_is_trained(tmp_path: Path) -> None:
+    module = supervised()
+    module.policy.eval()
+    fit(module, tmp_path, with_outputs(2))
+    assert module.policy.training
+
+
 def test_tool_results_have_no_loss(tmp_path: Path) -> None:
     """A result that nothing follows but the answer changes only what the answer is given."""
     module = supervised()

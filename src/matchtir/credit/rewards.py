@@ -18,10 +18,10 @@ from matchtir.tools.parser import extract_answer
 from matchtir.types import ToolCall, Trajectory
 from matchtir.utils.options import check_option
 
-OUTCOMES: dict[str, Callable[[str | None, str], float]] = {
+OUTCOMES: dict[str, Callable[[str | None, str], float] | None] = {
     "answer_f1": answer_f1,
     "answer_match": answer_match,
-    "none": lambda predicted, gold: 0.0,
+    "none": None,  # nor is a gold state worth anything
 }
 
 
@@ -95,7 +95,7 @@ class MatchReward:
         self.trajectory_mean = trajectory_reduction == "mean"
         self.pay_calls = rewards != "outcome"
         self.pay_outcome = rewards != "turn"
-        self.score_answer = None if outcome == "none" else OUTCOMES[outcome]
+        self.score_answer = OUTCOMES[outcome]
         self.every_turn = outcome_turns == "every"
         self.no_answer_penalty = no_answer_penalty
         self.ignore_malformed = malformed_calls == "ignored"
@@ -121,8 +121,8 @@ class MatchReward:
             task = trajectory.task
             traces = indexed.get(id(task))
             if traces is None:
-                golds = (task.gold_calls, *task.alternative_gold_calls)
-                traces = indexed[id(task)] = [self.similarity.index(gold) for gold in golds]
+                indices = [self.similarity.index(gold) for gold in task.gold_traces]
+                traces = indexed[id(task)] = indices
             calls: Sequence[ToolCall] = trajectory.calls
             if self.ignore_malformed:
                 calls = [call for call in calls if self._counts(call)]
@@ -198,7 +198,7 @@ class MatchReward:
         return outcome, paid
 
     def _outcome(self, trajectory: Trajectory, answer: str | None) -> float:
-        if self.score_answer is None:  # nor is a gold state worth anything
+        if self.score_answer is None:
             return 0.0
         return outcome_score(trajectory, answer, self.score_answer)
 

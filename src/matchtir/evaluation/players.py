@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -29,7 +29,6 @@ from matchtir.rollout.scripted import ScriptedEngine, replay, turn_by_sample
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.utils.run_files import CONFIG_FILE
 
-UNLIMITED = 10_000_000
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 
 # The turns of each task, by its id, that the scripted policy of this name and seed writes.
@@ -48,16 +47,6 @@ class Player:
     engine: Engine
     renderer: ConversationFormat
     limits: Callable[[EpisodeLimits], EpisodeLimits]
-
-
-def turns_only(limits: EpisodeLimits) -> EpisodeLimits:
-    """The limits without those of tokens."""
-    return replace(
-        limits,
-        max_prompt_tokens=UNLIMITED,
-        max_response_tokens=UNLIMITED,
-        max_turn_tokens=UNLIMITED,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +95,9 @@ class ScriptedPolicy:
     def player(self, scripts: Scripts) -> Player:
         """A player of the benchmark's scripts."""
         script = replay(scripts(self.name, self.seed))
-        return Player(ScriptedEngine(self.renderer, script), self.renderer, turns_only)
+        return Player(
+            ScriptedEngine(self.renderer, script), self.renderer, EpisodeLimits.without_tokens
+        )
 
     def served(
         self, scripts: Scripts, limits: EpisodeLimits, sampling: SamplingParams, seed: int
@@ -114,7 +105,7 @@ class ScriptedPolicy:
         """A server of the benchmark's scripts."""
         script = turn_by_sample(replay(scripts(self.name, self.seed)))
         engine = ScriptedEngine(self.renderer, script)
-        return _served(engine, self.renderer, turns_only(limits), sampling, seed)
+        return _served(engine, self.renderer, limits.without_tokens(), sampling, seed)
 
 
 class ModelPolicy:
@@ -160,7 +151,7 @@ class EndpointPolicy:
 
     def player(self, scripts: Scripts) -> Player:
         """The same engine for every benchmark."""
-        return Player(self.endpoint, self.endpoint, turns_only)
+        return Player(self.endpoint, self.endpoint, EpisodeLimits.without_tokens)
 
     @contextmanager
     def served(

@@ -40,14 +40,14 @@ class RunData:
 def find_runs(paths: Sequence[Path]) -> list[RunData]:
     """The runs among `paths` and below them, in order of their folders.
 
+    Files among folders are left out: reports lie beside the runs, where `runs/*` names them too.
+
     Raises:
         FileNotFoundError: a path has no run.
         ValueError: a file of a run cannot be read as what it should be.
     """
     folders: list[Path] = []
-    for path in paths:
-        if path.is_file():  # a report that lies beside the runs, as `runs/*` gives it
-            continue
+    for path in [path for path in paths if not path.is_file()] or paths:
         below = [file.parent for file in path.rglob(CONFIG_FILE)] if path.is_dir() else []
         found = sorted((f for f in below if (f / METRICS_FILE).exists()), key=_in_order)
         if not found:

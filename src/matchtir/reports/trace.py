@@ -73,8 +73,7 @@ def trace_record(
             }
         )
         first += len(turn.calls)
-    traces = (trajectory.task.gold_calls, *trajectory.task.alternative_gold_calls)
-    gold_calls = traces[credit.gold_trace]
+    gold_calls = trajectory.task.gold_traces[credit.gold_trace]
     return {
         "task": trajectory.task.task_id,
         "scenario": trajectory.task.scenario,

@@ -14,8 +14,6 @@ from matchtir.tools.call_formats import HERMES, CallFormat
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, ToolResult, Trajectory
 
-_UNLIMITED = 1 << 30  # of tokens, which there are none of
-
 
 class Dialogue:
     """One episode of the episode loop, from outside: say a turn, hear its results.
@@ -28,7 +26,7 @@ class Dialogue:
 
     def __init__(self, task: Task, sandbox: Sandbox, max_turns: int) -> None:
         self._turns = _WrittenTurns()
-        limits = EpisodeLimits(max_turns, _UNLIMITED, _UNLIMITED, _UNLIMITED)
+        limits = EpisodeLimits(max_turns).without_tokens()
         runner = EpisodeRunner(self._turns, self._turns, sandbox, limits)
         self._episode = asyncio.create_task(runner.run_async([task], 1, SamplingParams(), seed=0))
 

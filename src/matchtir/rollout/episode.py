@@ -32,6 +32,11 @@ class EpisodeLimits:
             if value is not None and value < 1:
                 raise ValueError(f"{limit.name} must be at least 1")
 
+    def without_tokens(self) -> EpisodeLimits:
+        """The same for turns that are not sampled here, so that nobody counts their tokens."""
+        none = 1 << 30
+        return replace(self, max_prompt_tokens=none, max_response_tokens=none, max_turn_tokens=none)
+
 
 class ConversationFormat(Protocol):
     """Messages as the ids that an engine reads and writes."""

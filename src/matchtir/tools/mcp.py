@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
-_ENDED = "its server ended with an earlier call"
 _START_S = 60.0  # for a server to answer for the first time
 _STDERR_CHARS = 2_000  # of what it said, in the message that it does not start
 
@@ -99,17 +98,17 @@ class McpHost:
             client = await connection.client()
         except McpError as error:
             return reply(ResultStatus.BROKEN_TOOL, str(error))
-        if connection.ended:
-            return reply(ResultStatus.CRASHED, _ENDED)
         from mcp.shared.exceptions import MCPError
         from mcp.types import CONNECTION_CLOSED
 
         try:
             async with connection.order, asyncio.timeout(self.timeout_s):  # from its own start on
                 if connection.ended:
-                    return reply(ResultStatus.CRASHED, _ENDED)
+                    return reply(ResultStatus.CRASHED, "its server ended with an earlier call")
                 result = await client.call_tool(
-                    name, json.loads(arguments), read_timeout_seconds=2 * self.timeout_s
+                    name,
+                    json.loads(arguments),
+                    read_timeout_seconds=2 * self.timeout_s,  # instead of the client's _START_S
                 )
         except TimeoutError:
             connection.end()

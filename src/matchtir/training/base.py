@@ -119,7 +119,16 @@ class PolicyModule(LightningModule):
         Raises:
             ValueError: settings of the trainer with which it would not learn as it should.
         """
-        if self.trainer.max_epochs not in (1, -1, None):
+        self._require_sound_trainer()
+        # Models are loaded at rest, in which they have no dropout and no checkpointed activations.
+        self.policy.train()
+        replica = self.trainer.strategy.model
+        if isinstance(replica, DistributedDataParallel):
+            replica.require_backward_grad_sync = False
+            replica.broadcast_buffers = False  # a process may have fewer batches to validate
+
+    def _require_sound_trainer(self) -> None:
+        if self.trainer.max_epochs != 1:
             raise ValueError(
                 f"trainer.max_epochs={self.trainer.max_epochs}: an epoch is the whole run, whose "
                 "length is `iterations`"
@@ -129,12 +138,6 @@ class PolicyModule(LightningModule):
                 f"trainer.precision={self.trainer.precision}: gradients would be clipped while "
                 "they are scaled; use bf16-mixed"
             )
-        # Models are loaded at rest, in which they have no dropout and no checkpointed activations.
-        self.policy.train()
-        replica = self.trainer.strategy.model
-        if isinstance(replica, DistributedDataParallel):
-            replica.require_backward_grad_sync = False
-            replica.broadcast_buffers = False  # a process may have fewer batches to validate
 
     def log_row(self, metrics: Mapping[str, Any]) -> None:
         """Log what was measured in this iteration, and nothing else.

@@ -31,11 +31,11 @@ def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> No
     Where it runs does not name other weights: a run that goes on elsewhere needs the same ones.
     """
     whole = {"max_steps": -1, "limit_train_batches": None}
-    names = ("model", "renderer", "warm_start.module", "warm_start.datamodule", "trainer")
+    names = ("model", "renderer", "warm_start.module", "warm_start.datamodule")
     settings: dict[str, Any] = {
         name: OmegaConf.to_object(OmegaConf.select(config, name)) for name in names
     }
-    settings["trainer"] = {"precision": settings["trainer"]["precision"]}
+    settings["trainer.precision"] = config.trainer.precision
     warm_start(
         build_module(config, config.warm_start.module, loaded, sandbox),
         instantiate(config.warm_start.datamodule),

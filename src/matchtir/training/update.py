@@ -175,10 +175,6 @@ class UpdateModule(PolicyModule):
     @torch.no_grad()
     def _logprobs(self, policy: Policy, batch: TokenBatch) -> Tensor:
         """Log-probabilities [B, L] of the sampled tokens under a policy, without gradient."""
-        with self.trainer.precision_plugin.forward_context():  # callbacks call it outside of one
-            return self._logprobs_in_passes(policy, batch)
-
-    def _logprobs_in_passes(self, policy: Policy, batch: TokenBatch) -> Tensor:
         if not isinstance(policy, FSDPModule):  # shares have their place
             policy.to(self.device)
         logprobs = torch.zeros(batch.input_ids.shape, device=self.device)
@@ -198,7 +194,8 @@ class UpdateModule(PolicyModule):
             For each trajectory and turn, one number per sampled token.
         """
         batch = collate(trajectories, self.renderer.pad_id).to(self.device)
-        ratios = self._logprobs(self.policy, batch) - batch.sampler_logprobs
+        with self.trainer.precision_plugin.forward_context():  # which callbacks are outside of
+            ratios = self._logprobs(self.policy, batch) - batch.sampler_logprobs
         return [
             [row[turns == turn].tolist() for turn in range(len(trajectory.turns))]
             for trajectory, row, turns in zip(

@@ -64,7 +64,7 @@ def end_with_the_first() -> None:
 
     Where the first process fails while this one is busy, nobody else would end it (Linux).
     """
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and sys.platform == "linux":
+    if _has_a_first() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
@@ -79,10 +79,15 @@ def terminated_with_status() -> Iterator[None]:
     try:
         yield
     except SIGTERMException as ended:
-        if int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        if _has_a_first():
             raise
         print("terminated", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from ended
+
+
+def _has_a_first() -> bool:
+    """Whether another process of this machine comes before this one."""
+    return int(os.environ.get("LOCAL_RANK", "0")) > 0
 
 
 def _several() -> bool:
