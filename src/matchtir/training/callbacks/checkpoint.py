@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -26,9 +27,10 @@ class LastCheckpoint(Checkpoint):
     is saved after that, so that it knows the best score so far; otherwise it is saved under another
     name, and renamed when the next iteration begins.
 
-    SIGTERM, to any of the processes, ends the run after the iteration under way, which is saved.
-    Lightning's own handler would talk to the other processes from inside the signal, when they may
-    be waiting for each other in another exchange.
+    SIGTERM ends the run after the iteration under way, which is saved: processes agree on it, so
+    that one of them has to be asked. Lightning's own handler would talk to the others from inside
+    the signal, when they may be waiting for each other in another exchange. A process that the
+    first one has started gets SIGTERM from it where it fails, and ends at once.
 
     Args:
         folder: of the checkpoints.
@@ -52,12 +54,12 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero and self._new.exists():
             _remove(self._new)
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, lambda number, _: self._terminate(trainer, number))
+            environment = getattr(trainer.strategy, "cluster_environment", None)
+            started = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if started else self._terminate)
 
-    def _terminate(self, trainer: Trainer, number: int) -> None:
+    def _terminate(self, *_: Any) -> None:
         self._terminated = True
-        if trainer.strategy.launcher is not None:  # the processes that this one started
-            trainer.strategy.launcher.kill(signal.Signals(number))
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
         """The iteration before this one is complete."""
