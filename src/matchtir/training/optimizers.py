@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from matchtir.training.muon import Muon
 from matchtir.utils.options import check_option
 
 
@@ -79,10 +80,7 @@ class MuonAdamW:
         for name, parameter in trained:
             is_matrix = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
             (matrices if is_matrix else others).append(parameter)
-        muon = torch.optim.Muon(
-            matrices, lr=self.matrix_lr, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers: list[torch.optim.Optimizer] = [muon]
+        optimizers: list[torch.optim.Optimizer] = [Muon(matrices, self.matrix_lr)]
         if others:  # adapters are matrices alone
             optimizers.append(
                 torch.optim.AdamW(others, lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
