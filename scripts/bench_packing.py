@@ -1,10 +1,12 @@
 """Speed of the update with sequences packed into one row against padded ones.
 
     python scripts/bench_packing.py [--hidden 128 --layers 3] [--longest 1000]
+    python scripts/bench_packing.py --sequences 64 --longest 140 --prompt 103 --group 8   # laptop
     python scripts/bench_packing.py --model Qwen/Qwen3-0.6B --longest 8000 --budget 16384   # a GPU
 
 A mini-batch of sequences of random lengths, up to the longest, is scored with gradients in
-micro-batches of a token budget, both ways in turns; the table shows medians. On a GPU the model
+micro-batches of a token budget, both ways in turns; the table shows medians. With `--group` so many
+of them begin with the same prompt, which is not scored. On a GPU the model
 computes in bfloat16, and the peak of its memory is shown too. The last line is `RESULT {json}`.
 """
 
@@ -29,6 +31,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from matchtir.policy.batching import micro_batches
 from matchtir.policy.policy import Policy
+from matchtir.policy.prefixes import shared_prefixes
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {"padded": False, "packed": True}
@@ -61,15 +64,20 @@ def make(config: Qwen3Config, packing: bool, device: torch.device) -> Policy:
     return Policy(model, packing=packing).train()
 
 
-def update(policy: Policy, ids: Tensor, lengths: Tensor, budget: int) -> tuple[int, float]:
+def update(
+    policy: Policy, ids: Tensor, lengths: Tensor, options: argparse.Namespace
+) -> tuple[int, float]:
     """Gradients of one mini-batch; the number of passes and the sum of log-probabilities."""
     policy.zero_grad()
-    total, groups = 0.0, micro_batches(lengths, budget, policy.packing)
+    places = torch.arange(ids.shape[1], device=ids.device)
+    real = places < lengths.to(ids.device)[:, None]
+    scored = real & (places >= options.prompt)
+    packed = shared_prefixes(ids, scored) if policy.packing else None
+    total, groups = 0.0, micro_batches(lengths, options.budget, packed)
     for rows in groups:
-        part = ids[rows, : int(lengths[rows].max())]
-        real = torch.arange(part.shape[1]) < lengths[rows][:, None]
-        real = real.to(ids.device)
-        logprobs = policy(part, real, 1.0, real).logprobs.sum()
+        length = int(lengths[rows].max())
+        part = ids[rows, :length], scored[rows, :length], 1.0, real[rows, :length]
+        logprobs = policy(*part).logprobs.sum()
         logprobs.backward()
         total += float(logprobs.detach())
     return len(groups), total
@@ -82,15 +90,20 @@ def measure(policies: dict[str, Policy], options: argparse.Namespace) -> dict[st
     lengths = torch.randint(
         options.longest // 8, options.longest + 1, (options.sequences,), generator=draw
     )
+    lengths += options.prompt
     vocabulary = policies["padded"].model.config.vocab_size
-    ids = torch.randint(vocabulary, (options.sequences, options.longest), generator=draw).to(device)
+    shape = (options.sequences, options.prompt + options.longest)
+    ids = torch.randint(vocabulary, shape, generator=draw)
+    first = torch.arange(options.sequences) // options.group * options.group
+    ids[:, : options.prompt] = ids[first, : options.prompt]
+    ids = ids.to(device)
     found: dict[str, dict[str, Any]] = {way: {"seconds": []} for way in policies}
     for round_ in range(options.rounds + 1):
         for way, policy in policies.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             started = time.perf_counter()
-            passes, total = update(policy, ids, lengths, options.budget)
+            passes, total = update(policy, ids, lengths, options)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
                 found[way]["peak_gib"] = torch.cuda.max_memory_allocated(device) / GIB
@@ -110,7 +123,9 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--sequences", type=int, default=32)
-    parser.add_argument("--longest", type=int, default=1000)
+    parser.add_argument("--longest", type=int, default=1000, help="tokens, without the prompt")
+    parser.add_argument("--prompt", type=int, default=0, help="tokens of a prompt")
+    parser.add_argument("--group", type=int, default=1, help="sequences of one prompt")
     parser.add_argument("--budget", type=int, default=6400)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

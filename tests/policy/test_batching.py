@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from matchtir.policy.batching import collate, micro_batches
+from matchtir.policy.prefixes import Prefixes, shared_prefixes
 from matchtir.types import StopReason, Task, Trajectory, Turn
 
 PAD = 99
@@ -93,16 +94,30 @@ def as_lengths(lengths: list[int]) -> Tensor:
     return torch.tensor(lengths, dtype=torch.int64)
 
 
+PROMPTS = torch.tensor([0, 7, 12])  # lengths; the first stands for having none
+
+
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 100), st.booleans())
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 2)), max_size=30),
+    st.integers(1, 100),
+    st.booleans(),
+)
 def test_micro_batches_cover_every_row_once_within_the_limit(
-    lengths: list[int], max_tokens: int, packing: bool
+    rows: list[tuple[int, int]], max_tokens: int, packing: bool
 ) -> None:
-    groups = [g.tolist() for g in micro_batches(as_lengths(lengths), max_tokens, packing)]
-    assert sorted(row for group in groups for row in group) == list(range(len(lengths)))
+    number = as_lengths([number for _, number in rows])
+    own = as_lengths([length for length, _ in rows])
+    lengths = own + PROMPTS[number]
+    packed = Prefixes(number, PROMPTS[number]) if packing else None
+    groups = [g.tolist() for g in micro_batches(lengths, max_tokens, packed)]
+    assert sorted(row for group in groups for row in group) == list(range(len(rows)))
     for group in groups:
-        of_rows = [lengths[row] for row in group]
-        tokens = sum(of_rows) if packing else len(group) * max(of_rows)
+        if packing:
+            prompts = {int(number[row]) for row in group}
+            tokens = int(own[group].sum()) + sum(int(PROMPTS[prompt]) for prompt in prompts)
+        else:
+            tokens = len(group) * int(lengths[group].max())
         assert tokens <= max_tokens or len(group) == 1
 
 
@@ -120,6 +135,16 @@ def test_micro_batches_are_filled() -> None:
     assert [group.tolist() for group in groups] == [[3, 0, 2], [4], [1]]
 
 
-def test_packed_rows_take_their_own_tokens_alone() -> None:
-    groups = micro_batches(torch.tensor([2, 12, 3, 9]), max_tokens=14, packing=True)
-    assert [group.tolist() for group in groups] == [[0, 2, 3], [1]]
+def test_packed_rows_take_their_own_tokens_and_each_prompt_once() -> None:
+    lengths = torch.tensor([6, 12, 7, 9])
+    packed = Prefixes(torch.tensor([0, 1, 0, 2]), torch.tensor([4, 0, 4, 0]))
+    groups = micro_batches(lengths, max_tokens=9, packed=packed)
+    assert [group.tolist() for group in groups] == [[0, 2], [1], [3]]
+
+
+def test_sequences_that_begin_alike_share_what_stands_before_the_first_sampled_token() -> None:
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 9], [5, 7, 7, 8], [5, 6, 7, 0], [4, 4, 4, 4]])
+    scored = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 1, 1]])
+    number, length = shared_prefixes(ids, scored.bool())
+    assert length.tolist() == [2, 2, 0, 0, 0]
+    assert number[0] == number[1] and number[0] not in number[2:]

@@ -23,18 +23,30 @@ from tests.policy.tiny_policy import ARCHITECTURE, small
 SIZES = {"vocab_size": 300, **ARCHITECTURE}
 
 
-def batch(lengths: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids, scored and real tokens [B, L] of sequences padded on the right."""
+def batch(lengths: list[int], prompts: list[int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, scored and real tokens [B, L] of sequences padded on the right.
+
+    With prompts, sequence b goes on after prompt number `prompts[b]`, which is 3 tokens and as many
+    more as its number.
+    """
     generator = torch.Generator().manual_seed(len(lengths))
-    shape = (len(lengths), max(lengths))
+    begins = [0 if prompts is None else 3 + number for number in prompts or lengths]
+    whole = torch.tensor(lengths) + torch.tensor(begins)
+    shape = (len(lengths), int(whole.max()))
     ids = torch.randint(10, 300, shape, generator=generator)
-    real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-    return ids, real & (torch.rand(shape, generator=generator) < 0.6), real
+    real = torch.arange(shape[1]) < whole[:, None]
+    scored = real & (torch.rand(shape, generator=generator) < 0.6)
+    for row, begin in enumerate(begins):
+        ids[row, :begin] = torch.arange(begin) + 10 * begin
+        scored[row, :begin] = False
+        if begin:
+            scored[row, begin : begin + 1] = real[row, begin : begin + 1]
+    return ids, scored, real
 
 
-def outcome(policy: Policy, lengths: list[int]) -> list[Tensor]:
+def outcome(policy: Policy, *sequences: list[int]) -> list[Tensor]:
     """Log-probabilities, entropies and all gradients of a weighted sum of them."""
-    ids, scored, real = batch(lengths)
+    ids, scored, real = batch(*sequences)
     policy.zero_grad()
     scores = policy(ids, scored, 0.7, real)
     weights = torch.linspace(-1, 1, ids.numel()).view(ids.shape)
@@ -43,8 +55,9 @@ def outcome(policy: Policy, lengths: list[int]) -> list[Tensor]:
     return [scores.logprobs.detach(), scores.entropy.detach(), *gradients]
 
 
-def assert_same(one: Policy, other: Policy, lengths: list[int]) -> None:
-    torch.testing.assert_close(outcome(one, lengths), outcome(other, lengths), atol=2e-4, rtol=2e-4)
+def assert_same(one: Policy, other: Policy, *sequences: list[int]) -> None:
+    found = outcome(one, *sequences), outcome(other, *sequences)
+    torch.testing.assert_close(*found, atol=2e-4, rtol=2e-4)
 
 
 PADDED, PACKED = small().policy, small(packing=True).policy
@@ -54,6 +67,13 @@ PADDED, PACKED = small().policy, small(packing=True).policy
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=6))
 def test_scores_and_gradients_are_those_of_padded_sequences(lengths: list[int]) -> None:
     assert_same(PADDED, PACKED, lengths)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2)), min_size=1, max_size=8))
+def test_prompts_that_are_read_once_change_nothing(sequences: list[tuple[int, int]]) -> None:
+    lengths, prompts = (list(column) for column in zip(*sequences, strict=True))
+    assert_same(PADDED, PACKED, lengths, prompts)
 
 
 @pytest.mark.parametrize(
@@ -70,22 +90,31 @@ def test_other_architectures(config: PreTrainedConfig) -> None:
     padded = AutoModelForCausalLM.from_config(config)
     packed = AutoModelForCausalLM.from_config(config)
     packed.load_state_dict(padded.state_dict())
-    assert_same(Policy(padded), Policy(packed, packing=True), [9, 3, 14])
+    assert_same(Policy(padded), Policy(packed, packing=True), [9, 3, 14], [0, 1, 0])
 
 
 def test_layers_are_computed_again_for_the_backward_pass() -> None:
     policy = small(packing=True, activation_checkpointing=True).policy
-    assert_same(PADDED, policy, [5, 12, 7])
+    assert_same(PADDED, policy, [5, 12, 7], [0, 1, 1])
 
 
-def test_padding_is_not_computed() -> None:
+@pytest.mark.parametrize(
+    ("sequences", "computed"),
+    [
+        (([30, 2, 3],), 35),
+        (([30, 2, 3], [0, 1, 0]), 3 + 30 + 3 + 4 + 2),  # the first prompt once, without padding
+    ],
+)
+def test_neither_padding_nor_a_prompt_is_computed_again(
+    sequences: tuple[list[int], ...], computed: int
+) -> None:
     seen: list[tuple[int, ...]] = []
     layer = PACKED.model.base_model.layers[0].mlp
     hook = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2]))
-    ids, scored, real = batch([30, 2, 3])
+    ids, scored, real = batch(*sequences)
     PACKED(ids, scored, 1.0, real)
     hook.remove()
-    assert seen == [(1, 35)]
+    assert seen == [(1, computed)]
 
 
 def test_a_sequence_does_not_see_its_neighbours() -> None:

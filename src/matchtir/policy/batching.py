@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from matchtir.policy.prefixes import Prefixes
 from matchtir.types import Trajectory
 
 
@@ -81,18 +82,25 @@ def _flatten(trajectory: Trajectory) -> tuple[list[int], list[int], list[float]]
 
 
 def micro_batches(
-    lengths: Int[Tensor, " B"], max_tokens: int, packing: bool = False
+    lengths: Int[Tensor, " B"], max_tokens: int, packed: Prefixes | None = None
 ) -> list[Tensor]:
-    """Row indices in groups of at most `max_tokens` tokens, similar lengths together.
+    """Row indices in groups of at most `max_tokens` tokens.
 
-    Padding counts as tokens, unless the rows are packed. A row longer than `max_tokens` gets a
+    Rows of similar length are together, and padding counts as tokens. Of packed rows those that
+    share a prompt are together, and the prompt counts once. A row longer than `max_tokens` gets a
     group of its own.
     """
+    order = torch.argsort(lengths if packed is None else packed.number, stable=True).tolist()
     groups: list[list[int]] = []
     tokens = 0
-    for row in torch.argsort(lengths, stable=True).tolist():
+    for row in order:
         length, group = int(lengths[row]), groups[-1] if groups else []
-        tokens = tokens + length if packing else (len(group) + 1) * length
+        if packed is None:
+            tokens = (len(group) + 1) * length
+        elif group and packed.number[row] == packed.number[group[-1]]:
+            tokens += length - int(packed.length[row])
+        else:
+            tokens += length
         if group and tokens <= max_tokens:
             group.append(row)
         else:

@@ -1,8 +1,9 @@
-"""Packing: the sequences of a batch one behind the other in a single row, without padding."""
+"""Packing: the sequences of a batch in a single row, without padding and each prompt once."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,7 +12,25 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from matchtir.policy.prefixes import shared_prefixes
+
 ATTENTION = "packed_sdpa"  # its name among the attention functions of transformers
+
+
+class Segment(NamedTuple):
+    """Tokens that stand together in the row: a sequence, a shared prompt, or what follows on it."""
+
+    length: int
+    prompt: int | None  # the number of the segment that it follows on
+
+
+class Layout(NamedTuple):
+    """Where the N computed tokens come from, and where each token of the batch is computed."""
+
+    rows: Int[Tensor, " N"]
+    columns: Int[Tensor, " N"]
+    places: Int[Tensor, "B L"]  # in the row; 0 for padding
+    segments: list[Segment]
 
 
 def packed_attention(
@@ -20,21 +39,31 @@ def packed_attention(
     key: Float[Tensor, "B G N D"],
     value: Float[Tensor, "B G N D"],
     attention_mask: Tensor | None,
-    sequence_lengths: list[int] | None = None,
+    segments: Sequence[Segment] | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention of each sequence to itself; without `sequence_lengths` that of "sdpa".
+    """Causal attention of each segment to its prompt and itself; without segments that of "sdpa".
 
-    A block-diagonal mask would do the work of all pairs of tokens, and take its memory. Sequence by
-    sequence the kernels without a mask apply.
+    A mask over the whole row would do the work of all pairs of tokens, and take its memory. Segment
+    by segment it is small, and where there is no prompt the kernels without a mask apply.
     """
-    if sequence_lengths is None:
+    if segments is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    of_sequences = (states.split(sequence_lengths, dim=2) for states in (query, key, value))
-    outputs = [
-        sdpa_attention_forward(module, own_query, own_key, own_value, None, **settings)[0]
-        for own_query, own_key, own_value in zip(*of_sequences, strict=True)
-    ]
+    lengths = [segment.length for segment in segments]
+    # Split, not sliced: the gradient of every slice would be as long as the row.
+    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    outputs = []
+    for number, (length, prompt) in enumerate(segments):
+        own_key, own_value, mask = keys[number], values[number], None
+        if prompt is not None:
+            before = lengths[prompt]
+            own_key = torch.cat((keys[prompt], own_key), dim=2)
+            own_value = torch.cat((values[prompt], own_value), dim=2)
+            mask = query.new_ones(1, 1, length, before + length, dtype=torch.bool).tril(before)
+        output, _ = sdpa_attention_forward(
+            module, queries[number], own_key, own_value, mask, **settings
+        )
+        outputs.append(output)
     return torch.cat(outputs, dim=1), None
 
 
@@ -60,22 +89,49 @@ def prepare_packing(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ATTENTION)
 
 
+def layout(
+    input_ids: Int[Tensor, "B L"], scored: Bool[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+) -> Layout:
+    """The row: sequence after sequence, a prompt that several have before the first of them."""
+    numbers, shared = (column.tolist() for column in shared_prefixes(input_ids, scored))
+    segments: list[Segment] = []
+    origins: list[
+        tuple[int, int, int]
+    ] = []  # of segments: row, first column, end
+    prompts: dict[int, int] = {}  # segments by their number among the shared ones
+    for row, length in enumerate(attention_mask.sum(dim=1).tolist()):
+        common, number = shared[row], numbers[row]
+        if common and number not in prompts:
+            prompts[number] = len(segments)
+            segments.append(Segment(common, None))
+            origins.append((row, 0, common))
+        if length > common:
+            segments.append(Segment(length - common, prompts[number] if common else None))
+            origins.append((row, common, length))
+    rows = torch.cat([torch.full((end - first,), row) for row, first, end in origins])
+    columns = torch.cat([torch.arange(first, end) for _, first, end in origins])
+    places = torch.zeros(input_ids.shape, dtype=torch.int64)
+    places[rows, columns] = torch.arange(len(rows))
+    for row, common in enumerate(shared):
+        if common:
+            places[row, :common] = places[origins[prompts[numbers[row]]][0], :common]
+    device = input_ids.device
+    return Layout(rows.to(device), columns.to(device), places.to(device), segments)
+
+
 def packed_states(
-    model: nn.Module, input_ids: Int[Tensor, "B L"], attention_mask: Bool[Tensor, "B L"]
+    model: nn.Module, input_ids: Int[Tensor, "B L"], tokens: Layout
 ) -> Float[Tensor, "N H"]:
-    """Last hidden states of the N real tokens, row by row.
+    """Last hidden states of the tokens of a layout.
 
     Args:
         model: the base model, prepared by `prepare_packing`.
-        attention_mask: real tokens; the rest, on the right, is left out.
     """
-    lengths = attention_mask.sum(dim=1)
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
     return model(
-        input_ids=input_ids[attention_mask][None],
-        position_ids=positions[attention_mask][None],
+        input_ids=input_ids[tokens.rows, tokens.columns][None],
+        position_ids=tokens.columns[None],
         # Four dimensions: a mask that is ready, which keeps transformers from building one.
         attention_mask=input_ids.new_zeros(1, 1, 1, 1),
-        sequence_lengths=[length for length in lengths.tolist() if length],
+        segments=tokens.segments,
         use_cache=False,
     ).last_hidden_state[0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from matchtir.policy.packing import packed_states, prepare_packing
+from matchtir.policy.packing import layout, packed_states, prepare_packing
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -28,7 +28,8 @@ class Policy(nn.Module):
     Args:
         model: with `get_input_embeddings`, `get_output_embeddings` and a base model.
         head_chunk: tokens whose logits exist at once; those of the whole batch never do.
-        packing: compute the sequences of a batch in one row, without their padding.
+        packing: compute the sequences of a batch in one row: no padding, and a prompt that several
+            of them have once.
 
     Raises:
         ValueError: `head_chunk` below 1, a model that does more to its logits than its output
@@ -70,8 +71,9 @@ class Policy(nn.Module):
         if self.packing:
             if attention_mask is None:
                 attention_mask = torch.ones_like(scored)
-            hidden = packed_states(self.model.base_model, input_ids, attention_mask)
-            states = hidden[:-1][wanted[attention_mask][1:]]
+            tokens = layout(input_ids, scored, attention_mask)
+            hidden = packed_states(self.model.base_model, input_ids, tokens)
+            states = hidden[tokens.places[:, :-1][wanted[:, 1:]]]
         else:
             hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             states = hidden[:, :-1][wanted[:, 1:]]

@@ -17,6 +17,7 @@ from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import TrajectoryMetrics
 from matchtir.policy.batching import TokenBatch, micro_batches
 from matchtir.policy.policy import Policy
+from matchtir.policy.prefixes import shared_prefixes
 from matchtir.policy.weights import whole
 from matchtir.rollout.engine import Engine, SamplingParams
 from matchtir.rollout.renderer import Renderer
@@ -98,12 +99,18 @@ class PolicyModule(LightningModule):
         elif isinstance(strategy, ModelParallelStrategy):
             raise TypeError(f"use {ShardedStrategy.__name__}, which sums gradients (trainer=fsdp)")
 
-    def passes(self, lengths: Tensor, max_tokens: int) -> list[Tensor]:
-        """Micro-batches, as many in every process: the last ones may have no rows."""
-        groups = micro_batches(lengths, max_tokens, self.policy.packing)
-        parts = [part.to(lengths.device) for part in groups]
+    def passes(
+        self, batch: TokenBatch, max_tokens: int, rows: Tensor | None = None
+    ) -> list[Tensor]:
+        """Micro-batches of rows, as many in every process: the last ones may have no rows."""
+        if rows is None:
+            rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
+        packed = None
+        if self.policy.packing:
+            packed = shared_prefixes(batch.input_ids[rows], batch.sampled[rows])
+        parts = micro_batches(batch.lengths[rows], max_tokens, packed)
         missing = largest(len(parts), self.device) - len(parts)
-        return parts + [lengths.new_zeros(0)] * missing
+        return [rows[part.to(rows.device)] for part in parts] + [rows[:0]] * missing
 
     def tokens_of(self, batch: TokenBatch, rows: Tensor) -> TokenBatch:
         """Rows of the batch; where there are none, padding, so that the pass is made."""

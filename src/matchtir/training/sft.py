@@ -19,7 +19,7 @@ class SupervisedModule(PolicyModule):
         batch = collate(demonstrations, self.renderer.pad_id).to(self.device)
         count = summed(batch.sampled.sum())
         total, entropy = 0.0, 0.0
-        for rows in self.passes(batch.lengths, self.micro_batch_tokens):
+        for rows in self.passes(batch, self.micro_batch_tokens):
             part = self.tokens_of(batch, rows)
             scores = self.policy(part.input_ids, part.sampled, attention_mask=part.attention_mask)
             loss = -scores.logprobs.sum() / count

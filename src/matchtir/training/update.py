@@ -125,8 +125,7 @@ class UpdateModule(PolicyModule):
         weights = torch.zeros_like(advantages)
         weights[index] = self.objective.token_weights(sampled, turn_index, total)
         totals: dict[str, float] = {}
-        for part in self.passes(batch.lengths[index], self.micro_batch_tokens):
-            rows = index[part]
+        for rows in self.passes(batch, self.micro_batch_tokens, index):
             tokens = self.tokens_of(batch, rows)
 
             def cut(values: Tensor, rows: Tensor = rows, like: Tensor = tokens.input_ids) -> Tensor:
@@ -178,7 +177,7 @@ class UpdateModule(PolicyModule):
         if not isinstance(policy, FSDPModule):  # shares have their place
             policy.to(self.device)
         logprobs = torch.zeros(batch.input_ids.shape, device=self.device)
-        for rows in self.passes(batch.lengths, 2 * self.micro_batch_tokens):
+        for rows in self.passes(batch, 2 * self.micro_batch_tokens):
             part = self.tokens_of(batch, rows)
             scores = policy(
                 part.input_ids, part.sampled, self.sampling.temperature, part.attention_mask
