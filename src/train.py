@@ -34,7 +34,7 @@ KNOWN_KEYS = (
     *("extras.print_config", "extras.matmul_precision"),
     *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "silent"),
     *("ahead", "carried_groups"),
-    *("penalties", "turn_reduction"),
+    *("penalties", "turn_reduction", "turn_groups"),
     *("model", "renderer", "rollout.engine", "rollout.limits", "rollout.episodes", "sandbox"),
     *("assignment", "reward", "advantage", "loss", "optimizer", "module"),
     *("warm_start.module", "warm_start.datamodule", "warm_start.cache_dir"),

@@ -11,7 +11,7 @@ SHOWN = (
     *("module.sampling.temperature", "module.max_grad_norm", "optimizer._target_", "optimizer.lr"),
     *("reward._target_", "assignment._target_", "advantage._target_", "advantage.gamma"),
     *("loss.aggregation", "loss.clip_low", "loss.clip_high", "loss.kl_coefficient"),
-    *("penalties.unmatched", "penalties.no_answer", "turn_reduction"),
+    *("penalties.unmatched", "penalties.no_answer", "turn_reduction", "turn_groups"),
     *("model.lora.r", "model.lora.alpha", "model.lora.target_modules"),
     *("rollout.limits.max_turns", "rollout.limits.max_prompt_tokens"),
     *("rollout.limits.max_response_tokens", "trainer.precision"),
