@@ -20,8 +20,15 @@ ATTENTION = "packed_sdpa"  # its name among the attention functions of transform
 class Segment(NamedTuple):
     """Tokens that stand together in the row: a sequence, a shared prompt, or what follows on it."""
 
-    length: int
+    row: int  # of the batch
+    first: int
+    end: int  # its tokens are columns first to end - 1
     prompt: int | None  # the number of the segment that it follows on
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.end - self.first
 
 
 class Layout(NamedTuple):
@@ -53,13 +60,13 @@ def packed_attention(
     # Split, not sliced: the gradient of every slice would be as long as the row.
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     outputs = []
-    for number, (length, prompt) in enumerate(segments):
+    for number, segment in enumerate(segments):
         own_key, own_value, mask = keys[number], values[number], None
-        if prompt is not None:
-            before = lengths[prompt]
-            own_key = torch.cat((keys[prompt], own_key), dim=2)
-            own_value = torch.cat((values[prompt], own_value), dim=2)
-            mask = query.new_ones(1, 1, length, before + length, dtype=torch.bool).tril(before)
+        if segment.prompt is not None:
+            own_key = torch.cat((keys[segment.prompt], own_key), dim=2)
+            own_value = torch.cat((values[segment.prompt], own_value), dim=2)
+            shape = (1, 1, segment.length, own_key.shape[2])
+            mask = query.new_ones(shape, dtype=torch.bool).tril(lengths[segment.prompt])
         output, _ = sdpa_attention_forward(
             module, queries[number], own_key, own_value, mask, **settings
         )
@@ -95,26 +102,21 @@ def layout(
     """The row: sequence after sequence, a prompt that several have before the first of them."""
     numbers, shared = (column.tolist() for column in shared_prefixes(input_ids, scored))
     segments: list[Segment] = []
-    origins: list[
-        tuple[int, int, int]
-    ] = []  # of segments: row, first column, end
     prompts: dict[int, int] = {}  # segments by their number among the shared ones
     for row, length in enumerate(attention_mask.sum(dim=1).tolist()):
         common, number = shared[row], numbers[row]
         if common and number not in prompts:
             prompts[number] = len(segments)
-            segments.append(Segment(common, None))
-            origins.append((row, 0, common))
+            segments.append(Segment(row, 0, common, None))
         if length > common:
-            segments.append(Segment(length - common, prompts[number] if common else None))
-            origins.append((row, common, length))
-    rows = torch.cat([torch.full((end - first,), row) for row, first, end in origins])
-    columns = torch.cat([torch.arange(first, end) for _, first, end in origins])
+            segments.append(Segment(row, common, length, prompts[number] if common else None))
+    rows = torch.cat([torch.full((segment.length,), segment.row) for segment in segments])
+    columns = torch.cat([torch.arange(segment.first, segment.end) for segment in segments])
     places = torch.zeros(input_ids.shape, dtype=torch.int64)
     places[rows, columns] = torch.arange(len(rows))
     for row, common in enumerate(shared):
         if common:
-            places[row, :common] = places[origins[prompts[numbers[row]]][0], :common]
+            places[row, :common] = places[segments[prompts[numbers[row]]].row, :common]
     device = input_ids.device
     return Layout(rows.to(device), columns.to(device), places.to(device), segments)
 
