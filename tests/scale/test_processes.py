@@ -60,20 +60,12 @@ def test_two_shares_get_the_numbers_of_one_process(
 
 
 @pytest.mark.slow  # tests/policy/test_packing.py compares the numbers in seconds
-def test_packed_sequences_get_the_numbers_of_padded_ones(
-    tmp_path: Path, one_process: list[dict[str, float]]
-) -> None:
-    assert_same(one_process, succeeded(tmp_path / "run", "model.packing=true"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
-def test_packed_sequences_on_two_processes(
+@pytest.mark.parametrize("trainer", ["cpu", "ddp", "fsdp"])
+def test_padded_sequences_get_the_numbers_of_packed_ones(
     tmp_path: Path, one_process: list[dict[str, float]], trainer: str
 ) -> None:
-    assert_same(
-        one_process, succeeded(tmp_path / "run", f"trainer={trainer}", "model.packing=true")
-    )
+    padded = (f"trainer={trainer}", "model.packing=false")
+    assert_same(one_process, succeeded(tmp_path / "run", *padded))
 
 
 @pytest.mark.slow
