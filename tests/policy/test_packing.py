@@ -127,6 +127,15 @@ def test_a_sequence_does_not_see_its_neighbours() -> None:
     assert not torch.equal(one.logprobs[0], two.logprobs[0])
 
 
+def test_a_packed_policy_samples_from_a_cache_as_any_other() -> None:
+    ids, _, _ = batch([9, 9])
+    tokens = []
+    for policy in (PADDED, PACKED):
+        sampled = policy.model.generate(ids, max_new_tokens=8, do_sample=False)
+        tokens.append(sampled[:, ids.shape[1] :].tolist())
+    assert tokens[0] == tokens[1]
+
+
 def test_a_packed_policy_is_saved_as_any_other(tmp_path: Path) -> None:
     tokenizer = small().tokenizer
     save_pretrained(LoadedPolicy(PACKED, tokenizer), tmp_path)

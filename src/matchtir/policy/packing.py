@@ -43,14 +43,15 @@ class Layout(NamedTuple):
 def packed_attention(
     module: nn.Module,
     query: Float[Tensor, "B H N D"],
-    key: Float[Tensor, "B G N D"],
-    value: Float[Tensor, "B G N D"],
+    key: Float[Tensor, "B G K D"],
+    value: Float[Tensor, "B G K D"],
     attention_mask: Tensor | None,
     segments: Sequence[Segment] | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each segment to its prompt and itself; without segments that of "sdpa".
 
+    Without segments there may be a cache (K > N), as where the model samples; with them K is N.
     A mask over the whole row would do the work of all pairs of tokens, and take its memory. Segment
     by segment it is small, and where there is no prompt the kernels without a mask apply.
     """
