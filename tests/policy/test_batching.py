@@ -142,6 +142,12 @@ def test_packed_rows_take_their_own_tokens_and_each_prompt_once() -> None:
     assert [group.tolist() for group in groups] == [[0, 2], [1], [3]]
 
 
+def test_micro_batches_of_packed_rows_without_a_common_prompt_are_filled() -> None:
+    packed = Prefixes(torch.arange(4), torch.zeros(4, dtype=torch.int64))
+    groups = micro_batches(torch.tensor([2, 12, 3, 9]), max_tokens=14, packed=packed)
+    assert [group.tolist() for group in groups] == [[0, 1], [2, 3]]
+
+
 def test_sequences_that_begin_alike_share_what_stands_before_the_first_sampled_token() -> None:
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 9], [5, 7, 7, 8], [5, 6, 7, 0], [4, 4, 4, 4]])
     scored = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 1, 1]])
