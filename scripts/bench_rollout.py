@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import numpy as np
 import torch
 
-from matchtir.policy.loading import load_tiny
 from matchtir.policy.policy import Policy
+from matchtir.policy.tiny.model import load_tiny
 from matchtir.rollout.engine import Engine, SamplingParams
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.rollout.vllm_engine import VllmEngine

@@ -343,7 +343,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(
     def load(**_: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("matchtir.policy.loading.load_tiny", load)
+    monkeypatch.setattr("matchtir.policy.tiny.model.load_tiny", load)
     monkeypatch.setenv("MATCHTIR_DATA", "no/such")
     config = in_hydra(tmp_path / "run", *overrides)
     with pytest.raises(Exception, match=named) as caught:

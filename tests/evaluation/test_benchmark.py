@@ -10,8 +10,8 @@ from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import MEASURES
 from matchtir.evaluation.players import renderer_of_run
 from matchtir.evaluation.report import missing_modules
-from matchtir.policy import loading
-from matchtir.policy.tokenizer import tiny_tokenizer
+from matchtir.policy.tiny.model import load_tiny
+from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT
 from matchtir.rollout.scripted import ScriptedEngine
@@ -89,7 +89,7 @@ def test_a_policy_with_weights_is_loaded_once_and_sampled(monkeypatch, sandbox, 
 
     def load_policy(name):
         asked.append(name)
-        return loading.load_tiny(hidden_size=32, layers=1, heads=2, key_value_heads=1)
+        return load_tiny(hidden_size=32, layers=1, heads=2, key_value_heads=1)
 
     monkeypatch.setattr("matchtir.evaluation.players.load_policy", load_policy)
     limits = EpisodeLimits(max_turns=2, max_turn_tokens=8)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from matchtir.policy.loading import LoadedPolicy, load_pretrained, load_tiny, save_pretrained
+from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
+from matchtir.policy.tiny.model import load_tiny
 from tests.policy.tiny_policy import small
 
 

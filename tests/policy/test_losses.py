@@ -3,9 +3,14 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from matchtir.policy.losses import LossInputs, MismatchCorrection, PolicyLoss, spread_turns
-from matchtir.policy.losses.kl import kl_estimate
-from matchtir.policy.losses.ratios import log_ratios
+from matchtir.policy.losses import (
+    LossInputs,
+    MismatchCorrection,
+    PolicyLoss,
+    kl_estimate,
+    log_ratios,
+    spread_turns,
+)
 
 TURNS = torch.tensor(
     [

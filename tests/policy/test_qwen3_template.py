@@ -1,10 +1,9 @@
 import random
-from pathlib import Path
 
-import matchtir.policy
+from matchtir.policy.tiny.tokenizer import CHAT_TEMPLATE
 from tests.rollout.episode_fakes import qwen3_tokenizer, tool
 
-OURS = Path(matchtir.policy.__file__).with_name("qwen3_template.jinja").read_text(encoding="utf-8")
+OURS = CHAT_TEMPLATE.read_text(encoding="utf-8")
 CONTENTS = (
     "hi",
     "",

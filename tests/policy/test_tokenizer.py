@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from matchtir.policy.tokenizer import (
+from matchtir.policy.tiny.tokenizer import (
     FRAMES,
     MARKUP_TOKENS,
     SPECIAL_TOKENS,
     build_tokenizer,
-    task_words,
     tiny_tokenizer,
     tiny_tokenizer_for,
 )
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
+from matchtir.tasks.gold import task_words
 from matchtir.tasks.synthetic import SyntheticTasks
 from matchtir.tasks.synthetic.lexicon import laptop_words
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec

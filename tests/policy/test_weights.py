@@ -2,7 +2,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matchtir.policy.loading import load_tiny
+from matchtir.policy.tiny.model import load_tiny
 from matchtir.policy.weights import (
     WEIGHTS_FILE,
     full_weights,

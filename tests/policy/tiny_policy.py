@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from matchtir.policy.loading import LoadedPolicy, load_tiny
+from matchtir.policy.loading import LoadedPolicy
+from matchtir.policy.tiny.model import load_tiny
 
 ARCHITECTURE: dict[str, Any] = {  # of any family of transformers; without the vocabulary
     "hidden_size": 32,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from matchtir.policy.tokenizer import build_tokenizer
+from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.types import CallStatus, ResultStatus, Task, ToolCall, ToolResult, ToolSpec
 
 WORDS = ("alpha", "beta", "gamma", "delta", "What", "is", "question", "city", "mayor_of")

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from matchtir.policy.tokenizer import tiny_tokenizer
+from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.chat_client import EndpointError, api_url
 from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.chat_server import assistant_message, serve

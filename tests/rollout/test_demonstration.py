@@ -3,13 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-from matchtir.policy.tokenizer import tiny_tokenizer
-from matchtir.rollout.demonstration import gold_trajectory, gold_turn_texts
+from matchtir.policy.tiny.tokenizer import tiny_tokenizer
+from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.scripted import ScriptedEngine, replay
+from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.synthetic import SyntheticTasks
 from matchtir.tools.process_pool import ProcessPoolSandbox
 from matchtir.types import StopReason, SubAnswer, ToolCall, ToolResult

@@ -6,7 +6,7 @@ from tokenizers.models import BPE
 from tokenizers.normalizers import Prepend
 from transformers import PreTrainedTokenizerFast
 
-from matchtir.policy.tokenizer import build_tokenizer
+from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
 from matchtir.types import Message, ToolResult
 from tests.rollout.episode_fakes import (

@@ -4,7 +4,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
 
-from matchtir.policy.tokenizer import build_tokenizer
+from matchtir.policy.tiny.tokenizer import build_tokenizer
 from tests.rollout.episode_fakes import WORDS
 
 # Qwen2.5: ChatML with <tool_call>; a system message of its own where there is none.

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from matchtir.policy.adapters import without_adapters
 from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
 from matchtir.policy.policy import Policy
-from matchtir.policy.weights import full_weights, load_full_weights
+from matchtir.policy.weights import full_weights, load_full_weights, without_adapters
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.training.optimizers import AdamW, MuonAdamW
 from tests.policy.tiny_policy import small

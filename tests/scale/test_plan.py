@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from matchtir.policy.loading import load_tiny
+from matchtir.policy.tiny.model import load_tiny
 from matchtir.training.planning.memory import GIB, TrainerLayout, activation_bytes
 from matchtir.training.planning.plan import (
     Plan,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from matchtir.policy.tokenizer import build_tokenizer
+from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
 from matchtir.tools.call_formats import HERMES, LLAMA3

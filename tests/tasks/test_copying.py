@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from matchtir.policy.tokenizer import tiny_tokenizer
+from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.synthetic.copying import CopyTasks

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from matchtir.credit.answer import answer_f1
 from matchtir.credit.similarity import Similarity
 from matchtir.evaluation.solve import score_calls
-from matchtir.policy.tokenizer import build_tokenizer
-from matchtir.rollout.demonstration import gold_turn_texts
+from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.renderer import Renderer
+from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.synthetic import SCENARIOS, SyntheticTasks, laptop_words
 from matchtir.tasks.synthetic.generator import generate_task
 from matchtir.tasks.synthetic.presets import DIFFICULTIES, resolve_difficulty

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matchtir.evaluation.policies import SCRIPTED_POLICIES
 from matchtir.policy.loading import load_policy
-from matchtir.policy.tokenizer import tiny_tokenizer
+from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.chat_server import MODEL, ChatServer, serve
 from matchtir.rollout.engine import Engine, SamplingParams

@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matchtir.rollout.demonstration import gold_turn_texts
+from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tools.parser import render_call
 from matchtir.types import Task, ToolSpec
 from matchtir.utils.options import check_option

@@ -1,4 +1,4 @@
-"""Where policies come from: `tiny` (made here), or any Hugging Face model by path or id."""
+"""Policies from Hugging Face models by path or id, and back into their format."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 
-from matchtir.policy.adapters import add_adapters
 from matchtir.policy.policy import Policy
-from matchtir.policy.tokenizer import tiny_tokenizer, tiny_tokenizer_for
-from matchtir.policy.weights import full_weights
-from matchtir.tasks.task_set import TaskSet
+from matchtir.policy.weights import add_adapters, full_weights
 from matchtir.utils.processes import rank
 
 POLICY_FOLDER = "policy"  # of a run folder: what training made, in the Hugging Face format
@@ -31,47 +25,6 @@ class LoadedPolicy(NamedTuple):
 
     policy: Policy
     tokenizer: PreTrainedTokenizerBase
-
-
-def load_tiny(
-    hidden_size: int = 128,
-    layers: int = 3,
-    heads: int = 4,
-    key_value_heads: int = 2,
-    feed_forward: int = 384,
-    init_std: float = 0.06,
-    head_chunk: int = 2048,
-    seed: int = 0,
-    words_of: TaskSet | None = None,
-    packing: bool = False,
-    activation_checkpointing: bool = False,
-    lora: Mapping[str, Any] | None = None,
-) -> LoadedPolicy:
-    """A Qwen3-architecture model of about 0.7 M parameters with random weights.
-
-    The weights depend on the arguments alone, not on the state of the global generator. The words
-    of the training tasks of `words_of` are in its vocabulary; of held-out tasks nothing is read.
-    """
-    tokenizer = tiny_tokenizer_for(words_of.tasks("train")) if words_of else tiny_tokenizer()
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_value_heads,
-        head_dim=hidden_size // heads,
-        intermediate_size=feed_forward,
-        initializer_range=init_std,
-        tie_word_embeddings=True,
-        max_position_embeddings=32_768,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Qwen3ForCausalLM(config)
-        return _loaded(model, tokenizer, head_chunk, packing, activation_checkpointing, lora)
 
 
 def load_pretrained(
@@ -98,10 +51,10 @@ def load_pretrained(
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **model_kwargs)
-    return _loaded(model, tokenizer, head_chunk, packing, activation_checkpointing, lora)
+    return wrapped(model, tokenizer, head_chunk, packing, activation_checkpointing, lora)
 
 
-def _loaded(
+def wrapped(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     head_chunk: int,
@@ -109,6 +62,7 @@ def _loaded(
     activation_checkpointing: bool,
     lora: Mapping[str, Any] | None,
 ) -> LoadedPolicy:
+    """A model and its tokenizer as a policy; the arguments are those of `load_pretrained`."""
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora is not None:

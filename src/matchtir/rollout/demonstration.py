@@ -2,42 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import groupby
-
 from matchtir.rollout.renderer import Renderer
-from matchtir.tools.call_formats import HERMES, CallFormat
+from matchtir.tasks.gold import gold_calls_by_turn, gold_turn_texts
 from matchtir.types import StopReason, Task, ToolResult, Trajectory, Turn
-
-DONE = "done"  # the answer where the task is to reach a state, and nothing is to be said
-
-
-def _calls_by_turn(task: Task, calls: CallFormat = HERMES) -> list[list[int]]:
-    """Indices of the gold calls of each turn; one call a turn where the source does not say.
-
-    So it is in a format that has room for one only.
-    """
-    count = len(task.gold_calls)
-    turns = task.gold_turns or tuple(range(count))
-    if len(turns) != count:
-        raise ValueError(f"task {task.task_id}: {len(turns)} gold turns for {count} gold calls")
-    order = sorted(range(count), key=turns.__getitem__)
-    if not calls.several:
-        return [[index] for index in order]
-    return [list(group) for _, group in groupby(order, key=turns.__getitem__)]
-
-
-def gold_turn_texts(task: Task, calls: CallFormat = HERMES) -> tuple[str, ...]:
-    """The assistant messages of the gold solution: its turns of calls, then the answer.
-
-    Raises:
-        ValueError: `gold_turns` has another length than `gold_calls`.
-    """
-    turns = [
-        calls.write([task.gold_calls[index] for index in turn])
-        for turn in _calls_by_turn(task, calls)
-    ]
-    answer = task.answer if task.answer or task.gold_state is None else DONE
-    return (*turns, f"<answer>{answer}</answer>")
 
 
 def gold_trajectory(task: Task, renderer: Renderer) -> Trajectory:
@@ -53,7 +20,7 @@ def gold_trajectory(task: Task, renderer: Renderer) -> Trajectory:
         raise ValueError(f"task {task.task_id}: sub_answers are not the outputs of its gold calls")
     # What the policy reads, where the task knows more of it than what an output must contain.
     texts = task.metadata.get("outputs") or [answer.output for answer in task.sub_answers]
-    by_turn = _calls_by_turn(task, renderer.calls)
+    by_turn = gold_calls_by_turn(task, renderer.calls)
     outputs = [tuple(ToolResult(texts[index]) for index in turn) for turn in by_turn]
     names = {spec.name for spec in task.tools}
     turns = []

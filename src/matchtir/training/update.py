@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from matchtir.policy.adapters import has_adapters, without_adapters
 from matchtir.policy.batching import TokenBatch, collate
 from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss, spread_turns
 from matchtir.policy.policy import Policy, TokenScores
+from matchtir.policy.weights import has_adapters, without_adapters
 from matchtir.rollout.engine import SamplingParams
 from matchtir.training.base import PolicyModule
 from matchtir.training.sharing import mini_batch_rows, summed_metrics

@@ -28,7 +28,8 @@ SOURCES = (
     *(
         "types.py",
         "policy/*",
-        "policy/losses/*",
+        "policy/tiny/*",
+        "tasks/gold.py",
         "tasks/synthetic/*",
         "tasks/custom/*",
         "tools/parser.py",

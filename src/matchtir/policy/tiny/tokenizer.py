@@ -6,7 +6,6 @@ from questions and tool results into arguments within a minute; with sub-word pi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -16,7 +15,8 @@ from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
-from matchtir.rollout.demonstration import gold_turn_texts
+from matchtir.tasks.gold import WORD, task_words
+from matchtir.tasks.synthetic.lexicon import laptop_words
 from matchtir.types import Task
 
 CHAT_TEMPLATE = Path(__file__).with_name("qwen3_template.jinja")
@@ -78,8 +78,7 @@ SCHEMA_FRAMES = (
     '"}, "',
 )
 
-_WORD = "[A-Za-z_]+"
-_WORDS = (f" ?{_WORD}", " ?[0-9]+")
+_WORDS = (f" ?{WORD}", " ?[0-9]+")
 # A name or number is the same token after a space, after a quotation mark and at the beginning: so
 # a policy copies it by looking for it, and has not to learn which two tokens belong together.
 _NAMES_APART = ("[A-Z][A-Za-z_]*", " ?[a-z_][A-Za-z_]*", "[0-9]+")
@@ -137,33 +136,13 @@ def build_tokenizer(
     )
 
 
-def task_words(tasks: Iterable[Task]) -> tuple[str, ...]:
-    """The words of everything that is read or written in the gold solutions of tasks, each once."""
-    texts = (text for task in tasks for text in _texts(task))
-    return tuple(dict.fromkeys(word for text in texts for word in re.findall(_WORD, text)))
-
-
-def _texts(task: Task) -> Iterable[str]:
-    yield from (message.content for message in task.history)
-    yield task.question
-    yield from (json.dumps(tool.schema(), ensure_ascii=False) for tool in task.tools)
-    yield from gold_turn_texts(task)
-    yield from (sub_answer.output for sub_answer in task.sub_answers)
-
-
 @lru_cache(maxsize=1)
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer of the tiny policy, with the words of the laptop worlds."""
-    return build_tokenizer(_laptop_words())
+    return build_tokenizer(laptop_words())
 
 
 def tiny_tokenizer_for(tasks: Iterable[Task]) -> PreTrainedTokenizerFast:
     """The tokenizer of the tiny policy for these tasks: with their words, names apart."""
-    words = [*_laptop_words(), *task_words(tasks)]
+    words = [*laptop_words(), *task_words(tasks)]
     return build_tokenizer(words, (*FRAMES, *SCHEMA_FRAMES), names_apart=True)
-
-
-def _laptop_words() -> tuple[str, ...]:
-    from matchtir.tasks.synthetic.lexicon import laptop_words
-
-    return laptop_words()
