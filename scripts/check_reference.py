@@ -28,8 +28,7 @@ from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
 from matchtir.evaluation.solve import solve_metrics
 from matchtir.tasks.ftrl import FtrlTasks
-from matchtir.tools.process_pool import ProcessPoolSandbox
-from matchtir.tools.replay import replay_all
+from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
 from matchtir.types import ResultStatus, StopReason, Task, ToolCall, Trajectory, Turn
 
 TOLERANCE = 1e-6

@@ -25,7 +25,7 @@ from matchtir.tasks.synthetic.profile import (
     measure_tasks,
     measure_tools,
 )
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ResultStatus, Task, ToolCall
 
 Figures = Mapping[str, float]

@@ -6,7 +6,7 @@ import pytest
 
 from matchtir.collection.cleaning import TracedCall, clean_trace, traced_calls
 from matchtir.collection.gold import gold_task
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import (
     ResultStatus,
     StopReason,

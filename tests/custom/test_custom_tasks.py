@@ -11,7 +11,7 @@ from matchtir.reports.task_leaks import find_pairs
 from matchtir.tasks.custom import CustomTasks
 from matchtir.tasks.custom.rows import row_from_task, task_from_row
 from matchtir.tasks.rows import SPLITS, RowError
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import SubAnswer
 from tests.custom.conftest import make_row
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from matchtir.tools.mcp import McpError
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import McpServer, ResultStatus, ToolCall
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")

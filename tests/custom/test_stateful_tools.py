@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ResultStatus, ToolCall, ToolSpec
 
 CART = textwrap.dedent("""

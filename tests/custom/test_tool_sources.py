@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from matchtir.tasks.custom.tool_sources import ToolSourceError, read_tools
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ToolCall
 
 

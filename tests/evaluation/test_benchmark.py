@@ -17,7 +17,7 @@ from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT
 from matchtir.rollout.scripted import ScriptedEngine
 from matchtir.tasks.ftrl import FtrlTasks
 from matchtir.tasks.synthetic.tasks import SyntheticTasks
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from tests.evaluation.benchmark_helpers import COLUMNS, Listed, benchmark, plain_task, play
 
 

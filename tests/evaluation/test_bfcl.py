@@ -11,7 +11,7 @@ from matchtir.evaluation.bfcl_records import scripted_texts
 from matchtir.evaluation.players import find_policy
 from matchtir.evaluation.statistics import value
 from matchtir.tasks.bfcl import entry_from_row
-from matchtir.tools.parser import parse_calls
+from matchtir.tools.formats import parse_calls
 from tests.evaluation.benchmark_helpers import REWARD
 from tests.tasks.test_bfcl import make_row
 

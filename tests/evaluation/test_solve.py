@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from matchtir.evaluation.solve import SolveMetrics, contains_answer, score_calls, solve_metrics
 from matchtir.tasks.ftrl import FtrlTasks
-from matchtir.tools.process_pool import ProcessPoolSandbox
-from matchtir.tools.replay import replay_all
+from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
 from matchtir.types import (
     CallStatus,
     StopReason,

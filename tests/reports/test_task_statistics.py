@@ -7,7 +7,7 @@ import pytest
 from matchtir.reports.gold_replay import replay_gold
 from matchtir.reports.task_leaks import find_pairs, shared_with_training
 from matchtir.reports.task_statistics import answer_type, answer_types, profiles, tool_use
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 
 TOOL = ToolSpec("double", "", {}, "def double(x):\n    return 2 * x\n")

@@ -18,7 +18,7 @@ from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.scripted import ScriptedEngine, replay, turn_by_sample
-from matchtir.tools.parser import parse_calls
+from matchtir.tools.formats import parse_calls
 from matchtir.types import CallStatus, StopReason
 from tests.rollout.episode_fakes import FakeSandbox, call_text, task
 

@@ -12,7 +12,7 @@ from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.scripted import ScriptedEngine, replay
 from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.synthetic import SyntheticTasks
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, SubAnswer, ToolCall, ToolResult
 from tests.rollout.episode_fakes import call_text, small_tokenizer, task
 

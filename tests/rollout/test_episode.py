@@ -9,7 +9,7 @@ from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.scripted import ScriptedEngine, replay
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import CallStatus, ResultStatus, StopReason, ToolSpec
 from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, small_tokenizer, task
 

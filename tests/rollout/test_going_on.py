@@ -6,7 +6,7 @@ import pytest
 
 from matchtir.rollout.attempt import Attempt
 from matchtir.rollout.runner import EpisodeRunner, is_whole
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, ToolSpec, Trajectory
 from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, task
 from tests.rollout.test_episode import ANSWER, RENDERER, SAMPLING, Engine, runner_of

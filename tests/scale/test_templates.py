@@ -5,8 +5,7 @@ import pytest
 from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
-from matchtir.tools.call_formats import HERMES, LLAMA3
-from matchtir.tools.parser import error_text
+from matchtir.tools.formats import HERMES, LLAMA3, error_text
 from matchtir.types import CallStatus, SubAnswer, ToolCall, ToolResult
 from tests.rollout.episode_fakes import WORDS, qwen3_tokenizer, small_tokenizer, task
 from tests.scale.templates import LLAMA3_1, QWEN2_5, llama3_1, qwen2_5

@@ -3,7 +3,7 @@
 import pytest
 
 from matchtir.tasks.bfcl import DONE, NOT_POSSIBLE, entry_from_row, gold_turn_texts, read_call
-from matchtir.tools.parser import parse_calls
+from matchtir.tools.formats import parse_calls
 from matchtir.types import CallStatus
 
 PARAMETERS = {"mv": ["source", "destination"], "ls": ["a"], "pick": ["items", "exact"]}

@@ -11,8 +11,7 @@ from matchtir.tasks.nestful_arithmetic import ARITHMETIC_SOURCES
 from matchtir.tasks.nestful_rows import adapt_source
 from matchtir.tasks.nestful_scores import win
 from matchtir.tasks.rows import RowError
-from matchtir.tools.process_pool import ProcessPoolSandbox
-from matchtir.tools.replay import replay_all
+from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
 from matchtir.types import StopReason, Trajectory, Turn
 
 FUNCTIONS = [

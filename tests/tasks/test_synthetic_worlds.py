@@ -18,8 +18,8 @@ from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.synthetic import SCENARIOS, SyntheticTasks, laptop_words
 from matchtir.tasks.synthetic.generator import generate_task
 from matchtir.tasks.synthetic.presets import DIFFICULTIES, resolve_difficulty
-from matchtir.tools.parser import extract_answer, parse_calls
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.formats import extract_answer, parse_calls
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ResultStatus, ToolCall
 
 TYPES = {

@@ -10,7 +10,7 @@ from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.statistics import Ratio, value
 from matchtir.tasks.rows import RowError
 from matchtir.tasks.toolhop import ToolHopTasks, answer_correct, mandatory_correct
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
 from tests.evaluation.benchmark_helpers import play
 

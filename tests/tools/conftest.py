@@ -1,6 +1,6 @@
 import pytest
 
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from tests.tools.sandbox_helpers import LONG
 
 

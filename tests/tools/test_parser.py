@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matchtir.tools.parser import MAX_DEPTH, error_text, extract_answer, parse_calls, render_call
+from matchtir.tools.formats import MAX_DEPTH, error_text, extract_answer, parse_calls, render_call
 from matchtir.types import CallStatus, ToolCall
 
 OK = CallStatus.OK

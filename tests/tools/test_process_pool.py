@@ -15,7 +15,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ResultStatus, ToolCall
 from tests.tools.sandbox_helpers import LONG, alive, call_all, run, tool, until, worker_pids
 
@@ -185,7 +185,7 @@ def test_a_forgotten_sandbox_is_shut_down():
 
 PARENT = """
 import asyncio, os, signal, sys
-from matchtir.tools.process_pool import ProcessPoolSandbox
+from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ToolCall, ToolSpec
 
 SOURCE = "\\n".join([

@@ -1,6 +1,6 @@
 import pytest
 
-from matchtir.tools.results import executed, reports_error
+from matchtir.tools.sandbox import executed, reports_error
 from matchtir.types import ResultStatus, ToolResult
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from matchtir.tools.parser import error_text, parse_calls
+from matchtir.tools.formats import error_text, parse_calls
 from matchtir.types import ResultStatus, ToolCall, ToolResult
 from tests.tools.sandbox_helpers import call_all, run, tool
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matchtir.credit.outcome import missed
-from matchtir.tools.replay import replay_calls
-from matchtir.tools.results import reports_error
-from matchtir.tools.sandbox import Sandbox
+from matchtir.tools.sandbox import Sandbox, replay_calls, reports_error
 from matchtir.types import ResultStatus, Task, ToolCall, ToolResult, Trajectory
 
 _WORD = re.compile(r"\w+")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from matchtir.tools.parser import extract_answer
+from matchtir.tools.formats import extract_answer
 from matchtir.types import StopReason, Trajectory
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")

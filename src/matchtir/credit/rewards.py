@@ -14,7 +14,7 @@ from matchtir.credit.answer import answer_f1, answer_match, final_answer
 from matchtir.credit.assignment.base import Assigner, Assignment
 from matchtir.credit.outcome import outcome_score
 from matchtir.credit.similarity import COMPARABLE, GoldIndex, Similarity
-from matchtir.tools.parser import extract_answer
+from matchtir.tools.formats import extract_answer
 from matchtir.types import ToolCall, Trajectory
 from matchtir.utils.options import check_option
 

@@ -15,7 +15,7 @@ from matchtir.credit.answer import final_answer as final_answer
 from matchtir.credit.outcome import succeeds
 from matchtir.evaluation.solve import solve_metrics
 from matchtir.evaluation.statistics import Mean, Statistic, Values, value
-from matchtir.tools.results import executed, reports_error
+from matchtir.tools.sandbox import executed, reports_error
 from matchtir.types import Trajectory
 
 MEASURES = (

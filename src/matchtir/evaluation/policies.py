@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matchtir.tasks.gold import gold_turn_texts
-from matchtir.tools.parser import render_call
+from matchtir.tools.formats import render_call
 from matchtir.types import Task, ToolSpec
 from matchtir.utils.options import check_option
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from matchtir.credit.outcome import missed
 from matchtir.credit.solving import contains_answer, solving_calls
-from matchtir.tools.replay import Replay, replay_all
-from matchtir.tools.sandbox import Sandbox
+from matchtir.tools.sandbox import Replay, Sandbox, replay_all
 from matchtir.types import ResultStatus, Task
 
 

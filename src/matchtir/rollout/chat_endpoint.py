@@ -13,7 +13,7 @@ from matchtir.rollout.chat_client import BeyondContextError, ChatClient, Endpoin
 from matchtir.rollout.chat_format import ChatMessage
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT
-from matchtir.tools.call_formats import HERMES, CallFormat
+from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.types import Task, ToolResult
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from matchtir.tools.call_formats import HERMES, LLAMA3, CallFormat
+from matchtir.tools.formats import HERMES, LLAMA3, CallFormat
 from matchtir.types import ToolCall
 
 ChatMessage = dict[str, Any]  # of the chat-completions protocol

@@ -21,7 +21,7 @@ from matchtir.rollout.attempt import derive_seed, session_name
 from matchtir.rollout.engine import Engine, Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
-from matchtir.tools.call_formats import HERMES, CallFormat
+from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.types import CallStatus, ToolCall
 
 MODEL = "policy"  # the name under which the engine's model is served

@@ -10,7 +10,7 @@ from torch import nn
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.tools.call_formats import HERMES, CallFormat
+from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, ToolResult, Trajectory
 

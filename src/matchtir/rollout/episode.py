@@ -12,7 +12,7 @@ from matchtir.rollout.attempt import Attempt
 from matchtir.rollout.engine import Engine
 from matchtir.rollout.episode_tools import EpisodeTools
 from matchtir.rollout.watchdog import Watchdog
-from matchtir.tools.call_formats import CallFormat
+from matchtir.tools.formats import CallFormat
 from matchtir.types import StopReason, Task, ToolResult, Trajectory, Turn
 
 

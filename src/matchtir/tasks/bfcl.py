@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matchtir.tools.parser import render_call
+from matchtir.tools.formats import render_call
 from matchtir.types import ToolCall, ToolSpec
 
 DONE = "Done."  # ends a turn of the user

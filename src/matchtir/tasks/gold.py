@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from itertools import groupby
 
-from matchtir.tools.call_formats import HERMES, CallFormat
+from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.types import Task
 
 WORD = "[A-Za-z_]+"

@@ -14,7 +14,7 @@ from matchtir.credit.solving import contains_answer
 from matchtir.tasks.gold_traces import read_traces
 from matchtir.tasks.rows import ON_BAD_ROW, SPLITS, convert_rows, existing_file, read_jsonl
 from matchtir.tasks.toolhop_rows import task_from_row
-from matchtir.tools.parser import spoken_text
+from matchtir.tools.formats import spoken_text
 from matchtir.types import Task, Trajectory
 from matchtir.utils.options import check_option
 

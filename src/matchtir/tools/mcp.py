@@ -14,11 +14,12 @@ import shlex
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from matchtir.tools.pool import Reply
 from matchtir.tools.worker import cut
-from matchtir.tools.worker_process import Reply
 from matchtir.types import McpServer, ResultStatus, ToolSpec
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class McpError(RuntimeError):
 
 
 class McpHost:
-    """Starts servers and talks to them.
+    """Starts servers and talks to them, in a thread that the first one starts.
 
     Args:
         timeout_s: seconds that one call may take; then its server is stopped.
@@ -44,19 +45,18 @@ class McpHost:
     def __init__(self, timeout_s: float = 60.0, max_output_chars: int = 8_000) -> None:
         self.timeout_s = timeout_s
         self.max_output_chars = max_output_chars
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._shared: dict[McpServer, _Connection] = {}
-        self._all: set[_Connection] = set()
+        self._starting = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._shared: dict[McpServer, McpConnection] = {}
+        self._all: set[McpConnection] = set()
 
-    async def connect(self, server: McpServer) -> _Connection:
+    async def connect(self, server: McpServer) -> McpConnection:
         """A connection to a process of this server: a new one, or the shared one if it lives."""
         connection = self._shared.get(server) if server.shared else None
         if connection is None or connection.ended:
-            connection = _Connection(server)
+            connection = McpConnection(server)
             self._all.add(connection)
-            connection.on_gone(self._all.discard)
+            connection.task.add_done_callback(lambda _: self._all.discard(connection))
             if server.shared:
                 self._shared[server] = connection
         return connection
@@ -67,7 +67,7 @@ class McpHost:
         Raises:
             McpError: it does not start.
         """
-        return asyncio.run_coroutine_threadsafe(self._tools(server), self._loop).result()
+        return self._submit(self._tools(server)).result()
 
     async def _tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
         connection = await self.connect(server)
@@ -87,7 +87,7 @@ class McpHost:
             for tool in found
         )
 
-    async def call(self, connection: _Connection, name: str, arguments: str) -> Reply:
+    async def call(self, connection: McpConnection, name: str, arguments: str) -> Reply:
         """One call, its arguments as JSON text."""
         started = time.monotonic()
 
@@ -125,52 +125,31 @@ class McpHost:
 
     async def run(self, work: Coroutine[Any, Any, Value]) -> Value:
         """Do something of the above in the loop of the connections."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        return await asyncio.wrap_future(self._submit(work))
 
     def stop(self) -> None:
         """Stop every server; nothing can be done afterwards."""
-        if not self._thread.is_alive():
+        if self._loop is None or self._loop.is_closed():
             return
 
         async def close_all() -> None:
             await asyncio.gather(*[connection.close() for connection in tuple(self._all)])
 
-        asyncio.run_coroutine_threadsafe(close_all(), self._loop).result()
+        self._submit(close_all()).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
-
-class McpSession:
-    """The servers of one episode, each started at its first call."""
-
-    def __init__(self, host: McpHost) -> None:
-        self._host = host
-        self._connections: dict[McpServer, _Connection] = {}
-
-    async def call(self, tool: ToolSpec, arguments: str) -> Reply:
-        """One call, its arguments as JSON text."""
-        return await self._host.run(self._call(tool, arguments))
-
-    async def close(self) -> None:
-        """Stop the servers that are this episode's own."""
-        await self._host.run(self._close())
-
-    async def _call(self, tool: ToolSpec, arguments: str) -> Reply:
-        server = tool.server
-        assert server is not None
-        connection = self._connections.get(server)
-        if connection is None or (server.shared and connection.ended):
-            connection = self._connections[server] = await self._host.connect(server)
-        return await self._host.call(connection, tool.name, arguments)
-
-    async def _close(self) -> None:
-        for server, connection in self._connections.items():
-            if not server.shared:
-                await connection.close()
+    def _submit(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+                self._thread.start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
 
-class _Connection:
+class McpConnection:
     """One server process and the SDK's client of it; a task of its own opens and closes both."""
 
     def __init__(self, server: McpServer) -> None:
@@ -179,20 +158,16 @@ class _Connection:
         self._client: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         # Calls of one episode see each other's effects in the order in which they were made.
         self.order = contextlib.nullcontext() if server.shared else asyncio.Lock()
-        self._task = asyncio.create_task(self._serve())
+        self.task = asyncio.create_task(self._serve())
 
     @property
     def ended(self) -> bool:
         """Whether there is nothing to talk to any more."""
-        return self._closing.is_set() or self._task.done()
+        return self._closing.is_set() or self.task.done()
 
     async def client(self) -> Any:
         """The SDK's client, once the server has answered; raises McpError where it does not."""
         return await asyncio.shield(self._client)
-
-    def on_gone(self, tell: Callable[[_Connection], None]) -> None:
-        """Call `tell` with this connection when its server is gone."""
-        self._task.add_done_callback(lambda _: tell(self))
 
     def end(self) -> None:
         """Begin to stop the server."""
@@ -201,7 +176,7 @@ class _Connection:
     async def close(self) -> None:
         """Stop the server; returns when it is gone."""
         self.end()
-        await asyncio.wait([self._task])
+        await asyncio.wait([self.task])
 
     async def _serve(self) -> None:
         try:

@@ -264,18 +264,20 @@ def send(channel, reply):
     channel.sendall(HEADER.pack(len(body)) + body)
 
 
-def limit(kind, value):
-    """Lower a resource limit where the system has it."""
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(kind, (value, value))
+def confine(memory_mb):
+    """What this process gives up before it runs any tool: the one place for its isolation."""
+    limits = {resource.RLIMIT_CORE: 0}
+    if memory_mb:
+        limits[resource.RLIMIT_AS] = memory_mb << 20
+    for kind, value in limits.items():
+        with contextlib.suppress(ValueError, OSError):  # a limit that the system has not
+            resource.setrlimit(kind, (value, value))
 
 
 def main(descriptor, memory_mb):
     """Answer requests until the parent goes away."""
     channel = socket.socket(fileno=descriptor)
-    limit(resource.RLIMIT_CORE, 0)
-    if memory_mb:
-        limit(resource.RLIMIT_AS, memory_mb << 20)
+    confine(memory_mb)
     pid = os.getpid()
     send(channel, {"id": 0})  # ready
     while True:

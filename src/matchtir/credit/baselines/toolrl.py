@@ -13,7 +13,7 @@ from matchtir.credit.answer import answer_f1, final_answer
 from matchtir.credit.equality import json_equal
 from matchtir.credit.rewards import Credit
 from matchtir.credit.similarity import COMPARABLE
-from matchtir.tools.parser import extract_answer
+from matchtir.tools.formats import extract_answer
 from matchtir.types import Task, ToolCall, Trajectory, Turn
 from matchtir.utils.options import check_option
 

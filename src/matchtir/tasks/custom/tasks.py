@@ -10,8 +10,7 @@ from matchtir.tasks.custom.rows import task_from_row
 from matchtir.tasks.custom.tool_sources import ToolSource, read_tools
 from matchtir.tasks.rows import SPLITS, RowError, existing_file, read_jsonl
 from matchtir.tasks.splitting import SPLIT_BY, split_tasks
-from matchtir.tools.replay import Replay, replay_all
-from matchtir.tools.sandbox import Sandbox
+from matchtir.tools.sandbox import Replay, Sandbox, replay_all
 from matchtir.types import ResultStatus, SubAnswer, Task
 from matchtir.utils.options import check_option
 

@@ -1,7 +1,8 @@
-"""The parent's side of one worker process: start it, ask it, kill it."""
+"""The parent's side of the worker processes: start one, ask it, kill it; many of them, shared."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,14 +11,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Mapping
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from matchtir.tools import worker
-from matchtir.types import ResultStatus, ToolSpec
+from matchtir.types import ResultStatus
 
 _START_S = 60.0  # a worker takes 0.03 s to start; only a machine in trouble takes longer
 _MAX_REPLY_BYTES = 1 << 28
@@ -30,12 +35,6 @@ class Reply:
     status: ResultStatus
     output: str
     seconds: float
-
-
-def call_request(tool: ToolSpec, arguments: str) -> dict[str, Any]:
-    """The request to call a tool with its arguments, as JSON text."""
-    code = {"name": tool.name, "source": tool.source, "owner": tool.owner, "path": tool.path}
-    return {"action": "call", "arguments": arguments, **code}
 
 
 class WorkerProcess:
@@ -100,6 +99,7 @@ class WorkerProcess:
         return not poll.poll(0)
 
     def _start(self) -> None:
+        """Start the process; what it gives up before it runs tools is `worker.confine`."""
         os.makedirs(self._folder, exist_ok=True)  # a tool may have removed it
         ours, theirs = socket.socketpair()
         with theirs:
@@ -168,10 +168,8 @@ class WorkerProcess:
             return code
 
     def _send(self, request: Mapping[str, Any], deadline: float) -> None:
-        assert self._channel is not None
         body = json.dumps(request).encode()
-        self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
-        self._channel.sendall(worker.HEADER.pack(len(body)) + body)
+        self._until(deadline).sendall(worker.HEADER.pack(len(body)) + body)
 
     def _receive(self, deadline: float) -> Any:
         (size,) = worker.HEADER.unpack(self._read(worker.HEADER.size, deadline))
@@ -180,15 +178,104 @@ class WorkerProcess:
         return json.loads(self._read(size, deadline))
 
     def _read(self, size: int, deadline: float) -> bytes:
-        assert self._channel is not None
         data = bytearray()
         while len(data) < size:
-            self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
-            part = self._channel.recv(size - len(data))
+            part = self._until(deadline).recv(size - len(data))
             if not part:
                 raise EOFError("the process closed its end")
             data += part
         return bytes(data)
+
+    def _until(self, deadline: float) -> socket.socket:
+        """The channel, on which waiting ends at the deadline."""
+        assert self._channel is not None
+        self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
+        return self._channel
+
+
+class WorkerPool:
+    """Processes, each started when first needed, that execute requests of any event loop.
+
+    Each has a thread here that blocks on its pipe. So a deadline is kept, and the next request
+    started, also while the event loop is busy with the model; and nothing is bound to an event
+    loop, so successive `asyncio.run`, and loops of several threads, may use one pool. A request
+    waits for a free worker, first come first served; its deadline starts when its execution does.
+
+    Args:
+        workers: requests executed at once; processes at most, apart from those that are lent.
+        timeout_s: seconds that one request may take; then its process is killed.
+        memory_mb: address space of a process in MiB, 0 for no limit.
+    """
+
+    def __init__(self, workers: int, timeout_s: float, memory_mb: int) -> None:
+        self._timeout_s, self._memory_mb = timeout_s, memory_mb
+        folder = tempfile.TemporaryDirectory(prefix="matchtir-", ignore_cleanup_errors=True)
+        self._folder = folder.name
+        self._workers = [WorkerProcess(memory_mb, folder.name) for _ in range(workers)]
+        # The last one used is the first to be used again, so that few stay warm when few suffice.
+        self._free = deque(self._workers)
+        self._lendable: deque[WorkerProcess] = deque()
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="matchtir-tools")
+        # Kills everything, once; runs at exit too, and when the pool is forgotten.
+        self.stop = weakref.finalize(self, _stop, self._workers, self._threads, folder)
+
+    async def ask(self, request: Mapping[str, Any], lent: WorkerProcess | None = None) -> Reply:
+        """Execute one request, in a lent worker or in any free one."""
+        abandoned = threading.Event()
+        free = self._free if lent is None else deque([lent])
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(
+                self._threads, _execute, free, abandoned, request, self._timeout_s
+            )
+        except asyncio.CancelledError:
+            abandoned.set()
+            for each in tuple(self._workers):
+                each.abandon(abandoned)
+            raise
+
+    def lend(self) -> WorkerProcess:
+        """A worker that nobody else uses, until it is given back."""
+        try:
+            return self._lendable.pop()
+        except IndexError:
+            worker = WorkerProcess(self._memory_mb, self._folder)
+            self._workers.append(worker)
+            return worker
+
+    def take_back(self, lent: WorkerProcess, reusable: bool) -> None:
+        """Take a lent worker back, to lend it again or to end it."""
+        if reusable:
+            self._lendable.append(lent)
+        else:
+            lent.stop()
+            self._workers.remove(lent)
+
+
+def _execute(
+    free: deque[WorkerProcess],
+    abandoned: threading.Event,
+    request: Mapping[str, Any],
+    timeout_s: float,
+) -> Reply:
+    """What a thread of the pool does; it holds no reference to the pool."""
+    process = free.pop()  # there are as many workers as threads
+    try:
+        return process.execute(abandoned, request, timeout_s)
+    finally:
+        free.append(process)
+
+
+def _stop(
+    workers: Sequence[WorkerProcess],
+    threads: ThreadPoolExecutor,
+    folder: tempfile.TemporaryDirectory[str],
+) -> None:
+    threads.shutdown(wait=False, cancel_futures=True)
+    for process in workers:
+        process.stop()
+    threads.shutdown(wait=True)
+    folder.cleanup()
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

@@ -1,7 +1,7 @@
-"""The one reader of what the policy wrote: it decides what is executed and what is scored.
-
-The format is Qwen3's (also called Hermes): one JSON object with the keys "name" and "arguments"
-between ``<tool_call>`` and ``</tool_call>``. Decisions, each held by a test:
+"""Calls as text: the one reader of what a policy wrote, which decides what is executed and what is
+scored, and the writer of calls. `HERMES` is the format of Qwen2.5 and Qwen3: one JSON object with
+the keys "name" and "arguments" between ``<tool_call>`` and ``</tool_call>``. `LLAMA3` is that of
+Llama 3.1 and its successors. Decisions, each held by a test:
 
 * The tags of calls and of thinking are tokens of the vocabulary: they structure the text wherever
   they stand, also inside a JSON string.
@@ -23,11 +23,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from matchtir.types import CallStatus, ToolCall
 
+PYTHON_TAG = "<|python_tag|>"  # Llama may write it before a call
 MAX_DEPTH = 100  # levels of objects and arrays; far below the recursion limit of what reads them
 
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
@@ -45,11 +46,6 @@ def parse_calls(text: str, tool_names: Collection[str] | None) -> tuple[ToolCall
     (None if there are none). Never raises for what the text holds.
     """
     return tuple(_call(block, closed, tool_names) for block, closed in _blocks(text))
-
-
-def parse_block(text: str, tool_names: Collection[str] | None, key: str = "arguments") -> ToolCall:
-    """The call that one JSON text is, with its arguments under `key`."""
-    return _call(text, True, tool_names, key)
 
 
 def render_call(name: str, arguments: Any) -> str:
@@ -199,3 +195,53 @@ def _check(value: Any) -> None:
 def _printable(text: str) -> str:
     """A name out of the policy's text as an error may repeat it: short, and encodable."""
     return json.dumps(text[:100], ensure_ascii=bool(_SURROGATE.search(text)))
+
+
+class HermesCalls:
+    """JSON objects between ``<tool_call>`` and ``</tool_call>``, anywhere in the turn."""
+
+    name = "hermes"
+    several = True  # whether a turn may have more than one call
+    markup = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})  # control tokens
+    parse = staticmethod(parse_calls)
+
+    def write(self, calls: Sequence[ToolCall]) -> str:
+        """A turn of calls, as the chat templates of the format write it: one block per call."""
+        return "\n".join(render_call(call.name, call.arguments) for call in calls)
+
+    def before_calls(self, text: str) -> str:
+        """What a turn with calls says besides them: what stands before the first block."""
+        return text.partition("<tool_call>")[0]
+
+
+class LlamaCalls:
+    """A turn that is one JSON object with "name" and "parameters", from its first character on.
+
+    A turn that begins with ``{`` and is no such object is a call that cannot be read, so that its
+    writer hears of it; any other turn is an answer.
+    """
+
+    name = "llama3"
+    several = False
+    markup = frozenset({"<think>", "</think>", PYTHON_TAG})
+
+    def parse(self, text: str, tool_names: Collection[str] | None) -> tuple[ToolCall, ...]:
+        """The call that the turn is, if it is one."""
+        spoken = spoken_text(text).strip().removeprefix(PYTHON_TAG).strip()
+        return (_call(spoken, True, tool_names, "parameters"),) if spoken.startswith("{") else ()
+
+    def write(self, calls: Sequence[ToolCall]) -> str:
+        """The only call; raises ValueError where there are several."""
+        if len(calls) != 1:
+            raise ValueError(f"{len(calls)} calls in one turn: the format has room for one")
+        (call,) = calls
+        arguments = json.dumps(call.arguments, ensure_ascii=False, allow_nan=False)
+        return f'{{"name": "{call.name}", "parameters": {arguments}}}'
+
+    def before_calls(self, text: str) -> str:
+        """Nothing."""
+        return ""
+
+
+CallFormat = HermesCalls | LlamaCalls  # reads and writes the calls of a turn
+HERMES, LLAMA3 = HermesCalls(), LlamaCalls()
