@@ -19,9 +19,15 @@ from lightning import LightningDataModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
-from matchtir.training.build import build_module, start_warm
-from matchtir.training.held_out import last_value, report, scores_before, test_scores
-from matchtir.training.planning.table import require_room, show_plan
+from matchtir.training.plan import require_room, show_plan
+from matchtir.training.run import (
+    build_module,
+    last_value,
+    report,
+    scores_before,
+    start_warm,
+    test_scores,
+)
 from matchtir.utils.config_check import check
 from matchtir.utils.instantiate import close, instantiate_group
 from matchtir.utils.processes import end_with_the_first, terminated_with_status, wait_for_all

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, open_dict, read_write
 
 import train
 from matchtir.policy.loading import load_pretrained
-from matchtir.training.policy_gradient import PolicyGradientModule
+from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.config_check import ConfigError
 from matchtir.utils.run_dir import register_resolvers
 from tests.training.token_reward import PAID
@@ -273,7 +273,7 @@ def test_every_option_of_the_method_runs(
 
 
 STAGE = (
-    "{_target_: matchtir.training.datamodule.Stage, iterations: 2, batch_size: 2,"
+    "{_target_: matchtir.training.data.Stage, iterations: 2, batch_size: 2,"
     " tasks: {_target_: matchtir.tasks.synthetic.copying.CopyTasks, size: 10}}"
 )
 

@@ -5,7 +5,7 @@ import signal
 import time
 from typing import Any
 
-from matchtir.training.policy_gradient import PolicyGradientModule
+from matchtir.training.module import PolicyGradientModule
 
 FAILS = "TEST_FAILS"  # "<rank>:<iteration>", or "<rank>:<iteration>/hangs" or ".../terminated"
 

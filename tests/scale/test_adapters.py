@@ -10,7 +10,7 @@ from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrain
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import full_weights, load_full_weights, without_adapters
 from matchtir.rollout.transformers_engine import TransformersEngine
-from matchtir.training.optimizers import AdamW, MuonAdamW
+from matchtir.training.optim import AdamW, MuonAdamW
 from tests.policy.tiny_policy import small
 from tests.training.training_parts import fit, logged, policy_gradient
 

@@ -10,14 +10,16 @@ from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from matchtir.policy.tiny.model import load_tiny
-from matchtir.training.planning.memory import GIB, TrainerLayout, activation_bytes
-from matchtir.training.planning.plan import (
+from matchtir.training.plan import (
+    GIB,
+    ModelSize,
     Plan,
     PlanError,
-    lora_parameters,
+    activation_bytes,
+    architecture,
     make_plan,
+    model_size,
 )
-from matchtir.training.planning.sizes import ModelSize, architecture, model_size
 from tests.test_configs import composed
 
 SMALL = {"num_hidden_layers": 4, "vocab_size": 100, "num_attention_heads": 8, "head_dim": 64}
@@ -79,21 +81,6 @@ def saved_bytes(config: Qwen3Config, tokens: int, autocast: bool, checkpointing:
     return total
 
 
-def layout(compute_bytes: int, checkpointing: bool, tokens: int) -> TrainerLayout:
-    return TrainerLayout(
-        weight_bytes=4,
-        compute_bytes=compute_bytes,
-        shards=1,
-        trained_parameters=0,
-        moments=2,
-        has_reference=False,
-        activation_checkpointing=checkpointing,
-        cpu_offload=False,
-        micro_batch_tokens=tokens,
-        head_chunk=1,
-    )
-
-
 def of_four_layers(estimate_or_measure: Callable[[Qwen3Config], int], **sizes: int) -> int:
     """The difference between eight layers and four: what is not of a layer falls out."""
     eight, four = (qwen3(num_hidden_layers=n, **sizes) for n in (8, 4))
@@ -109,7 +96,7 @@ def test_activations_are_those_that_autograd_keeps(
         return saved_bytes(config, 500, compute_bytes == 2, checkpointing=False)
 
     def estimate(config: Qwen3Config) -> int:
-        return activation_bytes(model_size(config), layout(compute_bytes, False, 500))
+        return activation_bytes(model_size(config), 500, compute_bytes, checkpointing=False)
 
     assert of_four_layers(estimate, **sizes) == pytest.approx(
         of_four_layers(measured, **sizes), rel=0.02
@@ -118,15 +105,14 @@ def test_activations_are_those_that_autograd_keeps(
 
 def test_checkpointed_activations_are_the_inputs_of_layers() -> None:
     measured = of_four_layers(lambda config: saved_bytes(config, 500, False, checkpointing=True))
-    assert (
-        of_four_layers(lambda c: activation_bytes(model_size(c), layout(4, True, 500))) == measured
-    )
+    estimate = of_four_layers(lambda c: activation_bytes(model_size(c), 500, 4, checkpointing=True))
+    assert estimate == measured
 
 
 def test_adapters_have_so_many_parameters() -> None:
     policy = load_tiny(hidden_size=64, lora={"r": 4}).policy
     trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    assert lora_parameters(model_size(policy.model.config), 4) == trained
+    assert model_size(policy.model.config).lora_parameters(4) == trained
 
 
 @pytest.mark.parametrize("scale", ["paper_4b", "paper_8b", "single_gpu"])

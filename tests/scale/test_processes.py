@@ -127,7 +127,7 @@ def test_a_folder_of_shares_is_loaded_by_any_number_of_processes(
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_the_smoke_experiment_with_muon_and_a_warm_start(tmp_path: Path, trainer: str) -> None:
     stage = (
-        "{_target_: matchtir.training.datamodule.Stage, iterations: 2, batch_size: 4,"
+        "{_target_: matchtir.training.data.Stage, iterations: 2, batch_size: 4,"
         " tasks: {_target_: matchtir.tasks.synthetic.copying.CopyTasks, size: 10}}"
     )
     warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{stage}]", "optimizer=muon_adamw")

@@ -11,7 +11,7 @@ from matchtir.credit.advantages import (
     ReinforcePlusPlusAdvantage,
 )
 from matchtir.credit.advantages.batch import RewardBatch
-from matchtir.training.sharing import joined, mini_batch_rows
+from matchtir.training.parallel import joined, mini_batch_rows
 
 
 def batch(groups: list[int], turns: int, seed: int) -> RewardBatch:

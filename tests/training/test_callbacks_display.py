@@ -10,8 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from matchtir.training.callbacks.curves import Curves
-from matchtir.training.callbacks.progress import Progress
+from matchtir.training.callbacks.display import Curves, Progress
 from matchtir.training.callbacks.traces import Traces
 from matchtir.utils.csv_logger import CsvLogger
 from tests.training import training_parts as parts

@@ -7,7 +7,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboardX import SummaryWriter
 
-from matchtir.training.callbacks.samples import COLUMNS, Samples
+from matchtir.training.callbacks.traces import COLUMNS, Samples
 from matchtir.utils.csv_logger import CsvLogger
 from tests.training import training_parts as parts
 

@@ -5,7 +5,7 @@ from itertools import islice
 
 import pytest
 
-from matchtir.training.datamodule import Stage, TaskBatches, TaskDataModule
+from matchtir.training.data import Stage, TaskBatches, TaskDataModule
 from matchtir.types import Task
 
 
@@ -94,7 +94,7 @@ def test_a_list_that_cannot_be_shared_evenly_is_refused() -> None:
 
 @pytest.mark.parametrize(("iterations", "batch_size"), [(0, 1), (1, 0)])
 def test_a_stage_has_iterations_and_tasks_per_iteration(iterations: int, batch_size: int) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="=0 must be 1 or more"):
         Stage(Named("a", train=1), iterations, batch_size)
 
 

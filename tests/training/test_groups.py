@@ -9,8 +9,8 @@ from lightning import Callback
 
 from matchtir.policy.losses import MismatchCorrection
 from matchtir.rollout.transformers_engine import TransformersEngine
-from matchtir.training.groups import Ahead
-from matchtir.training.policy_gradient import PolicyGradientModule
+from matchtir.training.groups import GroupSource
+from matchtir.training.module import PolicyGradientModule
 from tests.training.training_parts import (
     ATTEMPTS,
     fit,
@@ -90,7 +90,7 @@ def test_what_sampling_ahead_raises_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_nothing_on_order() -> None:
-    assert Ahead().wait() is None and Ahead().take() is None
+    assert GroupSource().wait() is None and GroupSource().take() is None
 
 
 # -- carried over ---------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_a_group_that_takes_long_is_carried_over_with_its_turns(tmp_path: Path) 
     slow_first_task(module)
     fit(module, tmp_path, tasks(6), iterations=3, batch_size=2)
     counts = [len(groups) for groups in module.groups]
-    assert counts[0] == 1 and sum(counts) + len(module.carried.groups) == 6
+    assert counts[0] == 1 and sum(counts) + len(module.source.partial) == 6
     assert logged(tmp_path, "train/carried")[:2] == [1, 1]
     late = [t for groups in module.groups for g in groups for t in g if t.policy_version == 1]
     assert late and max(logged(tmp_path, "train/staleness")) > 0
@@ -152,12 +152,12 @@ def test_carried_groups_outlive_an_interruption(tmp_path: Path) -> None:
     slow_first_task(broken)
     checkpoint = tmp_path / "broken.ckpt"
     fit(broken, tmp_path / "b", tasks(6), iterations=3, callbacks=[Breaking(checkpoint, 1)])
-    assert len(broken.carried.groups) == 1
+    assert len(broken.source.partial) == 1
     resumed = policy_gradient(Keeping, loss=CORRECTED, carried_groups=1, most_carries=9)
     slow_first_task(resumed)
     fit(resumed, tmp_path / "r", tasks(6), iterations=3, checkpoint=checkpoint)
     counts = [len(groups) for module in (broken, resumed) for groups in module.groups]
-    assert sum(counts) + len(resumed.carried.groups) == 6
+    assert sum(counts) + len(resumed.source.partial) == 6
 
 
 # -- replaced -------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.training.muon import Muon, orthogonalized
+from matchtir.training.optim import Muon, orthogonalized
 
 
 def random_matrix(rows: int, columns: int, seed: int) -> torch.Tensor:

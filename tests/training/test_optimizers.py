@@ -5,7 +5,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from matchtir.policy.policy import Policy
-from matchtir.training.optimizers import AdamW, MuonAdamW, Scheduled
+from matchtir.training.optim import AdamW, MuonAdamW, Scheduled
 from tests.policy.tiny_policy import small
 
 POLICY = small().policy

@@ -20,7 +20,8 @@ from matchtir.policy.batching import collate
 from matchtir.policy.losses import LossInputs, LossOutput, MismatchCorrection
 from matchtir.rollout.engine import SamplingParams
 from matchtir.training.callbacks.traces import rollout_records
-from matchtir.training.policy_gradient import PolicyGradientModule, ScoredRollout
+from matchtir.training.groups import ScoredRollout
+from matchtir.training.module import PolicyGradientModule
 from matchtir.types import StopReason, Trajectory
 from tests.training.training_parts import (
     ATTEMPTS,

@@ -8,7 +8,7 @@ import torch
 
 from matchtir.policy.batching import collate
 from matchtir.rollout.demonstration import gold_trajectory
-from matchtir.training.optimizers import AdamW
+from matchtir.training.optim import AdamW
 from matchtir.training.sft import SupervisedModule
 from matchtir.types import SubAnswer, Task
 from tests.training.training_parts import GOLD, fit, logged, parts, tasks, weights

@@ -9,7 +9,7 @@ from lightning import Trainer
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.statistics import Ratio
 from matchtir.rollout.episode import EpisodeLimits
-from matchtir.training.datamodule import TaskDataModule
+from matchtir.training.data import TaskDataModule
 from tests.training.training_parts import TaskList, policy_gradient, tasks
 
 

@@ -14,11 +14,11 @@ from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.tasks.synthetic.copying import CopyTasks
-from matchtir.training import warm_start as module_under_test
-from matchtir.training.datamodule import Stage, TaskDataModule
-from matchtir.training.optimizers import AdamW
+from matchtir.training import run as module_under_test
+from matchtir.training.data import Stage, TaskDataModule
+from matchtir.training.optim import AdamW
+from matchtir.training.run import fingerprint, warm_start
 from matchtir.training.sft import SupervisedModule
-from matchtir.training.warm_start import fingerprint, warm_start
 from tests.policy.tiny_policy import small
 from tests.rollout.episode_fakes import FakeSandbox
 

@@ -22,9 +22,9 @@ from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.scripted import ScriptedEngine
 from matchtir.rollout.transformers_engine import TransformersEngine
-from matchtir.training.datamodule import Stage, TaskDataModule
-from matchtir.training.optimizers import Scheduled
-from matchtir.training.policy_gradient import PolicyGradientModule
+from matchtir.training.data import Stage, TaskDataModule
+from matchtir.training.module import PolicyGradientModule
+from matchtir.training.optim import Scheduled
 from matchtir.types import Task, ToolCall
 from matchtir.utils.csv_logger import CsvLogger
 from matchtir.utils.run_files import read_metrics

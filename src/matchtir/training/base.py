@@ -1,4 +1,4 @@
-"""What both ways of training share: attempts at held-out tasks, and the optimizers."""
+"""What both ways of training share: optimizer steps over processes, attempts at held-out tasks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from matchtir.evaluation.benchmark import TaskBenchmark
-from matchtir.evaluation.metrics import TrajectoryMetrics
+from matchtir.evaluation.metrics import Scoring, TrajectoryMetrics
 from matchtir.policy.batching import TokenBatch, micro_batches
 from matchtir.policy.policy import Policy
 from matchtir.policy.prefixes import shared_prefixes
@@ -23,9 +23,8 @@ from matchtir.rollout.engine import Engine, SamplingParams
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tools.sandbox import Sandbox
-from matchtir.training.optimizers import OptimizerFactory
-from matchtir.training.sharding import ShardedStrategy
-from matchtir.training.sharing import sum_gradients
+from matchtir.training.optim import OptimizerFactory
+from matchtir.training.parallel import ShardedStrategy, sum_gradients
 from matchtir.types import Task
 from matchtir.utils.processes import largest
 
@@ -86,15 +85,16 @@ class PolicyModule(LightningModule):
 
     # -- processes ------------------------------------------------------------------------------
 
-    def whole_policies(self) -> list[Policy]:
-        """The models that a sharding strategy shares out."""
+    @property
+    def policies(self) -> list[Policy]:
+        """The models that a sharding strategy shards."""
         return [self.policy]
 
     def configure_model(self) -> None:
-        """Share the weights out, where the trainer's strategy says so."""
+        """Shard the weights, where the trainer's strategy says so."""
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
-            for policy in self.whole_policies():
+            for policy in self.policies:
                 strategy.shard(policy)
         elif isinstance(strategy, ModelParallelStrategy):
             raise TypeError(f"use {ShardedStrategy.__name__}, which sums gradients (trainer=fsdp)")
@@ -126,25 +126,23 @@ class PolicyModule(LightningModule):
         Raises:
             ValueError: settings of the trainer with which it would not learn as it should.
         """
-        self._require_sound_trainer()
+        trainer = self.trainer
+        if trainer.max_epochs != 1:
+            raise ValueError(
+                f"trainer.max_epochs={trainer.max_epochs}: an epoch is the whole run, whose "
+                "length is `iterations`"
+            )
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                f"trainer.precision={trainer.precision}: gradients would be clipped while "
+                "they are scaled; use bf16-mixed"
+            )
         # Models are loaded at rest, in which they have no dropout and no checkpointed activations.
         self.policy.train()
-        replica = self.trainer.strategy.model
+        replica = trainer.strategy.model
         if isinstance(replica, DistributedDataParallel):
             replica.require_backward_grad_sync = False
             replica.broadcast_buffers = False  # a process may have fewer batches to validate
-
-    def _require_sound_trainer(self) -> None:
-        if self.trainer.max_epochs != 1:
-            raise ValueError(
-                f"trainer.max_epochs={self.trainer.max_epochs}: an epoch is the whole run, whose "
-                "length is `iterations`"
-            )
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
-            raise ValueError(
-                f"trainer.precision={self.trainer.precision}: gradients would be clipped while "
-                "they are scaled; use bf16-mixed"
-            )
 
     def log_row(self, metrics: Mapping[str, Any]) -> None:
         """Log what was measured in this iteration, and nothing else.
@@ -216,9 +214,7 @@ class PolicyModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Measure what the benchmark measures."""
         benchmark = self.validation
-        scoring = None if benchmark is None else benchmark.scoring
-        self.held_out = TrajectoryMetrics(reward=False, scoring=scoring)
-        self.sync_engine()
+        self._measure(None if benchmark is None else benchmark.scoring)
 
     def validation_step(self, tasks: list[Task], batch_index: int) -> None:
         """Attempt validation tasks."""
@@ -230,8 +226,7 @@ class PolicyModule(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Measure what every task set has."""
-        self.held_out = TrajectoryMetrics(reward=False)
-        self.sync_engine()
+        self._measure(None)
 
     def test_step(self, tasks: list[Task], batch_index: int) -> None:
         """Attempt test tasks."""
@@ -241,6 +236,10 @@ class PolicyModule(LightningModule):
         """Log test/<measure>, and keep the score of each task."""
         self.test_scores = self.held_out.per_task()
         self._log_held_out("test")
+
+    def _measure(self, scoring: Scoring | None) -> None:
+        self.held_out = TrajectoryMetrics(reward=False, scoring=scoring)
+        self.sync_engine()
 
     def _log_held_out(self, split: str) -> None:
         means: Mapping[str, Tensor] = self.held_out.compute()

@@ -1,4 +1,8 @@
-"""Groups that outlive their iteration: sampled ahead of it, or carried over to the next."""
+"""Where the groups of an iteration come from, and what becomes of those that teach nothing.
+
+A group is sampled for its iteration, ahead of it, or over several of them (a partial rollout);
+groups without any advantage may be replaced.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,84 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool, Float
+
+from matchtir.credit.advantages.batch import RewardBatch
+from matchtir.credit.rewards import Credit
 from matchtir.rollout.attempt import Attempt
 from matchtir.rollout.runner import EpisodeRunner, PartialGroup, is_whole
 from matchtir.types import Trajectory
-from matchtir.utils.processes import rank, world_size
+from matchtir.utils.options import check_at_least
+from matchtir.utils.processes import gathered, rank, world_size
 
 log = logging.getLogger(__name__)
+
+ZERO = 1e-6  # advantages below are the rounding of a zero
+MOST_ROUNDS = 3  # of replacements in one iteration
 
 Groups = list[list[Trajectory]]
 
 
-class Ahead:
-    """The groups of the next iteration, sampled in a thread while the policy is updated."""
+@dataclass(frozen=True, slots=True)
+class ScoredRollout:
+    """The trajectories of an iteration and what each of their turns earned."""
 
-    def __init__(self) -> None:
+    trajectories: list[Trajectory]  # N, group after group
+    credits: list[Credit]
+    rewards: RewardBatch
+    advantages: Float[np.ndarray, "N T"]
+
+    @property
+    def zero_advantage(self) -> Bool[np.ndarray, " N"]:
+        """Which trajectories have no advantage in any turn, as where all of a group fail alike."""
+        return ~(np.abs(self.advantages) > ZERO).any(axis=1)
+
+
+class GroupSource:
+    """Groups that outlive their iteration, and the replacing of those without advantages.
+
+    Args:
+        replace: a group without any advantage gives way to one of another task, up to three times
+            (DAPO's dynamic sampling).
+        ahead: the next iteration's groups are sampled, in a thread, while the policy is updated.
+        most_partial: so many groups are left under way at the end of an iteration; 0: none.
+        most_carries: how often a group may be left; it is waited for then.
+
+    Raises:
+        ValueError: options out of range, or that do not go together.
+    """
+
+    def __init__(
+        self,
+        replace: bool = False,
+        ahead: bool = False,
+        most_partial: int = 0,
+        most_carries: int = 1,
+    ) -> None:
+        check_at_least(0, carried_groups=most_partial)
+        check_at_least(1, most_carries=most_carries)
+        self.replace = replace
+        self.ahead = ahead
+        self.most_partial = most_partial
+        self.most_carries = most_carries
+        if replace and self.off_policy:
+            raise ValueError("silent=replace does not go together with ahead or carried groups")
+        self.partial: list[tuple[int, PartialGroup]] = []  # how often it was left, and the group
         self._future: Future[tuple[Groups, float]] | None = None
 
+    @property
+    def off_policy(self) -> bool:
+        """Whether groups may come from older weights than those that learn from them."""
+        return self.ahead or self.most_partial > 0
+
+    # -- sampled ahead ---------------------------------------------------------------------------
+
     def start(self, sample: Callable[[], Groups]) -> None:
-        """Begin to sample; only one rollout is ever under way."""
+        """Begin to sample ahead; only one rollout is ever under way."""
         assert self._future is None
 
         def timed() -> tuple[Groups, float]:
@@ -38,7 +100,7 @@ class Ahead:
         executor.shutdown(wait=False)  # no more than this one
 
     def wait(self) -> tuple[Groups, float] | None:
-        """The groups and the seconds that they took, once they are there; None: none are on order.
+        """The groups sampled ahead and the seconds that they took; None: none are on order.
 
         Raises what sampling raised.
         """
@@ -49,38 +111,17 @@ class Ahead:
         taken, self._future = self.wait(), None
         return taken
 
-    def put(self, groups: tuple[Groups, float] | None) -> None:
-        """Take over what an interrupted run had sampled ahead."""
-        if groups is not None:
-            self._future = Future()
-            self._future.set_result(groups)
-
-
-class Carried:
-    """Groups that an iteration did not wait for; the next ones go on with them.
-
-    Args:
-        most: so many groups are left under way at the end of an iteration; 0: none.
-        most_often: how often a group may be left; it is waited for then.
-    """
-
-    def __init__(self, most: int, most_often: int) -> None:
-        if most < 0 or most_often < 1:
-            raise ValueError("carried groups must be 0 or more, how often they may be 1 or more")
-        self.most = most
-        self.most_often = most_often
-        self.groups: list[tuple[int, PartialGroup]] = []  # how often it was left, and the group
+    # -- partial rollouts ------------------------------------------------------------------------
 
     def complete(self, episodes: EpisodeRunner, fresh: Sequence[Sequence[Attempt]]) -> Groups:
-        """Go on with what was left and with `fresh` groups, until all but `most` are whole."""
-        under_way = [*self.groups, *((0, group) for group in fresh)]  # the oldest first
-        urgent = sum(left >= self.most_often for left, _ in under_way)
-        enough = max(1, len(under_way) - self.most)
+        """Go on with partial groups and `fresh` ones, until all but `most_partial` are whole."""
+        under_way = [*self.partial, *((0, group) for group in fresh)]  # the oldest first
+        urgent = sum(left >= self.most_carries for left, _ in under_way)
+        enough = max(1, len(under_way) - self.most_partial)
         groups = asyncio.run(episodes.go_on([group for _, group in under_way], enough, urgent))
-        ages = [left for left, _ in under_way]
-        self.groups = [
+        self.partial = [
             (left + 1, group)
-            for left, group in zip(ages, groups, strict=True)
+            for (left, _), group in zip(under_way, groups, strict=True)
             if not is_whole(group)
         ]
         return [
@@ -89,14 +130,51 @@ class Carried:
             if is_whole(group)
         ]
 
+    # -- replaced where all advantages are zero --------------------------------------------------
 
-def own_state(states: Sequence[Any]) -> Any:
-    """This process' part of the states of all; None where a run goes on with more or fewer."""
-    if len(states) != world_size():
-        log.warning(
-            "%d processes instead of %d: groups under way are sampled anew",
-            world_size(),
-            len(states),
-        )
-        return None
-    return states[rank()]
+    def replaced(
+        self,
+        groups: Groups,
+        scored: ScoredRollout,
+        sample: Callable[[int, int], Groups],
+        score: Callable[[Groups], ScoredRollout],
+    ) -> tuple[ScoredRollout, int]:
+        """Groups with advantages as far as they can be had, scored, and how many are new.
+
+        Args:
+            groups, scored: as they were sampled.
+            sample: as many groups of other tasks as are wanted, for a round of replacements.
+            score: groups to their advantages.
+        """
+        replaced = 0
+        for round_ in range(1, MOST_ROUNDS + 1 if self.replace else 1):
+            zero, number = scored.zero_advantage, scored.rewards.group
+            kept = [group for n, group in enumerate(groups) if not zero[number == n].all()]
+            missing = len(groups) - len(kept)
+            if not any(gathered(missing)):  # processes go round together
+                break
+            groups = [*kept, *sample(round_, missing)]
+            replaced += missing
+            scored = score(groups)
+        return scored, replaced
+
+    # -- groups under way outlive an interruption ------------------------------------------------
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Groups sampled ahead and partial ones, of all processes; every process must call this."""
+        return gathered({"ahead": self.wait(), "carried": self.partial})
+
+    def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
+        """Go on with the groups of this process; with more or fewer processes, without any."""
+        if len(states) != world_size():
+            log.warning(
+                "%d processes instead of %d: groups under way are sampled anew",
+                world_size(),
+                len(states),
+            )
+            return
+        state = states[rank()]
+        self.partial = state["carried"]
+        if state["ahead"] is not None:
+            self._future = Future()
+            self._future.set_result(state["ahead"])

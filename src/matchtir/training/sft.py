@@ -5,7 +5,7 @@ from __future__ import annotations
 from matchtir.policy.batching import collate
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.training.base import PolicyModule
-from matchtir.training.sharing import summed_metrics
+from matchtir.training.parallel import summed_metrics
 from matchtir.types import Task
 from matchtir.utils.processes import summed
 

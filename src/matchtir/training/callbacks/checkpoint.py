@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from matchtir.utils.options import check_at_least
 from matchtir.utils.processes import largest
 
 
@@ -41,8 +42,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, folder: str, every_n_iterations: int) -> None:
-        if every_n_iterations < 1:
-            raise ValueError(f"every_n_iterations={every_n_iterations} must be 1 or more")
+        check_at_least(1, every_n_iterations=every_n_iterations)
         self.every_n_iterations = every_n_iterations
         self.path = Path(folder) / "last.ckpt"
         self._saved_iterations = -1

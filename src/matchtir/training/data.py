@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.tasks.task_set import TaskSet
 from matchtir.types import Task
+from matchtir.utils.options import check_at_least
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,7 @@ class Stage:
     batch_size: int
 
     def __post_init__(self) -> None:
-        if self.iterations < 1 or self.batch_size < 1:
-            raise ValueError("iterations and batch_size of a stage must be at least 1")
+        check_at_least(1, iterations=self.iterations, batch_size=self.batch_size)
         if not len(self.tasks.tasks("train")):
             raise ValueError("the task set of a stage has no training tasks")
 
@@ -127,8 +127,7 @@ class TaskDataModule(LightningDataModule):
         validation: TaskBenchmark | None = None,
     ) -> None:
         super().__init__()
-        if eval_batch_size < 1:
-            raise ValueError(f"eval_batch_size must be at least 1, got {eval_batch_size}")
+        check_at_least(1, eval_batch_size=eval_batch_size)
         for split in ("validation", "test"):
             if held_out is not None and not len(held_out.tasks(split)):
                 raise ValueError(f"the held-out task set has no {split} tasks")

@@ -1,11 +1,11 @@
-"""Shows a run as it trains."""
+"""Shows a run as it trains: a live display or plain lines, and curves."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -13,7 +13,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.live import Live
 
+from matchtir.reports.curves import draw_curves
 from matchtir.reports.progress import TRAINING, VALIDATION, Position, panel, plain_line
+from matchtir.utils.options import check_at_least
+from matchtir.utils.run_files import METRICS_FILE, read_metrics
 
 HISTORY = 14  # iterations in a sparkline
 
@@ -30,8 +33,7 @@ class Progress(Callback):
     def __init__(
         self, title: str | None = None, every_n_iterations: int = 10, console: Console | None = None
     ) -> None:
-        if every_n_iterations < 1:
-            raise ValueError(f"every_n_iterations={every_n_iterations} must be 1 or more")
+        check_at_least(1, every_n_iterations=every_n_iterations)
         self.title = title or ""
         self.every_n_iterations = every_n_iterations
         self.console = console or Console()
@@ -90,17 +92,36 @@ class Progress(Callback):
             self._live = None
 
     def _position(self, trainer: Trainer) -> Position:
-        iteration = trainer.fit_loop.total_batch_idx + 1
-        total = total_iterations(trainer)
+        iteration, total = trainer.fit_loop.total_batch_idx + 1, int(trainer.num_training_batches)
         elapsed = time.monotonic() - self._started
         per_iteration = elapsed / max(iteration - self._iterations_before, 1)
-        left = None if total is None else per_iteration * (total - iteration)
-        return Position(iteration, total, elapsed, left)
+        return Position(iteration, total, elapsed, per_iteration * (total - iteration))
 
 
-def total_iterations(trainer: Trainer) -> int | None:
-    """Iterations of the whole run, None where it has no end by count."""
-    batches, epochs = trainer.num_training_batches, trainer.max_epochs
-    if epochs is None or epochs < 0 or math.isinf(batches):
-        return None
-    return int(batches) * epochs
+class Curves(Callback):
+    """Keeps `<folder>/curves.png` up to date with `<folder>/metrics.csv`.
+
+    Args:
+        folder: of the run.
+        every_n_iterations: between two drawings; the end of training always gets one.
+    """
+
+    def __init__(self, folder: str, every_n_iterations: int = 50) -> None:
+        check_at_least(1, every_n_iterations=every_n_iterations)
+        self.folder = Path(folder)
+        self.every_n_iterations = every_n_iterations
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Draw what the iterations before this one logged."""
+        iterations = trainer.fit_loop.total_batch_idx
+        if iterations and iterations % self.every_n_iterations == 0:
+            self._draw(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the whole run."""
+        self._draw(trainer)
+
+    def _draw(self, trainer: Trainer) -> None:
+        metrics = self.folder / METRICS_FILE
+        if trainer.is_global_zero and metrics.exists():
+            draw_curves(read_metrics(metrics), self.folder / "curves.png")

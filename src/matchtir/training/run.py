@@ -1,0 +1,188 @@
+"""The parts of a run around its training: the module, starting weights, tests before and after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning import LightningDataModule, Trainer
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from safetensors.torch import load_model, save_model
+
+import matchtir
+from matchtir.policy.loading import LoadedPolicy
+from matchtir.policy.weights import whole
+from matchtir.reports.summary import Scores, compare, final_table, next_commands, write_result
+from matchtir.tools.sandbox import Sandbox
+from matchtir.training.base import PolicyModule
+from matchtir.training.callbacks.display import Progress
+from matchtir.utils.processes import rank, wait_for_all
+from matchtir.utils.run_files import METRICS_FILE, RESULT_FILE, read_metrics
+
+log = logging.getLogger(__name__)
+
+# What starting weights depend on besides the settings.
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "lightning")
+SOURCES = (
+    *("types.py", "policy/*", "policy/tiny/*", "tasks/gold.py", "tasks/synthetic/*"),
+    *("tasks/custom/*", "tools/formats.py", "rollout/renderer.py", "rollout/chat_format.py"),
+    *("rollout/demonstration.py", "training/*.py"),
+)
+
+
+def build_module(
+    config: DictConfig, module: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox
+) -> PolicyModule:
+    """The module of node `module` around a policy, with renderer and engine for its tokens."""
+    renderer = instantiate(config.renderer)(tokenizer=loaded.tokenizer)
+    engine = instantiate(config.rollout.engine)(stop_token_ids=renderer.stop_token_ids)
+    parts: dict[str, Any] = {"renderer": renderer, "engine": engine, "sandbox": sandbox}
+    return instantiate(module)(policy=loaded.policy, **parts)
+
+
+# -- starting weights ----------------------------------------------------------------------------
+
+
+def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> None:
+    """Give the policy the weights of the configured supervised fine-tuning, all of it.
+
+    What cuts a run short (max_steps, limit_train_batches) is meant for the training behind it.
+    Where it runs does not name other weights: a run that goes on elsewhere needs the same ones.
+    """
+    names = ("model", "renderer", "warm_start.module", "warm_start.datamodule")
+    settings: dict[str, Any] = {
+        name: OmegaConf.to_object(OmegaConf.select(config, name)) for name in names
+    }
+    settings["trainer.precision"] = config.trainer.precision
+    uncut: dict[str, Any] = {"max_steps": -1, "limit_train_batches": None}
+    warm_start(
+        build_module(config, config.warm_start.module, loaded, sandbox),
+        instantiate(config.warm_start.datamodule),
+        lambda: instantiate(
+            config.trainer,
+            callbacks=[Progress("warm start")],
+            logger=False,
+            limit_val_batches=0,
+            enable_checkpointing=False,
+            **uncut,
+        ),
+        settings,
+        config.warm_start.cache_dir,
+    )
+
+
+def warm_start(
+    module: PolicyModule,
+    datamodule: LightningDataModule,
+    make_trainer: Callable[[], Trainer],
+    settings: Mapping[str, Any],
+    cache_dir: str | Path,
+) -> Path:
+    """Give the module's policy the weights that fitting gives, from the cache if they are there.
+
+    Args:
+        module: a module for supervised fine-tuning, around the policy.
+        datamodule: the tasks of the warm start.
+        make_trainer: called only where the weights have to be made.
+        settings: everything in the configuration that determines the weights.
+        cache_dir: one file per fingerprint of settings, code and libraries.
+    """
+    file = Path(cache_dir, f"{fingerprint(settings)}.safetensors")
+    if not file.exists():
+        log.info("warm start: no weights in %s yet, training them", file)
+        policy = module.policy
+        module.policy = deepcopy(policy)  # the trainer may shard its weights
+        make_trainer().fit(module, datamodule=datamodule)
+        policy.load_state_dict({n: whole(value) for n, value in module.policy.state_dict().items()})
+        module.policy = policy
+        if rank() == 0:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_suffix(f".{os.getpid()}")
+            save_model(policy, str(unfinished))
+            os.replace(unfinished, file)  # another process sees all of it or nothing
+        wait_for_all()
+    else:
+        log.info("warm start: weights from %s", file)
+    load_model(module.policy, str(file))
+    return file
+
+
+def fingerprint(settings: Mapping[str, Any]) -> str:
+    """A hash of the settings, the files that they name, the code that reads them, its libraries."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for file in sorted(_files_in(settings)):
+        digest.update(file.read_bytes())
+    root = Path(matchtir.__file__).parent
+    for pattern in SOURCES:
+        for path in sorted(root.glob(pattern)):
+            if path.is_file():
+                digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    for library in LIBRARIES:
+        digest.update(f"{library} {metadata.version(library)}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _files_in(settings: Any) -> set[Path]:
+    """The files that a setting names, as `file` or `file:name`: tasks and tools."""
+    if isinstance(settings, Mapping):
+        settings = list(settings.values())
+    if isinstance(settings, list | tuple):
+        return set().union(*map(_files_in, settings))
+    if not isinstance(settings, str):
+        return set()
+    names = (settings, settings.partition(":")[0])
+    return {Path(name) for name in names if os.path.isfile(name)}
+
+
+# -- test tasks before and after -----------------------------------------------------------------
+
+
+def test_scores(trainer: Trainer, module: PolicyModule, datamodule: LightningDataModule) -> Scores:
+    """The scores of each test task, attempted greedily."""
+    trainer.test(module, datamodule=datamodule, verbose=False)
+    return module.test_scores
+
+
+def scores_before(
+    trainer: Trainer, module: PolicyModule, datamodule: LightningDataModule, file: Path
+) -> Scores:
+    """The test scores of the weights that training starts from; a resumed run has them on file."""
+    if file.exists():
+        return json.loads(file.read_text(encoding="utf-8"))
+    scores = test_scores(trainer, module, datamodule)
+    if trainer.is_global_zero:
+        file.write_text(json.dumps(scores), encoding="utf-8")
+    return scores
+
+
+def last_value(name: str, trainer: Trainer, folder: Path) -> float:
+    """What a metric was when it was measured last; NaN: never.
+
+    A run that goes on behind its last validation has it only in its table.
+    """
+    if name in trainer.callback_metrics:
+        return float(trainer.callback_metrics[name])
+    table = folder / METRICS_FILE
+    _, values = read_metrics(table).get(name, ([], [])) if table.exists() else ([], [])
+    return values[-1] if values else float("nan")
+
+
+def report(folder: Path, before: Scores, after: Scores, *, seed: int, **facts: Any) -> None:
+    """Write `after.json` and `result.json`, show the table of paired differences."""
+    (folder / "after.json").write_text(json.dumps(after), encoding="utf-8")
+    comparisons = compare(before, after, seed)
+    write_result(folder / RESULT_FILE, comparisons, tasks=len(after), seed=seed, **facts)
+    console = Console()
+    console.print(final_table(comparisons, len(after)))
+    console.print(f"{facts['seconds']:.0f} s: {folder}", soft_wrap=True)
+    for command in next_commands(folder):
+        console.print(f"    {command}", soft_wrap=True, highlight=False, markup=False)
