@@ -26,7 +26,7 @@ from matchtir.credit.advantages import DualAdvantage, RewardBatch
 from matchtir.credit.assignment import Assigner, GreedyAssignment, SoftAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
-from matchtir.evaluation.solve import solve_metrics
+from matchtir.evaluation.metrics import solve_metrics
 from matchtir.tasks.ftrl import FtrlTasks
 from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
 from matchtir.types import ResultStatus, StopReason, Task, ToolCall, Trajectory, Turn
@@ -148,7 +148,7 @@ def check_ftrl_solve(cases: Sequence[Case], test_path: Path) -> dict[str, float]
         if missing:
             print(f"ftrl_solve.json: left out a case of row {case['row']}: {missing[0]}")
             continue
-        metrics = solve_metrics((calls, results), task)
+        metrics = solve_metrics(calls, [r.output for r in results], task.sub_answers)
         measured = (metrics.precision, metrics.rate, metrics.f1)
         for (name, values), value in zip(differences.items(), measured, strict=True):
             values.append(gap(value, case["metrics"][name]))

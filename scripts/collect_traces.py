@@ -24,8 +24,8 @@ import train
 from matchtir.collection.attempts import Attempt, Collector
 from matchtir.collection.gold import gold_task
 from matchtir.collection.summary import summarise, summary_table
-from matchtir.evaluation.attempts import AttemptLog
-from matchtir.evaluation.players import find_policy
+from matchtir.evaluation.benchmark import AttemptLog
+from matchtir.evaluation.policies import find_policy
 from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.runner import EpisodeRunner

@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import GenerationConfig
 
-from matchtir.evaluation.players import renderer_of_run
+from matchtir.evaluation.policies import renderer_of_run
 from matchtir.policy.loading import (
     POLICY_FOLDER,
     LoadedPolicy,

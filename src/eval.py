@@ -19,8 +19,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from matchtir.evaluation.benchmark import Setting
-from matchtir.evaluation.players import find_policy
-from matchtir.evaluation.results import Earlier, report
+from matchtir.evaluation.policies import find_policy
+from matchtir.evaluation.tables import Earlier, report
 from matchtir.utils.config_check import check
 from matchtir.utils.quiet import quiet
 from matchtir.utils.run_dir import folder_to_resume, keep_config, register_resolvers

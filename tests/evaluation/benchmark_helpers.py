@@ -6,7 +6,7 @@ from matchtir.credit.assignment import HardAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
 from matchtir.evaluation.benchmark import Outcome, Setting, TaskBenchmark
-from matchtir.evaluation.players import find_policy
+from matchtir.evaluation.policies import find_policy
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 

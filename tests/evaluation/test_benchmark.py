@@ -8,8 +8,8 @@ import pytest
 
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import MEASURES
-from matchtir.evaluation.players import renderer_of_run
-from matchtir.evaluation.report import missing_modules
+from matchtir.evaluation.policies import renderer_of_run
+from matchtir.evaluation.tables import missing_modules
 from matchtir.policy.tiny.model import load_tiny
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.episode import EpisodeLimits
@@ -91,7 +91,7 @@ def test_a_policy_with_weights_is_loaded_once_and_sampled(monkeypatch, sandbox, 
         asked.append(name)
         return load_tiny(hidden_size=32, layers=1, heads=2, key_value_heads=1)
 
-    monkeypatch.setattr("matchtir.evaluation.players.load_policy", load_policy)
+    monkeypatch.setattr("matchtir.evaluation.policies.load_policy", load_policy)
     limits = EpisodeLimits(max_turns=2, max_turn_tokens=8)
     tasks = SyntheticTasks(sizes={"test": 2})
     played = TaskBenchmark("two", tasks, COLUMNS, limits=limits)

@@ -6,9 +6,8 @@ from pathlib import Path
 import pytest
 
 from matchtir.evaluation.benchmark import Setting
-from matchtir.evaluation.bfcl import BfclBenchmark
-from matchtir.evaluation.bfcl_records import scripted_texts
-from matchtir.evaluation.players import find_policy
+from matchtir.evaluation.bfcl import BfclBenchmark, scripted_texts
+from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.statistics import value
 from matchtir.tasks.bfcl import entry_from_row
 from matchtir.tools.formats import parse_calls

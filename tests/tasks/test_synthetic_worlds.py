@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from matchtir.credit.answer import answer_f1
 from matchtir.credit.similarity import Similarity
-from matchtir.evaluation.solve import score_calls
+from matchtir.evaluation.metrics import solve_metrics
 from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.gold import gold_turn_texts
@@ -57,7 +57,7 @@ def check_gold_trace(task):
     tools = {tool.name: tool for tool in task.tools}
     outputs = [run(tools[call.name], call.arguments) for call in task.gold_calls]
     assert tuple(outputs) == task.metadata["outputs"]
-    metrics = score_calls(task.gold_calls, outputs, task.sub_answers)
+    metrics = solve_metrics(task.gold_calls, outputs, task.sub_answers)
     assert (metrics.precision, metrics.rate, metrics.f1) == (1, 1, 1)
     return outputs
 

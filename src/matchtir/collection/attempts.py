@@ -11,7 +11,7 @@ from typing import Any
 from matchtir.collection.cleaning import Trace, TracedCall, clean_trace, traced_calls
 from matchtir.credit.answer import answer_f1, final_answer
 from matchtir.credit.outcome import outcome_score
-from matchtir.evaluation.attempts import AttemptLog
+from matchtir.evaluation.benchmark import AttemptLog
 from matchtir.rollout.attempt import derive_seed
 from matchtir.rollout.chat_client import EndpointError
 from matchtir.rollout.engine import SamplingParams

@@ -1,29 +1,29 @@
-"""What an evaluation runs: a benchmark, and the one that plays the tasks of a task set."""
+"""What an evaluation runs: a benchmark, the one that plays task sets, and the log of attempts."""
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from hydra.utils import get_method
 
 from matchtir.credit.rewards import Reward
-from matchtir.evaluation.attempts import AttemptLog, Record
 from matchtir.evaluation.metrics import Scoring
-from matchtir.evaluation.players import EvaluatedPolicy
-from matchtir.evaluation.policies import scripted_turns
+from matchtir.evaluation.policies import EvaluatedPolicy, scripted_turns
 from matchtir.evaluation.statistics import Statistic
-from matchtir.reports.trace import trace_record
+from matchtir.reports.trace import trace_record, write_traces
 from matchtir.rollout.attempt import derive_seed
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.runner import EpisodeRunner
+from matchtir.tasks.rows import read_jsonl
 from matchtir.tasks.task_set import TaskSet
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, Trajectory
@@ -31,7 +31,47 @@ from matchtir.utils.options import check_option
 
 log = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+Record = Mapping[str, Any]  # a trace with "task", "groups" and "values"; see `attempt_record`
 Group = Callable[[Task], str]  # "": the task is in no group of this kind
+
+
+class AttemptLog:
+    """The finished attempts at the tasks of one benchmark, by task id: a JSON line each on file.
+
+    An interrupted evaluation finds here what it has done already. A last line that was cut short is
+    dropped: its attempt is made again.
+
+    Raises:
+        ValueError: a line that is no attempt; the message names file and line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, Record] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            drop_unfinished_line(path)
+            self.done = {record["task"]: record for record in read_jsonl(path)}
+
+    def add(self, record: Record) -> None:
+        """Keep a finished attempt."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.done[record["task"]] = record
+
+    def finish(self, task_ids: Sequence[str]) -> list[Record]:
+        """The attempts at these tasks, in their order, which the file takes too."""
+        records = [self.done[task_id] for task_id in task_ids]
+        write_traces(self.path, [dict(record) for record in records])
+        return records
+
+
+def drop_unfinished_line(path: Path) -> None:
+    """Cut a file of lines behind its last whole one."""
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +170,9 @@ class TaskBenchmark:
             ValueError: there are none.
         """
         tasks = self.task_set.tasks(self.split)
-        count = min(self.max_tasks or len(tasks), len(tasks))
-        if not count:
+        if not tasks:
             raise ValueError(f"benchmark {self.name}: the split {self.split!r} has no tasks")
-        return [tasks[index * len(tasks) // count] for index in range(count)]
+        return spread(tasks, self.max_tasks)
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
         """One attempt at each task, as many at once as the setting allows."""
@@ -185,16 +224,37 @@ class TaskBenchmark:
         await asyncio.gather(*[attempt(number, task) for number, task in numbered])
 
     def _record(self, number: int, trajectory: Trajectory, reward: Reward) -> Record:
-        """The trace of an attempt, its advantages at zero, with its groups and measures."""
-        (credit,) = reward([trajectory])
         task = trajectory.task
         groups = {"scenario": task.scenario, **{k: group(task) for k, group in self.groups.items()}}
-        return {
-            **trace_record(trajectory, credit, [0.0] * len(trajectory.turns), group=number),
-            "sub_answers": [dataclasses.asdict(item) for item in task.sub_answers],
-            "groups": {kind: group for kind, group in groups.items() if group},
-            "values": {**self.scoring.measure(trajectory), "reward": credit.total},
-        }
+        sub_answers = [dataclasses.asdict(item) for item in task.sub_answers]
+        values = self.scoring.measure(trajectory)
+        return attempt_record(
+            number, trajectory, reward, groups, values, {"sub_answers": sub_answers}
+        )
+
+
+def attempt_record(
+    number: int,
+    trajectory: Trajectory,
+    reward: Reward,
+    groups: Mapping[str, str],
+    values: Mapping[str, Any],
+    facts: Mapping[str, Any],
+) -> Record:
+    """The trace of an attempt, its advantages at zero, with its groups, measures and reward."""
+    (credit,) = reward([trajectory])
+    return {
+        **trace_record(trajectory, credit, [0.0] * len(trajectory.turns), group=number),
+        **facts,
+        "groups": {kind: group for kind, group in groups.items() if group},
+        "values": {**values, "reward": credit.total},
+    }
+
+
+def spread(items: Sequence[Item], count: int | None) -> list[Item]:
+    """So many of the items, spread evenly; None, or more than there are: all."""
+    count = min(len(items) if count is None else count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _functions(names: Mapping[str, str] | None) -> dict[str, Callable[..., Any]]:

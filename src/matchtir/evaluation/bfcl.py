@@ -17,15 +17,30 @@ from pathlib import Path
 from typing import Any
 
 from matchtir.evaluation import bfcl_worker
-from matchtir.evaluation.attempts import drop_unfinished_line
-from matchtir.evaluation.benchmark import Outcome, Setting
-from matchtir.evaluation.bfcl_records import attempt_record, scripted_texts
-from matchtir.evaluation.players import Address, EvaluatedPolicy
+from matchtir.evaluation.benchmark import (
+    Outcome,
+    Record,
+    Setting,
+    attempt_record,
+    drop_unfinished_line,
+    spread,
+)
+from matchtir.evaluation.policies import Address, EvaluatedPolicy, random_turn_texts
 from matchtir.evaluation.statistics import Mean, MeanOf, Statistic
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
-from matchtir.tasks.bfcl import BfclEntry, entry_from_row
+from matchtir.tasks.bfcl import BfclEntry, entry_from_row, gold_turn_texts
 from matchtir.tasks.rows import read_jsonl
+from matchtir.types import (
+    CallStatus,
+    ResultStatus,
+    StopReason,
+    Task,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +91,12 @@ class BfclBenchmark:
         if odd or not categories:
             raise ValueError(f"categories of {', '.join(FAMILIES)} are played, not {sorted(odd)}")
         families = [MeanOf([Mean(c) for c in found]) for found in by_family.values() if found]
+        self.details = ["correct", "turns", "calls", "reward"]
         self.statistics: dict[str, Statistic] = {
             "bfcl": MeanOf(families),
-            **{name: Mean(name) for name in ("correct", "turns", "calls", "reward")},
+            **{name: Mean(name) for name in self.details},
         }
         self.columns = dict(columns)
-        self.details = ["correct", "turns", "calls", "reward"]
         self.limits = EpisodeLimits(
             max_prompt_tokens=max_prompt_tokens, max_turn_tokens=max_turn_tokens
         )
@@ -115,7 +130,7 @@ class BfclBenchmark:
             lines = []
         attempts = setting.attempts(self.name)
         for number, line in enumerate(lines):
-            record = attempt_record(number, entries[line["id"]], line, setting.reward)
+            record = _record(number, entries[line["id"]], line, setting)
             attempts.done[record["task"]] = record
         records = attempts.finish([f"{self.name}/{line['id']}" for line in lines])
         return Outcome(records, time.perf_counter() - started, notes)
@@ -127,8 +142,7 @@ class BfclBenchmark:
         ids: dict[str, set[str]] = {}
         for category in self.categories:
             scored = [e for e in entries if e.category == category and e.is_scored]
-            count = min(self.max_tasks, len(scored))
-            for entry in (scored[index * len(scored) // count] for index in range(count)):
+            for entry in spread(scored, self.max_tasks):
                 ids.setdefault(category, set()).update((entry.entry_id, *entry.needs))
         listed = {category: sorted(found) for category, found in ids.items()}
         (folder / "test_case_ids_to_generate.json").write_text(json.dumps(listed, indent=1))
@@ -182,3 +196,53 @@ def _troubles(lines: Sequence[Mapping[str, Any]], address: Address) -> list[str]
     del refused["requests"]
     notes += [f"{count} requests were refused: {reason}" for reason, count in refused.items()]
     return notes
+
+
+def scripted_texts(entry: BfclEntry, name: str, seed: int) -> tuple[str, ...]:
+    """The messages of a scripted policy: for random ones, some calls in each turn of the user."""
+    if name == "gold":
+        return gold_turn_texts(entry)
+    turns = [
+        random_turn_texts(Task(f"{entry.entry_id}/{number}", text, entry.tools, (), ""), seed)
+        for number, text in enumerate(entry.user_turns)
+    ]
+    return tuple(text for turn in turns for text in turn)
+
+
+def _record(number: int, entry: BfclEntry, line: Mapping[str, Any], setting: Setting) -> Record:
+    """An attempt in the form of all others; the reward compares its calls with the gold calls."""
+    task = Task(
+        task_id=f"bfcl/{entry.entry_id}",
+        question="\n\n".join(entry.user_turns),
+        tools=entry.tools,
+        gold_calls=tuple(call for turn in entry.gold_calls or () for call in turn),
+        answer=" | ".join(entry.gold_answers),
+        scenario=entry.category,
+    )
+    turns = tuple(_turn(step) for step in line["steps"])
+    trajectory = Trajectory(task, (), turns, StopReason.ANSWER)
+    correct = float(line["valid"])
+    counts = {"turns": float(len(turns)), "calls": float(len(trajectory.calls))}
+    values = {"correct": correct, entry.category: correct, **counts}
+    groups = {"scenario": entry.category}
+    return attempt_record(
+        number, trajectory, setting.reward, groups, values, {"error": line["error"]}
+    )
+
+
+def _turn(step: Mapping[str, Any]) -> Turn:
+    calls = tuple(_call(name, arguments) for name, arguments in step["calls"])
+    failed = "Error during execution:"
+    results = tuple(
+        ToolResult(text, ResultStatus.EXCEPTION if text.startswith(failed) else ResultStatus.OK)
+        for text in step["outputs"]
+    )
+    return Turn((), (), step["text"], calls, results)
+
+
+def _call(name: str, arguments: str) -> ToolCall:
+    """A call as the server gave it; other servers than ours may give arguments that are no JSON."""
+    try:
+        return ToolCall(name, json.loads(arguments))
+    except ValueError:
+        return ToolCall(name, None, CallStatus.INVALID_JSON, arguments)

@@ -1,4 +1,7 @@
-"""What is measured of trajectories, and its means over any number of processes."""
+"""What is measured of trajectories, and how it is summed up over any number of processes.
+
+Among it are FTRL's Solve metrics (arXiv 2508.08791): the share of sub-questions that are solved.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,12 @@ import torch
 from torch import Tensor, distributed
 from torchmetrics import Metric
 
-from matchtir.credit.answer import answer_f1
-from matchtir.credit.answer import final_answer as final_answer
+from matchtir.credit.answer import answer_f1, final_answer
 from matchtir.credit.outcome import succeeds
-from matchtir.evaluation.solve import solve_metrics
+from matchtir.credit.solving import solving_calls
 from matchtir.evaluation.statistics import Mean, Statistic, Values, value
 from matchtir.tools.sandbox import executed, reports_error
-from matchtir.types import Trajectory
+from matchtir.types import SubAnswer, ToolCall, Trajectory
 
 MEASURES = (
     *("solve_p", "solve_r", "solve_f1", "answer_f1", "success", "answered"),
@@ -27,10 +29,40 @@ MEASURES = (
 Score = Callable[[Trajectory], Any]
 
 
+@dataclass(frozen=True, slots=True)
+class SolveMetrics:
+    """With p calls, n sub-questions and q solved ones, all in [0, 1]."""
+
+    precision: float  # q / p; 1 without calls
+    rate: float  # q / n (recall); 0 without sub-questions
+    f1: float  # 2q / (p + n); 0 without both
+
+
+def solve_metrics(
+    calls: Sequence[ToolCall], outputs: Sequence[str], sub_answers: Sequence[SubAnswer]
+) -> SolveMetrics:
+    """The Solve metrics of calls [p], their outputs [p] and the sub-answers [n].
+
+    Which calls solve a sub-answer is `solving_calls`. Every call counts in p, also a failed one,
+    as in FTRL's published code.
+
+    Raises:
+        ValueError: as many outputs as calls are needed.
+    """
+    solved = sum(solving_calls(calls, outputs, sub_answers))
+    made, asked = len(calls), len(sub_answers)
+    return SolveMetrics(
+        precision=solved / made if made else 1.0,
+        rate=solved / asked if asked else 0.0,
+        f1=2 * solved / (made + asked) if made + asked else 0.0,
+    )
+
+
 def measure(trajectory: Trajectory) -> dict[str, float]:
     """The value of each of `MEASURES` for one trajectory."""
     task = trajectory.task
-    solve = solve_metrics(trajectory, task)
+    outputs = [result.output for result in trajectory.results]
+    solve = solve_metrics(trajectory.calls, outputs, task.sub_answers)
     answer = final_answer(trajectory)
     return {
         "solve_p": solve.precision,

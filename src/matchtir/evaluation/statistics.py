@@ -10,17 +10,27 @@ Axes: R weightings, n tasks, L labels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
 from scipy.sparse import csr_array
 
-from matchtir.evaluation.intervals import Gain
-
 RESAMPLES = 2_000
+CHUNK = 256  # resamples drawn at once
 Values = Mapping[str, Any]  # of one task, by measure
 Weights = Float[np.ndarray, "R n"]
+Numbers = Float[np.ndarray, " R"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """A number, often a difference of means, and its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
 
 
 class Statistic(Protocol):
@@ -29,9 +39,7 @@ class Statistic(Protocol):
     (No dataclass: inside a config OmegaConf would make a config of it.)
     """
 
-    def __call__(
-        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
-    ) -> Float[np.ndarray, " R"]: ...
+    def __call__(self, tasks: Sequence[Values], weights: Weights) -> Numbers: ...
 
 
 class Mean:
@@ -40,9 +48,7 @@ class Mean:
     def __init__(self, measure: str) -> None:
         self.measure = measure
 
-    def __call__(
-        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
-    ) -> Float[np.ndarray, " R"]:
+    def __call__(self, tasks: Sequence[Values], weights: Weights) -> Numbers:
         """Weighted means."""
         present = np.array([task.get(self.measure) is not None for task in tasks], dtype=float)
         return _divide(weights @ _column(tasks, self.measure), weights @ present)
@@ -54,9 +60,7 @@ class Total:
     def __init__(self, measure: str) -> None:
         self.measure = measure
 
-    def __call__(
-        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
-    ) -> Float[np.ndarray, " R"]:
+    def __call__(self, tasks: Sequence[Values], weights: Weights) -> Numbers:
         """Weighted sums."""
         return weights @ _column(tasks, self.measure)
 
@@ -68,9 +72,7 @@ class Ratio:
         self.numerator = numerator
         self.denominator = denominator
 
-    def __call__(
-        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
-    ) -> Float[np.ndarray, " R"]:
+    def __call__(self, tasks: Sequence[Values], weights: Weights) -> Numbers:
         """Weighted sums, divided."""
         above, below = _column(tasks, self.numerator), _column(tasks, self.denominator)
         return _divide(weights @ above, weights @ below)
@@ -82,9 +84,7 @@ class MeanOf:
     def __init__(self, parts: Sequence[Statistic]) -> None:
         self.parts = parts
 
-    def __call__(
-        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
-    ) -> Float[np.ndarray, " R"]:
+    def __call__(self, tasks: Sequence[Values], weights: Weights) -> Numbers:
         """Means over the parts."""
         parts = np.stack([part(tasks, weights) for part in self.parts])
         known = ~np.isnan(parts)
@@ -101,9 +101,7 @@ class MacroF1:
     def __init__(self, measure: str) -> None:
         self.measure = measure
 
-    def __call__(
-        self, tasks: Sequence[Values], weights: Float[np.ndarray, "R n"]
-    ) -> Float[np.ndarray, " R"]:
+    def __call__(self, tasks: Sequence[Values], weights: Weights) -> Numbers:
         """Macro F1 over the weighted rows of the tasks."""
         rows = [
             (index, set(row["gold"]), set(row["predicted"]))
@@ -146,7 +144,12 @@ def value(statistic: Statistic, tasks: Sequence[Values]) -> float:
 def resample_weights(count: int, seed: int = 0, samples: int = RESAMPLES) -> np.ndarray:
     """How often each of `count` tasks is drawn in each resample with replacement, [R, n]."""
     generator = np.random.default_rng(seed)
-    return generator.multinomial(count, np.full(count, 1 / count), size=samples).astype(float)
+    weights = np.empty((samples, count))
+    for rows in np.split(weights, range(CHUNK, samples, CHUNK)):
+        drawn = generator.integers(count, size=rows.shape)
+        drawn += count * np.arange(len(rows))[:, None]  # a place for each cell of these rows
+        rows[:] = np.bincount(drawn.ravel(), minlength=rows.size).reshape(rows.shape)
+    return weights
 
 
 def estimate(statistic: Statistic, tasks: Sequence[Values], weights: np.ndarray) -> Gain:
@@ -168,6 +171,22 @@ def difference(
         raise ValueError(f"{len(before)} tasks before, {len(after)} after")
     resampled = statistic(after, weights) - statistic(before, weights)
     return _interval(value(statistic, after) - value(statistic, before), resampled)
+
+
+def paired_bootstrap(
+    before: Sequence[float], after: Sequence[float], seed: int, samples: int = 10_000
+) -> Gain:
+    """Mean of `after - before` over tasks, scores [n] in the same order, with its 95 % interval.
+
+    Raises:
+        ValueError: the lengths differ or there are no tasks.
+    """
+    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
+        raise ValueError(f"paired scores of shapes {first.shape} and {second.shape}")
+    gains = second - first
+    resampled = resample_weights(len(gains), seed, samples) @ gains / len(gains)
+    return _interval(float(gains.mean()), resampled)
 
 
 def _interval(mean: float, resampled: np.ndarray) -> Gain:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from matchtir.evaluation.intervals import Gain, paired_bootstrap
+from matchtir.evaluation.statistics import Gain, paired_bootstrap
 from matchtir.reports.run_data import RunData
 from matchtir.reports.smoothing import SMOOTHING, trailing_mean
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from matchtir.evaluation.intervals import Gain, paired_bootstrap
+from matchtir.evaluation.statistics import Gain, paired_bootstrap
 
 
 @dataclass(frozen=True, slots=True)

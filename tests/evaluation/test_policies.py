@@ -6,8 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.evaluation.players import find_policy
-from matchtir.evaluation.policies import random_turn_texts, random_value, scripted_turns
+from matchtir.evaluation.policies import (
+    find_policy,
+    random_turn_texts,
+    random_value,
+    scripted_turns,
+)
 from matchtir.tools.formats import extract_answer, parse_calls
 from matchtir.types import CallStatus, Task, ToolCall, ToolSpec
 

@@ -5,10 +5,17 @@ import io
 import pytest
 from rich.console import Console
 
-from matchtir.evaluation.intervals import Gain
-from matchtir.evaluation.report import compare, group_table, score_rows, summarise
-from matchtir.evaluation.statistics import Mean
-from matchtir.evaluation.table import Row, columns_of, overview, table_rows
+from matchtir.evaluation.statistics import Gain, Mean
+from matchtir.evaluation.tables import (
+    Row,
+    columns_of,
+    compare,
+    group_table,
+    overview,
+    score_rows,
+    summarise,
+    table_rows,
+)
 
 STATISTICS = {"score": Mean("score")}
 

@@ -1,0 +1,347 @@
+"""What an evaluation says: statistics by group, tables on the screen, result.json and CSV files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from matchtir.evaluation.benchmark import Benchmark, Outcome, Record
+from matchtir.evaluation.statistics import (
+    Gain,
+    Statistic,
+    difference,
+    estimate,
+    resample_weights,
+)
+from matchtir.reports.summary import finite
+from matchtir.tasks.rows import read_jsonl
+from matchtir.types import ResultStatus
+from matchtir.utils.run_files import CONFIG_FILE, RESULT_FILE
+
+log = logging.getLogger(__name__)
+
+ALL = "all"  # the group of all tasks
+_MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
+_CELL = len("0.00-1.00")  # characters of an interval
+_BROKEN = (ResultStatus.EXCEPTION, ResultStatus.BROKEN_TOOL)
+_WIDTH = 160  # of the tables in a file or a pipe, where it would be 80
+# The paper's order; its "Avg" is the mean of these, FTRL counting with the mean of its columns.
+TABLE_1 = ("ftrl", "bfcl", "toolhop")
+AVERAGE = "Avg"
+
+Groups = Mapping[str, Mapping[str, Mapping[str, Any]]]  # kind -> group -> statistic -> number
+Column = tuple[str, str]  # benchmark, heading
+Played = Sequence[tuple[Benchmark, Outcome]]
+
+
+def summarise(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+    """Every statistic with its 95 % interval, of all tasks and of each group of each kind.
+
+    Returns:
+        `groups`: kind -> group -> {"tasks": count, statistic: {"mean", "low", "high"}}, the kind
+        "all" first; `stop_reasons` and `result_statuses`: counts.
+    """
+    members: dict[str, dict[str, list[Record]]] = {ALL: {ALL: list(records)}}
+    for record in records:
+        for kind, group in record["groups"].items():
+            members.setdefault(kind, {}).setdefault(group, []).append(record)
+    return {
+        "groups": {
+            kind: {group: _numbers(found, statistics) for group, found in sorted(groups.items())}
+            for kind, groups in members.items()
+        },
+        "stop_reasons": dict(Counter(r["stop_reason"] for r in records if "stop_reason" in r)),
+        "result_statuses": dict(Counter(c["result_status"] for r in records for c in _calls(r))),
+    }
+
+
+def _numbers(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+    found = _estimates(records, statistics)
+    return {"tasks": len(records), **{name: asdict(number) for name, number in found.items()}}
+
+
+def _estimates(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Gain]:
+    values = [record["values"] for record in records]
+    weights = resample_weights(len(records))
+    return {name: estimate(each, values, weights) for name, each in statistics.items()}
+
+
+def compare(
+    before: Sequence[Record], after: Sequence[Record], statistics: Mapping[str, Statistic]
+) -> tuple[int, dict[str, Gain]]:
+    """On how many tasks two policies can be compared, and the difference of each statistic.
+
+    Those are the tasks that both attempted. Where there are none, there are no differences.
+    """
+    earlier = {record["task"]: record["values"] for record in before}
+    pairs = [(earlier[r["task"]], r["values"]) for r in after if r["task"] in earlier]
+    if not pairs:
+        return 0, {}
+    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    weights = resample_weights(len(pairs))
+    return len(pairs), {n: difference(s, first, second, weights) for n, s in statistics.items()}
+
+
+def group_table(summary: Mapping[str, Any], names: Sequence[str], title: str) -> Table:
+    """Some statistics of one benchmark, a row for each group."""
+    groups: Groups = summary["groups"]
+    result = Table(title=title, caption="95 % bootstrap intervals over tasks below the numbers")
+    result.add_column("", no_wrap=True)
+    result.add_column("tasks", justify="right")
+    for name in names:
+        result.add_column(name.replace("_", " "), justify="right", min_width=_CELL)
+    for kind in [*[kind for kind in groups if kind != ALL], ALL]:
+        for group, numbers in groups[kind].items():
+            cells = [_cell(numbers[name]) for name in names]
+            label = ALL if kind == ALL else group
+            result.add_row(label, str(numbers["tasks"]), *cells)
+        result.add_section()
+    return result
+
+
+def _cell(number: Mapping[str, float]) -> str:
+    mean, low, high = number["mean"], number["low"], number["high"]
+    if np.isnan(mean):
+        return "-"
+    text = _digits(mean, 3)
+    return text if low == high else f"{text}\n[dim]{_digits(low, 2)}-{_digits(high, 2)}[/dim]"
+
+
+def _digits(number: float, decimals: int) -> str:
+    """Fewer decimals for larger numbers."""
+    return f"{number:.{decimals if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"
+
+
+def score_rows(benchmark: str, summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One flat row for each statistic of each group, for a CSV file."""
+    for kind, groups in summary["groups"].items():
+        for group, numbers in groups.items():
+            for name, number in numbers.items():
+                if name != "tasks":
+                    where = {"benchmark": benchmark, "kind": kind, "group": group}
+                    yield {**where, "statistic": name, "tasks": numbers["tasks"], **number}
+
+
+def missing_modules(records: Sequence[Record]) -> set[str]:
+    """Python modules that tools wanted to import and this environment does not have.
+
+    The scores would be others where they are installed.
+    """
+    return {
+        found.group(1)
+        for record in records
+        for call in _calls(record)
+        if call["result_status"] in _BROKEN
+        for found in _MISSING_MODULE.finditer(call["output"])
+    }
+
+
+def _calls(record: Record) -> Iterator[Mapping[str, Any]]:
+    return (call for turn in record["turns"] for call in turn["calls"])
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The numbers of one policy, or the differences to another."""
+
+    label: str
+    numbers: Mapping[Column, Gain]
+    is_difference: bool = False
+
+    def average(self) -> float | None:
+        """The mean over the benchmarks of Table 1; None where one of them is missing."""
+        means = []
+        for name in TABLE_1:
+            found = [number.mean for (of, _), number in self.numbers.items() if of == name]
+            if not found or np.isnan(found).any():
+                return None
+            means.append(float(np.mean(found)))
+        return float(np.mean(means))
+
+
+def columns_of(rows: Sequence[Row]) -> list[Column]:
+    """All columns of the rows: the benchmarks of Table 1 in its order, then the others."""
+    found = list(dict.fromkeys(column for row in rows for column in row.numbers))
+    known = [column for name in TABLE_1 for column in found if column[0] == name]
+    return known + [column for column in found if column[0] not in TABLE_1]
+
+
+def overview(rows: Sequence[Row]) -> Table:
+    """The table, in percent; below each number its interval."""
+    columns = columns_of(rows)
+    table = Table(
+        title="in %, with 95 % bootstrap intervals over tasks",
+        caption=f"{AVERAGE}: of FTRL (mean of its columns), BFCL and ToolHop",
+    )
+    table.add_column("policy")
+    for heading in _with_average(columns, [f"{name}\n{heading}" for name, heading in columns]):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        cells = [_percent_cell(row.numbers.get(column), row.is_difference) for column in columns]
+        average = row.average()
+        mean = "-" if average is None else f"{100 * average:{'+' if row.is_difference else ''}.2f}"
+        table.add_row(row.label, *_with_average(columns, cells, mean))
+        if row.is_difference:
+            table.add_section()
+    return table
+
+
+def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The table for a CSV file: percentages, with the bounds of each interval."""
+    result = []
+    for row in rows:
+        flat: dict[str, Any] = {"policy": row.label}
+        for name, heading in columns_of(rows):
+            number = row.numbers.get((name, heading))
+            for bound in ("mean", "low", "high"):
+                key = f"{name} {heading}" + ("" if bound == "mean" else f" {bound}")
+                flat[key] = None if number is None else round(100 * getattr(number, bound), 4)
+        average = row.average()
+        flat[AVERAGE] = None if average is None else round(100 * average, 4)
+        result.append(flat)
+    return result
+
+
+def _with_average(
+    columns: Sequence[Column], cells: Sequence[str], average: str = AVERAGE
+) -> list[str]:
+    """The cells with the average behind those of Table 1, if there are any."""
+    place = sum(name in TABLE_1 for name, _ in columns)
+    return [*cells[:place], average, *cells[place:]] if place else list(cells)
+
+
+def _percent_cell(number: Gain | None, is_difference: bool) -> str:
+    if number is None or np.isnan(number.mean):
+        return "-"
+    mean, low, high = (100 * value for value in (number.mean, number.low, number.high))
+    if not is_difference:
+        return f"{mean:.2f}" + (f"\n[dim]{low:.1f}-{high:.1f}[/dim]" if low != high else "")
+    colour = "green" if low > 0 else "red" if high < 0 else "default"
+    return f"[{colour}]{mean:+.2f}[/]\n[dim]{low:+.1f} to {high:+.1f}[/dim]"
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """An evaluation that is on file."""
+
+    folder: str
+    label: str
+    records: Mapping[str, Sequence[Record]]  # by benchmark
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Earlier:
+        """The evaluation in a folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        config = Path(folder, CONFIG_FILE)
+        files = sorted(Path(folder, "traces").glob("*.jsonl"))
+        if not config.is_file() or not files:
+            raise FileNotFoundError(f"against: {folder} has no evaluation ({CONFIG_FILE}, traces/)")
+        settings = OmegaConf.load(config)
+        label = OmegaConf.select(settings, "label") or OmegaConf.select(settings, "policy")
+        return cls(str(folder), str(label), {file.stem: read_jsonl(file) for file in files})
+
+
+def report(
+    folder: Path, label: str, played: Played, earlier: Sequence[Earlier], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the files, print the tables; returns what `result.json` holds.
+
+    Args:
+        label: the policy's name in the tables.
+        earlier: evaluations that it is compared with, each on the tasks that both attempted.
+        facts: more about the evaluation, for `result.json`.
+    """
+    summaries = {b.name: summarise(outcome.records, b.statistics) for b, outcome in played}
+    rows = [_row(other.label, other.records, played) for other in earlier]
+    rows.append(_row(label, {b.name: outcome.records for b, outcome in played}, played))
+    differences = {}
+    for other in earlier:
+        row, differences[other.folder] = _difference(other, played)
+        rows.append(row)
+    benchmarks = {
+        b.name: {
+            "tasks": len(outcome.records),
+            "seconds": round(outcome.seconds, 3),
+            "notes": list(outcome.notes),
+            **summaries[b.name],
+        }
+        for b, outcome in played
+    }
+    table = table_rows(rows)
+    result = finite({**facts, "benchmarks": benchmarks, "table": table, "differences": differences})
+    (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_csv(folder / "table.csv", table)
+    scores = [row for name, summary in summaries.items() for row in score_rows(name, summary)]
+    write_csv(folder / "scores.csv", scores)
+    _show(folder, label, played, summaries, rows)
+    return result
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the same keys; None is a blank."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _row(label: str, records: Mapping[str, Sequence[Record]], played: Played) -> Row:
+    """The numbers of a policy on the benchmarks that it has records of."""
+    numbers: dict[Column, Gain] = {}
+    for b, _ in played:
+        if b.name in records:
+            wanted = {name: b.statistics[name] for name in b.columns.values()}
+            found = _estimates(records[b.name], wanted)
+            numbers |= {(b.name, heading): found[name] for heading, name in b.columns.items()}
+    return Row(label, numbers)
+
+
+def _difference(other: Earlier, played: Played) -> tuple[Row, dict[str, Any]]:
+    """The row of differences to an earlier evaluation, and all of them for `result.json`."""
+    numbers: dict[Column, Gain] = {}
+    details: dict[str, Any] = {}
+    for b, outcome in played:
+        tasks, gains = compare(other.records.get(b.name, ()), outcome.records, b.statistics)
+        details[b.name] = {"tasks": tasks, **{name: asdict(gain) for name, gain in gains.items()}}
+        if gains:
+            numbers |= {(b.name, heading): gains[name] for heading, name in b.columns.items()}
+        if tasks < len(outcome.records):
+            counts = f"on {tasks} of {len(outcome.records)} tasks, those that both attempted"
+            log.warning("%s: compared with %s %s", b.name, other.label, counts)
+    return Row(f"gain over {other.label}", numbers, is_difference=True), details
+
+
+def _show(
+    folder: Path,
+    label: str,
+    played: Played,
+    summaries: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[Row],
+) -> None:
+    console = Console()
+    console.width = max(console.width, _WIDTH)
+    for b, outcome in played:
+        console.print(group_table(summaries[b.name], b.details, f"{b.name}, policy {label}"))
+        for note in outcome.notes:
+            console.print(f"{b.name}: {note}", soft_wrap=True)
+        for module in sorted(missing_modules(outcome.records)):
+            log.warning("%s: tools want the Python module %s: install it, repeat", b.name, module)
+    console.print(overview(rows))
+    seconds = sum(outcome.seconds for _, outcome in played)
+    tasks = sum(len(outcome.records) for _, outcome in played)
+    console.print(f"{tasks} tasks in {seconds:.1f} s: {folder}", soft_wrap=True)
