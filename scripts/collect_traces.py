@@ -31,20 +31,18 @@ from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.custom.rows import row_from_task
 from matchtir.utils.config_check import check
-from matchtir.utils.run_dir import keep_config, register_resolvers
+from matchtir.utils.run_folder import keep_config, register_resolvers
 
-KNOWN_KEYS = (
-    *(*train.KNOWN_KEYS, "teacher", "endpoint", "out", "attempts", "enough", "least_outcome"),
-    *("alternatives", "temperature", "max_concurrent", "price"),
-)
-GIVEN = {**train.GIVEN, "endpoint": ("url",)}
+KNOWN_KEYS = f"""{train.KNOWN_KEYS}
+    teacher endpoint out attempts enough least_outcome alternatives temperature max_concurrent price
+"""
 # What decides what an attempt is: a folder is gone on with under the same ones only.
 FIXED = ("teacher", "endpoint.model", "temperature", "least_outcome", "data.path", "data.tools")
 
 
 def run(config: DictConfig) -> dict[str, object]:
     """Collect, and write what was found."""
-    check(config, KNOWN_KEYS, GIVEN)
+    check(config, KNOWN_KEYS)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)
     keep_config(OmegaConf.create({key: OmegaConf.select(config, key) for key in FIXED}), folder)

@@ -33,7 +33,7 @@ from matchtir.policy.loading import (
     save_pretrained,
 )
 from matchtir.reports.model_card import model_card
-from matchtir.utils.run_files import CONFIG_FILE, RESULT_FILE, leaves
+from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, leaves
 
 WEIGHTS = ("end", "best", "last")
 SAME = 1e-4  # nats, in the precision of the run: what another order of sums may change

@@ -33,14 +33,14 @@ from matchtir.tasks.splitting import split_tasks
 from matchtir.tasks.task_set import TaskSet
 from matchtir.types import Task
 from matchtir.utils.config_check import check
-from matchtir.utils.run_dir import register_resolvers
+from matchtir.utils.run_folder import register_resolvers
 
-KNOWN_KEYS = (*train.KNOWN_KEYS, "tokenizer", "max_tasks", "replay", "near", "page", "split")
+KNOWN_KEYS = f"{train.KNOWN_KEYS} tokenizer max_tasks replay near page split"
 
 
 def run(config: DictConfig) -> dict[str, list[Task]]:
     """Print the tables and write the page; returns the tasks by split."""
-    check(config, KNOWN_KEYS, train.GIVEN)
+    check(config, KNOWN_KEYS)
     task_set = _task_set(config)
     splits = {split: _spread(task_set.tasks(split), config.max_tasks) for split in _splits(config)}
     if config.split.out:

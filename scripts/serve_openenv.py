@@ -19,14 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import train
 from matchtir.utils.config_check import check
-from matchtir.utils.run_dir import register_resolvers
-
-KNOWN_KEYS = (*train.KNOWN_KEYS, "host", "port", "max_sessions")
+from matchtir.utils.run_folder import register_resolvers
 
 
 def run(config: DictConfig) -> None:
     """Serve until the process is stopped."""
-    check(config, KNOWN_KEYS, train.GIVEN)
+    check(config, f"{train.KNOWN_KEYS} host port max_sessions")
     try:
         import uvicorn
         from openenv.core.env_server.http_server import create_app

@@ -22,23 +22,21 @@ from matchtir.evaluation.benchmark import Setting
 from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.tables import Earlier, report
 from matchtir.utils.config_check import check
-from matchtir.utils.quiet import quiet
-from matchtir.utils.run_dir import folder_to_resume, keep_config, register_resolvers
+from matchtir.utils.loggers import quiet
+from matchtir.utils.run_folder import folder_to_resume, keep_config, register_resolvers
 
 log = logging.getLogger(__name__)
 
-KNOWN_KEYS = (
-    *("benchmark", "max_tasks", "policy", "label", "against", "seed", "max_concurrent"),
-    *("sandbox", "assignment", "reward", "penalties", "turn_reduction"),
-    *("renderer", "engine", "endpoint", "ckpt_path", "paths"),
-)
-GIVEN = {"endpoint": ("url",)}
+KNOWN_KEYS = """
+    benchmark max_tasks policy label against seed max_concurrent sandbox assignment reward penalties
+    turn_reduction renderer engine endpoint ckpt_path paths
+"""
 LISTS = ("benchmark", "against")  # keys that take several values: a,b
 
 
 def run(config: DictConfig) -> dict[str, Any]:
     """One evaluation; what it found is also in the run's folder."""
-    check(config, KNOWN_KEYS, GIVEN)
+    check(config, KNOWN_KEYS)
     quiet()
     folder = Path(config.paths.run_dir)
     folder_to_resume(config.ckpt_path, folder)

@@ -28,37 +28,24 @@ from matchtir.training.run import (
     start_warm,
     test_scores,
 )
-from matchtir.utils.config_check import check
-from matchtir.utils.instantiate import close, instantiate_group
+from matchtir.utils.config_check import check, instantiate_group
+from matchtir.utils.loggers import close, quiet
 from matchtir.utils.processes import end_with_the_first, terminated_with_status, wait_for_all
-from matchtir.utils.quiet import quiet
-from matchtir.utils.run_dir import checkpoint_to_load, keep_config, register_resolvers
+from matchtir.utils.run_folder import checkpoint_to_load, keep_config, register_resolvers
 from matchtir.utils.sweep import run_job
 
-KNOWN_KEYS = (
-    *("seed", "ckpt_path", "objective", "identity", "paths", "dry_run", "plan"),
-    *("extras.print_config", "extras.matmul_precision"),
-    *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "silent"),
-    *("ahead", "carried_groups"),
-    *("penalties", "turn_reduction", "turn_groups"),
-    *("model", "renderer", "rollout.engine", "rollout.limits", "rollout.episodes", "sandbox"),
-    *("assignment", "reward", "advantage", "loss", "optimizer", "module"),
-    *("warm_start.module", "warm_start.datamodule", "warm_start.cache_dir"),
-    *("data", "validation", "datamodule", "trainer", "callbacks", "logger"),
-)
-# What build_module passes to the targets.
-GIVEN = {
-    "renderer": ("tokenizer",),
-    "rollout.engine": ("stop_token_ids",),
-    "module": ("policy", "renderer", "engine", "sandbox"),
-    "warm_start.module": ("policy", "renderer", "engine", "sandbox"),
-    "trainer": ("callbacks", "logger"),
-}
+KNOWN_KEYS = """
+    seed ckpt_path objective identity paths dry_run plan extras.print_config extras.matmul_precision
+    iterations tasks_per_iteration group_size mini_batches silent ahead carried_groups
+    penalties turn_reduction turn_groups assignment reward advantage loss optimizer module
+    model renderer rollout.engine rollout.limits rollout.episodes sandbox data validation datamodule
+    warm_start.module warm_start.datamodule warm_start.cache_dir trainer callbacks logger
+"""
 
 
 def run(config: DictConfig) -> float:
     """Train, and test before and after; returns the metric that a search would optimise."""
-    check(config, KNOWN_KEYS, GIVEN)
+    check(config, KNOWN_KEYS)
     quiet()
     if config.dry_run:
         show_plan(config)

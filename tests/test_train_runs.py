@@ -21,7 +21,7 @@ import train
 from matchtir.policy.loading import load_pretrained
 from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.config_check import ConfigError
-from matchtir.utils.run_dir import register_resolvers
+from matchtir.utils.run_folder import register_resolvers
 from tests.training.token_reward import PAID
 
 ROOT = Path(__file__).parents[1]

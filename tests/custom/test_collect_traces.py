@@ -13,7 +13,7 @@ from omegaconf import open_dict, read_write
 from matchtir.rollout.chat_client import EndpointError
 from matchtir.tasks.custom import CustomTasks
 from matchtir.tools.sandbox import ProcessPoolSandbox
-from matchtir.utils.run_dir import register_resolvers
+from matchtir.utils.run_folder import register_resolvers
 from scripts import collect_traces
 from tests.custom.conftest import make_row
 from tests.rollout.chat_fakes import listening

@@ -14,7 +14,7 @@ from hydra.utils import instantiate
 
 import eval as program
 from matchtir.utils.config_check import ConfigError
-from matchtir.utils.run_dir import register_resolvers
+from matchtir.utils.run_folder import register_resolvers
 
 ROOT = Path(__file__).parents[2]
 

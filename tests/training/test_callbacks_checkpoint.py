@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from matchtir.training.callbacks.checkpoint import LastCheckpoint
-from matchtir.utils.csv_logger import CsvLogger
+from matchtir.utils.loggers import CsvLogger
 
 EPOCHS, BATCHES, VALIDATE_EVERY = 2, 6, 3
 

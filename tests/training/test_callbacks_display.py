@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from matchtir.training.callbacks.display import Curves, Progress
 from matchtir.training.callbacks.traces import Traces
-from matchtir.utils.csv_logger import CsvLogger
+from matchtir.utils.loggers import CsvLogger
 from tests.training import training_parts as parts
 
 BATCHES = 5

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import DeviceStatsMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboardX import SummaryWriter
 
 from matchtir.training.callbacks.traces import COLUMNS, Samples
-from matchtir.utils.csv_logger import CsvLogger
+from matchtir.utils.loggers import CsvLogger
+from matchtir.utils.run_folder import read_metrics
 from tests.training import training_parts as parts
 
 
@@ -38,7 +41,7 @@ def test_tables_and_histograms_of_an_iteration(tmp_path: Path) -> None:
     assert len(values["credit/advantages"]) == scored.rewards.turn_mask.sum()
 
     name, columns, rows, step = logger.tables[-1]
-    assert (name, columns, step) == ("samples", COLUMNS, 4)
+    assert (name, columns, step) == ("samples", list(COLUMNS), 4)
     group = scored.trajectories[: len(parts.ATTEMPTS)]
     assert len(rows) == sum(len(trajectory.turns) for trajectory in group)
     first = dict(zip(columns, rows[0], strict=True))
@@ -75,3 +78,19 @@ def test_tensorboard_gets_the_histograms(tmp_path: Path, monkeypatch: pytest.Mon
 def test_intervals_must_be_positive() -> None:
     with pytest.raises(ValueError, match="every_n_iterations=0"):
         Samples(every_n_iterations=0)
+
+
+class Watcher(Callback):
+    """Logs as any callback may: by the optimizer's steps, which Lightning counts from 0."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        pl_module.log("watched/batch", 1.0)
+
+
+def test_what_a_callback_logs_stands_beside_what_training_logs(tmp_path: Path) -> None:
+    module = parts.policy_gradient()
+    parts.fit(module, tmp_path, iterations=4, callbacks=[Watcher(), DeviceStatsMonitor(True)])
+    curves = read_metrics(tmp_path / "metrics.csv")
+    assert curves["train/reward"][0] == [1, 2, 3, 4]
+    assert len(curves["watched/batch"][0]) == 4
+    assert any(name.startswith("DeviceStatsMonitor.") for name in curves)

@@ -26,8 +26,8 @@ from matchtir.training.data import Stage, TaskDataModule
 from matchtir.training.module import PolicyGradientModule
 from matchtir.training.optim import Scheduled
 from matchtir.types import Task, ToolCall
-from matchtir.utils.csv_logger import CsvLogger
-from matchtir.utils.run_files import read_metrics
+from matchtir.utils.loggers import CsvLogger
+from matchtir.utils.run_folder import read_metrics
 from tests.policy.tiny_policy import small
 from tests.rollout.episode_fakes import FakeSandbox, call_text, task
 

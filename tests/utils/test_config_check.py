@@ -1,8 +1,10 @@
+from pathlib import PurePosixPath
+
 import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from matchtir.utils.config_check import ConfigError, check
+from matchtir.utils.config_check import ConfigError, check, instantiate_group
 
 
 class Engine:
@@ -19,7 +21,7 @@ class Anything:
 
 
 ENGINE = f"{__name__}.Engine"
-KNOWN = ("seed", "paths.logs", "engine", "engines")
+KNOWN = "seed paths.logs engine engines"
 
 
 def config(**changes: object) -> DictConfig:
@@ -89,10 +91,6 @@ def test_a_target_that_cannot_be_imported(target: str) -> None:
     assert line.startswith(f"engine._target_: {target} cannot be imported")
 
 
-def test_arguments_given_by_the_program_are_not_missed() -> None:
-    check(config(engine={"_target_": ENGINE}), KNOWN, given={"engine": ("tokens",)})
-
-
 def test_partial_targets_may_lack_arguments_but_not_take_others() -> None:
     check(config(engine={"_target_": ENGINE, "_partial_": True}), KNOWN)
     assert problems(engine={"_target_": ENGINE, "_partial_": True, "x": 0})
@@ -113,3 +111,22 @@ def test_missing_values_and_broken_interpolations_are_named() -> None:
 
 def test_a_target_set_to_null_is_fine() -> None:
     check(config(engine=None), KNOWN)
+
+
+PATH = {"_target_": "pathlib.PurePosixPath", "_args_": ["a"]}
+
+
+def test_entries_are_built_in_order_and_null_removes_one() -> None:
+    group = OmegaConf.create({"one": PATH, "two": None, "three": {**PATH, "_args_": ["b"]}})
+    assert instantiate_group(group) == [PurePosixPath("a"), PurePosixPath("b")]
+
+
+@pytest.mark.parametrize("group", [None, OmegaConf.create({})])
+def test_no_group_gives_nothing(group: object) -> None:
+    assert instantiate_group(group) == []
+
+
+@pytest.mark.parametrize("entry", [3, {"every": 2}])
+def test_anything_else_is_refused_by_name(entry: object) -> None:
+    with pytest.raises(ValueError, match="progress: expected a node with a _target_"):
+        instantiate_group(OmegaConf.create({"progress": entry}))

@@ -12,8 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from matchtir.utils import identity
-from matchtir.utils.run_dir import keep_config, register_resolvers
+from matchtir.utils.run_folder import keep_config, register_resolvers
 from matchtir.utils.sweep import run_job
 
 CONFIGS = str(Path(__file__).parents[2] / "configs")
@@ -182,26 +181,6 @@ def test_a_search_of_the_papers_table_2(
     kept = [OmegaConf.load(job / "config.yaml") for job in sorted(folder.glob("[0-9]"))]
     parts = [(c.advantage._target_.rsplit(".")[-1], c.reward.rewards) for c in kept]
     assert len(set(parts)) == 7 and parts[0] == ("TrajectoryAdvantage", "outcome")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "group"),
-    [
-        ([], "grpo"),
-        (["experiment=grpo", "seed=3"], "grpo"),
-        (["assignment=soft", "logger=wandb", "logger.wandb.offline=true"], "grpo assignment=soft"),
-        (["+trainer.precision=16", "ckpt_path=last"], "grpo +trainer.precision=16"),
-    ],
-)
-def test_runs_are_named_by_their_choices(overrides: list[str], group: str) -> None:
-    assert identity.group("grpo", overrides) == group
-    assert identity.name("grpo", overrides, 3) == f"{group} seed=3"
-
-
-def test_tags_are_short_and_different() -> None:
-    long = "data.train_path=" + "x" * 100
-    tags = identity.tags(None, [long, "assignment=soft", "assignment=soft"], 1)
-    assert tags == ["train", long[:64], "assignment=soft", "seed=1"]
 
 
 def test_a_job_that_would_start_processes_of_its_own_is_refused(

@@ -36,7 +36,7 @@ from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tools.formats import render_call
 from matchtir.types import Task, ToolSpec
 from matchtir.utils.options import check_option
-from matchtir.utils.run_files import CONFIG_FILE
+from matchtir.utils.run_folder import CONFIG_FILE
 
 SCRIPTED_POLICIES = ("gold", "random")
 

@@ -25,10 +25,9 @@ from matchtir.evaluation.statistics import (
     estimate,
     resample_weights,
 )
-from matchtir.reports.summary import finite
 from matchtir.tasks.rows import read_jsonl
 from matchtir.types import ResultStatus
-from matchtir.utils.run_files import CONFIG_FILE, RESULT_FILE
+from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, finite
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from matchtir.evaluation.statistics import Gain, paired_bootstrap
+from matchtir.utils.run_folder import finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +109,3 @@ def write_result(path: Path, comparisons: Sequence[Comparison], **facts: Any) ->
     }
     text = json.dumps(finite(result), indent=2, allow_nan=False) + "\n"
     path.write_text(text, encoding="utf-8")
-
-
-def finite(value: Any) -> Any:
-    """A value for JSON, with null in place of numbers that are not finite."""
-    if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

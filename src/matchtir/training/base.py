@@ -26,6 +26,7 @@ from matchtir.tools.sandbox import Sandbox
 from matchtir.training.optim import OptimizerFactory
 from matchtir.training.parallel import ShardedStrategy, sum_gradients
 from matchtir.types import Task
+from matchtir.utils.loggers import CsvLogger
 from matchtir.utils.processes import largest
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -143,6 +144,12 @@ class PolicyModule(LightningModule):
         if isinstance(replica, DistributedDataParallel):
             replica.require_backward_grad_sync = False
             replica.broadcast_buffers = False  # a process may have fewer batches to validate
+
+    def on_train_start(self) -> None:
+        """Let the loggers forget what an earlier process measured behind the checkpoint."""
+        for logger in self.loggers:
+            if isinstance(logger, CsvLogger):
+                logger.resume(self.iteration)
 
     def log_row(self, metrics: Mapping[str, Any]) -> None:
         """Log what was measured in this iteration, and nothing else.

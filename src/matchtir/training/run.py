@@ -26,7 +26,7 @@ from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
 from matchtir.training.callbacks.display import Progress
 from matchtir.utils.processes import rank, wait_for_all
-from matchtir.utils.run_files import METRICS_FILE, RESULT_FILE, read_metrics
+from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_metrics
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Finds mistakes in a composed config before anything is built from it."""
+"""Finds mistakes in a composed config before anything is built from it; builds groups of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,17 +18,13 @@ class ConfigError(ValueError):
     """A config that cannot be run; the message names every key at fault."""
 
 
-def check(
-    config: DictConfig,
-    known: Collection[str],
-    given: Mapping[str, Collection[str]] | None = None,
-) -> None:
+def check(config: DictConfig, known: str) -> None:
     """Raise ConfigError where a value is missing, a key is not read, or a target does not fit.
 
     Args:
         config: composed, interpolations and all.
-        known: dotted keys that the program reads; a key stands for everything below it.
-        given: for the dotted key of a target, the arguments that the program passes itself.
+        known: dotted keys that the program reads, with blanks between them; a key stands for
+            everything below it.
 
     Raises:
         ConfigError: listing every missing value and broken interpolation, or else every key that
@@ -37,9 +33,24 @@ def check(
     problems = list(_unresolved(config))
     if not problems:
         plain: Any = OmegaConf.to_container(config, resolve=True)
-        problems = [*_unknown(plain, "", known), *_misfits(plain, "", given or {})]
+        problems = [*_unknown(plain, "", known.split()), *_misfits(plain, "")]
     if problems:
         raise ConfigError("\n".join(["the config cannot be run:", *problems]))
+
+
+def instantiate_group(group: DictConfig | None) -> list[Any]:
+    """The objects of a mapping from names to `_target_` nodes, in its order.
+
+    An entry set to null is left out, which is how an experiment removes one.
+
+    Raises:
+        ValueError: an entry is something else.
+    """
+    nodes = {name: node for name, node in (group or {}).items() if node is not None}
+    for name, node in nodes.items():
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ValueError(f"{name!s}: expected a node with a _target_, found {node!r}")
+    return [instantiate(node) for node in nodes.values()]
 
 
 def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
@@ -72,20 +83,16 @@ def _unknown(node: Mapping[str, Any], prefix: str, known: Collection[str]) -> It
             yield f"  {name}: nothing reads this key{_suggest(name, known)}"
 
 
-def _misfits(node: Any, prefix: str, given: Mapping[str, Collection[str]]) -> Iterator[str]:
+def _misfits(node: Any, prefix: str) -> Iterator[str]:
     """Targets that cannot be imported, and arguments that they do not take or still need."""
-    if isinstance(node, list):
-        for index, item in enumerate(node):
-            yield from _misfits(item, f"{prefix}{index}.", given)
-    if not isinstance(node, Mapping):
-        return
-    if "_target_" in node:
-        yield from _target_misfits(node, prefix, given.get(prefix.removesuffix("."), ()))
-    for key, value in node.items():
-        yield from _misfits(value, f"{prefix}{key}.", given)
+    if isinstance(node, Mapping) and "_target_" in node:
+        yield from _target_misfits(node, prefix)
+    inner = node.items() if isinstance(node, Mapping) else ()
+    for key, value in enumerate(node) if isinstance(node, list) else inner:
+        yield from _misfits(value, f"{prefix}{key}.")
 
 
-def _target_misfits(node: Mapping[str, Any], prefix: str, given: Collection[str]) -> Iterator[str]:
+def _target_misfits(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
     target = node["_target_"]
     try:
         function = get_object(target)
@@ -108,7 +115,7 @@ def _target_misfits(node: Mapping[str, Any], prefix: str, given: Collection[str]
             yield f"  {prefix}{key}: {target} takes no such argument{_suggest(str(key), taken)}"
     if node.get("_partial_") or "_args_" in node:
         return
-    for name in sorted(taken - set(node) - set(given)):
+    for name in sorted(taken - set(node)):
         if parameters[name].default is inspect.Parameter.empty:
             yield f"  {prefix}{name}: {target} needs this argument"
 

@@ -3,8 +3,10 @@
 python src/train.py -m <choices>                  # a failed job is marked, the others run
 python src/train.py -m <choices> ckpt_path=last   # later: only what is not finished
 
-A finished job is not run again, an interrupted one goes on from its last checkpoint, and a failed
-one is tried again. Job n of a sweep must stay the same job: another config is refused.
+A job is finished when its folder has `result.json`, failed when it has `failed.txt`, and otherwise
+interrupted; `sweep.json` keeps the choices and, at the end, the state of each job. A finished job
+is not run again, an interrupted one goes on from its last checkpoint, and a failed one is tried
+again. Job n of a sweep must stay the same job: another config is refused.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +27,17 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from matchtir.utils.run_dir import LAST, keep_config
-from matchtir.utils.run_files import CHECKPOINT_FILE, CONFIG_FILE, RESULT_FILE
-from matchtir.utils.sweep_record import (
-    FAILED_FILE,
+from matchtir.utils.run_folder import (
+    CHECKPOINT_FILE,
+    CONFIG_FILE,
+    LAST,
+    RESULT_FILE,
     SWEEP_FILE,
-    job_folders,
-    job_state,
-    read_record,
+    keep_config,
     sweep_choices,
-    write_record,
 )
+
+FAILED_FILE = "failed.txt"
 
 log = logging.getLogger(__name__)
 
@@ -75,9 +77,7 @@ def run_job(run: Callable[[DictConfig], float], config: DictConfig) -> float | N
     except Exception as error:  # whatever it is, the other jobs have nothing to do with it
         folder.mkdir(parents=True, exist_ok=True)
         failed.write_text(traceback.format_exc(), encoding="utf-8")
-        log.error(
-            "job failed, see %s: %s", failed, str(error).splitlines()[0] if str(error) else error
-        )
+        log.error("job failed, see %s: %s", failed, str(error).partition("\n")[0])
         return None
 
 
@@ -112,55 +112,62 @@ class SweepCallback(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Begin the record, or go on with it."""
         folder = Path(config.hydra.sweep.dir)
-        choices = sweep_choices(config.hydra.overrides.task)
         if (folder / SWEEP_FILE).exists():
-            done = [job_state(job) for job in job_folders(folder)].count("finished")
+            done = [*_states(folder).values()].count("finished")
             print(f"going on with {folder}: {done} jobs are finished")
             return
         if config.get("ckpt_path") == LAST:
             sys.exit(f"ckpt_path=last: no unfinished sweep of these choices in {folder.parent}")
         folder.mkdir(parents=True, exist_ok=True)
-        write_record(folder, {"choices": choices, "finished": False})
+        choices = sweep_choices(config.hydra.overrides.task)
+        _write_record(folder, {"choices": choices, "finished": False})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show how the jobs ended."""
         folder = Path(config.hydra.sweep.dir)
-        jobs = job_folders(folder)
-        states = {job.name: job_state(job) for job in jobs}
+        states = _states(folder)
         unfinished = sum(state != "finished" for state in states.values())
-        record = read_record(folder) | {"finished": not unfinished, "jobs": states}
-        write_record(folder, record)
+        record = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
+        _write_record(folder, record | {"finished": not unfinished, "jobs": states})
         console = Console()
         console.width = max(console.width, 100)
-        console.print(job_table(jobs))
+        console.print(_job_table(folder, states))
         console.print(f"compare:  python scripts/compare.py {folder}", soft_wrap=True)
         if unfinished:
             sys.exit(
-                f"{unfinished} of {len(jobs)} jobs are not finished. The same command with "
+                f"{unfinished} of {len(states)} jobs are not finished. The same command with "
                 "ckpt_path=last tries them again."
             )
 
 
-def job_table(jobs: list[Path]) -> Table:
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    (folder / SWEEP_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _states(folder: Path) -> dict[str, str]:
+    """Of each job that was begun, by its number and in order: finished, failed or interrupted."""
+    states = {}
+    for number in sorted(int(job.name) for job in folder.iterdir() if job.name.isdigit()):
+        job = folder / str(number)
+        state = "failed" if (job / FAILED_FILE).exists() else "interrupted"
+        states[job.name] = "finished" if (job / RESULT_FILE).exists() else state
+    return states
+
+
+def _job_table(folder: Path, states: Mapping[str, str]) -> Table:
     """The jobs of a sweep with their names, states and objectives."""
-    table = Table(title=f"{len(jobs)} jobs")
-    for heading in ("job", "name", "state"):
-        table.add_column(heading)
-    table.add_column("objective", justify="right")
+    table = Table("job", "name", "state", "objective", title=f"{len(states)} jobs")
+    table.columns[-1].justify = "right"
     colours = {"finished": "green", "failed": "red", "interrupted": "yellow"}
-    for job in jobs:
-        state = job_state(job)
-        name, objective = "", ""
+    for number, state in states.items():
+        job, name, objective, why = folder / number, "", "", ""
         if (job / CONFIG_FILE).exists():
             name = OmegaConf.select(OmegaConf.load(job / CONFIG_FILE), "identity.name") or ""
         if state == "finished":
             value = _objective(job)
             objective = "-" if value is None else f"{value:.4f}"
-        why = f" ({_last_line(job / FAILED_FILE)})" if state == "failed" else ""
-        table.add_row(job.name, name, f"[{colours[state]}]{state}[/]{why}", objective)
+        elif state == "failed":
+            *_, last = (job / FAILED_FILE).read_text(encoding="utf-8").strip().splitlines() or [""]
+            why = f" ({last})".replace("[", r"\[")
+        table.add_row(number, name, f"[{colours[state]}]{state}[/]{why}", objective)
     return table
-
-
-def _last_line(file: Path) -> str:
-    lines = file.read_text(encoding="utf-8").strip().splitlines()
-    return lines[-1].replace("[", r"\[") if lines else ""

@@ -16,7 +16,7 @@ from rich.live import Live
 from matchtir.reports.curves import draw_curves
 from matchtir.reports.progress import TRAINING, VALIDATION, Position, panel, plain_line
 from matchtir.utils.options import check_at_least
-from matchtir.utils.run_files import METRICS_FILE, read_metrics
+from matchtir.utils.run_folder import METRICS_FILE, read_metrics
 
 HISTORY = 14  # iterations in a sparkline
 

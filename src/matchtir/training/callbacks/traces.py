@@ -71,7 +71,7 @@ class TableLogger(Protocol):
     def log_histograms(self, histograms: Mapping[str, Sequence[float]], step: int) -> None: ...
 
     def log_table(
-        self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int
+        self, key: str, columns: list[str], data: list[list[Any]], *, step: int
     ) -> None: ...
 
 
@@ -109,7 +109,7 @@ class Samples(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TableLogger):
                 logger.log_histograms(values, iteration)
-                logger.log_table(TABLE, COLUMNS, rows, iteration)
+                logger.log_table(TABLE, list(COLUMNS), rows, step=iteration)
             elif isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 for name, numbers in values.items():
                     logger.experiment.add_histogram(name, np.array(numbers), iteration)
@@ -123,7 +123,7 @@ class Samples(Callback):
         name = f"test/scores_{'before' if iteration == 0 else 'after'}"
         for logger in trainer.loggers:
             if isinstance(logger, TableLogger):
-                logger.log_table(name, ["task", *measures], rows, iteration)
+                logger.log_table(name, ["task", *measures], rows, step=iteration)
 
 
 def rollout_records(module: PolicyGradientModule, groups: int | None = None) -> list[dict]:

@@ -3,7 +3,16 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from matchtir.utils import run_dir as run_dirs
+from matchtir.utils.run_folder import (
+    checkpoint_to_load,
+    folder_to_resume,
+    keep_config,
+    run_dir,
+    run_group,
+    run_name,
+    run_tags,
+    sweep_dir,
+)
 
 CHOICES = OmegaConf.create({"experiment": "grpo", "paths": "default"})
 
@@ -19,7 +28,7 @@ def make_run(log_dir: Path, time: str, checkpoint: bool = True, result: bool = F
 
 
 def folder(log_dir: Path, ckpt_path: str | None, choices: DictConfig = CHOICES) -> Path:
-    return Path(run_dirs.run_dir(str(log_dir), "train", [], choices, ckpt_path))
+    return Path(run_dir(str(log_dir), "train", [], choices, ckpt_path))
 
 
 def test_a_run_lies_under_its_experiment(tmp_path: Path) -> None:
@@ -43,7 +52,7 @@ def test_last_is_the_newest_interrupted_run(tmp_path: Path) -> None:
     make_run(tmp_path, "2026-01-03_00-00-00", result=True)
     make_run(tmp_path, "2026-01-04_00-00-00", checkpoint=False)
     assert folder(tmp_path, "last") == newest_interrupted
-    checkpoint = run_dirs.checkpoint_to_load("last", newest_interrupted)
+    checkpoint = checkpoint_to_load("last", newest_interrupted)
     assert checkpoint == newest_interrupted / "checkpoints" / "last.ckpt"
 
 
@@ -51,9 +60,9 @@ def test_a_program_may_have_another_mark_of_a_run_that_started(tmp_path: Path) -
     started = make_run(tmp_path, "2026-01-01_00-00-00", checkpoint=False)
     (started / "config.yaml").touch()
     make_run(tmp_path, "2026-01-02_00-00-00")
-    found = run_dirs.run_dir(str(tmp_path), "eval", [], CHOICES, "last", "config.yaml")
+    found = run_dir(str(tmp_path), "eval", [], CHOICES, "last", "config.yaml")
     assert Path(found) == started
-    run_dirs.folder_to_resume("last", found)
+    folder_to_resume("last", found)
 
 
 def test_last_without_an_interrupted_run_is_an_error_that_says_where_it_looked(
@@ -63,24 +72,24 @@ def test_last_without_an_interrupted_run_is_an_error_that_says_where_it_looked(
     new = folder(tmp_path, "last")
     assert new != finished
     with pytest.raises(FileNotFoundError, match=r"no interrupted run in .*grpo/runs"):
-        run_dirs.checkpoint_to_load("last", new)
+        checkpoint_to_load("last", new)
 
 
 def test_a_checkpoint_given_by_its_path_starts_a_new_run(tmp_path: Path) -> None:
     other = make_run(tmp_path, "2026-01-01_00-00-00") / "checkpoints" / "last.ckpt"
     new = folder(tmp_path, str(other))
     assert not new.exists()
-    assert run_dirs.checkpoint_to_load(str(other), new) == other
-    assert run_dirs.checkpoint_to_load(None, new) is None
+    assert checkpoint_to_load(str(other), new) == other
+    assert checkpoint_to_load(None, new) is None
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        run_dirs.checkpoint_to_load("nowhere.ckpt", new)
+        checkpoint_to_load("nowhere.ckpt", new)
 
 
 def test_experiments_that_are_swept_over_are_joined(tmp_path: Path) -> None:
     overrides = ["seed=1,2", "experiment=grpo,matchtir_hard"]
-    sweep = Path(run_dirs.sweep_dir(str(tmp_path), "train", overrides, CHOICES, None))
+    sweep = Path(sweep_dir(str(tmp_path), "train", overrides, CHOICES, None))
     assert sweep.parent == tmp_path / "grpo+matchtir_hard" / "multiruns"
-    sweep = Path(run_dirs.sweep_dir(str(tmp_path), "train", ["seed=1,2"], CHOICES, None))
+    sweep = Path(sweep_dir(str(tmp_path), "train", ["seed=1,2"], CHOICES, None))
     assert sweep.parent == tmp_path / "grpo" / "multiruns"
 
 
@@ -98,26 +107,50 @@ def settings(**changes: object) -> DictConfig:
 
 
 def test_the_kept_config_is_resolved(tmp_path: Path) -> None:
-    run_dirs.keep_config(settings(), tmp_path)
+    keep_config(settings(), tmp_path)
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"), resolve=False)[
         "loss"
     ] == {"clip": 0.2, "double": 0.2}
 
 
 def test_a_resumed_run_may_change_how_long_it_runs(tmp_path: Path) -> None:
-    run_dirs.keep_config(settings(), tmp_path)
+    keep_config(settings(), tmp_path)
     longer = {"max_epochs": 2, "limit_train_batches": 9, "precision": 32}
     wandb = {"csv": {}, "wandb": {"project": "p"}}
-    run_dirs.keep_config(settings(ckpt_path="last", trainer=longer, logger=wandb), tmp_path)
+    keep_config(settings(ckpt_path="last", trainer=longer, logger=wandb), tmp_path)
     assert OmegaConf.load(tmp_path / "config.yaml").trainer.max_epochs == 2
 
 
 def test_a_resumed_run_may_change_nothing_else(tmp_path: Path) -> None:
-    run_dirs.keep_config(settings(), tmp_path)
+    keep_config(settings(), tmp_path)
     before = (tmp_path / "config.yaml").read_text()
     precision = {"max_epochs": 1, "limit_train_batches": 4, "precision": 16}
     with pytest.raises(ValueError) as raised:
-        run_dirs.keep_config(settings(seed=2, trainer=precision, extra={"a": 1}), tmp_path)
+        keep_config(settings(seed=2, trainer=precision, extra={"a": 1}), tmp_path)
     lines = [line.strip() for line in str(raised.value).splitlines()[1:]]
     assert lines == ["extra.a: absent -> 1", "seed: 1 -> 2", "trainer.precision: 32 -> 16"]
     assert (tmp_path / "config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "group"),
+    [
+        ([], "grpo"),
+        (["experiment=grpo", "seed=3"], "grpo"),
+        (["assignment=soft", "logger=wandb", "logger.wandb.offline=true"], "grpo assignment=soft"),
+        (["+trainer.precision=16", "ckpt_path=last"], "grpo +trainer.precision=16"),
+        (
+            ["trainer.enable_progress_bar=true", "callbacks.curves=null", "data=ftrl"],
+            "grpo data=ftrl",
+        ),
+    ],
+)
+def test_runs_are_named_by_their_choices(overrides: list[str], group: str) -> None:
+    assert run_group("grpo", overrides) == group
+    assert run_name("grpo", overrides, 3) == f"{group} seed=3"
+
+
+def test_tags_are_short_and_different() -> None:
+    long = "data.train_path=" + "x" * 100
+    tags = run_tags(None, [long, "assignment=soft", "assignment=soft"], 1)
+    assert tags == ["train", long[:64], "assignment=soft", "seed=1"]
