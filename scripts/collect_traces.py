@@ -26,7 +26,6 @@ from matchtir.collection.gold import gold_task
 from matchtir.collection.summary import summarise, summary_table
 from matchtir.evaluation.benchmark import AttemptLog
 from matchtir.evaluation.policies import find_policy
-from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.custom.rows import row_from_task
@@ -54,11 +53,11 @@ def run(config: DictConfig) -> dict[str, object]:
         engine=instantiate(config.rollout.engine),
         endpoint=instantiate(config.endpoint),
     )
-    player = policy.player(_no_script)
-    limits = player.limits(instantiate(config.rollout.limits))
+    speaker = policy.speaker(_no_script)
+    limits = policy.limits(instantiate(config.rollout.limits))
     sandbox = instantiate(config.sandbox)
     collector = Collector(
-        EpisodeRunner(player.engine, player.renderer, sandbox, limits),
+        EpisodeRunner(speaker, sandbox, limits),
         SamplingParams(temperature=config.temperature),
         AttemptLog(folder / "attempts.jsonl"),
         attempts=config.attempts,
@@ -91,8 +90,7 @@ def run(config: DictConfig) -> dict[str, object]:
         if task.gold_calls or task.task_id in gold
     ]
     (folder / "gold.jsonl").write_text("".join(lines), encoding="utf-8")
-    usage = player.engine.client.counts if isinstance(player.engine, ChatEndpoint) else {}
-    summary = summarise(attempts, list(gold.values()), usage, config.price)
+    summary = summarise(attempts, list(gold.values()), policy.counts, config.price)
     summary["attempts that could not be made"] = collector.refused
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     console = Console()

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict, read_write
 
-from matchtir.rollout.chat_client import EndpointError
+from matchtir.rollout.http import EndpointError
 from matchtir.tasks.custom import CustomTasks
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.utils.run_folder import register_resolvers

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from matchtir.rollout.dialogue import Dialogue
+from matchtir.rollout.speakers import Dialogue
 from matchtir.types import StopReason, ToolResult
 from tests.rollout.episode_fakes import FakeSandbox, call_text, task
 

@@ -12,9 +12,9 @@ from matchtir.evaluation.policies import renderer_of_run
 from matchtir.evaluation.tables import missing_modules
 from matchtir.policy.tiny.model import load_tiny
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
+from matchtir.rollout.engine import ScriptedEngine
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT
-from matchtir.rollout.scripted import ScriptedEngine
 from matchtir.tasks.ftrl import FtrlTasks
 from matchtir.tasks.synthetic.tasks import SyntheticTasks
 from matchtir.tools.sandbox import ProcessPoolSandbox

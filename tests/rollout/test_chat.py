@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from contextlib import contextmanager
 
 import aiohttp
@@ -10,16 +9,16 @@ import pytest
 from aiohttp import web
 
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
-from matchtir.rollout.chat_client import EndpointError, api_url
-from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.chat_server import assistant_message, serve
-from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.engine import SamplingParams, ScriptedEngine, replay, turn_by_sample
 from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.http import EndpointError
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.rollout.scripted import ScriptedEngine, replay, turn_by_sample
+from matchtir.rollout.speakers import ChatEndpoint, api_url
 from matchtir.tools.formats import parse_calls
 from matchtir.types import CallStatus, StopReason
+from tests.rollout.chat_fakes import listening
 from tests.rollout.episode_fakes import FakeSandbox, call_text, task
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -27,8 +26,8 @@ LIMITS = EpisodeLimits(max_turns=4)
 
 
 @contextmanager
-def listening(*answers):
-    """A server that gives these answers in turn, and the requests that it got."""
+def answering(*answers):
+    """The URL of a server that gives these answers in turn, and the requests that it got."""
     waiting, requests = list(answers), []
 
     async def complete(request):
@@ -36,29 +35,8 @@ def listening(*answers):
         status, body = waiting.pop(0)
         return web.json_response(body, status=status)
 
-    async def models(request):
-        return web.json_response({"data": [{"id": "some-model"}]})
-
-    async def start():
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", complete)
-        app.router.add_get("/v1/models", models)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return runner
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
-    try:
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}", requests
-    finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with listening(complete) as url:
+        yield url, requests
 
 
 def says(content, *calls, reason=None, ids=True, **more):
@@ -77,7 +55,7 @@ def says(content, *calls, reason=None, ids=True, **more):
 
 
 def play(endpoint, played=None):
-    runner = EpisodeRunner(endpoint, endpoint, FakeSandbox(), LIMITS)
+    runner = EpisodeRunner(endpoint, FakeSandbox(), LIMITS)
     ((trajectory,),) = runner.run([played or task()], 1, GREEDY, 5)
     return trajectory
 
@@ -86,7 +64,7 @@ def quick(monkeypatch):
     async def no_pause(seconds):
         pass
 
-    monkeypatch.setattr("matchtir.rollout.chat_client.asyncio.sleep", no_pause)
+    monkeypatch.setattr("matchtir.rollout.http.asyncio.sleep", no_pause)
 
 
 def test_an_episode_over_the_protocol(monkeypatch):
@@ -95,7 +73,7 @@ def test_an_episode_over_the_protocol(monkeypatch):
         says("Let me see.", ("mayor_of", '{"city": "alpha"}'), ("mayor_of", '{"city": "beta"}')),
         says("<answer>beta</answer>", reasoning_content="clear"),
     )
-    with listening(*answers) as (url, requests):
+    with answering(*answers) as (url, requests):
         endpoint = ChatEndpoint(url, api_key_variable="SOME_KEY", system_prompt="Be brief.")
         trajectory = play(endpoint)
     assert trajectory.stop_reason is StopReason.ANSWER
@@ -121,7 +99,7 @@ def test_calls_left_in_the_text_are_found_and_broken_ones_answered():
         says(None, ("mayor_of", '{"city": ')),
         says("cut", reason="length"),
     )
-    with listening(*answers) as (url, requests):
+    with answering(*answers) as (url, requests):
         endpoint = ChatEndpoint(url, tool_choice="none", max_tokens=99, extra_body={"top_p": 0.5})
         trajectory = play(endpoint)
     assert [call.status for call in trajectory.calls] == [CallStatus.OK, CallStatus.INVALID_JSON]
@@ -134,7 +112,7 @@ def test_calls_left_in_the_text_are_found_and_broken_ones_answered():
 
 def test_calls_without_an_id_or_with_an_object_as_arguments():
     odd = says("", ("mayor_of", {"city": "alpha"}), ids=False)
-    with listening(odd, says("<answer>beta</answer>")) as (url, requests):
+    with answering(odd, says("<answer>beta</answer>")) as (url, requests):
         trajectory = play(ChatEndpoint(url))
     assert [call.arguments for call in trajectory.calls] == [{"city": "alpha"}]
     assistant, result = requests[1]["messages"][-2:]
@@ -144,11 +122,11 @@ def test_calls_without_an_id_or_with_an_object_as_arguments():
 def test_failures_of_the_network_are_tried_again_and_counted(monkeypatch):
     quick(monkeypatch)
     busy = (529, {"error": "busy"})
-    with listening(busy, (429, {}), says("<answer>beta</answer>")) as (url, _):
+    with answering(busy, (429, {}), says("<answer>beta</answer>")) as (url, _):
         endpoint = ChatEndpoint(url, model="m")
         assert play(endpoint).stop_reason is StopReason.ANSWER
         assert endpoint.client.counts == {"requests": 3, "retries": 2}
-    with listening(busy, busy) as (url, _), pytest.raises(EndpointError, match="failed 2 times"):
+    with answering(busy, busy) as (url, _), pytest.raises(EndpointError, match="failed 2 times"):
         play(ChatEndpoint(url, model="m", retries=1))
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1.* failed 2 times; last: Client"):
         play(ChatEndpoint("http://127.0.0.1:9", model="m", retries=1))
@@ -156,19 +134,19 @@ def test_failures_of_the_network_are_tried_again_and_counted(monkeypatch):
 
 def test_a_refusal_stops_the_evaluation_but_a_full_context_only_the_episode():
     with (
-        listening((401, {"error": "no key"})) as (url, _),
+        answering((401, {"error": "no key"})) as (url, _),
         pytest.raises(EndpointError, match="status 401.*no key"),
     ):
         play(ChatEndpoint(url, model="m"))
     full = (400, {"error": {"code": "context_length_exceeded", "message": "too long"}})
-    with listening(full) as (url, _):
+    with answering(full) as (url, _):
         endpoint = ChatEndpoint(url, model="m")
         trajectory = play(endpoint)
     assert trajectory.stop_reason is StopReason.TURN_LENGTH
     assert trajectory.final_text == ""
     assert endpoint.client.counts["beyond_context"] == 1
     with (
-        listening((200, {"choices": []})) as (url, _),
+        answering((200, {"choices": []})) as (url, _),
         pytest.raises(EndpointError, match="answered {'choices': \\[\\]}"),
     ):
         play(ChatEndpoint(url, model="m"))

@@ -5,11 +5,11 @@ import pytest
 
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.demonstration import gold_trajectory
-from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.engine import SamplingParams, ScriptedEngine, replay
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.rollout.scripted import ScriptedEngine, replay
+from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.synthetic import SyntheticTasks
 from matchtir.tools.sandbox import ProcessPoolSandbox
@@ -78,7 +78,7 @@ def test_demonstration_equals_a_replay_with_the_real_tools(thinking):
     sandbox = ProcessPoolSandbox(workers=1)
     with contextlib.ExitStack() as stack:
         stack.callback(sandbox.shutdown)
-        runner = EpisodeRunner(engine, renderer, sandbox, EpisodeLimits())
+        runner = EpisodeRunner(TokenSpeaker(engine, renderer), sandbox, EpisodeLimits())
         groups = runner.run(tasks, 1, SamplingParams(), seed=0)
     for wanted, [replayed] in zip(tasks, groups, strict=True):
         demonstration = gold_trajectory(wanted, renderer)

@@ -3,12 +3,18 @@ import logging
 
 import pytest
 
-from matchtir.rollout.attempt import session_name, task_id_of, turn_seed
-from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.engine import (
+    Generation,
+    SamplingParams,
+    ScriptedEngine,
+    replay,
+    session_name,
+    task_id_of,
+)
+from matchtir.rollout.episode import Attempt, EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.rollout.scripted import ScriptedEngine, replay
+from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import CallStatus, ResultStatus, StopReason, ToolSpec
 from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, small_tokenizer, task
@@ -32,7 +38,8 @@ class Engine(ScriptedEngine):
 
 def runner_of(engine, sandbox=None, max_concurrent=64, **limits) -> EpisodeRunner:
     limits = EpisodeLimits(**limits)
-    return EpisodeRunner(engine, RENDERER, sandbox or FakeSandbox(), limits, max_concurrent)
+    speaker = TokenSpeaker(engine, RENDERER)
+    return EpisodeRunner(speaker, sandbox or FakeSandbox(), limits, max_concurrent)
 
 
 def run_one(engine, sandbox=None, **limits):
@@ -133,12 +140,8 @@ def test_the_final_state_is_read_where_the_task_asks_for_one():
     sandbox = ProcessPoolSandbox(workers=1)
     renderer = Renderer(small_tokenizer(), system_prompt="")
     texts = {"calls": [call_text("beta"), "<answer>a</answer>"], "idle": ["<answer>a</answer>"]}
-    runner = EpisodeRunner(
-        ScriptedEngine(renderer, replay({**texts, "plain": texts["calls"]})),
-        renderer,
-        sandbox,
-        EpisodeLimits(),
-    )
+    engine = ScriptedEngine(renderer, replay({**texts, "plain": texts["calls"]}))
+    runner = EpisodeRunner(TokenSpeaker(engine, renderer), sandbox, EpisodeLimits())
     state = {"Box": {"city": "alpha"}}
     asking = [
         task(task_id, tools=(spec,), initial_state=state, gold_state=state)
@@ -255,8 +258,11 @@ def test_groups_sessions_and_seeds_are_in_order():
 
 
 def test_turn_seed_is_the_same_in_every_process():
-    assert turn_seed(0, 0, 0, 0) == 8662518681111019217
-    assert len({turn_seed(s, p, n, t) for s in (-1, 12) for p in (1, 11) for n in (1, 11)
+    def seed(*place, turns):
+        return Attempt(task(), (), SAMPLING, *place, turns=(None,) * turns).turn_seed
+
+    assert seed(0, 0, 0, turns=0) == 8662518681111019217
+    assert len({seed(s, p, n, turns=t) for s in (-1, 12) for p in (1, 11) for n in (1, 11)
                 for t in (0, 1)}) == 16  # fmt: skip
 
 

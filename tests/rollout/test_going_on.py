@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from matchtir.rollout.attempt import Attempt
-from matchtir.rollout.runner import EpisodeRunner, is_whole
+from matchtir.rollout.episode import Attempt
+from matchtir.rollout.runner import is_whole
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, ToolSpec, Trajectory
 from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, task
@@ -126,9 +126,7 @@ def test_a_stateful_tool_has_its_state_back():
     counting = task(tools=(spec,), gold_state={"Box": {"n": 2}})
     sandbox = ProcessPoolSandbox(workers=1)
     try:
-        runner = EpisodeRunner(
-            Resumed(CALL, CALL, ANSWER), RENDERER, sandbox, runner_of(Engine()).limits
-        )
+        runner = runner_of(Resumed(CALL, CALL, ANSWER), sandbox)
         [[whole]] = runner.run([counting], 1, SAMPLING, seed=0)
         half = Attempt(counting, whole.prompt_ids, SAMPLING, 0, 0, 0, whole.turns[:1])
         ((resumed,),) = asyncio.run(runner.go_on([[half]], enough=1))

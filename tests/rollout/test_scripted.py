@@ -3,10 +3,14 @@ import asyncio
 import pytest
 from torch import nn
 
-from matchtir.rollout.attempt import session_name
-from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.engine import (
+    Request,
+    SamplingParams,
+    ScriptedEngine,
+    replay,
+    session_name,
+)
 from matchtir.rollout.renderer import Renderer
-from matchtir.rollout.scripted import Request, ScriptedEngine, replay
 from tests.rollout.episode_fakes import small_tokenizer
 
 SAMPLING = SamplingParams(max_new_tokens=50)

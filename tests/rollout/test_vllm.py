@@ -13,10 +13,8 @@ from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
-from matchtir.rollout.vllm_engine import VllmEngine
-from matchtir.rollout.vllm_process import server_flags
-from matchtir.rollout.vllm_request import check_settings
-from matchtir.rollout.vllm_server import VllmServerEngine
+from matchtir.rollout.vllm_engine import VllmEngine, check_settings
+from matchtir.rollout.vllm_server import VllmServerEngine, server_flags
 from tests.policy.tiny_policy import small
 from tests.rollout.engine_helpers import STOP, Talk, converse, needs_vllm, talks
 from tests.training.training_parts import fit, logged, policy_gradient
@@ -169,7 +167,7 @@ def test_answers_of_other_weights_are_refused() -> None:
     server = VllmServerEngine(STOP, 256, SETTINGS)
     try:
         server.sync(policy(0), version=1)
-        other = VllmServerEngine(STOP, 256, url=server._url)
+        other = VllmServerEngine(STOP, 256, url=server._client.url)
         other.sync(policy(0), version=2)
         assert one(other).token_ids
         with pytest.raises(RuntimeError, match="'2'.* instead of 1"):

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from matchtir.rollout.watchdog import Watchdog
+from matchtir.rollout.episode import Watchdog
 from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, task
 from tests.rollout.test_episode import ANSWER, SAMPLING, Engine, runner_of
 

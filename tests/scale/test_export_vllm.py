@@ -12,7 +12,7 @@ import torch
 
 from matchtir.policy.loading import load_pretrained
 from matchtir.rollout.renderer import Renderer
-from matchtir.rollout.vllm_process import VllmProcess
+from matchtir.rollout.vllm_server import VllmProcess
 from tests.rollout.engine_helpers import needs_vllm
 from tests.rollout.episode_fakes import task
 from tests.scale.whole_runs import ROOT, succeeded

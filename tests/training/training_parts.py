@@ -16,11 +16,10 @@ from matchtir.credit.assignment import HardAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
 from matchtir.policy.losses import PolicyLoss
-from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.engine import SamplingParams, ScriptedEngine
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.rollout.scripted import ScriptedEngine
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.training.data import Stage, TaskDataModule
 from matchtir.training.module import PolicyGradientModule

@@ -12,9 +12,9 @@ from matchtir.collection.cleaning import Trace, TracedCall, clean_trace, traced_
 from matchtir.credit.answer import answer_f1, final_answer
 from matchtir.credit.outcome import outcome_score
 from matchtir.evaluation.benchmark import AttemptLog
-from matchtir.rollout.attempt import derive_seed
-from matchtir.rollout.chat_client import EndpointError
 from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.episode import derive_seed
+from matchtir.rollout.http import EndpointError
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.types import Task, ToolCall, Trajectory
 
@@ -45,7 +45,7 @@ class Collector:
     """Makes attempts that are not on file yet, so many at once.
 
     Args:
-        runner: plays the episodes, with the teacher as its engine and real tools.
+        runner: plays the episodes, with the teacher as its speaker and real tools.
         sampling: how the teacher's turns are drawn.
         log: of finished attempts.
         attempts: at each task.

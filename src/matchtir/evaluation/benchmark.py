@@ -19,9 +19,8 @@ from matchtir.evaluation.metrics import Scoring
 from matchtir.evaluation.policies import EvaluatedPolicy, scripted_turns
 from matchtir.evaluation.statistics import Statistic
 from matchtir.reports.trace import trace_record, write_traces
-from matchtir.rollout.attempt import derive_seed
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.rows import read_jsonl
 from matchtir.tasks.task_set import TaskSet
@@ -208,10 +207,8 @@ class TaskBenchmark:
         attempts: AttemptLog,
     ) -> None:
         tasks = [task for _, task in numbered]
-        player = policy.player(lambda name, seed: self.scripts(tasks, name, seed))
-        runner = EpisodeRunner(
-            player.engine, player.renderer, setting.sandbox, player.limits(self.limits)
-        )
+        speaker = policy.speaker(lambda name, seed: self.scripts(tasks, name, seed))
+        runner = EpisodeRunner(speaker, setting.sandbox, policy.limits(self.limits))
         places = asyncio.Semaphore(setting.max_concurrent)
 
         async def attempt(number: int, task: Task) -> None:

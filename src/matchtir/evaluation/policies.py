@@ -25,12 +25,17 @@ from transformers import PreTrainedTokenizerBase
 
 from matchtir.policy.loading import load_policy
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
-from matchtir.rollout.chat_endpoint import ChatEndpoint
 from matchtir.rollout.chat_server import MODEL, ChatServer, serve
-from matchtir.rollout.engine import Engine, SamplingParams
-from matchtir.rollout.episode import ConversationFormat, EpisodeLimits
+from matchtir.rollout.engine import (
+    Engine,
+    SamplingParams,
+    ScriptedEngine,
+    replay,
+    turn_by_sample,
+)
+from matchtir.rollout.episode import EpisodeLimits, Speaker
 from matchtir.rollout.renderer import Renderer
-from matchtir.rollout.scripted import ScriptedEngine, replay, turn_by_sample
+from matchtir.rollout.speakers import ChatEndpoint, TokenSpeaker
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tools.formats import render_call
@@ -49,18 +54,6 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 Scripts = Callable[[str, int], Mapping[str, Sequence[str]]]
 MakeRenderer = Callable[[PreTrainedTokenizerBase], Renderer]
 MakeEngine = Callable[[Sequence[int]], Engine]
-
-
-@dataclass(frozen=True, slots=True)
-class Player:
-    """A policy ready to attempt tasks: its engine and its format of conversations.
-
-    `limits` are those of a benchmark as far as they mean something for this policy.
-    """
-
-    engine: Engine
-    renderer: ConversationFormat
-    limits: Callable[[EpisodeLimits], EpisodeLimits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +79,9 @@ class LocalPolicy:
         """Those of a benchmark as far as they mean something for this policy."""
         return limits
 
-    def player(self, scripts: Scripts) -> Player:
+    def speaker(self, scripts: Scripts) -> Speaker:
         """The policy for our episodes."""
-        return Player(*self.engine(scripts), self.limits)
+        return TokenSpeaker(*self.engine(scripts))
 
     @contextmanager
     def served(
@@ -156,9 +149,13 @@ class EndpointPolicy:
         """Requests, those made again, and those beyond the server's context."""
         return dict(self.endpoint.client.counts)
 
-    def player(self, scripts: Scripts) -> Player:
-        """The same engine for every benchmark."""
-        return Player(self.endpoint, self.endpoint, EpisodeLimits.without_tokens)
+    def limits(self, limits: EpisodeLimits) -> EpisodeLimits:
+        """Those of tokens mean nothing to it."""
+        return limits
+
+    def speaker(self, scripts: Scripts) -> Speaker:
+        """The same for every benchmark."""
+        return self.endpoint
 
     @contextmanager
     def served(

@@ -17,9 +17,8 @@ from typing import Any
 from aiohttp import web
 from jinja2 import TemplateError
 
-from matchtir.rollout.attempt import derive_seed, session_name
-from matchtir.rollout.engine import Engine, Generation, SamplingParams
-from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.engine import Engine, Generation, SamplingParams, session_name
+from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.renderer import Renderer
 from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.types import CallStatus, ToolCall

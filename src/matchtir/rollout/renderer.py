@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from matchtir.rollout.chat_format import OTHER_ENDS, ChatMessage, read_format
+from matchtir.rollout.templates import OTHER_ENDS, ChatMessage, read_format
 from matchtir.types import Task, ToolResult
 
 DEFAULT_SYSTEM_PROMPT = (

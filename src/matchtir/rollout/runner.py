@@ -6,11 +6,15 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from matchtir.rollout.attempt import Attempt
-from matchtir.rollout.engine import Engine, SamplingParams
-from matchtir.rollout.episode import ConversationFormat, Episode, EpisodeLimits
-from matchtir.rollout.episode_tools import EpisodeTools
-from matchtir.rollout.watchdog import Watchdog
+from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.episode import (
+    Attempt,
+    Episode,
+    EpisodeLimits,
+    EpisodeTools,
+    Speaker,
+    Watchdog,
+)
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import StopReason, Task, Trajectory
 
@@ -24,8 +28,7 @@ class EpisodeRunner:
     """Samples groups of trajectories.
 
     Args:
-        engine: samples the turns.
-        renderer: turns messages into tokens.
+        speaker: says the turns.
         sandbox: executes the calls.
         limits: where episodes end.
         max_concurrent: episodes under way at the same time; the others wait for a place, in order.
@@ -37,8 +40,7 @@ class EpisodeRunner:
 
     def __init__(
         self,
-        engine: Engine,
-        renderer: ConversationFormat,
+        speaker: Speaker,
         sandbox: Sandbox,
         limits: EpisodeLimits,
         max_concurrent: int = 256,
@@ -46,8 +48,7 @@ class EpisodeRunner:
     ) -> None:
         if max_concurrent < 1:
             raise ValueError(f"max_concurrent must be at least 1, got {max_concurrent}")
-        self.engine = engine
-        self.renderer = renderer
+        self.speaker = speaker
         self.sandbox = sandbox
         self.limits = limits
         self.max_concurrent = max_concurrent
@@ -63,7 +64,7 @@ class EpisodeRunner:
         call is scored that was not answered. A task whose prompt is too long gets trajectories
         without turns, and a warning.
 
-        What the engine, or the sandbox itself, raises ends all episodes and is raised here.
+        What the speaker, or the sandbox itself, raises ends all episodes and is raised here.
         """
         return asyncio.run(self.run_async(tasks, group_size, sampling, seed))
 
@@ -107,13 +108,13 @@ class EpisodeRunner:
         """
         under_way = [[self._begin(each) for each in group] for group in groups]
         slots = asyncio.Semaphore(self.max_concurrent)
-        # Tasks start in the order of their creation, so first turns reach the engine in order.
+        # Tasks start in the order of their creation, so first turns are asked for in order.
         running = [asyncio.create_task(_finish(group, slots)) for group in under_way]
         try:
             with self.watchdog.watching():
                 await _wait_for(running, enough, urgent)
         except BaseExceptionGroup as errors:
-            # One failure of the engine reaches many episodes: raise it once, as itself.
+            # One failure of an engine reaches many episodes: raise it once, as itself.
             raise _first(errors) from None
         return [[_so_far(each) for each in group] for group in under_way]
 
@@ -122,12 +123,12 @@ class EpisodeRunner:
         if isinstance(attempt, Trajectory):
             return attempt
         if len(attempt.prompt_ids) > self.limits.max_prompt_tokens:
-            return attempt.ended(StopReason.PROMPT_TOO_LONG, self.engine.version)
+            return attempt.ended(StopReason.PROMPT_TOO_LONG, self.speaker.version)
         tools = EpisodeTools(self.sandbox, attempt.task, attempt.turns)
-        return Episode(attempt, self.engine, self.renderer, tools, self.limits, self.watchdog)
+        return Episode(attempt, self.speaker, tools, self.limits, self.watchdog)
 
     def _prompt(self, task: Task) -> tuple[int, ...]:
-        prompt_ids = self.renderer.prompt_ids(task)
+        prompt_ids = self.speaker.prompt_ids(task)
         if len(prompt_ids) > self.limits.max_prompt_tokens:
             logger.warning(
                 "task %s is skipped: its prompt of %d tokens exceeds max_prompt_tokens=%d",

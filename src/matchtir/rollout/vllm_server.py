@@ -1,22 +1,26 @@
-"""vLLM as a server: started here, or somewhere else and shared by all processes."""
+"""vLLM as a server: a child of this process, or started somewhere else and shared by all."""
 
 from __future__ import annotations
 
-import json
-import urllib.error
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import aiohttp
 from torch import nn
 
 from matchtir.policy.weights import full_weights, save_full_weights
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.vllm_process import VllmProcess
-from matchtir.rollout.vllm_request import (
+from matchtir.rollout.http import HttpClient
+from matchtir.rollout.vllm_engine import (
+    ENVIRONMENT,
     cache_salt,
     check_settings,
     engine_settings,
@@ -24,6 +28,98 @@ from matchtir.rollout.vllm_request import (
     request_settings,
 )
 from matchtir.utils.processes import rank, wait_for_all
+
+# The kernel ends the server with its parent, however that ends. vLLM's `vllm` command would do the
+# same work, but its build for CPUs comes without it.
+_LAUNCH = (
+    "import ctypes, runpy, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+    "runpy.run_module('vllm.entrypoints.openai.api_server', run_name='__main__')"
+)
+_DEFAULTS = {
+    **ENVIRONMENT,
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer is on the same cores
+}
+_NEEDED = {"VLLM_SERVER_DEV_MODE": "1"}  # weights can be changed
+
+
+def server_flags(settings: Mapping[str, Any]) -> list[str]:
+    """The command line of engine arguments; true and false are flags without a value."""
+    flags = ["--enable-scale-out", "--enable-prompt-tokens-details"]
+    for key, value in settings.items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        else:
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
+class VllmProcess:
+    """Starts a server on a free port of this machine and waits until it answers.
+
+    Args:
+        settings: engine arguments.
+        kv_cache_gib: size of the KV cache on a CPU.
+        log_file: what the server prints.
+        timeout_s: for the start.
+
+    Raises:
+        RuntimeError: it ended, or did not answer in time; the message has its last lines.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, Any], kv_cache_gib: int, log_file: Path, timeout_s: float
+    ) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self._log_file = log_file
+        cache = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
+        command = [sys.executable, "-c", _LAUNCH, *server_flags(settings)]
+        with log_file.open("wb") as output:
+            self._process = subprocess.Popen(
+                [*command, "--host", "127.0.0.1", "--port", str(port)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**_DEFAULTS, **os.environ, **_NEEDED, **cache},
+            )
+        try:
+            self._wait(timeout_s)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not self._answers():
+            if self._process.poll() is not None:
+                raise RuntimeError(f"the vLLM server did not start:\n{self._last_lines()}")
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"the vLLM server did not answer within {timeout_s:g} s:\n{self._last_lines()}"
+                )
+            time.sleep(0.2)
+
+    def _answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def _last_lines(self) -> str:
+        return "\n".join(self._log_file.read_text(errors="replace").splitlines()[-20:])
+
+    def stop(self) -> None:
+        """End the server and wait for it."""
+        self._process.terminate()
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 class VllmServerEngine:
@@ -41,7 +137,7 @@ class VllmServerEngine:
         url: of a server that runs already; it has been started with the settings that
             docs/rollouts.md names. None: one is started at the first `sync`.
         weights_folder: where weights are handed over; None: a new folder in memory.
-        timeout_s: for the start, and for each request.
+        timeout_s: for the start, and for each request, which is made again twice if it fails.
 
     Raises:
         ValueError: settings that are not free, or that a server with a `url` would not hear of.
@@ -68,12 +164,12 @@ class VllmServerEngine:
         self._stop = tuple(stop_token_ids)
         self._max_model_len = max_model_len
         self._kv_cache_gib = kv_cache_gib
-        self._url = url.rstrip("/") if url else None
+        self._timeout_s = timeout_s
+        self._client = self._client_of(url) if url else None
         self._is_shared = url is not None
         self._given_folder = weights_folder
         self._folder: Path | None = None
         self._temporary: TemporaryDirectory[str] | None = None
-        self._timeout_s = timeout_s
         self._process: VllmProcess | None = None
         self._generating = 0
 
@@ -86,7 +182,7 @@ class VllmServerEngine:
             ValueError: the context is too long.
             RuntimeError: the server refuses, cannot be reached, or has other weights.
         """
-        if self._url is None:
+        if self._client is None:
             raise RuntimeError("the engine has no weights yet: call sync first")
         sampling = fitted(session, context, sampling, self._max_model_len)
         body = {
@@ -96,31 +192,17 @@ class VllmServerEngine:
         }
         self._generating += 1
         try:
-            return self._generation(await self._ask(body))
+            answer = await self._client.request("POST", "/inference/v1/generate", body)
+            return self._generation(answer, self._client.url)
         finally:
             self._generating -= 1
 
-    async def _ask(self, body: Mapping[str, Any]) -> Any:
-        url = f"{self._url}/inference/v1/generate"
-        timeout = aiohttp.ClientTimeout(total=self._timeout_s)
-        try:
-            async with (
-                aiohttp.ClientSession(timeout=timeout) as client,
-                client.post(url, json=body) as response,
-            ):
-                text = await response.text()
-                if response.status != 200:
-                    raise RuntimeError(f"{url}: status {response.status}: {text[:1000]}")
-                return json.loads(text)
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise RuntimeError(f"{url}: {type(error).__name__} {error}") from error
-
-    def _generation(self, answer: Any) -> Generation:
+    def _generation(self, answer: Any, url: str) -> Generation:
         (choice,) = answer["choices"]
         versions = {span["version"] for span in choice["weight_versions"] or ()}
         if versions != {str(self.version)}:
             raise RuntimeError(
-                f"{self._url} sampled with weights {sorted(versions)} instead of {self.version}"
+                f"{url} sampled with weights {sorted(versions)} instead of {self.version}"
             )
         usage = answer["usage"]
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
@@ -147,12 +229,16 @@ class VllmServerEngine:
                 pass
         else:
             save_full_weights(policy, self._folder)
-            if self._url is None:
-                self._start(policy)
-            self._update(version)
+            if self._client is None:
+                self._client = self._start(policy)
+            _reload(self._client, self._folder, version)
         if self._is_shared:
             wait_for_all()
         self.version = version
+
+    def _client_of(self, url: str) -> HttpClient:
+        # Seeds belong to turns: a request that is made again samples the same.
+        return HttpClient(url.rstrip("/"), self._timeout_s, retries=2)
 
     def _handover_folder(self) -> Path:
         if self._given_folder:
@@ -161,7 +247,7 @@ class VllmServerEngine:
         self._temporary = TemporaryDirectory(prefix="weights", dir=memory)
         return Path(self._temporary.name)
 
-    def _start(self, policy: nn.Module) -> None:
+    def _start(self, policy: nn.Module) -> HttpClient:
         assert self._folder is not None
         self._process = VllmProcess(
             engine_settings(policy, self._folder, self._settings),
@@ -169,31 +255,7 @@ class VllmServerEngine:
             self._folder / "server.log",
             self._timeout_s,
         )
-        self._url = self._process.url
-
-    def _update(self, version: int) -> None:
-        weights = {"weights_path": str(self._folder)}
-        self._post("/pause?mode=abort")
-        self._post("/collective_rpc", {"method": "reload_weights", "kwargs": weights})
-        if not self._post("/reset_prefix_cache")["success"]:
-            raise RuntimeError(f"{self._url} did not drop the cache of older weights")
-        self._post("/update_weight_version", {"new_version": str(version)})
-        self._post("/resume")
-
-    def _post(self, path: str, body: Any = None) -> Any:
-        request = urllib.request.Request(
-            f"{self._url}{path}",
-            json.dumps(body or {}).encode(),
-            {"Content-Type": "application/json"},
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
-                text = answer.read()
-        except urllib.error.HTTPError as error:
-            raise RuntimeError(f"{self._url}{path}: {error}: {error.read()[:1000]!r}") from error
-        except OSError as error:
-            raise RuntimeError(f"{self._url}{path}: {error}") from error
-        return json.loads(text) if text else None
+        return self._client_of(self._process.url)
 
     def close(self) -> None:
         """Stop the server that was started, and remove the weights."""
@@ -202,3 +264,18 @@ class VllmServerEngine:
             self._process = None
         if self._temporary is not None:
             self._temporary.cleanup()
+
+
+def _reload(client: HttpClient, folder: Path, version: int) -> None:
+    """Have the server read the weights in a folder, and forget what it read with older ones."""
+
+    def post(path: str, body: Mapping[str, Any]) -> Any:
+        return asyncio.run(client.request("POST", path, body, empty=True))
+
+    post("/pause?mode=abort", {})
+    reading = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+    post("/collective_rpc", reading)
+    if not post("/reset_prefix_cache", {})["success"]:
+        raise RuntimeError(f"{client.url} did not drop the cache of older weights")
+    post("/update_weight_version", {"new_version": str(version)})
+    post("/resume", {})

@@ -13,7 +13,7 @@ from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.types import Action, Observation, State
 
 from matchtir.credit.rewards import Reward
-from matchtir.rollout.dialogue import Dialogue
+from matchtir.rollout.speakers import Dialogue
 from matchtir.tasks.rows import SPLITS
 from matchtir.tasks.task_set import TaskSet
 from matchtir.tools.sandbox import Sandbox

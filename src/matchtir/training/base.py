@@ -22,6 +22,7 @@ from matchtir.policy.weights import whole
 from matchtir.rollout.engine import Engine, SamplingParams
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
+from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.optim import OptimizerFactory
 from matchtir.training.parallel import ShardedStrategy, sum_gradients
@@ -66,7 +67,7 @@ class PolicyModule(LightningModule):
         self.policy = policy
         self.renderer = renderer
         self.engine = engine
-        self.make_episodes = partial(episodes, engine, renderer, sandbox)
+        self.make_episodes = partial(episodes, TokenSpeaker(engine, renderer), sandbox)
         self.episodes = self.make_episodes()
         self.optimizer_factory = optimizer
         self.micro_batch_tokens = micro_batch_tokens

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 
 from matchtir.credit.advantages.batch import RewardBatch
 from matchtir.credit.rewards import Credit
-from matchtir.rollout.attempt import Attempt
+from matchtir.rollout.episode import Attempt
 from matchtir.rollout.runner import EpisodeRunner, PartialGroup, is_whole
 from matchtir.types import Trajectory
 from matchtir.utils.options import check_at_least

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "lightning")
 SOURCES = (
     *("types.py", "policy/*", "policy/tiny/*", "tasks/gold.py", "tasks/synthetic/*"),
-    *("tasks/custom/*", "tools/formats.py", "rollout/renderer.py", "rollout/chat_format.py"),
+    *("tasks/custom/*", "tools/formats.py", "rollout/renderer.py", "rollout/templates.py"),
     *("rollout/demonstration.py", "training/*.py"),
 )
 

@@ -1,0 +1,274 @@
+"""Who speaks in episodes: an engine through a renderer, a chat server, somebody outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from matchtir.rollout.engine import Engine, SamplingParams
+from matchtir.rollout.episode import Attempt, EpisodeLimits, Utterance
+from matchtir.rollout.http import EndpointError, HttpClient
+from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
+from matchtir.rollout.runner import EpisodeRunner
+from matchtir.rollout.templates import ChatMessage
+from matchtir.tools.formats import HERMES, CallFormat
+from matchtir.tools.sandbox import Sandbox
+from matchtir.types import Task, ToolResult, Trajectory
+
+# OpenAI's error code, and what vLLM and llama.cpp write in its place.
+_BEYOND_CONTEXT = ("context_length", "context length", "context size")
+
+
+class TokenSpeaker:
+    """An engine that reads and writes tokens, and the renderer that says what they mean."""
+
+    def __init__(self, engine: Engine, renderer: Renderer) -> None:
+        self.engine = engine
+        self.renderer = renderer
+        self.calls = renderer.calls
+        self.prompt_ids = renderer.prompt_ids
+        self.observation_ids = renderer.observation_ids
+        self.release = engine.release
+
+    @property
+    def version(self) -> int:
+        """Of the engine's weights."""
+        return self.engine.version
+
+    async def speak(self, attempt: Attempt, room: int) -> Utterance:
+        """Sample the next turn; what was sampled is never encoded again."""
+        generation = await self.engine.generate(
+            attempt.session,
+            attempt.context,
+            replace(attempt.sampling, max_new_tokens=room),
+            attempt.turn_seed,
+        )
+        text = self.renderer.decode(generation.token_ids)
+        return Utterance(text, generation.stopped, generation.token_ids, generation.logprobs)
+
+
+class TextSpeaker:
+    """What speakers without tokens have in common."""
+
+    version = 0
+    calls: CallFormat = HERMES
+
+    def prompt_ids(self, task: Task) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    def observation_ids(
+        self, results: Sequence[ToolResult], turn_ids: Sequence[int]
+    ) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    def release(self, session: str) -> None:
+        """Nothing is kept for an episode."""
+
+
+class ChatEndpoint(TextSpeaker):
+    """A model behind a server of the OpenAI-compatible chat-completions protocol.
+
+    A turn's text has the calls that the server found in the form that the project's parser reads:
+    it remains the one reader of calls. The history goes back as the server gave it, without the
+    reasoning, as servers expect.
+
+    Args:
+        url: of the API, as http://localhost:8000/v1; without a path, /v1 is added.
+        model: name of the model; None: the one that the server lists.
+        api_key_variable: environment variable with the key; no key is sent where it is not set.
+        system_prompt: first message of every conversation; empty: none.
+        tool_choice: "auto", or "none" for servers that were started without a parser of calls:
+            they leave calls in the text, where they are found too.
+        max_tokens: of one turn; None: as many as the server allows.
+        extra_body: further fields of each request.
+        timeout_s, retries, requests_per_minute: see `HttpClient`; its counts get the
+            `prompt_tokens` and `completion_tokens` that the server reports.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        api_key_variable: str = "OPENAI_API_KEY",
+        system_prompt: str = DEFAULT_SYSTEM_PROMPT,
+        tool_choice: str = "auto",
+        max_tokens: int | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        timeout_s: float = 600.0,
+        retries: int = 6,
+        requests_per_minute: float | None = None,
+    ) -> None:
+        if tool_choice not in ("auto", "none"):
+            raise ValueError(f"tool_choice must be auto or none, not {tool_choice!r}")
+        key = os.environ.get(api_key_variable)
+        self.client = HttpClient(api_url(url), timeout_s, retries, key, requests_per_minute)
+        self.model = model
+        self.system_prompt = system_prompt
+        self.tool_choice = tool_choice
+        self.max_tokens = max_tokens
+        self.extra_body = dict(extra_body or {})
+        self._said: dict[str, list[ChatMessage]] = defaultdict(list)  # of each session, as given
+
+    async def speak(self, attempt: Attempt, room: int) -> Utterance:
+        """Ask for the next message, with as much room as the server gives.
+
+        A conversation that is beyond the server's context gets an empty turn that was cut.
+
+        Raises:
+            EndpointError: the server refuses the request, or cannot be reached.
+        """
+        body = await self._request(attempt)
+        try:
+            answer = await self.client.request("POST", "/chat/completions", body)
+        except EndpointError as error:
+            if not any(phrase in error.said.lower() for phrase in _BEYOND_CONTEXT):
+                raise
+            self.client.counts["beyond_context"] += 1
+            return Utterance("", stopped=False)
+        try:
+            usage = answer.get("usage") or {}
+            for kind in {"prompt_tokens", "completion_tokens"} & usage.keys():
+                self.client.counts[kind] += usage[kind]
+            choice = answer["choices"][0]
+            said = Utterance(turn_text(choice["message"]), choice["finish_reason"] != "length")
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise EndpointError(f"{self.client.url} answered {str(answer)[:500]}") from error
+        self._said[attempt.session].append(choice["message"])
+        return said
+
+    def release(self, session: str) -> None:
+        """Forget its messages."""
+        self._said.pop(session, None)
+
+    async def model_name(self) -> str:
+        """The configured model, or the only one that the server lists.
+
+        Raises:
+            EndpointError: there is none, or there are several to choose from.
+        """
+        if self.model is None:
+            answer = await self.client.request("GET", "/models")
+            names = [item["id"] for item in answer["data"]]
+            if len(names) != 1:
+                raise EndpointError(f"{self.client.url} has the models {names}: choose one of them")
+            self.model = names[0]
+        return self.model
+
+    async def _request(self, attempt: Attempt) -> dict[str, Any]:
+        """The body of the request for the next turn."""
+        sampling, tools = attempt.sampling, [tool.schema() for tool in attempt.task.tools]
+        body: dict[str, Any] = {
+            "model": await self.model_name(),
+            "messages": self._messages(attempt),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "seed": attempt.turn_seed,
+            "user": attempt.task.task_id,
+        }
+        if tools:
+            body |= {"tools": tools, "tool_choice": self.tool_choice}
+        if sampling.top_k:
+            body["top_k"] = sampling.top_k
+        if self.max_tokens is not None:
+            body["max_tokens"] = self.max_tokens
+        return body | self.extra_body
+
+    def _messages(self, attempt: Attempt) -> list[ChatMessage]:
+        """The conversation so far; each result refers to its call.
+
+        Results of calls that were only in the text have none to refer to, but must name one.
+        """
+        system = [{"role": "system", "content": self.system_prompt}] if self.system_prompt else []
+        history = [{"role": m.role, "content": m.content} for m in attempt.task.history]
+        question = {"role": "user", "content": attempt.task.question}
+        messages: list[ChatMessage] = [*system, *history, question]
+        for turn, said in zip(attempt.turns, self._said[attempt.session], strict=True):
+            calls = [
+                {**call, "id": call.get("id") or f"call_{len(messages)}_{number}"}
+                for number, call in enumerate(said.get("tool_calls") or ())
+            ]
+            kept = {"role": "assistant", "content": said.get("content") or ""}
+            messages.append(kept | ({"tool_calls": calls} if calls else {}))
+            for number, result in enumerate(turn.results):
+                name = calls[number]["id"] if number < len(calls) else f"call_{len(messages)}"
+                messages.append({"role": "tool", "content": result.output, "tool_call_id": name})
+        return messages
+
+
+def api_url(url: str) -> str:
+    """The URL that the paths of the chat-completions protocol are appended to."""
+    url = url.rstrip("/")
+    return url if "/" in url.partition("://")[2] else f"{url}/v1"
+
+
+def turn_text(message: ChatMessage) -> str:
+    """An assistant message as the project's format of turns writes it."""
+    parts = []
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if reasoning:
+        parts.append(f"<think>\n{reasoning}\n</think>\n")
+    if message.get("content"):
+        parts.append(message["content"])
+    for call in message.get("tool_calls") or ():
+        name, arguments = call["function"]["name"], call["function"].get("arguments") or "{}"
+        if not isinstance(arguments, str):
+            arguments = json.dumps(arguments, ensure_ascii=False)
+        block = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
+        parts.append(f"<tool_call>\n{block}\n</tool_call>")
+    return "\n".join(parts)
+
+
+class Dialogue(TextSpeaker):
+    """One episode of the episode loop, from outside: say a turn, hear its results.
+
+    Args:
+        task: what the episode is about.
+        sandbox: executes the calls.
+        max_turns: where the episode ends at the latest.
+    """
+
+    def __init__(self, task: Task, sandbox: Sandbox, max_turns: int) -> None:
+        self._asked: asyncio.Queue[Attempt] = asyncio.Queue()
+        self._written: asyncio.Queue[str] = asyncio.Queue()
+        runner = EpisodeRunner(self, sandbox, EpisodeLimits(max_turns))
+        self._episode = asyncio.create_task(runner.run_async([task], 1, SamplingParams(), seed=0))
+
+    async def say(self, text: str) -> tuple[ToolResult, ...] | Trajectory:
+        """Write the next turn; the results of its calls, or the whole episode where it ends it.
+
+        Raises:
+            RuntimeError: the episode has ended.
+        """
+        if self._episode.done():
+            raise RuntimeError("the episode has ended")
+        await self._asked.get()  # for this turn
+        self._written.put_nowait(text)
+        asked = asyncio.ensure_future(self._asked.get())  # for the next one
+        try:
+            await asyncio.wait({asked, self._episode}, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            asked.cancel()  # or it would take what the next turn waits for
+            raise
+        if self._episode.done():
+            asked.cancel()
+            [[trajectory]] = self._episode.result()
+            return trajectory
+        attempt = asked.result()
+        self._asked.put_nowait(attempt)
+        return attempt.turns[-1].results
+
+    async def speak(self, attempt: Attempt, room: int) -> Utterance:
+        """What is written next, however long."""
+        self._asked.put_nowait(attempt)
+        return Utterance(await self._written.get(), stopped=True)
+
+    def abandon(self) -> None:
+        """Begin to end the episode, wherever it is; its session is closed all the same."""
+        self._episode.cancel()
