@@ -1,6 +1,5 @@
 """Tools of a real MCP server process, over its standard streams."""
 
-import asyncio
 import sys
 from pathlib import Path
 
@@ -8,7 +7,8 @@ import pytest
 
 from matchtir.tools.mcp import McpError
 from matchtir.tools.sandbox import ProcessPoolSandbox
-from matchtir.types import McpServer, ResultStatus, ToolCall
+from matchtir.types import McpServer, ResultStatus
+from tests.tools.sandbox_helpers import in_session
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")
 
@@ -27,28 +27,21 @@ def tools_of(sandbox, *arguments, shared=False):
     return sandbox.mcp.tools(server)
 
 
-def in_session(sandbox, tools, *calls):
-    """Results of calls made at once, in a session of their own."""
-
-    async def run():
-        session = await sandbox.open(tools)
-        try:
-            return await asyncio.gather(
-                *[session.call(ToolCall(name, arguments)) for name, arguments in calls]
-            )
-        finally:
-            await session.close()
-
-    return asyncio.run(run())
+@pytest.fixture(scope="module")
+def tools(sandbox):
+    return tools_of(sandbox)
 
 
-def test_a_servers_tools_are_listed_and_called_in_order_from_a_fresh_process(sandbox):
-    tools = tools_of(sandbox)
+def results_of(*session):
+    return in_session(*session)[0]
+
+
+def test_a_servers_tools_are_listed_and_called_in_order_from_a_fresh_process(sandbox, tools):
     assert [tool.name for tool in tools] == ["increase", "echo", "fail", "sleep", "leave"]
     assert tools[0].description == "Adds to the counter and says where it stands."
     assert tools[1].parameters["required"] == ["text"]
     for _ in range(2):
-        results = in_session(
+        results = results_of(
             sandbox, tools, ("increase", {"by": 2}), ("increase", {}), ("echo", {"text": "hé"})
         )
         assert [result.output for result in results] == ["2", "3", "hé"]
@@ -56,14 +49,14 @@ def test_a_servers_tools_are_listed_and_called_in_order_from_a_fresh_process(san
 
 def test_a_shared_server_is_one_process_for_all_episodes(sandbox):
     tools = tools_of(sandbox, "--shared", shared=True)
-    seen = {in_session(sandbox, tools, ("increase", {}))[0].output for _ in range(3)}
+    seen = {results_of(sandbox, tools, ("increase", {}))[0].output for _ in range(3)}
     assert seen == {"1", "2", "3"}
 
 
-def test_what_goes_wrong_in_a_server_is_told(sandbox):
-    wrong, failed, long = in_session(
+def test_what_goes_wrong_in_a_server_is_told(sandbox, tools):
+    wrong, failed, long = results_of(
         sandbox,
-        tools_of(sandbox),
+        tools,
         ("increase", {"by": "many"}),
         ("fail", {}),
         ("echo", {"text": "x" * 400}),
@@ -82,26 +75,20 @@ def test_what_goes_wrong_in_a_server_is_told(sandbox):
         (("leave", {}), ResultStatus.CRASHED),
     ],
 )
-def test_a_call_that_ends_its_server_ends_it_for_the_rest_of_the_episode(call, status):
-    pool = ProcessPoolSandbox(workers=2, timeout_s=1.0)
-    try:
-        tools = tools_of(pool)
-        ended, later = in_session(pool, tools, call, ("increase", {}))
-        assert ended.status is status
-        assert later.status in (ResultStatus.CRASHED, ResultStatus.TIMEOUT)
-        assert in_session(pool, tools, ("increase", {}))[0].output == "1"
-    finally:
-        pool.shutdown()
+def test_a_call_that_ends_its_server_ends_it_for_the_rest_of_the_episode(
+    make_sandbox, tools, call, status
+):
+    pool = make_sandbox(timeout_s=1.0)
+    ended, later = results_of(pool, tools, call, ("increase", {}))
+    assert ended.status is status
+    assert later.status in (ResultStatus.CRASHED, ResultStatus.TIMEOUT)
+    assert results_of(pool, tools, ("increase", {}))[0].output == "1"
 
 
-def test_a_call_does_not_pay_for_those_before_it():
-    pool = ProcessPoolSandbox(workers=2, timeout_s=2.0)
-    try:
-        tools = tools_of(pool)
-        calls = [("sleep", {"seconds": 1.2})] * 2
-        assert [r.status for r in in_session(pool, tools, *calls)] == [ResultStatus.OK] * 2
-    finally:
-        pool.shutdown()
+def test_a_call_does_not_pay_for_those_before_it(make_sandbox, tools):
+    calls = [("sleep", {"seconds": 1.2})] * 2
+    results = results_of(make_sandbox(timeout_s=2.0), tools, *calls)
+    assert [result.status for result in results] == [ResultStatus.OK] * 2
 
 
 def test_a_server_that_does_not_start_says_why(sandbox):

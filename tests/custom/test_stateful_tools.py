@@ -7,6 +7,7 @@ import pytest
 
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ResultStatus, ToolCall, ToolSpec
+from tests.tools.sandbox_helpers import in_session
 
 CART = textwrap.dedent("""
     import dataclasses
@@ -63,23 +64,13 @@ def sandbox():
     pool.shutdown()
 
 
-def in_session(sandbox, *calls, tools=None, state=None):
-    """Outputs of calls made at once in a session of their own, and the state after them."""
-
-    async def run():
-        session = await sandbox.open(tools or cart_tools(), state)
-        try:
-            made = [session.call(ToolCall(name, arguments)) for name, arguments in calls]
-            return await asyncio.gather(*made), await session.state()
-        finally:
-            await session.close()
-
-    return asyncio.run(run())
+def in_cart(sandbox, *calls, tools=None, state=None):
+    return in_session(sandbox, tools or cart_tools(), *calls, state=state)
 
 
 def test_calls_of_an_episode_see_each_others_effects_in_their_order(sandbox):
     calls = [("add", {"name": str(index), "count": index}) for index in range(8)]
-    results, state = in_session(sandbox, *calls)
+    results, state = in_cart(sandbox, *calls)
     assert [result.output for result in results] == [str(index + 1) for index in range(8)]
     assert [line["count"] for line in state["Cart"]["lines"]] == list(range(8))
 
@@ -111,12 +102,12 @@ def test_nothing_of_a_session_stays_in_its_process(sandbox, tmp_path):
     source = CART.replace("SOLD = []", "from shelf import STOCK as SOLD")
     tools = cart_tools(source, str(tmp_path / "cart.py"))
     for _ in range(3):
-        (_, sold), _ = in_session(sandbox, ("add", {"name": "a"}), ("sold", {}), tools=tools)
+        (_, sold), _ = in_cart(sandbox, ("add", {"name": "a"}), ("sold", {}), tools=tools)
         assert sold.output == '["a"]'
 
 
 def test_the_state_is_the_public_attributes_as_json(sandbox):
-    _, state = in_session(sandbox, state={"Cart": {"lines": [{"name": "tea", "count": 2}]}})
+    _, state = in_cart(sandbox, state={"Cart": {"lines": [{"name": "tea", "count": 2}]}})
     assert state == {
         "Cart": {"owner": "", "lines": [{"name": "tea", "count": 2}], "tags": ["a", "b"]}
     }
@@ -126,7 +117,7 @@ def test_a_class_without_a_state_gets_its_defaults_and_functions_stay_stateless(
     plain = ToolSpec(
         "one", "", {}, "SEEN = []\ndef one():\n    SEEN.append(1)\n    return len(SEEN)"
     )
-    results, state = in_session(
+    results, state = in_cart(
         sandbox, ("one", {}), ("add", {"name": "a"}), ("one", {}), tools=[*cart_tools(), plain]
     )
     assert [result.output for result in results] == ["1", "1", "1"]
@@ -154,13 +145,13 @@ def test_a_call_that_takes_the_process_along_loses_the_state_of_its_episode_alon
 
 
 def test_a_thread_of_an_object_does_not_cost_the_state(sandbox):
-    results, state = in_session(sandbox, ("start_thread", {}), ("add", {"name": "a"}))
+    results, state = in_cart(sandbox, ("start_thread", {}), ("add", {"name": "a"}))
     assert [result.output for result in results] == ["started", "1"]
     assert len(state["Cart"]["lines"]) == 1
 
 
 def test_an_initial_state_that_does_not_fit_is_told_at_every_call(sandbox):
-    results, state = in_session(
+    results, state = in_cart(
         sandbox, ("add", {"name": "a"}), ("sold", {}), state={"Cart": {"colour": "red"}}
     )
     assert {result.status for result in results} == {ResultStatus.BROKEN_TOOL}
@@ -171,7 +162,7 @@ def test_an_initial_state_that_does_not_fit_is_told_at_every_call(sandbox):
 
 def test_bad_arguments_and_missing_methods(sandbox):
     odd = ToolSpec("nothing", "", {}, CART, owner="Cart")
-    results, state = in_session(
+    results, state = in_cart(
         sandbox, ("add", {"colour": 1}), ("nothing", {}), tools=[*cart_tools(), odd]
     )
     assert [r.status for r in results] == [ResultStatus.BAD_ARGUMENTS, ResultStatus.BROKEN_TOOL]
@@ -180,19 +171,19 @@ def test_bad_arguments_and_missing_methods(sandbox):
 
 
 def test_a_state_that_is_no_json_cannot_be_read(sandbox):
-    _, state = in_session(sandbox, ("spoil", {}))
+    _, state = in_cart(sandbox, ("spoil", {}))
     assert state is None
 
 
 def test_the_state_of_a_class_that_owns_no_tool_is_refused(sandbox):
     with pytest.raises(ValueError, match="Trolley, which owns no tool"):
-        in_session(sandbox, state={"Trolley": {}})
+        in_cart(sandbox, state={"Trolley": {}})
 
 
 def test_two_classes_of_one_name_are_refused(sandbox):
     other = ToolSpec("other", "", {}, "class Cart: pass", owner="Cart")
     with pytest.raises(ValueError, match="two classes called Cart"):
-        in_session(sandbox, tools=[*cart_tools(), other])
+        in_cart(sandbox, tools=[*cart_tools(), other])
 
 
 def test_a_cancelled_call_ends_at_once_and_the_session_can_be_closed(sandbox):
@@ -205,5 +196,5 @@ def test_a_cancelled_call_ends_at_once_and_the_session_can_be_closed(sandbox):
         await session.close()
 
     asyncio.run(run())
-    (result,), _ = in_session(sandbox, ("add", {"name": "a"}))
+    (result,), _ = in_cart(sandbox, ("add", {"name": "a"}))
     assert result.output == "1"

@@ -17,15 +17,7 @@ from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT
 from matchtir.tasks.ftrl import FtrlTasks
 from matchtir.tasks.synthetic.tasks import SyntheticTasks
-from matchtir.tools.sandbox import ProcessPoolSandbox
 from tests.evaluation.benchmark_helpers import COLUMNS, Listed, benchmark, plain_task, play
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    pool = ProcessPoolSandbox(workers=2)
-    yield pool
-    pool.shutdown()
 
 
 def values(outcome, name):

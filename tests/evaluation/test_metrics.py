@@ -26,7 +26,7 @@ from matchtir.evaluation.metrics import (
 )
 from matchtir.evaluation.statistics import MacroF1
 from matchtir.tasks.ftrl import FtrlTasks
-from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
+from matchtir.tools.sandbox import replay_all
 from matchtir.types import (
     CallStatus,
     StopReason,
@@ -120,7 +120,7 @@ def test_a_further_call_never_lowers_the_rate(calls, gold, further):
     not {"MATCHTIR_DATA", "MATCHTIR_REFERENCE"} <= set(os.environ),
     reason="MATCHTIR_DATA or MATCHTIR_REFERENCE is not set",
 )
-def test_the_recorded_cases_come_out_exactly():
+def test_the_recorded_cases_come_out_exactly(sandbox):
     test_path = Path(os.environ["MATCHTIR_DATA"]) / "ftrl" / "test.parquet"
     tasks = FtrlTasks(test_path=str(test_path)).tasks("test")
     cases = json.loads((Path(os.environ["MATCHTIR_REFERENCE"]) / "ftrl_solve.json").read_text())
@@ -131,9 +131,7 @@ def test_the_recorded_cases_come_out_exactly():
         (tasks[case["row"]], [ToolCall(call["name"], call["arguments"]) for call in case["calls"]])
         for case in cases
     ]
-    sandbox = ProcessPoolSandbox(workers=2)
     outcomes = [replay.results for replay in replay_all(attempts, sandbox)]
-    sandbox.shutdown()
     for case, (task, calls), results in zip(cases, attempts, outcomes, strict=True):
         metrics = solve_metrics(calls, [r.output for r in results], task.sub_answers)
         recorded = [case["metrics"][name] for name in ("solve_precision", "solve_rate", "solve_f1")]

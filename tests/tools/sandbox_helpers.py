@@ -5,7 +5,8 @@ import textwrap
 import time
 from pathlib import Path
 
-from matchtir.types import ToolCall, ToolResult, ToolSpec
+from matchtir.tools.sandbox import replay_calls
+from matchtir.types import Task, ToolCall, ToolResult, ToolSpec
 
 LONG = 60.0  # a deadline that a test which is not about deadlines never meets
 
@@ -25,8 +26,15 @@ async def call_all(sandbox, *calls: tuple[ToolSpec, dict]) -> list[ToolResult]:
     )
 
 
+def in_session(sandbox, tools, *calls, state=None):
+    """Results of calls, (name, arguments), made at once in one session, and its state then."""
+    task = Task("t", "", tuple(tools), (), "", initial_state=state or {})
+    replay = asyncio.run(replay_calls(task, [ToolCall(*call) for call in calls], sandbox))
+    return replay.results, replay.state
+
+
 def run(sandbox, source: str, /, **arguments) -> ToolResult:
-    (result,) = asyncio.run(call_all(sandbox, (tool(source), arguments)))
+    (result,), _ = in_session(sandbox, [tool(source)], ("f", arguments))
     return result
 
 

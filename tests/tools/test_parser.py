@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from matchtir.tools.formats import MAX_DEPTH, error_text, extract_answer, parse_calls, render_call
@@ -192,14 +192,12 @@ values = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=50)
 @given(st.dictionaries(strings, values))
 def test_a_rendered_call_is_read_back(arguments):
     text = render_call("add", arguments)
     assert only(text) == ToolCall("add", arguments, OK, text[11:-12])
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_no_text_is_too_ugly(text):
     for call in parse_calls(f"<tool_call>{text}</tool_call>", {"add"}):
@@ -210,7 +208,6 @@ def test_no_text_is_too_ugly(text):
 pieces = ["<think>", "</think>", "<tool_call>", "</tool_call>", GOOD, "{", '"', "x", "<answer>"]
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from([*pieces, "</answer>"])))
 def test_no_order_of_tags_is_too_ugly(parts):
     text = "".join(parts)

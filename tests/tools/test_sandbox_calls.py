@@ -2,15 +2,14 @@
 
 import asyncio
 import json
-from pathlib import Path
+from dataclasses import astuple
 
 import pytest
 
 from matchtir.tools.formats import error_text, parse_calls
+from matchtir.tools.sandbox import executed, reports_error
 from matchtir.types import ResultStatus, ToolCall, ToolResult
-from tests.tools.sandbox_helpers import call_all, run, tool
-
-ROOT = Path(__file__).parents[2]
+from tests.tools.sandbox_helpers import in_session, run, tool
 
 
 @pytest.mark.parametrize(
@@ -122,12 +121,8 @@ def test_globals_do_not_outlive_a_call(make_sandbox):
 def test_tools_of_one_session_have_namespaces_of_their_own(sandbox):
     specs = [tool("def helper(): return 1\ndef f(): return helper()"),
              tool("def helper(): return 2\ndef g(): return helper()", "g")]  # fmt: skip
-
-    async def both():
-        session = await sandbox.open(specs)
-        return [(await session.call(ToolCall(name, {}))).output for name in "fgf"]
-
-    assert asyncio.run(both()) == ["1", "2", "1"]
+    results, _ = in_session(sandbox, specs, *((name, {}) for name in "fgf"))
+    assert [result.output for result in results] == ["1", "2", "1"]
 
 
 def test_string_hashes_are_the_same_in_every_process(make_sandbox):
@@ -181,7 +176,7 @@ def test_a_type_error_inside_the_tool_is_an_exception(sandbox):
 
 @pytest.mark.parametrize("arguments", [None, [1], "{}", {"a": float("nan")}, {"a": {1, 2}}])
 def test_arguments_that_are_no_json_object(sandbox, arguments):
-    (result,) = asyncio.run(call_all(sandbox, (tool("def f(a=0): return a"), arguments)))
+    (result,), _ = in_session(sandbox, [tool("def f(a=0): return a")], ("f", arguments))
     assert result.status is ResultStatus.BAD_ARGUMENTS
 
 
@@ -220,23 +215,14 @@ def test_a_megabyte_passes_where_it_is_allowed(make_sandbox):
     ],
 )
 def test_refused_calls_get_the_words_of_the_parser(sandbox, text):
-    async def one():
-        session = await sandbox.open([tool("def f(): return 1")])
-        (call,) = parse_calls(text, {"f"})
-        return call, await session.call(call)
-
-    call, result = asyncio.run(one())
+    (call,) = parse_calls(text, {"f"})
+    (result,), _ = in_session(sandbox, [tool("def f(): return 1")], astuple(call))
     assert result == ToolResult(error_text(call), ResultStatus.REJECTED)
 
 
 def test_a_name_that_the_session_lacks_is_rejected(sandbox):
-    async def one():
-        session = await sandbox.open([tool("def f(): return 1")])
-        return await session.call(ToolCall("g", {}))
-
-    result = asyncio.run(one())
-    assert result.status is ResultStatus.REJECTED
-    assert result.output == 'Error: there is no tool called "g".'
+    (result,), _ = in_session(sandbox, [tool("def f(): return 1")], ("g", {}))
+    assert result == ToolResult('Error: there is no tool called "g".', ResultStatus.REJECTED)
 
 
 def test_two_tools_of_one_name_are_refused(sandbox):
@@ -253,3 +239,25 @@ def test_a_closed_session_takes_no_calls(sandbox):
 
     with pytest.raises(RuntimeError, match="session is closed"):
         asyncio.run(late())
+
+
+@pytest.mark.parametrize(
+    ("output", "is_error"),
+    [
+        ('{"error": "no such city"}', True),
+        ("Error: no such city", True),
+        (" error", True),
+        ('{"error": ""}', False),
+        ('{"error": null, "value": 1}', False),
+        ('["error"]', False),
+        ("no error", False),
+        ("", False),
+    ],
+)
+def test_a_tool_that_reports_an_error(output, is_error):
+    assert reports_error(output) is is_error
+
+
+def test_calls_that_ran_to_their_end():
+    ran = {status for status in ResultStatus if executed(ToolResult("", status))}
+    assert ran == {ResultStatus.OK, ResultStatus.TRUNCATED}

@@ -4,15 +4,11 @@ import asyncio
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from matchtir.types import ResultStatus
 from tests.tools.sandbox_helpers import alive, call_all, run, tool, until, worker_pids
-
-ROOT = Path(__file__).parents[2]
-
 
 MISBEHAVIOUR = {
     "raises": ("def f(): return {}['k']", ResultStatus.EXCEPTION, "KeyError: 'k'"),
