@@ -28,9 +28,8 @@ from matchtir.reports.gold_replay import replay_gold
 from matchtir.reports.task_leaks import find_pairs, shared_with_training
 from matchtir.reports.task_statistics import answer_types, profiles, tool_use
 from matchtir.tasks.custom.rows import row_from_task
-from matchtir.tasks.rows import SPLITS
-from matchtir.tasks.splitting import split_tasks
-from matchtir.tasks.task_set import TaskSet
+from matchtir.tasks.rows import SPLITS, TaskSet
+from matchtir.tasks.splits import split_tasks
 from matchtir.types import Task
 from matchtir.utils.config_check import check
 from matchtir.utils.run_folder import register_resolvers

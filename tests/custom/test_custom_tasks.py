@@ -113,7 +113,7 @@ def test_tools_may_be_written_in_the_row(write):
         ({"question": None, "messages": ["hi"]}, r"messages\[0\]: expected an object, got str"),
         ({"answer": None}, "answer: is missing, and there is no gold_state"),
         ({"gold_calls": None}, "gold_calls: is missing .*collect_traces"),
-        ({"gold_calls": ["price"]}, r"gold_calls\[0\]: call: expected an object"),
+        ({"gold_calls": ["price"]}, r"gold_calls\[0\]: expected an object, got str"),
         ({"gold_calls": [{"name": "price"}]}, r"gold_calls\[0\]: arguments: is missing"),
         (
             {"gold_calls": [{"name": "prize", "arguments": {}}]},

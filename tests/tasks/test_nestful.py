@@ -6,10 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from matchtir.tasks.nestful import NestfulTasks
-from matchtir.tasks.nestful_arithmetic import ARITHMETIC_SOURCES
-from matchtir.tasks.nestful_rows import adapt_source
-from matchtir.tasks.nestful_scores import win
+from matchtir.tasks.nestful import ARITHMETIC_SOURCES, NestfulTasks, adapt_source, win
 from matchtir.tasks.rows import RowError
 from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
 from matchtir.types import StopReason, Trajectory, Turn

@@ -2,7 +2,7 @@
 
 import pytest
 
-from matchtir.tasks.nestful_scores import (
+from matchtir.tasks.nestful import (
     full_match,
     function_labels,
     parameter_labels,

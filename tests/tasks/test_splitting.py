@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.tasks.splitting import SPLIT_BY, shared_groups, split_tasks
+from matchtir.tasks.splits import SPLIT_BY, shared_groups, split_tasks
 from matchtir.types import Task, ToolCall
 
 

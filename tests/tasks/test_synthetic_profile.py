@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from matchtir.tasks.synthetic import SCENARIOS, SyntheticTasks
-from matchtir.tasks.synthetic.profile import (
+from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
+from scripts.compare_synthetic_ftrl import (
     classify_refusal,
     measure_origins,
     measure_tasks,
     measure_tools,
 )
-from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "compare_synthetic_ftrl.py"

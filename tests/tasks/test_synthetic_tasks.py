@@ -1,5 +1,6 @@
 """The synthetic task set: determinism, splits, shares, knobs, and what it refuses."""
 
+import hashlib
 import json
 import random
 import re
@@ -12,9 +13,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from matchtir.tasks.synthetic import SCENARIOS, SyntheticTasks, laptop_words
-from matchtir.tasks.synthetic.difficulty import draw
+from matchtir.tasks.synthetic.copying import CopyTasks
+from matchtir.tasks.synthetic.difficulty import DIFFICULTIES, draw, resolve_difficulty
 from matchtir.tasks.synthetic.lexicon import ADJECTIVES, NOUNS
-from matchtir.tasks.synthetic.presets import DIFFICULTIES, resolve_difficulty
 from matchtir.tasks.synthetic.world import split_of
 
 QUOTED = re.compile(r'"([a-z]+ [a-z]+)"')
@@ -22,6 +23,47 @@ QUOTED = re.compile(r'"([a-z]+ [a-z]+)"')
 
 def some_tasks(count=80, split="train", difficulty="laptop", seed=3, **options):
     return list(SyntheticTasks(difficulty, {split: count}, seed=seed, **options).tasks(split))
+
+
+def digest_of(tasks):
+    """A hash of everything that tasks say."""
+    digest = hashlib.sha256()
+    for task in tasks:
+        tools = [[tool.schema(), tool.source] for tool in task.tools]
+        calls = [[call.name, call.arguments] for call in task.gold_calls]
+        outputs = [[item.tool, item.output] for item in task.sub_answers]
+        said = [task.task_id, task.scenario, task.question, task.answer, tools, calls]
+        said += [task.gold_turns, outputs, task.metadata]
+        digest.update(json.dumps(said).encode())
+    return digest.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("difficulty", "digests"),
+    [
+        (
+            "laptop",
+            ["6b6a27280e4a8e16", "15e6aa61553b4db2", "565021e44fdfcd61", "845000f099aa8d6e"],
+        ),
+        (
+            "ftrl",
+            ["e8994a4c8964399b", "bc3ff92fe5410640", "e1c3ceb5963ab522", "3d7c37d3d53b8942"],
+        ),
+    ],
+)
+def test_tasks_are_those_that_policies_were_trained_on(difficulty, digests):
+    for scenario, digest in zip(SCENARIOS, digests, strict=True):
+        source = SyntheticTasks(difficulty, {"train": 200}, shares={scenario: 1})
+        assert digest_of(source.tasks("train")) == digest
+
+
+def test_tasks_of_a_warm_start_are_those_that_policies_were_trained_on():
+    knobs = {"width": [2, 2], "depth": [2, 2], "chain_depth": [1, 2]}
+    short = SyntheticTasks("laptop", {"train": 200}, seed=1, knobs=knobs)
+    assert digest_of(short.tasks("train")) == "8de9ae2d56963e89"
+    assert digest_of(CopyTasks(200)) == "910a2aaf41c8a9bd"
+    own = CopyTasks(200, phrases_of=SyntheticTasks(sizes={"train": 50}))
+    assert digest_of(own) == "3596d0538a3dcf7c"
 
 
 @pytest.mark.parametrize("difficulty", DIFFICULTIES)

@@ -16,8 +16,8 @@ from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.synthetic import SCENARIOS, SyntheticTasks, laptop_words
-from matchtir.tasks.synthetic.generator import generate_task
-from matchtir.tasks.synthetic.presets import DIFFICULTIES, resolve_difficulty
+from matchtir.tasks.synthetic.difficulty import DIFFICULTIES, resolve_difficulty
+from matchtir.tasks.synthetic.tasks import generate_task
 from matchtir.tools.formats import extract_answer, parse_calls
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ResultStatus, ToolCall

@@ -22,8 +22,7 @@ from matchtir.reports.trace import trace_record, write_traces
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.tasks.rows import read_jsonl
-from matchtir.tasks.task_set import TaskSet
+from matchtir.tasks.rows import TaskSet, read_jsonl
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, Trajectory
 from matchtir.utils.options import check_option

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from matchtir.tasks.splitting import entities, normalised, solution_key
-from matchtir.tasks.synthetic.profile import question_text
+from matchtir.tasks.ftrl import question_text
+from matchtir.tasks.splits import entities, normalised, solution_key
 from matchtir.types import Task
 
 SHINGLE = 3  # words

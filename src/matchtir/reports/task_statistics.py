@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from matchtir.tasks.synthetic.profile import question_text
+from matchtir.tasks.ftrl import question_text
 from matchtir.types import Task
 
 Splits = Mapping[str, Sequence[Task]]

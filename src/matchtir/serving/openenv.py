@@ -14,8 +14,7 @@ from openenv.core.env_server.types import Action, Observation, State
 
 from matchtir.credit.rewards import Reward
 from matchtir.rollout.speakers import Dialogue
-from matchtir.tasks.rows import SPLITS
-from matchtir.tasks.task_set import TaskSet
+from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, ToolResult, Trajectory
 

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import pyarrow.parquet
 
-from matchtir.tasks.ftrl_rows import task_from_row
-from matchtir.tasks.gold_traces import read_traces
+from matchtir.tasks.gold_traces import read_calls, read_trace, with_traces, worst_quality
 from matchtir.tasks.rows import (
-    ON_BAD_ROW,
-    SPLITS,
-    convert_rows,
-    existing_file,
-    split_validation,
+    FileTasks,
+    RowError,
+    align_sub_answers,
+    read_field,
+    read_json_field,
+    read_schema,
+    within,
 )
-from matchtir.types import Task
-from matchtir.utils.options import check_option
+from matchtir.types import SubAnswer, Task, ToolSpec
 
 COMPLEXITY = ((1, 3), (4, 7), (8, 11))  # gold calls
 _DATASET_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class FtrlTasks:
+class FtrlTasks(FileTasks):
     """FTRL's training and test tasks.
 
     Each path is a parquet file in FTRL's schema, or a Hugging Face dataset id ("owner/name"), of
@@ -37,15 +37,14 @@ class FtrlTasks:
     Args:
         train_path, validation_path, test_path: where the splits are; None: the split is not there.
         gold_traces_path: JSON lines with gold calls for the rows of the test file, where known.
-        validation_share: part of the training tasks set aside for validation (test tasks never
-            are), where there is no `validation_path`.
-        seed: chooses them.
-        on_bad_row: "error" or "skip".
+        validation_share, seed, on_bad_row: as `FileTasks`.
 
     Raises:
         FileNotFoundError: a path that is no file and no dataset id.
         ValueError: an option that is not allowed.
     """
+
+    benchmark = "FTRL"
 
     def __init__(
         self,
@@ -57,48 +56,71 @@ class FtrlTasks:
         seed: int = 0,
         on_bad_row: str = "error",
     ) -> None:
-        check_option("on_bad_row", on_bad_row, ON_BAD_ROW)
-        split_validation((), validation_share, seed)  # checks the share
-        self.paths = {"train": train_path, "validation": validation_path, "test": test_path}
-        for split, path in self.paths.items():
-            if path is not None and not _is_dataset_id(path):
-                existing_file(path, f"{split}_path")
-        if gold_traces_path is not None:
-            existing_file(gold_traces_path, "gold_traces_path")
-        self.gold_traces_path = gold_traces_path
-        self.validation_share = validation_share
-        self.seed = seed
-        self.on_bad_row = on_bad_row
-        self._loaded: dict[str, tuple[Task, ...]] = {}
+        paths = {"train": train_path, "validation": validation_path, "test": test_path}
+        paths["gold_traces"] = gold_traces_path
+        super().__init__(paths, on_bad_row, validation_share, seed)
 
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of "train", "validation" or "test"; a file is read when first asked for.
+    def is_remote(self, path: str) -> bool:
+        """Whether a path means a dataset on the hub: "owner/name" that is nothing on this disk."""
+        looks_like_file = path.endswith(".parquet") or Path(path).expanduser().exists()
+        return not looks_like_file and _DATASET_ID.fullmatch(path) is not None
+
+    def rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
+        """The rows of a parquet file, or of one split of a dataset on the Hugging Face hub.
 
         Raises:
-            ValueError: an unknown split, or one that has no path.
-            RowError: a malformed row (with on_bad_row=error): file, row and field.
+            ValueError: a file that is not parquet.
+            OSError: a dataset that cannot be loaded.
         """
-        check_option("split", split, SPLITS)
-        if split == "test" or self.paths["validation"] is not None:
-            return self._load(split)
-        training, validation = split_validation(
-            self._load("train"), self.validation_share, self.seed
+        rows = self._published_rows(path, split)
+        return with_traces(rows, self.paths["gold_traces"]) if split == "test" else rows
+
+    def _published_rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
+        if self.is_remote(path):
+            import datasets  # a slow import, and only hub users need it
+
+            try:
+                return datasets.load_dataset(path, split=split)
+            except Exception as error:
+                raise OSError(
+                    f"{split}_path={path} is no local file, and loading split {split!r} of a "
+                    f"Hugging Face dataset of that name failed: {error}"
+                ) from error
+        try:
+            return pyarrow.parquet.read_table(path).to_pylist()
+        except pyarrow.ArrowInvalid as error:
+            raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+
+    def task(self, row: Mapping[str, Any], number: int, split: str) -> Task:
+        """A row as a task; steps of a gold trace without arguments (nobody found any) are no call.
+
+        Raises:
+            RowError: what is wrong, and with which field.
+        """
+        tools = _read_tools(row)
+        names = {tool.name for tool in tools}
+        ground_truth = read_json_field(row, "ground_truth", list, optional=split == "test")
+        unsolved = read_json_field(row, "unsolved_set", dict, optional=split != "test")
+        gold_trace = row.get("gold_trace", ())
+        if gold_trace:
+            calls, turns = read_trace(gold_trace, names)
+        else:
+            calls, turns = read_calls("ground_truth", ground_truth or (), "parameters", names), ()
+        return Task(
+            task_id=f"ftrl/{split}/{number}",
+            question=_read_question(row),
+            tools=tools,
+            gold_calls=calls,
+            answer=read_field(row, "answer", str),
+            sub_answers=align_sub_answers(calls, _read_sub_answers(unsolved or {}, names)),
+            scenario=read_field(row, "data_source", str).rpartition("/")[2],
+            gold_turns=turns,
+            metadata={
+                "row": number,
+                "solve_rate": row.get("solve_rate"),
+                "gold_quality": worst_quality(gold_trace),
+            },
         )
-        return training if split == "train" else validation
-
-    def _load(self, split: str) -> tuple[Task, ...]:
-        if split not in self._loaded:
-            path = self.paths[split]
-            if path is None:
-                raise ValueError(f"FTRL's {split} tasks are not there: set {split}_path")
-            traces = read_traces(self.gold_traces_path) if split == "test" else {}
-
-            def convert(number: int, row: Mapping[str, Any]) -> Task:
-                return task_from_row(row, number, split, traces.get(number, ()))
-
-            rows = read_rows(path, split)
-            self._loaded[split] = convert_rows(rows, convert, path, self.on_bad_row)
-        return self._loaded[split]
 
 
 def complexity(task: Task) -> str:
@@ -110,30 +132,41 @@ def complexity(task: Task) -> str:
     return f"over {COMPLEXITY[-1][1]} calls" if calls else ""
 
 
-def read_rows(path: str, split: str) -> Iterable[Mapping[str, Any]]:
-    """The rows of a parquet file, or of one split of a dataset on the Hugging Face hub.
-
-    Raises:
-        ValueError: a file that is not parquet.
-        OSError: a dataset that cannot be loaded.
-    """
-    if _is_dataset_id(path):
-        import datasets  # a slow import, and only hub users need it
-
-        try:
-            return datasets.load_dataset(path, split=split)
-        except Exception as error:
-            raise OSError(
-                f"{split}_path={path} is no local file, and loading split {split!r} of a Hugging "
-                f"Face dataset of that name failed: {error}"
-            ) from error
-    try:
-        return pyarrow.parquet.read_table(path).to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+def question_text(task: Task) -> str:
+    """The question without the instructions that FTRL's rows put before it."""
+    return task.question.rpartition("Question: ")[2]
 
 
-def _is_dataset_id(path: str) -> bool:
-    """Whether a path means a dataset on the hub: "owner/name" that is nothing on this disk."""
-    looks_like_file = path.endswith(".parquet") or Path(path).expanduser().exists()
-    return not looks_like_file and _DATASET_ID.fullmatch(path) is not None
+def _read_question(row: Mapping[str, Any]) -> str:
+    """The text of the one user message: FTRL's instructions and the question."""
+    messages = read_field(row, "messages", list)
+    roles = [item.get("role") if isinstance(item, Mapping) else None for item in messages]
+    if roles != ["user"]:
+        raise RowError(f"messages: expected one user message, got the roles {roles}")
+    with within("messages"):
+        return read_field(messages[0], "content", str)
+
+
+def _read_tools(row: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
+    sources = read_json_field(row, "codes", dict)
+    tools: dict[str, ToolSpec] = {}
+    for index, entry in enumerate(read_json_field(row, "tools", list)):
+        with within(f"tools[{index}]"):
+            name, *schema = read_schema(read_field(entry, "function", dict))
+            if name in tools:
+                raise RowError(f"two tools are called {name!r}")
+        if not isinstance(sources.get(name), str) or not sources[name].strip():
+            raise RowError(f"codes: no source for the tool {name!r}")
+        tools[name] = ToolSpec(name, *schema, sources[name])
+    return tuple(tools.values())
+
+
+def _read_sub_answers(unsolved: Mapping[str, Any], tool_names: set[str]) -> list[SubAnswer]:
+    sub_answers = []
+    for tool, outputs in unsolved.items():
+        if tool not in tool_names:
+            raise RowError(f"unsolved_set: the tool {tool!r} is not offered")
+        if not isinstance(outputs, list) or not all(isinstance(item, str) for item in outputs):
+            raise RowError(f"unsolved_set: {tool}: expected a list of strings, got {outputs!r}")
+        sub_answers += [SubAnswer(tool, output) for output in outputs]
+    return sub_answers

@@ -5,10 +5,11 @@ A step has `name`, `arguments` (null: nobody found any), `turn` (from 1) and `qu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from matchtir.tasks.rows import RowError, existing_file, read_field, read_jsonl
+from matchtir.tasks.rows import RowError, read_field, read_jsonl, within
 from matchtir.types import Task, ToolCall
 
 # How well founded the arguments of a step are, best first: knowable from the question and the
@@ -18,25 +19,21 @@ QUALITIES = ("clean", "literal", "echo", "unreached")
 Trace = Sequence[Mapping[str, Any]]
 
 
-def read_traces(path: str | None) -> Mapping[int, Trace]:
-    """The traces of a file by the number of their row; none where there is no file.
+def with_traces(rows: Iterable[Mapping[str, Any]], path: str | None) -> Iterator[Mapping[str, Any]]:
+    """The rows, each with its `gold_trace` from a file; () where it has none.
 
-    The number stands in `row`, else it is that of the line.
+    The number of a trace's row stands in `row`, else it is that of the line.
 
     Raises:
-        FileNotFoundError: a path that is no file.
         RowError: a line without a trace; the message names file, line and field.
     """
     traces: dict[int, Trace] = {}
-    for number, row in enumerate(
-        read_jsonl(existing_file(path, "gold_traces_path")) if path else ()
-    ):
-        try:
-            place = read_field(row, "row", int, optional=True)
-            traces[number if place is None else place] = read_field(row, "gold_trace", list)
-        except RowError as error:
-            raise RowError(f"{path}, row {number}: {error}") from error
-    return traces
+    for number, line in enumerate(read_jsonl(Path(path)) if path else ()):
+        with within(f"{path}, row {number}"):
+            place = read_field(line, "row", int, optional=True)
+            traces[number if place is None else place] = read_field(line, "gold_trace", list)
+    for number, row in enumerate(rows):
+        yield {**row, "gold_trace": traces.get(number, ())}
 
 
 def gold_quality(task: Task) -> str:
@@ -44,7 +41,7 @@ def gold_quality(task: Task) -> str:
     return str(task.metadata.get("gold_quality") or "")
 
 
-def worst_quality(gold_trace: Sequence[Mapping[str, Any]]) -> str:
+def worst_quality(gold_trace: Trace) -> str:
     """The quality of a trace's worst step; empty where no step states one."""
     stated = [step["quality"] for step in gold_trace if "quality" in step]
     for quality in stated:
@@ -54,8 +51,8 @@ def worst_quality(gold_trace: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_trace(
-    gold_trace: Sequence[Mapping[str, Any]], tool_names: set[str]
-) -> tuple[list[ToolCall], tuple[int, ...]]:
+    gold_trace: Trace, tool_names: set[str]
+) -> tuple[tuple[ToolCall, ...], tuple[int, ...]]:
     """The calls of a gold trace and the turn of each, counted from 0, in the order of turns."""
     for step in gold_trace:
         if not isinstance(step, Mapping):
@@ -71,18 +68,14 @@ def read_trace(
 
 def read_calls(
     field: str, items: Sequence[Any], arguments_field: str, tool_names: set[str]
-) -> list[ToolCall]:
+) -> tuple[ToolCall, ...]:
     """The gold calls of `ground_truth` or of a gold trace."""
     calls = []
     for index, item in enumerate(items):
-        try:
-            if not isinstance(item, Mapping):
-                raise RowError(f"expected an object, got {type(item).__name__}")
+        with within(f"{field}[{index}]"):
             name = read_field(item, "name", str)
             arguments = read_field(item, arguments_field, dict)
             if name not in tool_names:
                 raise RowError(f"the tool {name!r} is not offered")
-        except RowError as error:
-            raise RowError(f"{field}[{index}]: {error}") from None
         calls.append(ToolCall(name, arguments))
-    return calls
+    return tuple(calls)

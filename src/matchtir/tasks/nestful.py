@@ -2,29 +2,42 @@
 
 The files are JSON lines in a neutral form: question, tools, gold_trace (steps with resolved
 arguments), gold_answer; the Python source of each tool is in a file beside it, named in the row.
+
+The metrics are NESTFUL's own, computed as its published scorer does. The scorer reads one program
+of calls that name earlier results ("$var_1.result$"). Here the calls are made one after the other
+and carry the values themselves, so gold arguments are the resolved ones, and values are compared as
+JSON. Calls that the parser refused are left out, as there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matchtir.tasks.nestful_rows import read_sources, task_from_row
+from matchtir.credit.equality import json_equal
+from matchtir.tasks.gold_traces import read_calls
 from matchtir.tasks.rows import (
-    ON_BAD_ROW,
-    SPLITS,
-    convert_rows,
+    FileTasks,
+    RowError,
     existing_file,
+    parameter_names,
     read_field,
     read_jsonl,
-    split_validation,
+    read_schema,
+    value_text,
+    within,
 )
-from matchtir.types import Task
-from matchtir.utils.options import check_option
+from matchtir.types import CallStatus, SubAnswer, Task, ToolCall, ToolSpec, Trajectory
+
+_LABEL = re.compile(r"\$\w+")
+_READABLE = (CallStatus.OK, CallStatus.UNKNOWN_TOOL)
 
 
-class NestfulTasks:
+class NestfulTasks(FileTasks):
     """NESTFUL's tasks as a test set, and tasks in the same form for training.
 
     Args:
@@ -33,14 +46,14 @@ class NestfulTasks:
             for gold traces that were executed, by pure functions, to the gold answer; of the test
             only those rows are left out whose gold arguments are no JSON (bytes), which nobody can
             write as a call.
-        validation_share: part of the training tasks set aside for validation.
-        seed: chooses them.
-        on_bad_row: "error" or "skip".
+        validation_share, seed, on_bad_row: as `FileTasks`.
 
     Raises:
         FileNotFoundError: a path that is no file.
         ValueError: an option that is not allowed.
     """
+
+    benchmark = "NESTFUL"
 
     def __init__(
         self,
@@ -52,50 +65,250 @@ class NestfulTasks:
         seed: int = 0,
         on_bad_row: str = "error",
     ) -> None:
-        check_option("on_bad_row", on_bad_row, ON_BAD_ROW)
-        split_validation((), validation_share, seed)  # checks the share
-        self.paths = {"train": train_path, "test": test_path}
-        for name, path in self.paths.items():
-            if path is not None:
-                existing_file(path, f"{name}_path")
+        paths = {"train": train_path, "test": test_path}
+        super().__init__(paths, on_bad_row, validation_share, seed)
         self.require = {"train": tuple(train_require), "test": tuple(test_require)}
-        self.validation_share = validation_share
-        self.seed = seed
-        self.on_bad_row = on_bad_row
-        self._loaded: dict[str, tuple[Task, ...]] = {}
+        self._sources: dict[str, Mapping[str, str]] = {}
 
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of "train", "validation" or "test"; a file is read when first asked for.
+    def rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
+        """The rows of a file."""
+        return read_jsonl(Path(path))
+
+    def task(self, row: Mapping[str, Any], number: int, split: str) -> Task | None:
+        """A row as a task whose sub-questions are the results of the gold steps.
 
         Raises:
-            ValueError: an unknown split, or one that has no path.
-            RowError: a malformed row (with on_bad_row=error): file, row and field.
+            RowError: what is wrong, and with which field.
         """
-        check_option("split", split, SPLITS)
-        if split == "test":
-            return self._load("test")
-        training, validation = split_validation(
-            self._load("train"), self.validation_share, self.seed
+        meta = read_field(row, "meta", dict)
+        if not all(meta.get(flag) for flag in self.require[split]):
+            return None
+        beside = read_field(read_field(row, "executors", dict), "in", str)
+        tools = _read_tools(row, self._read_sources(Path(str(self.paths[split])).parent / beside))
+        steps = read_field(row, "gold_trace", list)
+        calls = read_calls("gold_trace", steps, "arguments", {tool.name for tool in tools})
+        for index, step in enumerate(steps):
+            if "result" not in step:
+                raise RowError(f"gold_trace[{index}]: result: is missing")
+        if "gold_answer" not in row:
+            raise RowError("gold_answer: is missing")
+        return Task(
+            task_id=f"nestful/{read_field(row, 'id', str)}",
+            question=read_field(row, "question", str),
+            tools=tools,
+            gold_calls=calls,
+            answer=value_text(row["gold_answer"]),
+            sub_answers=tuple(SubAnswer(s["name"], value_text(s["result"])) for s in steps),
+            scenario=f"{len(calls)}_calls" if len(calls) < 5 else "5_or_more_calls",
+            gold_turns=_turns(steps),
+            metadata={"gold_answer": row["gold_answer"], **meta},
         )
-        return training if split == "train" else validation
 
-    def _load(self, name: str) -> tuple[Task, ...]:
-        if name not in self._loaded:
-            path = self.paths[name]
-            if path is None:
-                raise ValueError(f"NESTFUL's {name} tasks are not there: set {name}_path")
-            sources: dict[str, Mapping[str, str]] = {}
+    def _read_sources(self, path: Path) -> Mapping[str, str]:
+        """Python source of every function in a functions file, the basic arithmetic filled in.
 
-            def convert(number: int, row: Mapping[str, Any]) -> Task | None:
-                meta = read_field(row, "meta", dict)
-                if not all(meta.get(flag) for flag in self.require[name]):
-                    return None
-                executors = read_field(row, "executors", dict)
-                file = str(Path(path).parent / read_field(executors, "in", str))
-                if file not in sources:
-                    sources[file] = read_sources(file)
-                return task_from_row(row, sources[file])
+        Functions without any source are left out.
+        """
+        if str(path) not in self._sources:
+            rows = read_jsonl(existing_file(path, "the file beside the rows"))
+            found = {
+                row["name"]: row.get("source") or ARITHMETIC_SOURCES.get(row["name"])
+                for row in rows
+            }
+            self._sources[str(path)] = {name: source for name, source in found.items() if source}
+        return self._sources[str(path)]
 
-            rows = read_jsonl(Path(path))
-            self._loaded[name] = convert_rows(rows, convert, path, self.on_bad_row)
-        return self._loaded[name]
+
+def _turns(steps: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """The turn of each step: as many in a row as need no result of each other.
+
+    Steps keep the order of the program, by which NESTFUL scores them. A step refers to an earlier
+    one by its label: "$var_1.result$".
+    """
+    turns, labels = [], set[str]()
+    turn = 0
+    for step in steps:
+        if labels & set(_LABEL.findall(json.dumps(step.get("arguments_ref")))):
+            turn, labels = turn + 1, set()
+        labels |= set(_LABEL.findall(str(step.get("label"))))
+        turns.append(turn)
+    return tuple(turns)
+
+
+def _read_tools(row: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[ToolSpec, ...]:
+    tools: dict[str, ToolSpec] = {}
+    for index, entry in enumerate(read_field(row, "tools", list)):
+        with within(f"tools[{index}]"):
+            name, description, parameters = read_schema(entry)
+            if name in tools:
+                raise RowError(f"two tools are called {name!r}")
+            if name not in sources:
+                raise RowError(f"no source for the tool {name!r}")
+        source = adapt_source(sources[name], name, tuple(parameters.get("properties", {})))
+        tools[name] = ToolSpec(name, description, parameters, source)
+    return tuple(tools.values())
+
+
+def adapt_source(source: str, name: str, properties: Sequence[str]) -> str:
+    """The source, with an adapter where the function does not know the schema's argument names.
+
+    Such functions (`divide(a, b)`, offered with arg_0 and arg_1; NESTFUL marks their steps as
+    positional) take the arguments in the order of the schema.
+    """
+    if set(properties) <= (parameter_names(source, name) or set()):
+        return source
+    return f"""{source}
+
+_{name}_by_position = {name}
+
+
+def {name}(*values, **arguments):
+    ordered = [arguments.pop(key) for key in {list(properties)!r} if key in arguments]
+    return _{name}_by_position(*values, *ordered, **arguments)
+"""
+
+
+def function_labels(trajectory: Trajectory) -> list[dict[str, list[str]]]:
+    """The names of the functions called, for the macro F1 over function names."""
+    gold = {call.name for call in trajectory.task.gold_calls}
+    predicted = {call.name for call in _calls(trajectory)}
+    return [{"gold": sorted(gold), "predicted": sorted(predicted)}]
+
+
+def parameter_labels(trajectory: Trajectory) -> list[dict[str, list[str]]]:
+    """Pairs of parameter and value, a row for each function, for the macro F1 over the pairs.
+
+    Of several calls of one function the last one counts.
+    """
+    gold = {call.name: _pairs(call) for call in trajectory.task.gold_calls}
+    predicted = {call.name: _pairs(call) for call in _calls(trajectory)}
+    return [
+        {"gold": gold.get(name, []), "predicted": predicted.get(name, [])}
+        for name in sorted(gold.keys() | predicted.keys())
+    ]
+
+
+def partial_match(trajectory: Trajectory) -> float:
+    """The share of positions at which gold and predicted calls are the same.
+
+    Sequences of different lengths are aligned first: each gold call in turn takes the next
+    predicted call where that has its name; what is left on either side is a position of its own.
+    """
+    gold, predicted = list(trajectory.task.gold_calls), _calls(trajectory)
+    pairs = _aligned(gold, predicted)
+    positions = len(gold) + len(predicted) - len(pairs)
+    return sum(_same(*pair) for pair in pairs) / positions if positions else 0.0
+
+
+def full_match(trajectory: Trajectory) -> float:
+    """1 where every position is the same."""
+    return float(partial_match(trajectory) == 1.0)
+
+
+def win(trajectory: Trajectory) -> float:
+    """1 where the last call's result is the gold answer, a float at as many decimals as that has.
+
+    Some of the tools return a Python literal as text, which is read too.
+    """
+    gold = trajectory.task.metadata["gold_answer"]
+    if not trajectory.results:
+        return 0.0
+    output = trajectory.results[-1].output
+    if output == value_text(gold):
+        return 1.0
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return float(json_equal(_rounded(read(output), gold), gold))
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return 0.0
+
+
+def _calls(trajectory: Trajectory) -> list[ToolCall]:
+    return [call for call in trajectory.calls if call.status in _READABLE]
+
+
+def _pairs(call: ToolCall) -> list[str]:
+    """Parameter and value; values that are equal as JSON have the same text."""
+    return sorted(
+        f"{name} = {json.dumps(_plain_numbers(value), sort_keys=True, ensure_ascii=False)}"
+        for name, value in call.arguments.items()
+    )
+
+
+def _plain_numbers(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _plain_numbers(item) for key, item in value.items()}
+    return [_plain_numbers(item) for item in value] if isinstance(value, list) else value
+
+
+def _aligned(
+    gold: Sequence[ToolCall], predicted: Sequence[ToolCall]
+) -> list[tuple[ToolCall, ToolCall]]:
+    if len(gold) == len(predicted):
+        return list(zip(gold, predicted, strict=True))
+    pairs: list[tuple[ToolCall, ToolCall]] = []
+    for call in gold:
+        following = len(pairs)  # every pair takes the next predicted call
+        if following < len(predicted) and predicted[following].name == call.name:
+            pairs.append((call, predicted[following]))
+    return pairs
+
+
+def _same(left: ToolCall, right: ToolCall) -> bool:
+    return left.name == right.name and _pairs(left) == _pairs(right)
+
+
+def _rounded(value: Any, gold: Any) -> Any:
+    if isinstance(value, float) and isinstance(gold, float):
+        return round(value, len(str(gold).partition(".")[2]))
+    return value
+
+
+# NESTFUL names its basic arithmetic without giving its source. Written from the descriptions in the
+# tools' schemas: parameters and returned expression.
+_EXPRESSIONS = {
+    "add": ("arg_0, arg_1", "arg_0 + arg_1"),
+    "subtract": ("arg_0, arg_1", "arg_0 - arg_1"),
+    "multiply": ("arg_0, arg_1", "arg_0 * arg_1"),
+    "negate": ("arg_0", "-arg_0"),
+    "inverse": ("arg_0", "1 / arg_0"),
+    "power": ("arg_0, arg_1", "arg_0**arg_1"),
+    "log": ("arg_0, arg_1=math.e", "math.log(arg_0, arg_1)"),
+    "floor": ("arg_0", "math.floor(arg_0)"),
+    "remainder": ("arg_0, arg_1", "arg_0 % arg_1"),
+    "reminder": ("arg_0, arg_1", "arg_0 % arg_1"),
+    "gcd": ("arg_0, arg_1", "math.gcd(arg_0, arg_1)"),
+    "lcm": ("arg_0, arg_1", "math.lcm(arg_0, arg_1)"),
+    "factorial": ("arg_0", "math.factorial(arg_0)"),
+    "choose": ("arg_0, arg_1", "math.comb(arg_0, arg_1)"),
+    "min_number": ("arg_0", "min(arg_0)"),
+    "negate_prob": ("arg_0", "1 - arg_0"),
+    "speed": ("arg_0, arg_1", "arg_0 / arg_1"),
+    "diagonal": ("arg_0, arg_1", "math.sqrt(arg_0**2 + arg_1**2)"),
+    "circumface": ("arg_0", "2 * math.pi * arg_0"),
+    "circle_area": ("arg_0", "math.pi * arg_0**2"),
+    "triangle_area": ("arg_0, arg_1", "arg_0 * arg_1 / 2"),
+    "rhombus_area": ("arg_0, arg_1", "arg_0 * arg_1 / 2"),
+    "rectangle_area": ("arg_0, arg_1", "arg_0 * arg_1"),
+    "rectangle_perimeter": ("arg_0, arg_1", "2 * (arg_0 + arg_1)"),
+    "square_area": ("arg_0", "arg_0**2"),
+    "square_perimeter": ("arg_0", "4 * arg_0"),
+    "square_edge_by_area": ("arg_0", "math.sqrt(arg_0)"),
+    "square_edge_by_perimeter": ("arg_0", "arg_0 / 4"),
+    "cube_edge_by_volume": ("arg_0", "math.cbrt(arg_0)"),
+    "surface_cube": ("arg_0", "6 * arg_0**2"),
+    "surface_cylinder": ("arg_0, arg_1", "2 * math.pi * arg_0 * (arg_0 + arg_1)"),
+    "surface_sphere": ("arg_0", "4 * math.pi * arg_0**2"),
+    "volume_cube": ("arg_0", "arg_0**3"),
+    "volume_cylinder": ("arg_0, arg_1", "math.pi * arg_0**2 * arg_1"),
+    "volume_cone": ("arg_0, arg_1", "math.pi * arg_0**2 * arg_1 / 3"),
+    "volume_sphere": ("arg_0", "4 / 3 * math.pi * arg_0**3"),
+}
+
+ARITHMETIC_SOURCES = {
+    name: f"import math\n\n\ndef {name}({parameters}):\n    return {expression}\n"
+    for name, (parameters, expression) in _EXPRESSIONS.items()
+}

@@ -6,16 +6,26 @@ The published file is JSON lines: `question`, `answer`, `tools` (hop question ->
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from matchtir.credit.solving import contains_answer
-from matchtir.tasks.gold_traces import read_traces
-from matchtir.tasks.rows import ON_BAD_ROW, SPLITS, convert_rows, existing_file, read_jsonl
-from matchtir.tasks.toolhop_rows import task_from_row
+from matchtir.tasks.gold_traces import read_trace, with_traces, worst_quality
+from matchtir.tasks.rows import (
+    FileTasks,
+    RowError,
+    align_sub_answers,
+    parameter_names,
+    read_field,
+    read_jsonl,
+    read_schema,
+    within,
+)
 from matchtir.tools.formats import spoken_text
-from matchtir.types import Task, Trajectory
+from matchtir.types import SubAnswer, Task, ToolSpec, Trajectory
 from matchtir.utils.options import check_option
 
 DIRECT, MANDATORY, FREE = SCENARIOS = ("direct", "mandatory", "free")
@@ -38,7 +48,7 @@ PROMPTS = {
 }
 
 
-class ToolHopTasks:
+class ToolHopTasks(FileTasks):
     """ToolHop's test tasks, each once in every scenario.
 
     In `direct` no tool is offered, in `mandatory` every step has to be a call, in `free` the policy
@@ -50,12 +60,14 @@ class ToolHopTasks:
         scenarios: which of the three.
         prompts: text of the question in each scenario, with {question}; ours say what the
             published ones say, in other words.
-        on_bad_row: "error" or "skip".
+        on_bad_row: as `FileTasks`.
 
     Raises:
         FileNotFoundError: a path that is no file.
         ValueError: an option that is not allowed.
     """
+
+    benchmark = "ToolHop"
 
     def __init__(
         self,
@@ -65,38 +77,23 @@ class ToolHopTasks:
         prompts: Mapping[str, str] | None = None,
         on_bad_row: str = "error",
     ) -> None:
-        check_option("on_bad_row", on_bad_row, ON_BAD_ROW)
         self.prompts = {**PROMPTS, **(prompts or {})}
         for scenario in [*scenarios, *self.prompts]:
             check_option("scenario", scenario, SCENARIOS)
-        self.path = existing_file(test_path, "test_path")
-        if gold_traces_path is not None:
-            existing_file(gold_traces_path, "gold_traces_path")
-        self.gold_traces_path = gold_traces_path
         self.scenarios = tuple(scenarios)
-        self.on_bad_row = on_bad_row
-        self._loaded: tuple[Task, ...] | None = None
+        super().__init__({"test": test_path, "gold_traces": gold_traces_path}, on_bad_row)
 
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The test tasks, one scenario after the other; none in other splits.
+    def rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
+        """The published rows with their gold traces."""
+        return with_traces(read_jsonl(Path(path)), self.paths["gold_traces"])
 
-        Raises:
-            ValueError: an unknown split.
-            RowError: a malformed row (with on_bad_row=error): file, row and field.
-        """
-        check_option("split", split, SPLITS)
-        if split != "test":
-            return ()
-        if self._loaded is None:
-            traces = read_traces(self.gold_traces_path)
-
-            def convert(number: int, row: Mapping[str, Any]) -> Task:
-                return task_from_row(row, number, traces.get(number, ()))
-
-            rows = read_jsonl(self.path)
-            questions = convert_rows(rows, convert, str(self.path), self.on_bad_row)
-            self._loaded = tuple(self._posed(task, s) for s in self.scenarios for task in questions)
-        return self._loaded
+    def _load(self, split: str) -> tuple[Task, ...]:
+        """The questions, one scenario after the other."""
+        if split not in self._loaded:
+            questions = super()._load(split)
+            posed = (self._posed(task, name) for name in self.scenarios for task in questions)
+            self._loaded[split] = tuple(posed)
+        return self._loaded[split]
 
     def _posed(self, task: Task, scenario: str) -> Task:
         """The task as it is asked in a scenario; without tools there is nothing to call."""
@@ -108,6 +105,43 @@ class ToolHopTasks:
             question=self.prompts[scenario].replace("{question}", task.question),
             scenario=scenario,
             **changes,
+        )
+
+    def task(self, row: Mapping[str, Any], number: int, split: str) -> Task:
+        """One question with its tools; the hops are its sub-questions.
+
+        Of tools that share a name, the `sub_question` of a gold step says which one it means.
+
+        Raises:
+            RowError: what is wrong, and with which field.
+        """
+        tools = _read_tools(row)  # by hop
+        hops = read_field(row, "sub_task", dict)
+        for hop, output in hops.items():
+            if hop not in tools or not isinstance(output, str):
+                raise RowError(f"sub_task: {hop!r}: no tool for it, or no text as its answer")
+        steps = [
+            {**step, "name": tools[step["sub_question"]].name}
+            if step.get("sub_question") in tools
+            else step
+            for step in row["gold_trace"]
+        ]
+        calls, turns = read_trace(steps, {tool.name for tool in tools.values()})
+        sub_answers = [SubAnswer(tools[hop].name, output) for hop, output in hops.items()]
+        return Task(
+            task_id=str(number),
+            question=read_field(row, "question", str),
+            tools=tuple(tools.values()),
+            gold_calls=calls,
+            answer=read_field(row, "answer", str),
+            sub_answers=align_sub_answers(calls, sub_answers),
+            gold_turns=turns,
+            metadata={
+                "row": number,
+                "domain": row.get("domain"),
+                "answer_type": row.get("answer_type"),
+                "gold_quality": worst_quality(steps),
+            },
         )
 
 
@@ -127,3 +161,49 @@ def answer_correct(trajectory: Trajectory) -> float:
 def mandatory_correct(trajectory: Trajectory) -> float | None:
     """`answer_correct` in the mandatory scenario alone, ToolHop's headline."""
     return answer_correct(trajectory) if trajectory.task.scenario == MANDATORY else None
+
+
+def _read_tools(row: Mapping[str, Any]) -> dict[str, ToolSpec]:
+    """The tool of each hop, in the order of their sources, which is the published order.
+
+    Several tools of one row may share a name. Each gets a name of its own, the first one keeps it;
+    the published evaluation offers them under one name and runs the last.
+    """
+    schemas = read_field(row, "tools", dict)
+    sources = read_field(row, "functions", list)
+    if len(sources) != len(schemas):
+        raise RowError(f"functions: {len(sources)} sources for {len(schemas)} tools")
+    waiting = dict(schemas)
+    tools: dict[str, ToolSpec] = {}
+    names: Counter[str] = Counter()
+    for index, source in enumerate(sources):
+        hop = _hop_of(source, waiting, index, list(schemas)[index])
+        name, *schema = read_schema(waiting.pop(hop))
+        names[name] += 1
+        unique = name if names[name] == 1 else f"{name}_{names[name]}"
+        if unique != name:
+            source = f"{source}\n\n{unique} = {name}\n"
+        tools[hop] = ToolSpec(unique, *schema, source)
+    return tools
+
+
+def _hop_of(source: Any, waiting: Mapping[str, Any], index: int, in_place: str) -> str:
+    """The hop whose tool a source defines: by name, and by parameters where several have it.
+
+    A source that does not parse belongs to the hop in its place, if that is still waiting.
+    """
+    if not isinstance(source, str):
+        raise RowError(f"functions[{index}]: expected text, got {type(source).__name__}")
+    named = []
+    for hop, entry in waiting.items():
+        with within(f"tools: {hop!r}"):
+            name, _, parameters = read_schema(entry)
+        properties = set(parameters.get("properties") or {})
+        known = parameter_names(source, name)
+        if known is not None:
+            named.append((len(known & properties) - len(properties - known), hop))
+    if not named and in_place in waiting:
+        return in_place
+    if not named:
+        raise RowError(f"functions[{index}]: defines none of the tools that are left")
+    return max(named, key=lambda item: item[0])[1]

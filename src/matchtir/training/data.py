@@ -12,7 +12,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from matchtir.evaluation.benchmark import TaskBenchmark
-from matchtir.tasks.task_set import TaskSet
+from matchtir.tasks.rows import TaskSet
 from matchtir.types import Task
 from matchtir.utils.options import check_at_least
 

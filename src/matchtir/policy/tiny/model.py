@@ -10,7 +10,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from matchtir.policy.loading import LoadedPolicy, wrapped
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer, tiny_tokenizer_for
-from matchtir.tasks.task_set import TaskSet
+from matchtir.tasks.rows import TaskSet
 
 
 def load_tiny(

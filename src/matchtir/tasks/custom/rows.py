@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import ast
 import difflib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from matchtir.tasks.rows import SPLITS, RowError, read_field
+from matchtir.tasks.rows import SPLITS, RowError, read_field, read_schema, value_text, within
 from matchtir.types import Message, SubAnswer, Task, ToolCall, ToolSpec
 
 FIELDS = (
@@ -39,17 +38,14 @@ def task_from_row(
     _known(row, FIELDS)
     question, history = _read_question(row)
     tools = _read_tools(row, offered)
-    calls, turns, outputs = [], [], []
     items = read_field(row, "gold_calls", list, optional=True)
     if items is None and gold == "required":
         raise RowError("gold_calls: is missing (scripts/collect_traces.py finds them)")
-    for index, item in enumerate(items or ()):
-        call, turn, output = _read_call(f"gold_calls[{index}]", item, tools)
-        calls.append(call)
-        turns += [] if turn is None else [turn - 1]
-        outputs += [] if output is None else [output]
+    calls = _read_calls("gold_calls", items or (), tools)
+    turns = [item["turn"] - 1 for item in items or () if item.get("turn") is not None]
     if len(turns) not in (0, len(calls)):
         raise RowError("gold_calls: either every call has a turn, or none")
+    outputs = [value_text(item["output"]) for item in items or () if item.get("output") is not None]
     if len(outputs) not in (0, len(calls)):
         raise RowError("gold_calls: either every call has an output, or none")
     gold_state = read_field(row, "gold_state", dict, optional=True)
@@ -60,7 +56,7 @@ def task_from_row(
         task_id=read_field(row, "id", str, optional=True) or task_id,
         question=question,
         tools=tuple(tools.values()),
-        gold_calls=tuple(calls),
+        gold_calls=calls,
         answer="" if answer is None else value_text(answer),
         sub_answers=tuple(SubAnswer(c.name, o) for c, o in zip(calls, outputs, strict=False)),
         scenario=read_field(row, "scenario", str, optional=True) or "",
@@ -93,29 +89,27 @@ def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
     ]
     messages = [{"role": m.role, "content": m.content} for m in task.history]
     metadata = dict(task.metadata)
-    row: dict[str, Any] = {"id": task.task_id, "split": metadata.pop("split", None)}
-    row |= {"scenario": task.scenario}
-    if messages:
-        row["messages"] = [*messages, {"role": "user", "content": task.question}]
-    else:
-        row["question"] = task.question
-    row["tools"] = [tool.name if tool.name in named else _tool_entry(tool) for tool in task.tools]
-    row["gold_calls"] = calls
-    row["alternatives"] = [
-        [{"name": call.name, "arguments": call.arguments} for call in trace]
-        for trace in task.alternative_gold_calls
-    ]
-    row |= {"answer": task.answer or None, "initial_state": dict(task.initial_state)}
-    row |= {"gold_state": task.gold_state, "metadata": metadata}
+    row: dict[str, Any] = {
+        "id": task.task_id,
+        "split": metadata.pop("split", None),
+        "scenario": task.scenario,
+        "question": None if messages else task.question,
+        "messages": messages and [*messages, {"role": "user", "content": task.question}],
+        "tools": [tool.name if tool.name in named else _tool_entry(tool) for tool in task.tools],
+        "gold_calls": calls,
+        "alternatives": [
+            [{"name": call.name, "arguments": call.arguments} for call in trace]
+            for trace in task.alternative_gold_calls
+        ],
+        "answer": task.answer,
+        "initial_state": dict(task.initial_state),
+        "gold_state": task.gold_state,
+        "metadata": metadata,
+    }
     kept = ("gold_calls", "tools")  # an empty list says something there
     return {
         key: value for key, value in row.items() if key in kept or value not in (None, "", [], {})
     }
-
-
-def value_text(value: Any) -> str:
-    """A value as the sandbox shows it to the policy: strings as they are, others as JSON."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _tool_entry(tool: ToolSpec) -> dict[str, Any]:
@@ -123,18 +117,14 @@ def _tool_entry(tool: ToolSpec) -> dict[str, Any]:
     return {**entry, "parameters": tool.parameters, **({"owner": tool.owner} if tool.owner else {})}
 
 
-def _known(item: Mapping[str, Any], fields: Sequence[str]) -> None:
+def _known(item: Any, fields: Sequence[str]) -> None:
+    if not isinstance(item, Mapping):
+        raise RowError(f"expected an object, got {type(item).__name__}")
     for key in item:
         if key not in fields:
             close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(fields)}"
             raise RowError(f"{key}: there is no such field; {hint}")
-
-
-def _at(place: str, item: Any) -> Mapping[str, Any]:
-    if not isinstance(item, Mapping):
-        raise RowError(f"{place}: expected an object, got {type(item).__name__}")
-    return item
 
 
 def _split(row: Mapping[str, Any]) -> dict[str, str]:
@@ -151,15 +141,11 @@ def _read_question(row: Mapping[str, Any]) -> tuple[str, tuple[Message, ...]]:
         return read_field(row, "question", str), ()
     messages = []
     for index, item in enumerate(read_field(row, "messages", list)):
-        place = f"messages[{index}]"
-        try:
-            role = read_field(_at(place, item), "role", str)
-            content = read_field(item, "content", str)
+        with within(f"messages[{index}]"):
+            role, content = read_field(item, "role", str), read_field(item, "content", str)
             _known(item, ("role", "content"))
-        except RowError as error:
-            raise RowError(f"{place}: {error}" if place not in str(error) else str(error)) from None
-        if role not in ROLES:
-            raise RowError(f"{place}: role: {role!r} is none of {', '.join(ROLES)}")
+            if role not in ROLES:
+                raise RowError(f"role: {role!r} is none of {', '.join(ROLES)}")
         messages.append(Message(role, content))
     if not messages or messages[-1].role != "user":
         raise RowError("messages: the last one must be the user's: it is the question")
@@ -175,40 +161,26 @@ def _read_tools(row: Mapping[str, Any], offered: Mapping[str, ToolSpec]) -> dict
         return dict(offered)
     tools: dict[str, ToolSpec] = {}
     for index, entry in enumerate(entries):
-        place = f"tools[{index}]"
-        if isinstance(entry, str):
-            if entry not in offered:
+        with within(f"tools[{index}]"):
+            if isinstance(entry, str) and entry not in offered:
                 there = ", ".join(offered) or "none: set data.tools"
-                raise RowError(f"{place}: there is no tool {entry!r} (there is {there})")
-            tool = offered[entry]
-        else:
-            tool = _read_tool(place, _at(place, entry))
-        if tool.name in tools:
-            raise RowError(f"{place}: two tools are called {tool.name!r}")
+                raise RowError(f"there is no tool {entry!r} (there is {there})")
+            tool = offered[entry] if isinstance(entry, str) else _read_tool(entry)
+            if tool.name in tools:
+                raise RowError(f"two tools are called {tool.name!r}")
         tools[tool.name] = tool
     return tools
 
 
-def _read_tool(place: str, entry: Mapping[str, Any]) -> ToolSpec:
+def _read_tool(entry: Mapping[str, Any]) -> ToolSpec:
     """A tool that is written in the row: its schema, flat or as OpenAI nests it, and its source."""
-    if isinstance(entry.get("function"), Mapping):
-        entry = {
-            **{k: v for k, v in entry.items() if k not in ("type", "function")},
-            **entry["function"],
-        }
-    try:
-        _known(entry, TOOL_FIELDS)
-        owner = read_field(entry, "owner", str, optional=True) or ""
-        tool = ToolSpec(
-            read_field(entry, "name", str),
-            read_field(entry, "description", str),
-            read_field(entry, "parameters", dict),
-            read_field(entry, "source", str),
-            owner,
-        )
-        _check_source(tool)
-    except RowError as error:
-        raise RowError(f"{place}: {error}") from None
+    if isinstance(entry, Mapping) and isinstance(entry.get("function"), Mapping):
+        flat = {key: value for key, value in entry.items() if key not in ("type", "function")}
+        entry = {**flat, **entry["function"]}
+    _known(entry, TOOL_FIELDS)
+    owner = read_field(entry, "owner", str, optional=True) or ""
+    tool = ToolSpec(*read_schema(entry), read_field(entry, "source", str), owner)
+    _check_source(tool)
     return tool
 
 
@@ -219,38 +191,32 @@ def _check_source(tool: ToolSpec) -> None:
     except (SyntaxError, ValueError) as error:
         raise RowError(f"source: not Python: {error}") from None
     wanted = tool.owner or tool.name
-    kind = ast.ClassDef if tool.owner else ast.FunctionDef | ast.Assign
-    if not any(
-        isinstance(node, kind) and wanted in (getattr(node, "name", ""), *_targets(node))
-        for node in body
-    ):
+    defined = ast.ClassDef if tool.owner else ast.FunctionDef
+    bound = [node for node in body if isinstance(node, ast.Assign) and not tool.owner]
+    names = {node.name for node in body if isinstance(node, defined)}
+    names |= {name.id for node in bound for name in node.targets if isinstance(name, ast.Name)}
+    if wanted not in names:
         raise RowError(f"source: it defines no {'class' if tool.owner else 'function'} {wanted}")
 
 
-def _targets(node: ast.stmt) -> list[str]:
-    """Names that an assignment binds."""
-    targets = node.targets if isinstance(node, ast.Assign) else []
-    return [target.id for target in targets if isinstance(target, ast.Name)]
-
-
-def _read_call(
-    place: str, item: Any, tools: Mapping[str, ToolSpec]
-) -> tuple[ToolCall, int | None, str | None]:
-    """A call, its turn from 1 on, and its output, where they are given."""
-    try:
-        _known(_at("call", item), CALL_FIELDS)
-        name = read_field(item, "name", str)
-        arguments = read_field(item, "arguments", dict)
-        turn = read_field(item, "turn", int, optional=True)
-        if turn is not None and turn < 1:
-            raise RowError(f"turn: expected a number from 1, got {turn}")
-        if name not in tools:
-            raise RowError(f"name: {name!r} is none of the row's tools ({', '.join(tools)})")
-        _check_arguments(arguments, tools[name])
-    except RowError as error:
-        raise RowError(f"{place}: {error}") from None
-    output = item.get("output")
-    return ToolCall(name, arguments), turn, None if output is None else value_text(output)
+def _read_calls(
+    field: str, items: Sequence[Any], tools: Mapping[str, ToolSpec]
+) -> tuple[ToolCall, ...]:
+    """Calls of the row's tools with arguments that fit; their turns count from 1."""
+    calls = []
+    for index, item in enumerate(items):
+        with within(f"{field}[{index}]"):
+            _known(item, CALL_FIELDS)
+            name = read_field(item, "name", str)
+            arguments = read_field(item, "arguments", dict)
+            turn = read_field(item, "turn", int, optional=True)
+            if turn is not None and turn < 1:
+                raise RowError(f"turn: expected a number from 1, got {turn}")
+            if name not in tools:
+                raise RowError(f"name: {name!r} is none of the row's tools ({', '.join(tools)})")
+            _check_arguments(arguments, tools[name])
+        calls.append(ToolCall(name, arguments))
+    return tuple(calls)
 
 
 def _check_arguments(arguments: Mapping[str, Any], tool: ToolSpec) -> None:
@@ -271,11 +237,7 @@ def _read_alternatives(
     for number, trace in enumerate(read_field(row, "alternatives", list, optional=True) or ()):
         if not isinstance(trace, list):
             raise RowError(f"alternatives[{number}]: expected a list of calls")
-        read = [
-            _read_call(f"alternatives[{number}][{index}]", item, tools)
-            for index, item in enumerate(trace)
-        ]
-        traces.append(tuple(call for call, _, _ in read))
+        traces.append(_read_calls(f"alternatives[{number}]", trace, tools))
     return tuple(traces)
 
 

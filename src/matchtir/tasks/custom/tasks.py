@@ -8,8 +8,8 @@ from dataclasses import replace
 from matchtir.credit.outcome import missed
 from matchtir.tasks.custom.rows import task_from_row
 from matchtir.tasks.custom.tool_sources import ToolSource, read_tools
-from matchtir.tasks.rows import SPLITS, RowError, existing_file, read_jsonl
-from matchtir.tasks.splitting import SPLIT_BY, split_tasks
+from matchtir.tasks.rows import SPLITS, RowError, existing_file, read_jsonl, within
+from matchtir.tasks.splits import SPLIT_BY, split_tasks
 from matchtir.tools.sandbox import Replay, Sandbox, replay_all
 from matchtir.types import ResultStatus, SubAnswer, Task
 from matchtir.utils.options import check_option
@@ -95,12 +95,10 @@ class CustomTasks:
     def _read(self) -> tuple[Task, ...]:
         tasks: dict[str, Task] = {}
         for number, row in enumerate(read_jsonl(self.path)):
-            try:
+            with within(f"{self.path}, row {number}"):
                 task = task_from_row(row, f"{self.path.stem}/{number}", self.tools, self.gold)
                 if task.task_id in tasks:
                     raise RowError(f"id: an earlier row has {task.task_id!r} too")
-            except RowError as error:
-                raise RowError(f"{self.path}, row {number}: {error}") from None
             tasks[task.task_id] = task
         return tuple(tasks.values())
 
@@ -114,10 +112,8 @@ class CustomTasks:
             self.sandbox.shutdown()
         executed = []
         for number, (task, replay) in enumerate(zip(tasks, replays, strict=True)):
-            try:
+            with within(f"{self.path}, row {number}"):
                 executed.append(with_outputs(task, replay))
-            except RowError as error:
-                raise RowError(f"{self.path}, row {number}: {error}") from None
         return tuple(executed)
 
 

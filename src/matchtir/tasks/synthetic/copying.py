@@ -6,11 +6,10 @@ import re
 from collections.abc import Sequence
 from random import Random
 
-from matchtir.tasks.rows import SPLITS
+from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tasks.synthetic.lexicon import LAPTOP
 from matchtir.tasks.synthetic.tasks import check_sizes
 from matchtir.tasks.synthetic.world import Names
-from matchtir.tasks.task_set import TaskSet
 from matchtir.types import Task
 from matchtir.utils.options import check_option
 
@@ -95,12 +94,9 @@ class CopyTasks(Sequence[Task]):
 
 def _phrases(tasks: Sequence[Task]) -> tuple[str, ...]:
     """The texts of a few words among the arguments and outputs of gold calls, each once."""
-    texts = [
-        text
-        for task in tasks
-        for call in task.gold_calls
-        for text in call.arguments.values()
-        if isinstance(text, str)
-    ]
+    texts = []
+    for task in tasks:
+        texts += [text for call in task.gold_calls for text in call.arguments.values()]
     texts += [sub_answer.output for task in tasks for sub_answer in task.sub_answers]
-    return tuple(dict.fromkeys(text for text in texts if _PHRASE.fullmatch(text)))
+    found = (text for text in texts if isinstance(text, str) and _PHRASE.fullmatch(text))
+    return tuple(dict.fromkeys(found))

@@ -1,11 +1,15 @@
-"""The knobs of the generator."""
+"""The knobs of the generator, and the named difficulties."""
 
 from __future__ import annotations
 
 import random
+import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
+
+from matchtir.utils.options import check_option
 
 SCENARIOS = ("single", "parallel_single", "multi_hop", "parallel_multi_hop")
 VOCABULARIES = ("laptop", "ftrl")
@@ -20,10 +24,6 @@ CLOSINGS = (
     "distance",  # a further lookup between the ends of two chains
 )
 PARAMETER_TYPES = ("choice", "string", "boolean", "object", "number", "array", "integer")
-QUALIFIER_FORMS = ("choice", "date", "flag", "year", "place")
-UNKNOWN_ENTITY = ("refuse", "soft", "wrong")
-ERROR_STYLES = ("object", "text", "raise")
-OUTPUT_STYLES = ("bare", "sentence", "value", "record", "json")
 
 Range = Sequence[float]
 Shares = Mapping[str, float]
@@ -43,6 +43,11 @@ def draw(spread: Range, rng: random.Random) -> int:
 def draw_share(shares: Shares, rng: random.Random) -> str:
     """One of the keys, with probability in proportion to its share."""
     return rng.choices(list(shares), list(shares.values()))[0]
+
+
+def for_scenario(spread: Range | Mapping[str, Range], scenario: str) -> Range:
+    """The range of a knob that may differ by scenario."""
+    return spread.get(scenario, (0, 0)) if isinstance(spread, Mapping) else spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +86,7 @@ class Difficulty:
     output_styles: Shares
 
     def __post_init__(self) -> None:
-        if self.vocabulary not in VOCABULARIES:
-            raise ValueError(f"vocabulary={self.vocabulary!r} is not one of {VOCABULARIES}")
+        check_option("vocabulary", self.vocabulary, VOCABULARIES)
         for knob in fields(self):
             value = getattr(self, knob.name)
             if knob.name.endswith("_share"):
@@ -101,33 +105,17 @@ class Difficulty:
         for kind, share in self.default_shares.items():
             _check_share(f"default_shares.{kind}", share)
 
-    def closing_shares(self, scenario: str) -> Shares:
-        """How the ends of the chains become the answer."""
-        return self.closings.get(scenario, {"list": 1.0})
 
-
-_LEAST = {
-    "width": 1,
-    "depth": 1,
-    "chains": 1,
-    "chain_depth": 1,
-    "distractors": 0,
-    "qualifiers": 0,
-    "parameters": 1,
-    "spare_facts": 0,
-}
+# The least that the ranges may say, and the names that the shares may give.
+_LEAST = dict.fromkeys(("width", "depth", "chains", "chain_depth", "parameters"), 1)
+_LEAST |= dict.fromkeys(("distractors", "qualifiers", "spare_facts"), 0)
 _NAMES = {
-    "qualifier_forms": QUALIFIER_FORMS,
+    "qualifier_forms": ("choice", "date", "flag", "year", "place"),
     "parameter_types": PARAMETER_TYPES,
-    "unknown_entity": UNKNOWN_ENTITY,
-    "error_styles": ERROR_STYLES,
-    "output_styles": OUTPUT_STYLES,
+    "unknown_entity": ("refuse", "soft", "wrong"),
+    "error_styles": ("object", "text", "raise"),
+    "output_styles": ("bare", "sentence", "value", "record", "json"),
 }
-
-
-def for_scenario(spread: Range | Mapping[str, Range], scenario: str) -> Range:
-    """The range of a knob that may differ by scenario."""
-    return spread.get(scenario, (0, 0)) if isinstance(spread, Mapping) else spread
 
 
 def _check_share(knob: str, value: Any) -> None:
@@ -156,3 +144,35 @@ def _check_range(knob: str, value: Any, least: int) -> None:
             f"{knob}={value!r}: expected (low, high) or (low, mean, high), ascending, "
             f"from {least} upwards"
         )
+
+
+def resolve_difficulty(
+    difficulty: str | Difficulty, knobs: Mapping[str, Any] | None = None
+) -> Difficulty:
+    """The named difficulty, with some of its knobs replaced.
+
+    Raises:
+        ValueError: an unknown difficulty or knob, or a value that the knob does not take.
+    """
+    if isinstance(difficulty, str):
+        check_option("difficulty", difficulty, tuple(DIFFICULTIES))
+        difficulty = DIFFICULTIES[difficulty]
+    known = tuple(knob.name for knob in fields(Difficulty))
+    for knob in knobs or {}:
+        check_option("knobs", knob, known)
+    return replace(difficulty, **_plain(knobs or {}))
+
+
+def _plain(value: Any) -> Any:
+    """Configuration nodes as dictionaries and tuples, which are much faster to read."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+_PRESETS = Path(__file__).with_name("difficulties.toml").read_text(encoding="utf-8")
+DIFFICULTIES = {
+    name: Difficulty(name, **_plain(knobs)) for name, knobs in tomllib.loads(_PRESETS).items()
+}

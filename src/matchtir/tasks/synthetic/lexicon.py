@@ -1,10 +1,14 @@
-"""The fixed vocabulary of the `laptop` worlds: every word that such a task can contain."""
+"""The vocabularies: of `laptop` worlds, whose every word is here, and of `ftrl` worlds."""
 
 from __future__ import annotations
 
+import tomllib
+from functools import cache
+from pathlib import Path
 from random import Random
+from typing import Any
 
-from matchtir.tasks.synthetic.records import Lexicon, Relation, Unit
+from matchtir.tasks.synthetic.world import Lexicon, Parameter, Qualifier, Relation, Unit
 
 _ADJECTIVES = """
 amber ancient azure bitter bold brass brave bright broken bronze calm clever copper coral
@@ -25,55 +29,45 @@ swan tiger tower valley willow
 ADJECTIVES = tuple(_ADJECTIVES.split())
 NOUNS = tuple(_NOUNS.split())
 
+# Each kind of entity has six relations, two to each kind, so that a chain never runs dry.
+_TARGETS = ("person", "person", "place", "place", "thing", "thing")
+_RELATIONS = {
+    "person": "mentor rival home birthplace ship sword",
+    "place": "mayor founder port capital relic emblem",
+    "thing": "owner maker origin shrine replica key",
+}
+_OTHER_WORDS = "What Find is are the of and in a not found error Error unit person place thing"
 
-def _relation(
+
+def _laptop_relation(
     name: str, domain: str, target: str, unit: Unit | None = None, high: int = 99
 ) -> Relation:
     # Two digits always: otherwise 4 would be found in the wrong answer 42.
     return Relation(name, domain, target, f"find_{name}", domain, name, "of", 10, high, unit)
 
 
-# Each kind of entity has six relations, two to each kind, so that a chain never runs dry.
-_RELATIONS = (
-    _relation("mentor", "person", "person"),
-    _relation("rival", "person", "person"),
-    _relation("home", "person", "place"),
-    _relation("birthplace", "person", "place"),
-    _relation("ship", "person", "thing"),
-    _relation("sword", "person", "thing"),
-    _relation("mayor", "place", "person"),
-    _relation("founder", "place", "person"),
-    _relation("port", "place", "place"),
-    _relation("capital", "place", "place"),
-    _relation("relic", "place", "thing"),
-    _relation("emblem", "place", "thing"),
-    _relation("owner", "thing", "person"),
-    _relation("maker", "thing", "person"),
-    _relation("origin", "thing", "place"),
-    _relation("shrine", "thing", "place"),
-    _relation("replica", "thing", "thing"),
-    _relation("key", "thing", "thing"),
-)
-
-# The largest number in the base unit has two digits in the other one, too.
-_ATTRIBUTES = (
-    _relation("age", "person", "number"),
-    _relation("height", "person", "number", Unit("metres", "feet", 3.28), high=30),
-    _relation("rank", "place", "number"),
-    _relation("distance", "place", "number", Unit("leagues", "miles", 3.0), high=33),
-    _relation("score", "thing", "number"),
-    _relation("weight", "thing", "number", Unit("kilos", "pounds", 2.2), high=45),
-)
-
-_OTHER_WORDS = "What Find is are the of and in a not found error Error unit person place thing"
-
-
-def _invent(kind: str, rng: Random) -> str:
-    """Two words for an entity of any kind."""
+def _two_words(kind: str, rng: Random) -> str:
+    """A name for an entity of any kind."""
     return f"{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)}"
 
 
-LAPTOP = Lexicon(_invent, _RELATIONS, _ATTRIBUTES, quote='"')
+LAPTOP = Lexicon(
+    _two_words,
+    tuple(
+        _laptop_relation(name, domain, target)
+        for domain, names in _RELATIONS.items()
+        for name, target in zip(names.split(), _TARGETS, strict=True)
+    ),
+    (  # the largest number in the base unit has two digits in the other one, too
+        _laptop_relation("age", "person", "number"),
+        _laptop_relation("height", "person", "number", Unit("metres", "feet", 3.28), high=30),
+        _laptop_relation("rank", "place", "number"),
+        _laptop_relation("distance", "place", "number", Unit("leagues", "miles", 3.0), high=33),
+        _laptop_relation("score", "thing", "number"),
+        _laptop_relation("weight", "thing", "number", Unit("kilos", "pounds", 2.2), high=45),
+    ),
+    quote='"',
+)
 
 
 def laptop_words() -> tuple[str, ...]:
@@ -88,3 +82,101 @@ def laptop_words() -> tuple[str, ...]:
             words += [relation.unit.base, relation.unit.other]
     words += [*ADJECTIVES, *NOUNS, *(str(number) for number in range(100))]
     return tuple(dict.fromkeys(words))
+
+
+def lexicon_of(vocabulary: str) -> Lexicon:
+    """The lexicon of a vocabulary, "laptop" or "ftrl"."""
+    return LAPTOP if vocabulary == "laptop" else _ftrl_lexicon()
+
+
+@cache
+def _ftrl_lexicon() -> Lexicon:
+    """Ten kinds of invented entities; the words are in ftrl_words.toml."""
+    words = tomllib.loads(Path(__file__).with_name("ftrl_words.toml").read_text(encoding="utf-8"))
+    names = words["names"]
+    onsets, middles, endings = (names[part].split() for part in ("onsets", "middles", "endings"))
+
+    def stem(rng: Random) -> str:
+        middle = "".join(rng.choice(middles) for _ in range(rng.randint(1, 2)))
+        return rng.choice(onsets) + middle + rng.choice(endings)
+
+    def invent(kind: str, rng: Random) -> str:
+        """A capitalised name that shows its kind, as in Karelven Citadel."""
+        if kind == "work":
+            title = f"{rng.choice(ADJECTIVES).title()} {rng.choice(NOUNS).title()}"
+            return f"The {title} of {stem(rng)}"
+        form = rng.choice(names["forms"][kind])
+        return form.format(*(stem(rng) for _ in range(form.count("{}"))))
+
+    def read(table: str, *target: str) -> tuple[Relation, ...]:
+        rows = words[table].items()
+        return tuple(_ftrl_relation(domain, *target, *row) for domain, each in rows for row in each)
+
+    fillers = {
+        kind: tuple(_filler(kind, *row) for row in rows)
+        for kind, rows in words["parameters"]["fillers"].items()
+    }
+    distance = ("road distance", "from", 12, 2600, "kilometres", "miles", 0.621)
+    return Lexicon(
+        invent,
+        read("relations"),
+        read("numbers", "number") + read("dates", "date"),
+        pronoun="that",
+        number_format=",d",
+        questions={"person": "Who is"},
+        distance=_ftrl_relation("city", "number", *distance),
+        qualifiers=tuple(
+            Qualifier(*said, choices=tuple(choices.split()))
+            for *said, choices in ((*row, "")[:5] for row in words["parameters"]["qualifiers"])
+        ),
+        fillers=fillers,
+        calculator_fillers=_calculator_fillers(fillers),
+        tool_remarks=tuple(words["remarks"]["tool"]),
+        parameter_remarks=tuple(words["remarks"]["parameter"]),
+    )
+
+
+_SUFFIXES = ("finder", "locator", "identifier", "retriever", "lookup", "info_finder", "explorer")
+
+
+def _ftrl_relation(
+    domain: str, target: str, noun: str, link: str, low: int = 1, high: int = 99, *unit: Any
+) -> Relation:
+    """A relation whose identifiers are made from its words."""
+    name = noun.replace(" ", "_")
+    # The suffix depends on the words alone, so that a relation always has the same tool.
+    suffix = _SUFFIXES[sum(map(ord, domain + target + noun)) % len(_SUFFIXES)]
+    own_words = noun.split()[-1] if noun.count(" ") else noun
+    tool = f"{domain}_{own_words if len(noun) > 12 else name}_{suffix}"
+    ends = (low, high, Unit(*unit) if unit else None)
+    return Relation(name, domain, target, tool, f"{domain}_name", noun, link, *ends)
+
+
+def _filler(kind: str, name: str, description: str, *more: Any) -> Parameter:
+    """A parameter; `more` is its default, its choices, or its fields and their type."""
+    schema: dict[str, Any] = {"type": "string" if kind == "choice" else kind}
+    schema["description"] = description
+    if kind == "choice":
+        schema["enum"] = more[0].split()
+        schema["default"] = schema["enum"][0]
+    elif kind == "array":
+        schema |= {"items": {"type": "string"}, "default": []}
+    elif kind == "object":
+        fields, of_type = more
+        schema["properties"] = {
+            field: {"type": of_type, "description": f"The {field.replace('_', ' ')}."}
+            for field in fields.split()
+        }
+    else:
+        schema["default"] = more[0] if more else ""
+    return Parameter(name, schema)
+
+
+def _calculator_fillers(fillers: dict[str, tuple[Parameter, ...]]) -> tuple[Parameter, ...]:
+    shared = {"choice": ("output_format", "priority"), "boolean": ("include_context", "real_time")}
+    label = {"type": "string", "description": "Label to log the calculation under"}
+    return (
+        _filler("integer", "precision", "Digits after the decimal point", 2),
+        Parameter("label", label),
+        *(item for kind, names in shared.items() for item in fillers[kind] if item.name in names),
+    )

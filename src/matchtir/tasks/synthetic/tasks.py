@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from random import Random
 from typing import Any, overload
 
 from matchtir.tasks.rows import SPLITS
-from matchtir.tasks.synthetic.difficulty import SCENARIOS, Difficulty
-from matchtir.tasks.synthetic.generator import generate_task
-from matchtir.tasks.synthetic.presets import resolve_difficulty
-from matchtir.types import Task
+from matchtir.tasks.synthetic.difficulty import (
+    SCENARIOS,
+    Difficulty,
+    draw,
+    for_scenario,
+    resolve_difficulty,
+)
+from matchtir.tasks.synthetic.lexicon import lexicon_of
+from matchtir.tasks.synthetic.plan import Plan, draw_plan, word_question
+from matchtir.tasks.synthetic.tools import draw_calculator, draw_tool
+from matchtir.tasks.synthetic.world import Hop, Names, Relation, World
+from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 from matchtir.utils.options import check_option
 
 _CACHED_TASKS = 1024
@@ -41,10 +50,9 @@ class SyntheticTasks:
     ) -> None:
         self.difficulty = resolve_difficulty(difficulty, knobs)
         self.seed = seed
-        self.sizes = {split: 0 for split in SPLITS}
         given = {"train": 4096, "validation": 128, "test": 256} if sizes is None else dict(sizes)
         check_sizes(given)
-        self.sizes.update(given)
+        self.sizes = dict.fromkeys(SPLITS, 0) | given
         self._thresholds = _cumulative_shares(shares)
         self._sequences = {
             split: SyntheticSequence(self, split, size) for split, size in self.sizes.items()
@@ -120,3 +128,53 @@ def _cumulative_shares(shares: Mapping[str, float] | None) -> list[tuple[str, fl
             reached += share / total
             thresholds.append((scenario, reached))
     return thresholds
+
+
+def generate_task(difficulty: Difficulty, scenario: str, seed: int, split: str, index: int) -> Task:
+    """Task `index` of a split, a function of these alone. Its gold calls give its gold outputs.
+
+    `sub_answers` are what an output must contain. `metadata["outputs"]` are the outputs in full,
+    as the policy reads them.
+    """
+    rng = Random(f"{seed}/{split}/{index}")
+    lexicon = lexicon_of(difficulty.vocabulary)
+    world = World(scenario, difficulty, lexicon, Names(lexicon, split, rng), rng)
+    plan = draw_plan(world)
+    tools, outputs = _draw_tools(plan, world)
+    turns, steps = zip(*plan.gold_steps(), strict=True)
+    return Task(
+        task_id=f"synthetic-{difficulty.name}-{split}-{index}",
+        question=word_question(plan, lexicon),
+        tools=tools,
+        gold_calls=tuple(ToolCall(step.tool, step.arguments) for step in steps),
+        answer=plan.answer,
+        sub_answers=tuple(SubAnswer(step.tool, step.value) for step in steps),
+        scenario=scenario,
+        gold_turns=turns,
+        metadata={"scenario": scenario, "closing": plan.closing, "seed": seed, "outputs": outputs},
+    )
+
+
+def _draw_tools(plan: Plan, world: World) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
+    """All tools, shuffled, and the outputs of the gold calls in their order."""
+    lookups = [step for _, step in plan.gold_steps() if isinstance(step, Hop)]
+    by_relation: dict[Relation, list[Hop]] = {}
+    for hop in lookups:
+        by_relation.setdefault(hop.relation, []).append(hop)
+    unused = [
+        r for r in (*world.lexicon.relations, *world.lexicon.attributes) if r not in by_relation
+    ]
+    count = draw(for_scenario(world.difficulty.distractors, world.scenario), world.rng)
+    by_relation |= {relation: [] for relation in world.rng.sample(unused, min(count, len(unused)))}
+    tools = {}
+    for relation, hops in by_relation.items():
+        qualifiers = tuple(hops[0].terms.values) if hops else world.draw_qualifiers()
+        tools[relation] = draw_tool(relation, qualifiers, hops, lookups, world)
+    specs = [tool.spec() for tool in tools.values()]
+    outputs = [tools[hop.relation].output(hop) for hop in lookups]
+    if plan.final_call is not None and not isinstance(plan.final_call, Hop):
+        spec, output = draw_calculator(plan.final_call, world)
+        specs.append(spec)
+        outputs.append(output)
+    world.rng.shuffle(specs)
+    return tuple(specs), tuple(outputs)

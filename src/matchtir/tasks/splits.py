@@ -7,6 +7,9 @@ import random
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from matchtir.tasks.rows import SPLITS
 from matchtir.types import Task
 from matchtir.utils.options import check_option
@@ -37,15 +40,11 @@ def entities(task: Task) -> set[str]:
     return {value for value in values if value and value in question}
 
 
-def _contents(task: Task) -> Iterable[Hashable]:
-    return [
+_KEYS: dict[str, Callable[[Task], Iterable[Hashable]]] = {
+    "content": lambda task: (
         ("question", normalised(task.question)),
         ("solution", solution_key(task) or task.task_id),
-    ]
-
-
-_KEYS: dict[str, Callable[[Task], Iterable[Hashable]]] = {
-    "content": _contents,
+    ),
     "tools": lambda task: {call.name for call in task.gold_calls},
     "entities": entities,
 }
@@ -60,21 +59,15 @@ def shared_groups(tasks: Sequence[Task], by: str) -> list[list[int]]:
             tool of the gold calls), "entities" (a text that is an argument and in the question).
     """
     check_option("split_by", by, SPLIT_BY)
-    leader = list(range(len(tasks)))
-
-    def find(position: int) -> int:
-        while leader[position] != position:
-            leader[position] = leader[leader[position]]
-            position = leader[position]
-        return position
-
-    first: dict[Hashable, int] = {}
-    for position, task in enumerate(tasks):
-        for key in _KEYS[by](task):
-            leader[find(position)] = find(first.setdefault(key, position))
+    first: dict[Hashable, int] = {}  # position of the first task with a key
+    edges = [
+        (at, first.setdefault(key, at)) for at, task in enumerate(tasks) for key in _KEYS[by](task)
+    ]
+    ends = tuple(zip(*edges, strict=True)) or ((), ())
+    graph = coo_array(([True] * len(edges), ends), shape=(len(tasks), len(tasks)))
     groups: dict[int, list[int]] = {}
-    for position in range(len(tasks)):
-        groups.setdefault(find(position), []).append(position)
+    for position, label in enumerate(connected_components(graph, directed=False)[1]):
+        groups.setdefault(int(label), []).append(position)
     return list(groups.values())
 
 
