@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from matchtir.tasks.rows import (
     align_sub_answers,
     read_field,
     read_json_field,
-    read_schema,
+    read_tool,
     within,
 )
 from matchtir.types import SubAnswer, Task, ToolSpec
@@ -152,12 +153,13 @@ def _read_tools(row: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
     tools: dict[str, ToolSpec] = {}
     for index, entry in enumerate(read_json_field(row, "tools", list)):
         with within(f"tools[{index}]"):
-            name, *schema = read_schema(read_field(entry, "function", dict))
-            if name in tools:
-                raise RowError(f"two tools are called {name!r}")
-        if not isinstance(sources.get(name), str) or not sources[name].strip():
-            raise RowError(f"codes: no source for the tool {name!r}")
-        tools[name] = ToolSpec(name, *schema, sources[name])
+            tool = read_tool(read_field(entry, "function", dict))
+            if tool.name in tools:
+                raise RowError(f"two tools are called {tool.name!r}")
+        source = sources.get(tool.name)
+        if not isinstance(source, str) or not source.strip():
+            raise RowError(f"codes: no source for the tool {tool.name!r}")
+        tools[tool.name] = replace(tool, source=source)
     return tuple(tools.values())
 
 

@@ -15,6 +15,7 @@ import ast
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from matchtir.tasks.rows import (
     parameter_names,
     read_field,
     read_jsonl,
-    read_schema,
+    read_tool,
     value_text,
     within,
 )
@@ -139,13 +140,14 @@ def _read_tools(row: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[Too
     tools: dict[str, ToolSpec] = {}
     for index, entry in enumerate(read_field(row, "tools", list)):
         with within(f"tools[{index}]"):
-            name, description, parameters = read_schema(entry)
-            if name in tools:
-                raise RowError(f"two tools are called {name!r}")
-            if name not in sources:
-                raise RowError(f"no source for the tool {name!r}")
-        source = adapt_source(sources[name], name, tuple(parameters.get("properties", {})))
-        tools[name] = ToolSpec(name, description, parameters, source)
+            tool = read_tool(entry)
+            if tool.name in tools:
+                raise RowError(f"two tools are called {tool.name!r}")
+            if tool.name not in sources:
+                raise RowError(f"no source for the tool {tool.name!r}")
+        properties = tuple(tool.parameters.get("properties", {}))
+        source = adapt_source(sources[tool.name], tool.name, properties)
+        tools[tool.name] = replace(tool, source=source)
     return tuple(tools.values())
 
 

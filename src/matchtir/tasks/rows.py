@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from matchtir.types import SubAnswer, Task, ToolCall
+from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 from matchtir.utils.options import check_option
 
 log = logging.getLogger(__name__)
@@ -234,10 +234,10 @@ def read_json_field(row: Mapping[str, Any], field: str, kind: type, optional: bo
     return value
 
 
-def read_schema(entry: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
-    """(name, description, parameters) of a tool."""
+def read_tool(entry: Mapping[str, Any]) -> ToolSpec:
+    """A tool by its schema, without its source."""
     name, description = read_field(entry, "name", str), read_field(entry, "description", str)
-    return name, description, read_field(entry, "parameters", dict)
+    return ToolSpec(name, description, read_field(entry, "parameters", dict))
 
 
 def value_text(value: Any) -> str:

@@ -21,7 +21,7 @@ from matchtir.tasks.rows import (
     parameter_names,
     read_field,
     read_jsonl,
-    read_schema,
+    read_tool,
     within,
 )
 from matchtir.tools.formats import spoken_text
@@ -178,12 +178,12 @@ def _read_tools(row: Mapping[str, Any]) -> dict[str, ToolSpec]:
     names: Counter[str] = Counter()
     for index, source in enumerate(sources):
         hop = _hop_of(source, waiting, index, list(schemas)[index])
-        name, *schema = read_schema(waiting.pop(hop))
-        names[name] += 1
-        unique = name if names[name] == 1 else f"{name}_{names[name]}"
-        if unique != name:
-            source = f"{source}\n\n{unique} = {name}\n"
-        tools[hop] = ToolSpec(unique, *schema, source)
+        tool = read_tool(waiting.pop(hop))
+        names[tool.name] += 1
+        unique = tool.name if names[tool.name] == 1 else f"{tool.name}_{names[tool.name]}"
+        if unique != tool.name:
+            source = f"{source}\n\n{unique} = {tool.name}\n"
+        tools[hop] = replace(tool, name=unique, source=source)
     return tools
 
 
@@ -197,9 +197,9 @@ def _hop_of(source: Any, waiting: Mapping[str, Any], index: int, in_place: str) 
     named = []
     for hop, entry in waiting.items():
         with within(f"tools: {hop!r}"):
-            name, _, parameters = read_schema(entry)
-        properties = set(parameters.get("properties") or {})
-        known = parameter_names(source, name)
+            tool = read_tool(entry)
+        properties = set(tool.parameters.get("properties") or {})
+        known = parameter_names(source, tool.name)
         if known is not None:
             named.append((len(known & properties) - len(properties - known), hop))
     if not named and in_place in waiting:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import ast
 import difflib
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from matchtir.tasks.rows import SPLITS, RowError, read_field, read_schema, value_text, within
+from matchtir.tasks.rows import SPLITS, RowError, read_field, read_tool, value_text, within
 from matchtir.types import Message, SubAnswer, Task, ToolCall, ToolSpec
 
 FIELDS = (
@@ -165,21 +166,21 @@ def _read_tools(row: Mapping[str, Any], offered: Mapping[str, ToolSpec]) -> dict
             if isinstance(entry, str) and entry not in offered:
                 there = ", ".join(offered) or "none: set data.tools"
                 raise RowError(f"there is no tool {entry!r} (there is {there})")
-            tool = offered[entry] if isinstance(entry, str) else _read_tool(entry)
+            tool = offered[entry] if isinstance(entry, str) else _read_own_tool(entry)
             if tool.name in tools:
                 raise RowError(f"two tools are called {tool.name!r}")
         tools[tool.name] = tool
     return tools
 
 
-def _read_tool(entry: Mapping[str, Any]) -> ToolSpec:
+def _read_own_tool(entry: Mapping[str, Any]) -> ToolSpec:
     """A tool that is written in the row: its schema, flat or as OpenAI nests it, and its source."""
     if isinstance(entry, Mapping) and isinstance(entry.get("function"), Mapping):
         flat = {key: value for key, value in entry.items() if key not in ("type", "function")}
         entry = {**flat, **entry["function"]}
     _known(entry, TOOL_FIELDS)
     owner = read_field(entry, "owner", str, optional=True) or ""
-    tool = ToolSpec(*read_schema(entry), read_field(entry, "source", str), owner)
+    tool = replace(read_tool(entry), source=read_field(entry, "source", str), owner=owner)
     _check_source(tool)
     return tool
 

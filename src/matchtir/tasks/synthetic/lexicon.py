@@ -108,7 +108,7 @@ def _ftrl_lexicon() -> Lexicon:
         form = rng.choice(names["forms"][kind])
         return form.format(*(stem(rng) for _ in range(form.count("{}"))))
 
-    def read(table: str, *target: str) -> tuple[Relation, ...]:
+    def read(table: str, *target: Any) -> tuple[Relation, ...]:
         rows = words[table].items()
         return tuple(_ftrl_relation(domain, *target, *row) for domain, each in rows for row in each)
 
@@ -125,10 +125,7 @@ def _ftrl_lexicon() -> Lexicon:
         number_format=",d",
         questions={"person": "Who is"},
         distance=_ftrl_relation("city", "number", *distance),
-        qualifiers=tuple(
-            Qualifier(*said, choices=tuple(choices.split()))
-            for *said, choices in ((*row, "")[:5] for row in words["parameters"]["qualifiers"])
-        ),
+        qualifiers=tuple(_qualifier(*row) for row in words["parameters"]["qualifiers"]),
         fillers=fillers,
         calculator_fillers=_calculator_fillers(fillers),
         tool_remarks=tuple(words["remarks"]["tool"]),
@@ -150,6 +147,12 @@ def _ftrl_relation(
     tool = f"{domain}_{own_words if len(noun) > 12 else name}_{suffix}"
     ends = (low, high, Unit(*unit) if unit else None)
     return Relation(name, domain, target, tool, f"{domain}_name", noun, link, *ends)
+
+
+def _qualifier(
+    parameter: str, form: str, wording: str, description: str, choices: str = ""
+) -> Qualifier:
+    return Qualifier(parameter, form, wording, description, tuple(choices.split()))
 
 
 def _filler(kind: str, name: str, description: str, *more: Any) -> Parameter:
