@@ -21,9 +21,13 @@ from rich.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import train
-from matchtir.collection.attempts import Attempt, Collector
-from matchtir.collection.gold import gold_task
-from matchtir.collection.summary import summarise, summary_table
+from matchtir.collection.collector import (
+    Attempt,
+    Collector,
+    gold_task,
+    summarise,
+    summary_table,
+)
 from matchtir.evaluation.benchmark import AttemptLog
 from matchtir.evaluation.policies import find_policy
 from matchtir.rollout.engine import SamplingParams

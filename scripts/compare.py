@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.reports.comparison_files import common_folder, publish
-from matchtir.reports.run_data import RunData, find_runs, wandb_runs
+from matchtir.reports.comparison import common_folder, publish
+from matchtir.reports.runs import RunData, find_runs, wandb_runs
 
 
 def runs_of_project(project: str, groups: list[str]) -> list[RunData]:

@@ -24,9 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import train
 from matchtir.reports import task_page
-from matchtir.reports.gold_replay import replay_gold
-from matchtir.reports.task_leaks import find_pairs, shared_with_training
-from matchtir.reports.task_statistics import answer_types, profiles, tool_use
+from matchtir.reports.task_statistics import (
+    answer_types,
+    find_pairs,
+    profiles,
+    replay_gold,
+    shared_with_training,
+    tool_use,
+)
 from matchtir.tasks.custom.rows import row_from_task
 from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tasks.splits import split_tasks

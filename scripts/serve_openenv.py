@@ -29,7 +29,7 @@ def run(config: DictConfig) -> None:
         import uvicorn
         from openenv.core.env_server.http_server import create_app
 
-        from matchtir.serving.openenv import TaskEnvironment, TurnAction, TurnObservation
+        from matchtir.serving import TaskEnvironment, TurnAction, TurnObservation
     except ImportError as error:
         raise SystemExit(f"pip install 'matchtir[openenv]' ({error})") from error
     tasks = instantiate(config.data)

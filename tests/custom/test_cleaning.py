@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from matchtir.collection.cleaning import TracedCall, clean_trace, traced_calls
-from matchtir.collection.gold import gold_task
+from matchtir.collection.collector import gold_task
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import (
     ResultStatus,

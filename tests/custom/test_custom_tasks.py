@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from matchtir.reports.task_leaks import find_pairs
+from matchtir.reports.task_statistics import find_pairs
 from matchtir.tasks.custom import CustomTasks
 from matchtir.tasks.custom.rows import row_from_task, task_from_row
 from matchtir.tasks.rows import SPLITS, RowError

@@ -12,9 +12,15 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
-from matchtir.reports.comparison_files import compare_runs, write_comparison
-from matchtir.reports.run_comparison import cost, curve, methods, setting_differences
-from matchtir.reports.run_data import find_runs, wandb_runs
+from matchtir.reports.comparison import (
+    compare_runs,
+    cost,
+    curve,
+    methods,
+    setting_differences,
+    write_comparison,
+)
+from matchtir.reports.runs import find_runs, wandb_runs
 from matchtir.utils.loggers import CsvLogger
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"

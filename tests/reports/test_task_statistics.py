@@ -4,9 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from matchtir.reports.gold_replay import replay_gold
-from matchtir.reports.task_leaks import find_pairs, shared_with_training
-from matchtir.reports.task_statistics import answer_type, answer_types, profiles, tool_use
+from matchtir.reports.task_statistics import (
+    answer_type,
+    answer_types,
+    find_pairs,
+    profiles,
+    replay_gold,
+    shared_with_training,
+    tool_use,
+)
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 

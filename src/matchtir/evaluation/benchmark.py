@@ -18,7 +18,7 @@ from matchtir.credit.rewards import Reward
 from matchtir.evaluation.metrics import Scoring
 from matchtir.evaluation.policies import EvaluatedPolicy, scripted_turns
 from matchtir.evaluation.statistics import Statistic
-from matchtir.reports.trace import trace_record, write_traces
+from matchtir.reports.traces import trace_record, write_traces
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.runner import EpisodeRunner

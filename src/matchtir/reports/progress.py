@@ -1,14 +1,24 @@
-"""How far a run is, for a terminal and for a log file."""
+"""How far a run is and how it ended: for a terminal, a log file, a picture and `result.json`."""
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from matchtir.evaluation.statistics import Gain, paired_bootstrap
+from matchtir.utils.run_folder import finite
+
+Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values of each metric
+Scores = Mapping[str, Mapping[str, float]]  # of each task, by metric
 
 TRAINING = {
     "train/reward": "reward",
@@ -34,6 +44,16 @@ PHASES = {
 }
 BARS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 48
+PANELS = {
+    "Reward": ("train/reward",),
+    "Solve-F1": ("train/solve_f1", "val/solve_f1"),
+    "Answer F1": ("train/answer_f1", "val/answer_f1"),
+    "Loss": ("train/loss",),
+    "Entropy": ("train/entropy",),
+    "KL to the reference": ("train/kl",),
+}
+COLUMNS = 3  # of panels in the picture
+SMOOTHING = 10  # iterations
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +68,9 @@ class Position:
     def __str__(self) -> str:
         end = "" if self.total is None else f"/{self.total}"
         return f"iteration {self.iteration}{end}"
+
+
+# -- under way -------------------------------------------------------------------------------------
 
 
 def plain_line(position: Position, metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
@@ -132,3 +155,152 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
+
+
+# -- curves --------------------------------------------------------------------------------------
+
+
+def draw_curves(curves: Curves, path: Path) -> None:
+    """Draw a panel for each group of metrics that was measured.
+
+    Training metrics are drawn as measured, faint, and as the mean of the last 10 iterations.
+
+    Args:
+        curves: steps and values of each metric.
+        path: of the PNG file.
+    """
+    panels = {
+        title: [name for name in names if len(curves.get(name, ((), ()))[0])]
+        for title, names in PANELS.items()
+    }
+    panels = {title: names for title, names in panels.items() if names}
+    if not panels:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure  # slow to import, seldom drawn
+
+    rows = -(-len(panels) // COLUMNS)
+    figure = Figure(figsize=(4 * COLUMNS, 2.8 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for position, (title, names) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, COLUMNS, position)
+        for name in names:
+            steps, values = curves[name]
+            if name.startswith("train/"):
+                (line,) = axes.plot(steps, trailing_mean(values, SMOOTHING), label=name)
+                axes.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8)
+            else:
+                axes.plot(steps, values, marker="o", markersize=3, label=name)
+        axes.set(title=title, xlabel="iteration")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def trailing_mean(values: Sequence[float], width: int) -> np.ndarray:
+    """Mean of each value and up to `width - 1` before it, those that are finite; [n] -> [n]."""
+    array = np.asarray(values, dtype=np.float64)
+    finite = np.isfinite(array)
+    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, array, 0.0))])
+    counts = np.concatenate([[0], np.cumsum(finite)])
+    ends = np.arange(1, len(array) + 1)
+    starts = np.maximum(ends - width, 0)
+    with np.errstate(invalid="ignore"):  # no finite value: 0 / 0 is the honest result
+        return (sums[ends] - sums[starts]) / (counts[ends] - counts[starts])
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One metric on the same tasks before and after training."""
+
+    metric: str
+    before: float
+    after: float
+    gain: Gain
+
+
+def compare(before: Scores, after: Scores, seed: int) -> list[Change]:
+    """Each metric's means over tasks, and the paired bootstrap interval of their difference.
+
+    Args:
+        before: scores of each task: {task id: {metric: score}}.
+        after: the same, of the same tasks.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: there are no tasks, or the two have other tasks or metrics.
+    """
+    if not before or before.keys() != after.keys():
+        odd = sorted(before.keys() ^ after.keys())[:5]
+        raise ValueError(
+            f"{len(before)} tasks before, {len(after)} after; not in both: {', '.join(odd) or '-'}"
+        )
+    metrics = list(next(iter(before.values())))
+    changes = []
+    for metric in metrics:
+        first, second = _column(before, metric, before), _column(after, metric, before)
+        gain = paired_bootstrap(first, second, seed)
+        changes.append(Change(metric, float(np.mean(first)), float(np.mean(second)), gain))
+    return changes
+
+
+def _column(scores: Scores, metric: str, tasks: Iterable[str]) -> list[float]:
+    for task in tasks:
+        if metric not in scores[task]:
+            raise ValueError(f"task {task} has no {metric}")
+    return [scores[task][metric] for task in tasks]
+
+
+def final_table(changes: Sequence[Change], tasks: int) -> Table:
+    """A rich table of the changes; a gain whose interval excludes 0 is set in colour."""
+    table = Table(title=f"{tasks} test tasks")
+    table.add_column("metric")
+    for heading in ("before", "after", "gain", "95 % interval"):
+        table.add_column(heading, justify="right")
+    for row in changes:
+        gain = row.gain
+        colour = "green" if gain.low > 0 else "red" if gain.high < 0 else "default"
+        table.add_row(
+            row.metric,
+            f"{row.before:.3f}",
+            f"{row.after:.3f}",
+            f"[{colour}]{gain.mean:+.3f}[/]",
+            rf"\[{gain.low:+.3f}, {gain.high:+.3f}]",
+        )
+    return table
+
+
+def next_commands(folder: Path) -> list[str]:
+    """What one may want to type once a run has ended, each with a remark."""
+    here = Path.cwd()
+    run = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    commands = {
+        f"python scripts/view.py {run}": "its attempts, turn by turn",
+        f"python scripts/compare.py {run.parent}": "with its neighbours",
+        f"python src/eval.py benchmark=synthetic policy={run}": "on a benchmark",
+    }
+    if any(folder.glob("wandb/offline-run-*")):
+        commands[f"wandb sync {run}/wandb/offline-run-*"] = "to W&B"
+    if not any(folder.glob("traces/*.jsonl")):
+        del commands[f"python scripts/view.py {run}"]
+    width = max(map(len, commands))
+    return [f"{command:{width}}  # {remark}" for command, remark in commands.items()]
+
+
+def write_result(path: Path, changes: Sequence[Change], **facts: Any) -> None:
+    """Write `result.json`: means before and after, gains with intervals, and the facts given.
+
+    Numbers that are not finite become null, since JSON has none.
+    """
+    result = {
+        "before": {row.metric: row.before for row in changes},
+        "after": {row.metric: row.after for row in changes},
+        "gain": {row.metric: asdict(row.gain) for row in changes},
+        **facts,
+    }
+    text = json.dumps(finite(result), indent=2, allow_nan=False) + "\n"
+    path.write_text(text, encoding="utf-8")

@@ -16,10 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import RenderableType
 from rich.table import Table
 
-from matchtir.reports.gold_replay import GoldReplay
 from matchtir.reports.page import PAGES
-from matchtir.reports.task_leaks import Pair
-from matchtir.reports.task_statistics import Profile
+from matchtir.reports.task_statistics import GoldReplay, Pair, Profile
 
 MOST_ROWS = 40  # of a table whose length has no bound; the rest is counted
 _STYLES = ("base.css", "tasks.css")

@@ -1,15 +1,22 @@
-"""What a task set holds: sizes by split and scenario, tools, answers."""
+"""What a task set holds: sizes, tools, answers, tasks that are there twice, gold calls executed."""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
+from scipy import sparse
+
+from matchtir.credit.outcome import missed
+from matchtir.credit.solving import contains_answer, solving_calls
 from matchtir.tasks.ftrl import question_text
-from matchtir.types import Task
+from matchtir.tasks.splits import entities, normalised, solution_key
+from matchtir.tools.sandbox import Replay, Sandbox, replay_all
+from matchtir.types import ResultStatus, Task
 
 Splits = Mapping[str, Sequence[Task]]
 
@@ -19,6 +26,7 @@ _DATE = re.compile(
     r"|october|november|december)( \d{1,2})?(,? \d{4})?"
 )
 
+SHINGLE = 3  # words
 # None where a task has nothing to measure: many published test sets come without gold calls.
 MEASURES: Mapping[str, Callable[[Task], float | None]] = {
     "hops": lambda task: len(set(task.gold_turns)) or len(task.gold_calls) or None,
@@ -98,3 +106,170 @@ def tool_use(tasks: Sequence[Task]) -> list[tuple[str, int, int]]:
     called = Counter(call.name for task in tasks for call in task.gold_calls)
     names = sorted(offered, key=lambda name: (-called[name], -offered[name], name))
     return [(name, offered[name], called[name]) for name in names]
+
+
+# -- twice, and in two splits ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two tasks that are the same in some way."""
+
+    kind: str  # "question", "solution" or "near"
+    first: tuple[str, str]  # split and task id
+    second: tuple[str, str]
+    overlap: float  # of their questions, from 0 to 1
+
+    @property
+    def is_leak(self) -> bool:
+        """Whether the two are in different splits."""
+        return self.first[0] != self.second[0]
+
+
+def find_pairs(splits: Mapping[str, Sequence[Task]], near: float = 0.8) -> list[Pair]:
+    """Pairs of tasks with the same question, else nearly the same, else the same gold calls.
+
+    Each task is paired with the first that it equals. Questions are compared without case and
+    punctuation; nearly the same are those whose sets of three neighbouring words have at least
+    this Jaccard overlap.
+    """
+    places = [(split, task) for split, tasks in splits.items() for task in tasks]
+    names = [(split, task.task_id) for split, task in places]
+    questions = [normalised(question_text(task)) for _, task in places]
+    solutions = [solution_key(task) for _, task in places]
+    paired: set[int] = set()
+    pairs = []
+
+    def add(kind: str, first: int, second: int, overlap: float) -> None:
+        if second not in paired:
+            paired.add(second)
+            pairs.append(Pair(kind, names[first], names[second], overlap))
+
+    for first, second in _equal(questions):
+        add("question", first, second, 1.0)
+    for first, second, overlap in _near(questions, near):
+        add("near", first, second, overlap)
+    for first, second in _equal(solutions):
+        add("solution", first, second, _overlap(questions[first], questions[second]))
+    return pairs
+
+
+def shared_with_training(splits: Mapping[str, Sequence[Task]]) -> list[tuple[str, str, float, int]]:
+    """(split, what, share of its tasks that have one that a training task has too, tasks with any).
+
+    What: the tools of the gold calls, or the texts that are arguments and in the question.
+    """
+    kinds: dict[str, Callable[[Task], Iterable[Hashable]]] = {
+        "a called tool": lambda task: {call.name for call in task.gold_calls},
+        "an entity of the question": entities,
+    }
+    rows = []
+    for what, keys in kinds.items():
+        known = {key for task in splits.get("train", ()) for key in keys(task)}
+        for split, tasks in splits.items():
+            found = [set(keys(task)) for task in tasks] if split != "train" else []
+            found = [items for items in found if items]
+            if found:
+                share = sum(bool(items & known) for items in found) / len(found)
+                rows.append((split, what, share, len(found)))
+    return rows
+
+
+def _equal(texts: Sequence[str]) -> list[tuple[int, int]]:
+    """(first, later) positions of equal texts; empty texts equal nothing."""
+    positions: dict[str, list[int]] = defaultdict(list)
+    for position, text in enumerate(texts):
+        if text:
+            positions[text].append(position)
+    return [(found[0], later) for found in positions.values() for later in found[1:]]
+
+
+def _shingles(text: str) -> set[tuple[str, ...]]:
+    words = text.split()
+    size = min(SHINGLE, len(words))
+    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
+
+
+def _overlap(left: str, right: str) -> float:
+    first, second = _shingles(left), _shingles(right)
+    union = len(first | second)
+    return len(first & second) / union if union else 0.0
+
+
+def _near(texts: Sequence[str], least: float) -> list[tuple[int, int, float]]:
+    """(first, later, Jaccard overlap) of every pair of texts that overlap at least so much."""
+    shingles = [_shingles(text) for text in texts]
+    columns: dict[tuple[str, ...], int] = {}
+    indices = [columns.setdefault(item, len(columns)) for items in shingles for item in items]
+    sizes = np.array([len(items) for items in shingles], dtype=np.int64)
+    if not indices:
+        return []
+    matrix = sparse.csr_matrix(
+        (np.ones(len(indices), dtype=np.int32), indices, np.concatenate([[0], sizes.cumsum()])),
+        shape=(len(texts), len(columns)),
+    )
+    common = sparse.triu(matrix @ matrix.T, k=1).tocoo()
+    overlaps = common.data / (sizes[common.row] + sizes[common.col] - common.data)
+    chosen = np.flatnonzero(overlaps >= least)
+    found = zip(common.row[chosen], common.col[chosen], overlaps[chosen], strict=True)
+    return sorted((int(first), int(second), float(share)) for first, second, share in found)
+
+
+# -- gold calls executed ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class GoldReplay:
+    """What came of the gold calls of some tasks."""
+
+    tasks: int  # with gold calls
+    statuses: Counter[str]  # of their calls
+    solved: tuple[int, int]  # gold outputs that came out, of all
+    answered: tuple[int, int]  # answers that stand in an output, of all
+    reached: tuple[int, int]  # gold states, of all
+    problems: tuple[tuple[str, str], ...]  # task id, what is wrong
+
+
+def replay_gold(tasks: Sequence[Task], sandbox: Sandbox) -> GoldReplay:
+    """Execute the gold calls of each task that has any, in a session of its own."""
+    chosen = [task for task in tasks if task.gold_calls]
+    replays = replay_all([(task, task.gold_calls) for task in chosen], sandbox)
+    pairs = list(zip(chosen, replays, strict=True))
+    answers = [(task, replay) for task, replay in pairs if task.answer]
+    states = [(task, replay) for task, replay in pairs if task.gold_state is not None]
+    return GoldReplay(
+        tasks=len(chosen),
+        statuses=Counter(str(result.status) for replay in replays for result in replay.results),
+        solved=(
+            sum(_solved(task, replay) for task, replay in pairs),
+            sum(len(task.sub_answers) for task in chosen),
+        ),
+        answered=(sum(_answers(task, replay) for task, replay in answers), len(answers)),
+        reached=(sum(_reaches(task, replay) for task, replay in states), len(states)),
+        problems=tuple(
+            (task.task_id, problem) for task, replay in pairs if (problem := _problem(task, replay))
+        ),
+    )
+
+
+def _solved(task: Task, replay: Replay) -> int:
+    outputs = [result.output for result in replay.results]
+    return sum(solving_calls(task.gold_calls, outputs, task.sub_answers))
+
+
+def _answers(task: Task, replay: Replay) -> bool:
+    return contains_answer("\n".join(result.output for result in replay.results), task.answer)
+
+
+def _reaches(task: Task, replay: Replay) -> bool:
+    return task.gold_state is None or not missed(task.gold_state, replay.state)
+
+
+def _problem(task: Task, replay: Replay) -> str:
+    """The first thing that is wrong; "" where nothing is."""
+    for call, result in zip(task.gold_calls, replay.results, strict=True):
+        if result.status not in (ResultStatus.OK, ResultStatus.TRUNCATED):
+            return f"{call.name}: {result.output}"
+    if _solved(task, replay) < len(task.sub_answers):
+        return f"only {_solved(task, replay)} of {len(task.sub_answers)} gold outputs come out"
+    return missed(task.gold_state, replay.state) if task.gold_state is not None else ""

@@ -21,7 +21,7 @@ from safetensors.torch import load_model, save_model
 import matchtir
 from matchtir.policy.loading import LoadedPolicy
 from matchtir.policy.weights import whole
-from matchtir.reports.summary import Scores, compare, final_table, next_commands, write_result
+from matchtir.reports.progress import Scores, compare, final_table, next_commands, write_result
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
 from matchtir.training.callbacks.display import Progress

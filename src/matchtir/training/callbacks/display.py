@@ -13,8 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.live import Live
 
-from matchtir.reports.curves import draw_curves
-from matchtir.reports.progress import TRAINING, VALIDATION, Position, panel, plain_line
+from matchtir.reports.progress import TRAINING, VALIDATION, Position, draw_curves, panel, plain_line
 from matchtir.utils.options import check_at_least
 from matchtir.utils.run_folder import METRICS_FILE, read_metrics
 

@@ -1,4 +1,4 @@
-"""A teacher's attempts at many tasks: run, kept on file as they finish, gone on with."""
+"""A teacher's attempts at many tasks: run, kept on file as they finish, made into gold traces."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from matchtir.collection.cleaning import Trace, TracedCall, clean_trace, traced_calls
+from rich.table import Table
+
+from matchtir.collection.cleaning import Trace, TracedCall, clean_trace, trace_key, traced_calls
 from matchtir.credit.answer import answer_f1, final_answer
 from matchtir.credit.outcome import outcome_score
 from matchtir.evaluation.benchmark import AttemptLog
@@ -16,7 +18,7 @@ from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import derive_seed
 from matchtir.rollout.http import EndpointError
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.types import Task, ToolCall, Trajectory
+from matchtir.types import SubAnswer, Task, ToolCall, Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -153,3 +155,80 @@ def from_record(record: Mapping[str, Any]) -> Attempt:
         ]
         trace = tuple(steps)
     return Attempt(**{**record, "trace": trace})
+
+
+def gold_task(
+    task: Task, traces: Sequence[Trace], alternatives: int, provenance: Mapping[str, Any]
+) -> Task:
+    """The task with the shortest trace as its gold calls, and some others as alternatives.
+
+    Traces with the same calls count once. Of equally long ones the earlier is preferred.
+
+    Args:
+        traces: at least one.
+        alternatives: how many further traces are kept, at most.
+        provenance: where the traces come from, kept in the task's metadata.
+    """
+    distinct: dict[str, Trace] = {}
+    for trace in traces:
+        distinct.setdefault(trace_key(trace), trace)
+    best, *others = sorted(distinct.values(), key=len)
+    return replace(
+        task,
+        gold_calls=tuple(step.call for step in best),
+        gold_turns=tuple(step.turn for step in best),
+        sub_answers=tuple(SubAnswer(step.call.name, step.output) for step in best),
+        alternative_gold_calls=tuple(
+            tuple(step.call for step in trace) for trace in others[:alternatives]
+        ),
+        metadata={
+            **task.metadata,
+            "provenance": {**provenance, "right": len(traces), "distinct": len(distinct)},
+        },
+    )
+
+
+def summarise(
+    attempts: Mapping[str, Sequence[Attempt]],
+    gold: Sequence[Task],
+    usage: Mapping[str, int],
+    price: Mapping[str, float],
+) -> dict[str, Any]:
+    """Counts of tasks, attempts, calls and tokens; all of the folder, tokens of this run alone.
+
+    Args:
+        attempts: at each task, by its id.
+        gold: the tasks that got gold calls.
+        usage: requests and tokens of this run.
+        price: of a million tokens, "input" and "output".
+    """
+    made = [attempt for group in attempts.values() for attempt in group]
+    kept = [attempt for attempt in made if attempt.trace is not None]
+    tokens = {"input": usage.get("prompt_tokens", 0), "output": usage.get("completion_tokens", 0)}
+    solved = {task.task_id for task in gold}
+    return {
+        "tasks": len(attempts),
+        "tasks with gold calls": len(solved),
+        "attempts": len(made),
+        "right attempts": sum(attempt.right for attempt in made),
+        "right attempts that replay": len(kept),
+        "distinct traces": sum(1 + len(task.alternative_gold_calls) for task in gold),
+        "calls in right attempts": sum(attempt.calls for attempt in kept),
+        "calls kept of them": sum(len(attempt.trace or ()) for attempt in kept),
+        "requests": usage.get("requests", 0),
+        "requests made again": usage.get("retries", 0),
+        "input tokens": tokens["input"],
+        "output tokens": tokens["output"],
+        "cost": round(sum(tokens[kind] * price[kind] for kind in tokens) / 1e6, 6),
+        "unsolved": [name for name in attempts if name not in solved],
+    }
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """The counts, one per row."""
+    table = Table("collected", "", title_justify="left")
+    table.columns[1].justify = "right"
+    for name, value in summary.items():
+        if not isinstance(value, list):
+            table.add_row(name, f"{value:,}")
+    return table

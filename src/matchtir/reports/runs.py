@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from matchtir.reports.summary import Scores
+from matchtir.reports.progress import Scores
 from matchtir.utils.run_folder import (
     CONFIG_FILE,
     METRICS_FILE,
