@@ -10,6 +10,8 @@ from matchtir.policy.losses import (
     kl_estimate,
     log_ratios,
     spread_turns,
+    token_weights,
+    weight_total,
 )
 
 TURNS = torch.tensor(
@@ -269,7 +271,11 @@ def test_missing_inputs_are_named(missing, loss):
     [
         (lambda: PolicyLoss(ratio="word"), "ratio='word'.*token, turn, sequence"),
         (lambda: PolicyLoss(kl_estimator="k4"), "kl_estimator='k4'.*k1, k2, k3"),
-        (lambda: PolicyLoss(aggregation="mean"), "aggregation='mean'"),
+        (
+            lambda: PolicyLoss(aggregation="mean"),
+            "aggregation='mean'.*token_mean, seq_mean_token_mean",
+        ),
+        (lambda: weights("mean"), "aggregation='mean'.*token_mean, seq_mean_token_mean"),
         (lambda: PolicyLoss(clip_low=1.0), "clip_low=1.0"),
         (lambda: PolicyLoss(clip_high=0.0), "clip_high=0.0"),
         (lambda: PolicyLoss(dual_clip=1.0), "dual_clip=1.0"),
@@ -282,3 +288,74 @@ def test_missing_inputs_are_named(missing, loss):
 def test_options_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# -- weights of tokens, and numbers per turn -------------------------------------------------------
+
+
+# A prompt of two tokens, a turn of two, an observation, a turn of one; then a longer sequence.
+TWO = TURNS[:2]
+MASK = TWO >= 0
+NORMALISED = ["token_mean", "seq_mean_token_mean", "turn_mean"]
+
+
+def weights(aggregation, **options):
+    return token_weights(MASK, TWO, aggregation, **options)
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "counts"),  # what each token's weight is one over, 0: no weight
+    [
+        ("token_mean", [[0, 0, 8, 8, 0, 8, 0, 0], [0, 8, 0, 8, 8, 8, 8, 0]]),
+        ("seq_mean_token_mean", [[0, 0, 6, 6, 0, 6, 0, 0], [0, 10, 0, 10, 10, 10, 10, 0]]),
+        ("turn_mean", [[0, 0, 8, 8, 0, 4, 0, 0], [0, 4, 0, 16, 16, 16, 16, 0]]),
+    ],
+)
+def test_weights_token_by_token(aggregation, counts):
+    expected = [pytest.approx([1 / count if count else 0 for count in row]) for row in counts]
+    assert weights(aggregation).tolist() == expected
+    assert weights(aggregation).sum() == pytest.approx(1)
+
+
+def test_dr_grpo_divides_by_a_constant():
+    assert weights("dr_grpo", length=10)[MASK].tolist() == pytest.approx([1 / 20] * 8)
+    assert weights("dr_grpo", length=10)[~MASK].sum() == 0
+    with pytest.raises(ValueError, match="dr_grpo needs a positive length, not None"):
+        weights("dr_grpo")
+
+
+@pytest.mark.parametrize("aggregation", NORMALISED)
+def test_parts_with_the_total_of_the_whole_are_parts_of_the_whole(aggregation):
+    total = weight_total(MASK, aggregation)
+    parts = [
+        token_weights(MASK[i : i + 1], TWO[i : i + 1], aggregation, total=total) for i in range(2)
+    ]
+    assert torch.equal(torch.cat(parts), weights(aggregation))
+
+
+@pytest.mark.parametrize("aggregation", NORMALISED)
+def test_sequences_without_sampled_tokens_do_not_count(aggregation):
+    empty = torch.full((3, 8), -1)
+    turns = torch.cat([TWO, empty])
+    padded = token_weights(turns >= 0, turns, aggregation)
+    assert torch.equal(padded[:2], weights(aggregation))
+    assert padded[2:].sum() == 0
+    assert token_weights(empty >= 0, empty, aggregation).sum() == 0
+
+
+def test_every_token_gets_the_value_of_its_turn():
+    values = torch.tensor([[1.0, 2.0, 9.0], [3.0, 4.0, 9.0]])
+    assert spread_turns(values, TWO).tolist() == [
+        [0, 0, 1, 1, 0, 2, 0, 0],
+        [0, 3, 0, 4, 4, 4, 4, 0],
+    ]
+
+
+def test_a_token_of_a_turn_without_value_is_an_error():
+    with pytest.raises(IndexError, match="turn 1 of 1"):
+        spread_turns(torch.ones(2, 1), TWO)
+
+
+def test_no_turns_at_all():
+    nothing = torch.full((2, 3), -1)
+    assert spread_turns(torch.zeros(2, 0), nothing).tolist() == [[0.0] * 3] * 2

@@ -4,11 +4,17 @@ import os
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from transformers import AutoTokenizer
 
 from matchtir.policy.tiny.tokenizer import build_tokenizer
+from matchtir.rollout.engine import Generation, SamplingParams, ScriptedEngine
+from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.renderer import Renderer
+from matchtir.rollout.runner import EpisodeRunner
+from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.types import CallStatus, ResultStatus, Task, ToolCall, ToolResult, ToolSpec
 
 WORDS = ("alpha", "beta", "gamma", "delta", "What", "is", "question", "city", "mayor_of")
@@ -86,3 +92,39 @@ class FakeSandbox:
 
     def shutdown(self) -> None:
         raise AssertionError("the episode loop does not own the sandbox")
+
+
+RENDERER = Renderer(small_tokenizer(), "", thinking=False)
+SAMPLING = SamplingParams(temperature=0.7)
+ANSWER = "<answer>beta</answer>"
+
+
+class Request(NamedTuple):
+    """What an engine was asked for."""
+
+    session: str
+    context: tuple[int, ...]
+    sampling: SamplingParams
+    seed: int
+
+
+class Engine(ScriptedEngine):
+    """Writes listed turns, the same for every session; notes requests and released sessions."""
+
+    def __init__(self, *turns: str, script=None, renderer: Renderer = RENDERER) -> None:
+        super().__init__(renderer, script or (lambda session, turn: turns[turn]))
+        self.requests: list[Request] = []
+        self.released: list[str] = []
+
+    async def generate(self, session, context, sampling, seed) -> Generation:
+        self.requests.append(Request(session, tuple(context), sampling, seed))
+        return await super().generate(session, context, sampling, seed)
+
+    def release(self, session: str) -> None:
+        self.released.append(session)
+        super().release(session)
+
+
+def runner_of(engine, sandbox=None, max_concurrent=64, **limits) -> EpisodeRunner:
+    speaker = TokenSpeaker(engine, RENDERER)
+    return EpisodeRunner(speaker, sandbox or FakeSandbox(), EpisodeLimits(**limits), max_concurrent)

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.chat_server import assistant_message, serve
-from matchtir.rollout.engine import SamplingParams, ScriptedEngine, replay, turn_by_sample
+from matchtir.rollout.engine import SamplingParams, replay, turn_by_sample
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.http import EndpointError
 from matchtir.rollout.renderer import Renderer
@@ -19,7 +19,7 @@ from matchtir.rollout.speakers import ChatEndpoint, api_url
 from matchtir.tools.formats import parse_calls
 from matchtir.types import CallStatus, StopReason
 from tests.rollout.chat_fakes import listening
-from tests.rollout.episode_fakes import FakeSandbox, call_text, task
+from tests.rollout.episode_fakes import Engine, FakeSandbox, call_text, task
 
 GREEDY = SamplingParams(temperature=0.0)
 LIMITS = EpisodeLimits(max_turns=4)
@@ -164,7 +164,7 @@ def test_urls_without_a_path_get_the_usual_one():
 
 def scripted(texts, limits=LIMITS):
     renderer = Renderer(tiny_tokenizer(), system_prompt="")
-    engine = ScriptedEngine(renderer, turn_by_sample(replay({"t": texts})))
+    engine = Engine(script=turn_by_sample(replay({"t": texts})), renderer=renderer)
     return engine, serve(engine, renderer, limits, GREEDY)
 
 

@@ -17,29 +17,18 @@ from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import CallStatus, ResultStatus, StopReason, ToolSpec
-from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, small_tokenizer, task
-
-RENDERER = Renderer(small_tokenizer(), "", thinking=False)
-SAMPLING = SamplingParams(temperature=0.7)
-ANSWER = "<answer>beta</answer>"
-
-
-class Engine(ScriptedEngine):
-    """Writes listed turns, the same for every session, and notes which sessions are released."""
-
-    def __init__(self, *turns: str) -> None:
-        super().__init__(RENDERER, lambda session, turn: turns[turn])
-        self.released: list[str] = []
-
-    def release(self, session: str) -> None:
-        self.released.append(session)
-        super().release(session)
-
-
-def runner_of(engine, sandbox=None, max_concurrent=64, **limits) -> EpisodeRunner:
-    limits = EpisodeLimits(**limits)
-    speaker = TokenSpeaker(engine, RENDERER)
-    return EpisodeRunner(speaker, sandbox or FakeSandbox(), limits, max_concurrent)
+from tests.rollout.episode_fakes import (
+    ANSWER,
+    RENDERER,
+    SAMPLING,
+    Engine,
+    FakeSandbox,
+    call_text,
+    echo,
+    runner_of,
+    small_tokenizer,
+    task,
+)
 
 
 def run_one(engine, sandbox=None, **limits):

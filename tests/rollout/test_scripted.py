@@ -4,7 +4,6 @@ import pytest
 from torch import nn
 
 from matchtir.rollout.engine import (
-    Request,
     SamplingParams,
     ScriptedEngine,
     replay,
@@ -32,7 +31,6 @@ def test_writes_the_turns_of_each_session():
     assert engine.renderer.decode(generate(engine, "beta", [1]).token_ids) == "beta 0"
     second = generate(engine, "alpha", [1, *first.token_ids, 7], seed=5)
     assert engine.renderer.decode(second.token_ids) == "alpha 1"
-    assert engine.requests[-1] == Request("alpha", (1, *first.token_ids, 7), SAMPLING, 5)
 
 
 def test_cut_at_the_limit():

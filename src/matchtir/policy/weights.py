@@ -46,10 +46,10 @@ def full_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if layer is not None and name.endswith(f"{_BASE}.weight"):
             with torch.no_grad():
                 value = (value + layer.get_delta_weight(_ADAPTER)).to(value.dtype)
-        yield _plain(name), whole(value.detach())
+        yield _plain(name), full_tensor(value.detach())
 
 
-def whole(value: Tensor) -> Tensor:
+def full_tensor(value: Tensor) -> Tensor:
     """A tensor put together from all processes, each of which must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 

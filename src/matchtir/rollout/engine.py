@@ -98,20 +98,10 @@ def turn_by_sample(script: Script) -> Script:
     return lambda session, _: script(session, int(session.split("/", 2)[1]))
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What an engine was asked for."""
-
-    session: str
-    context: tuple[int, ...]
-    sampling: SamplingParams
-    seed: int
-
-
 class ScriptedEngine:
     """Writes what the script says, with log-probability 0, cut at `max_new_tokens`.
 
-    Every request is kept in `requests`. What the script raises comes out of `generate`.
+    What the script raises comes out of `generate`.
     """
 
     own_weights = True
@@ -120,7 +110,6 @@ class ScriptedEngine:
         self.renderer = renderer
         self.script = script
         self.version = 0
-        self.requests: list[Request] = []
         self._turns: dict[str, int] = {}
         self._contexts: dict[str, tuple[int, ...]] = {}
 
@@ -135,7 +124,6 @@ class ScriptedEngine:
         known = self._contexts.get(session, ())
         if context[: len(known)] != known:
             raise ValueError(f"session {session}: the context does not extend the earlier one")
-        self.requests.append(Request(session, context, sampling, seed))
         turn = self._turns.get(session, 0)
         token_ids = self.renderer.encode_turn(self.script(session, turn))
         written = token_ids[: sampling.max_new_tokens]

@@ -1,4 +1,4 @@
-"""Groups of episodes: all of them at once, until all or enough of them are whole."""
+"""Groups of episodes: all of them at once, until all or enough of them are complete."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class EpisodeRunner:
     async def go_on(
         self, groups: Sequence[PartialGroup], enough: int, urgent: int = 0
     ) -> list[PartialGroup]:
-        """Go on with attempts until `enough` groups are whole, the first `urgent` ones among them.
+        """Go on until `enough` groups are complete, the first `urgent` ones among them.
 
         Returns:
             The groups in their order, as far as they have come: a turn under way is given up, the
@@ -139,8 +139,8 @@ class EpisodeRunner:
         return prompt_ids
 
 
-def is_whole(group: PartialGroup) -> bool:
-    """Whether all attempts of a group are at their end."""
+def is_complete(group: PartialGroup) -> bool:
+    """Whether all attempts of a group have ended."""
     return all(isinstance(each, Trajectory) for each in group)
 
 

@@ -18,7 +18,7 @@ from matchtir.evaluation.metrics import Scoring, TrajectoryMetrics
 from matchtir.policy.batching import TokenBatch, micro_batches
 from matchtir.policy.policy import Policy
 from matchtir.policy.prefixes import shared_prefixes
-from matchtir.policy.weights import whole
+from matchtir.policy.weights import full_tensor
 from matchtir.rollout.engine import Engine, SamplingParams
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
@@ -180,7 +180,7 @@ class PolicyModule(LightningModule):
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             optimizer.step()
             optimizer.zero_grad()
-        return float(whole(norm))
+        return float(full_tensor(norm))
 
     def step_schedules(self) -> None:
         """Once per iteration."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from jaxtyping import Bool, Float
 from matchtir.credit.advantages.batch import RewardBatch
 from matchtir.credit.rewards import Credit
 from matchtir.rollout.episode import Attempt
-from matchtir.rollout.runner import EpisodeRunner, PartialGroup, is_whole
-from matchtir.types import Trajectory
+from matchtir.rollout.runner import EpisodeRunner, PartialGroup, is_complete
+from matchtir.types import ResultStatus, StopReason, Trajectory
 from matchtir.utils.options import check_at_least
 from matchtir.utils.processes import gathered, rank, world_size
 
@@ -122,12 +123,12 @@ class GroupSource:
         self.partial = [
             (left + 1, group)
             for (left, _), group in zip(under_way, groups, strict=True)
-            if not is_whole(group)
+            if not is_complete(group)
         ]
         return [
             [each for each in group if isinstance(each, Trajectory)]
             for group in groups
-            if is_whole(group)
+            if is_complete(group)
         ]
 
     # -- replaced where all advantages are zero --------------------------------------------------
@@ -178,3 +179,30 @@ class GroupSource:
         if state["ahead"] is not None:
             self._future = Future()
             self._future.set_result(state["ahead"])
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
+    """Means and shares over the trajectories of one rollout that took `seconds`.
+
+    `train/turns`, `train/calls`: mean per trajectory. `train/stop/<reason>`: share of the
+    trajectories. `train/tool/<status>`: share of the calls. `train/tokens_per_s`: sampled tokens
+    per second. `time/tools`: seconds spent in tools, summed over calls that may overlap.
+    Every reason and status is there, at 0 where nothing ended so.
+    """
+    results = [result for trajectory in trajectories for result in trajectory.results]
+    turns = [turn for trajectory in trajectories for turn in trajectory.turns]
+    stops = Counter(trajectory.stop_reason for trajectory in trajectories)
+    statuses = Counter(result.status for result in results)
+    count = max(len(trajectories), 1)
+    sampled = sum(len(turn.token_ids) for turn in turns)
+    return {
+        "train/turns": len(turns) / count,
+        "train/calls": len(results) / count,
+        **{f"train/stop/{reason}": stops[reason] / count for reason in StopReason},
+        **{
+            f"train/tool/{status}": statuses[status] / max(len(results), 1)
+            for status in ResultStatus
+        },
+        "train/tokens_per_s": sampled / seconds if seconds > 0 else 0.0,
+        "time/tools": sum(result.seconds for result in results),
+    }

@@ -23,9 +23,8 @@ from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss, spread_tu
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import has_adapters, without_adapters
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.metrics import rollout_metrics
 from matchtir.training.base import PolicyModule
-from matchtir.training.groups import Groups, GroupSource, ScoredRollout
+from matchtir.training.groups import Groups, GroupSource, ScoredRollout, rollout_metrics
 from matchtir.training.parallel import (
     advantages_of,
     metrics_of_all,

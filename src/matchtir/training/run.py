@@ -20,7 +20,7 @@ from safetensors.torch import load_model, save_model
 
 import matchtir
 from matchtir.policy.loading import LoadedPolicy
-from matchtir.policy.weights import whole
+from matchtir.policy.weights import full_tensor
 from matchtir.reports.progress import Scores, compare, final_table, next_commands, write_result
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
@@ -102,7 +102,9 @@ def warm_start(
         policy = module.policy
         module.policy = deepcopy(policy)  # the trainer may shard its weights
         make_trainer().fit(module, datamodule=datamodule)
-        policy.load_state_dict({n: whole(value) for n, value in module.policy.state_dict().items()})
+        policy.load_state_dict(
+            {n: full_tensor(value) for n, value in module.policy.state_dict().items()}
+        )
         module.policy = policy
         if rank() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from matchtir.rollout.metrics import rollout_metrics
+from matchtir.training.groups import rollout_metrics
 from matchtir.types import ResultStatus, StopReason, ToolCall, ToolResult, Trajectory, Turn
 from tests.rollout.episode_fakes import task
 

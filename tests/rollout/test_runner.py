@@ -1,15 +1,26 @@
-"""Deadlines, and attempts that are interrupted and gone on with."""
+"""Deadlines, attempts that are interrupted and gone on with, and warnings of those that hang."""
 
 import asyncio
+import logging
+import time
 
 import pytest
 
-from matchtir.rollout.episode import Attempt
-from matchtir.rollout.runner import is_whole
+from matchtir.rollout.episode import Attempt, Watchdog
+from matchtir.rollout.runner import is_complete
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, ToolSpec, Trajectory
-from tests.rollout.episode_fakes import FakeSandbox, call_text, echo, task
-from tests.rollout.test_episode import ANSWER, RENDERER, SAMPLING, Engine, runner_of
+from tests.rollout.episode_fakes import (
+    ANSWER,
+    RENDERER,
+    SAMPLING,
+    Engine,
+    FakeSandbox,
+    call_text,
+    echo,
+    runner_of,
+    task,
+)
 
 CALL = call_text("alpha")
 
@@ -74,7 +85,7 @@ def test_enough_groups_end_and_the_others_keep_their_turns():
     runner = runner_of(engine, sandbox)
     groups = runner.attempts([task("slow"), task("fast")], 2, SAMPLING, seed=3)
     slow, fast = asyncio.run(runner.go_on(groups, enough=1))
-    assert is_whole(fast) and not is_whole(slow)
+    assert is_complete(fast) and not is_complete(slow)
     assert all(isinstance(each, Attempt) for each in slow)
     for attempt in slow:  # interrupted in the second turn's tools
         assert [turn.text for turn in attempt.turns] == [CALL]
@@ -115,7 +126,7 @@ def test_urgent_groups_are_waited_for():
     runner = runner_of(Late(ANSWER))
     groups = runner.attempts([task("first"), task("b"), task("c")], 1, SAMPLING, seed=0)
     done = asyncio.run(runner.go_on(groups, enough=1, urgent=1))
-    assert is_whole(done[0]) and order[-1] == "first"
+    assert is_complete(done[0]) and order[-1] == "first"
 
 
 def test_a_stateful_tool_has_its_state_back():
@@ -135,3 +146,56 @@ def test_a_stateful_tool_has_its_state_back():
     for trajectory in (whole, resumed):
         assert [result.output for result in trajectory.results] == ["1", "2"]
         assert trajectory.final_state == {"Box": {"n": 2}}
+
+
+# -- the watchdog ---------------------------------------------------------------------------------
+
+
+def said(caplog, part: str) -> bool:
+    return any(part in record.getMessage() for record in caplog.records)
+
+
+def watched(answer, patience_s: float):
+    runner = runner_of(Engine(call_text("alpha"), ANSWER), FakeSandbox(answer))
+    runner.watchdog = Watchdog(patience_s)
+    return runner
+
+
+def test_it_names_the_stage_and_the_episode_that_hangs(caplog):
+    """Also where what hangs is the event loop itself."""
+    named = "in stage 'tools of turn 0' for more than 0.05 s: 7.0/0/slow one"
+
+    async def answer(call):
+        deadline = time.monotonic() + 20
+        while not said(caplog, named) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return await echo(call)
+
+    with caplog.at_level(logging.WARNING):
+        watched(answer, 0.05).run([task("slow one")], 1, SAMPLING, seed=7)
+    assert said(caplog, named)
+
+
+def test_it_counts_those_that_it_does_not_name(caplog):
+    async def answer(call):
+        deadline = time.monotonic() + 20
+        while not said(caplog, "and 3 more") and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
+        return await echo(call)
+
+    with caplog.at_level(logging.WARNING):
+        watched(answer, 0.05).run([task()], 8, SAMPLING, seed=0)
+    assert said(caplog, "and 3 more")
+
+
+def test_it_is_silent_where_nothing_hangs(caplog):
+    runner = runner_of(Engine(call_text("alpha"), ANSWER))
+    with caplog.at_level(logging.WARNING):
+        runner.run([task()], 8, SAMPLING, seed=0)
+    assert caplog.records == []
+    assert not runner.watchdog._entered
+
+
+def test_no_patience_is_refused():
+    with pytest.raises(ValueError, match="patience_s must be above 0"):
+        Watchdog(0)
