@@ -59,19 +59,12 @@ def test_each_call_names_the_gold_call_with_the_most_weight() -> None:
     assert [call["reward"] for call in calls] == [0.4, 0.0, 0.5]
 
 
-def test_status_and_result_of_each_call() -> None:
-    calls = [
-        call
-        for turn in trace_record(TRAJECTORY, CREDIT, [1.0, -1.0])["turns"]
-        for call in turn["calls"]
-    ]
+def test_turns_calls_and_totals() -> None:
+    record = trace_record(TRAJECTORY, CREDIT, [1.0, -1.0])
+    calls = [call for turn in record["turns"] for call in turn["calls"]]
     assert [call["status"] for call in calls] == ["ok", "invalid_json", "ok"]
     assert [call["result_status"] for call in calls] == ["ok", "rejected", None]
     assert [call["output"] for call in calls] == ["3 kg", "not JSON", None]
-
-
-def test_turns_and_totals() -> None:
-    record = trace_record(TRAJECTORY, CREDIT, [1.0, -1.0])
     turns = [(turn["tokens"], turn["reward"], turn["advantage"]) for turn in record["turns"]]
     assert turns == [(3, 0.2, 1.0), (1, 0.5, -1.0)]
     assert [turn["policy_version"] for turn in record["turns"]] == [0, 0]

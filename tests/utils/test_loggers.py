@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import wandb
 from hypothesis import given
@@ -25,13 +26,28 @@ def write(folder: Path, *rows: tuple[int, dict[str, float]], resume: int | None 
     return logger.path.read_text()
 
 
-def test_metrics_of_a_step_share_a_row_and_new_metrics_add_columns(tmp_path: Path) -> None:
-    text = write(tmp_path, (0, {"a": 1.5}), (1, {"a": 2.0}), (1, {"b": 3}), (2, {"a": 4.0}))
-    assert text == "step,a,b\n0,1.5,\n1,2.0,3\n2,4.0,\n"
-
-
-def test_the_epoch_that_lightning_adds_is_left_out(tmp_path: Path) -> None:
-    assert write(tmp_path, (0, {"a": 1.5, "epoch": 0})) == "step,a\n0,1.5\n"
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        # Metrics of a step share a row, a new metric adds a column.
+        (
+            [(0, {"a": 1.5}), (1, {"a": 2.0}), (1, {"b": 3}), (2, {"a": 4.0})],
+            "step,a,b\n0,1.5,\n1,2.0,3\n2,4.0,\n",
+        ),
+        ([(0, {"a": 1.5, "epoch": 0})], "step,a\n0,1.5\n"),  # Lightning adds it
+        (
+            [(0, {"a": 1.0, "b": 0.123456789}), (0, {"b": 1.0}), (1, {"a": 2.0})],
+            "step,a,b\n0,1.0,1.0\n1,2.0,\n",
+        ),
+        # An earlier step takes nothing away.
+        (
+            [(1, {"a": 1.0}), (2, {"a": 2.0}), (1, {"b": 3.0}), (0, {"b": 4.0}), (3, {"a": 5.0})],
+            "step,a,b\n0,,4.0\n1,1.0,3.0\n2,2.0,\n3,5.0,\n",
+        ),
+    ],
+)  # fmt: skip
+def test_the_table(tmp_path: Path, rows: list[tuple[int, dict[str, float]]], text: str) -> None:
+    assert write(tmp_path, *rows) == text
 
 
 def test_rows_are_on_disk_at_once(tmp_path: Path) -> None:
@@ -39,11 +55,6 @@ def test_rows_are_on_disk_at_once(tmp_path: Path) -> None:
     for step in range(5):
         logger.log_metrics({"a": float(step)}, step)
         assert len(logger.path.read_text().splitlines()) == step + 2
-
-
-def test_a_joined_row_may_become_shorter(tmp_path: Path) -> None:
-    rows = ((0, {"a": 1.0, "b": 0.123456789}), (0, {"b": 1.0}), (1, {"a": 2.0}))
-    assert write(tmp_path, *rows) == "step,a,b\n0,1.0,1.0\n1,2.0,\n"
 
 
 @given(
@@ -73,12 +84,6 @@ def test_a_resumed_file_equals_an_unbroken_one(
     assert write(folder, *again, resume=resumed_at - 1) == unbroken
 
 
-def test_an_earlier_step_takes_nothing_away(tmp_path: Path) -> None:
-    rows = ((1, {"a": 1.0}), (2, {"a": 2.0}), (1, {"b": 3.0}), (0, {"b": 4.0}), (3, {"a": 5.0}))
-    assert write(tmp_path, *rows) == "step,a,b\n0,,4.0\n1,1.0,3.0\n2,2.0,\n3,5.0,\n"
-    assert write(tmp_path, (1, {"b": 6.0}), resume=2) == "step,a,b\n0,,4.0\n1,1.0,6.0\n2,2.0,\n"
-
-
 def test_the_last_row_of_a_file_gets_what_it_lacks(tmp_path: Path) -> None:
     write(tmp_path, (1, {"a": 1.0}), (2, {"a": 2.0}))
     assert write(tmp_path, (2, {"test": 3.0})) == "step,a,test\n1,1.0,\n2,2.0,3.0\n"
@@ -91,16 +96,11 @@ def test_a_line_cut_short_is_written_anew(tmp_path: Path) -> None:
     assert write(tmp_path, (10, {"a": 2.0})) == "step,a\n9,1.0\n10,2.0\n"
 
 
-def test_not_a_number_and_infinity_survive(tmp_path: Path) -> None:
-    write(tmp_path, (0, {"a": float("nan"), "b": float("inf")}))
+def test_curves_leave_out_blanks_and_keep_what_is_not_finite(tmp_path: Path) -> None:
+    write(tmp_path, (0, {"a": float("nan"), "b": float("inf")}), (1, {"c": 2.0}))
     curves = read_metrics(tmp_path / "metrics.csv")
-    assert curves["a"][1][0] != curves["a"][1][0]
-    assert curves["b"] == ([0], [float("inf")])
-
-
-def test_curves_leave_out_blanks(tmp_path: Path) -> None:
-    write(tmp_path, (0, {"a": 1.0}), (1, {"b": 2.0}))
-    assert read_metrics(tmp_path / "metrics.csv") == {"a": ([0], [1.0]), "b": ([1], [2.0])}
+    assert np.isnan(curves.pop("a")[1]).all()
+    assert curves == {"b": ([0], [float("inf")]), "c": ([1], [2.0])}
 
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
@@ -155,38 +155,25 @@ def test_a_network_that_fails_under_way_is_counted_and_said_once(
     assert len(said) == 2 and "no route to host" in said[0] and "2 failures" in said[1]
 
 
-def test_without_a_network_at_the_start_it_logs_offline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("failing", [["online"], ["online", "offline"]])
+def test_without_a_network_at_the_start_it_logs_offline_or_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: list[str]
 ) -> None:
-    modes = []
+    run, modes = Run(), []
 
     def init(mode: str, **_: Any) -> Run:
         modes.append(mode)
-        if mode == "online":
+        if mode in failing:
             raise TimeoutError("90 s")
-        return Run()
-
-    monkeypatch.setattr(wandb, "init", init)
-    logger = WandbLogger(str(tmp_path), "p")
-    logger.log_metrics({"train/loss": 1.0}, step=1)
-    assert modes == ["online", "offline"] and logger.failures == 1
-
-
-def test_where_it_cannot_begin_at_all_it_gives_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tried = []
-
-    def init(**_: Any) -> Run:
-        tried.append(1)
-        raise RuntimeError("broken installation")
+        return run
 
     monkeypatch.setattr(wandb, "init", init)
     logger = WandbLogger(str(tmp_path), "p")
     for step in range(3):
         logger.log_metrics({"train/loss": 1.0}, step=step)
     logger.close()
-    assert len(tried) == 2  # online and offline, once each
+    assert modes == ["online", "offline"] and logger.failures == len(failing)
+    assert len(run.logged) == (3 if failing == ["online"] else 0)
 
 
 def test_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,15 +211,10 @@ def test_an_offline_run_has_everything_on_disk(
 # -- messages -------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def warnings_as_before():
-    with warnings.catch_warnings():
-        yield
+@pytest.mark.parametrize("watched", [True, False])
+def test_listed_messages_are_silent_and_bars_are_for_terminals(monkeypatch, watched):
     transformers_logging.enable_progress_bar()
-
-
-@pytest.mark.usefixtures("warnings_as_before")
-def test_listed_messages_are_silent_and_no_others():
+    monkeypatch.setattr("sys.stderr.isatty", lambda: watched, raising=False)
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         quiet()
@@ -240,13 +222,6 @@ def test_listed_messages_are_silent_and_no_others():
             "`isinstance(treespec, LeafSpec)` is deprecated, use ...", FutureWarning, stacklevel=2
         )
         warnings.warn("something else is deprecated", FutureWarning, stacklevel=2)
-    assert [str(warning.message) for warning in heard] == ["something else is deprecated"]
-
-
-@pytest.mark.usefixtures("warnings_as_before")
-@pytest.mark.parametrize("watched", [True, False])
-def test_progress_bars_are_for_terminals(monkeypatch, watched):
-    transformers_logging.enable_progress_bar()
-    monkeypatch.setattr("sys.stderr.isatty", lambda: watched, raising=False)
-    quiet()
     assert transformers_logging.is_progress_bar_enabled() == watched
+    transformers_logging.enable_progress_bar()
+    assert [str(warning.message) for warning in heard] == ["something else is deprecated"]

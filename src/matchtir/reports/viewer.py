@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ MAX_BYTES = 5_000_000  # of a page
 RESERVED = 100_000  # of them for style and script
 SCRIPTS = ("base.js", "view_state.js", "view_list.js", "view_matrix.js", "view_turns.js")
 NEEDED = ("task", "turns", "total", "stop_reason", "similarity", "plan")
+
+Group = tuple[tuple[str, int], list[str]]  # place and number, and its records
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,48 +80,29 @@ def trace_files(run: Path) -> list[Path]:
 def _parts(files: list[Path]) -> Iterator[Part]:
     """Groups of attempts, as many as fit a page; one that is too large alone gets its own."""
     limit = (MAX_BYTES - RESERVED) * 3 // 4  # base64 makes four bytes of three
-    part: _OpenPart | None = None
-    for key, records in _groups(files):
-        if part is None or not part.add(key, records, limit):
-            if part is not None:
-                yield part.close()
-            part = _OpenPart()
-            part.add(key, records, limit)
-    if part is not None:
-        yield part.close()
+    page: list[Group] = []
+    size = 0
+    for group in _groups(files):
+        more = len(gzip.compress(",".join(group[1]).encode("utf-8")))
+        if page and size + more > limit:
+            yield _part(page)
+            page, size = [], 0
+        page.append(group)
+        size += more
+    if page:
+        yield _part(page)
 
 
-class _OpenPart:
-    """A page in the making: one gzip stream of a JSON list."""
-
-    def __init__(self) -> None:
-        self._compress = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
-        self._chunks = [self._compress.compress(b"[")]
-        self.size = 0
-        self.places: dict[str, tuple[int, int]] = {}
-        self.records = 0
-
-    def add(self, key: tuple[str, int], records: list[str], limit: int) -> bool:
-        """Add a group, unless the page has one already and would get larger than `limit` bytes."""
-        text = ("," if self.records else "") + ",".join(records)
-        compress = self._compress.copy()
-        chunk = compress.compress(text.encode("utf-8")) + compress.flush(zlib.Z_SYNC_FLUSH)
-        if self.records and self.size + len(chunk) > limit:
-            return False
-        self._compress = compress
-        self._chunks.append(chunk)
-        self.size += len(chunk)
-        place, group = key
-        self.places[place] = (self.places.get(place, key[1:])[0], group)
-        self.records += len(records)
-        return True
-
-    def close(self) -> Part:
-        self._chunks += [self._compress.compress(b"]"), self._compress.flush()]
-        return Part(b"".join(self._chunks), self.places, self.records)
+def _part(groups: Sequence[Group]) -> Part:
+    places: dict[str, tuple[int, int]] = {}
+    for (place, number), _ in groups:
+        places[place] = (places.get(place, (number, number))[0], number)
+    records = [record for _, lines in groups for record in lines]
+    text = f"[{','.join(records)}]"
+    return Part(gzip.compress(text.encode("utf-8"), mtime=0), places, len(records))
 
 
-def _groups(files: list[Path]) -> Iterator[tuple[tuple[str, int], list[str]]]:
+def _groups(files: list[Path]) -> Iterator[Group]:
     """The records of each group, and its place and number; its attempts follow one another.
 
     The place is the iteration, and of an evaluation the name of the file: its benchmark.
