@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -56,6 +57,8 @@ def packed_attention(
     by segment it is small, and where there is no prompt the kernels without a mask apply.
     """
     if segments is None:
+        if attention_mask is not None and key.shape[1] < query.shape[1]:
+            return grouped_attention(query, key, value, attention_mask, settings.get("scaling"))
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     lengths = [segment.length for segment in segments]
     # Split, not sliced: the gradient of every slice would be as long as the row.
@@ -75,12 +78,49 @@ def packed_attention(
     return torch.cat(outputs, dim=1), None
 
 
+def grouped_attention(
+    query: Float[Tensor, "B H N D"],
+    key: Float[Tensor, "B G K D"],
+    value: Float[Tensor, "B G K D"],
+    mask: Tensor,
+    scale: float | None,
+) -> tuple[Tensor, None]:
+    """Attention with a mask, where several query heads share one key head.
+
+    The heads that share it stand one behind the other as queries of one head, so that no key is
+    copied: transformers writes every key once per query head as soon as there is a mask, which for
+    a cache is more work than the attention itself.
+
+    Args:
+        mask: added or boolean, [B, 1, N, K].
+        scale: of the products; None: 1 / sqrt(D).
+
+    Returns:
+        [B, N, H, D], and None for the weights.
+    """
+    batch, heads, length, dimension = query.shape
+    groups = key.shape[1]
+    output = scaled_dot_product_attention(
+        query.reshape(batch, groups, -1, dimension),
+        key,
+        value,
+        attn_mask=mask.repeat(1, 1, heads // groups, 1),
+        scale=scale,
+    )
+    return output.view(batch, heads, length, dimension).transpose(1, 2), None
+
+
 AttentionInterface.register(ATTENTION, packed_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def require_full_attention(model: PreTrainedModel, who: str) -> None:
-    """Raise ValueError for a model with other layers, or with other attention than PyTorch's."""
+def use_packed_attention(model: PreTrainedModel, who: str) -> None:
+    """Make a model use `packed_attention`.
+
+    Raises:
+        ValueError: it has other layers than those of full attention, or other kernels than
+            PyTorch's; `who` needs these.
+    """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
     window = None if kinds else getattr(config, "sliding_window", None)
@@ -89,11 +129,6 @@ def require_full_attention(model: PreTrainedModel, who: str) -> None:
         raise ValueError(f"{who} needs full attention in every layer, found {found}")
     if config._attn_implementation not in ("sdpa", ATTENTION):
         raise ValueError(f"{who} needs attn_implementation=sdpa, not {config._attn_implementation}")
-
-
-def prepare_packing(model: PreTrainedModel) -> None:
-    """Make the model use `packed_attention`; raises as `require_full_attention`."""
-    require_full_attention(model, "packing")
     model.set_attn_implementation(ATTENTION)
 
 
@@ -128,7 +163,7 @@ def packed_states(
     """Last hidden states of the tokens of a layout.
 
     Args:
-        model: the base model, prepared by `prepare_packing`.
+        model: the base model, prepared by `use_packed_attention`.
     """
     return model(
         input_ids=input_ids[tokens.rows, tokens.columns][None],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from matchtir.policy.packing import layout, packed_states, prepare_packing
+from matchtir.policy.packing import layout, packed_states, use_packed_attention
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -47,7 +47,7 @@ class Policy(nn.Module):
             if getattr(model.config.get_text_config(), setting, None) not in (None, 1, 1.0):
                 raise ValueError(f"models with {setting} are not supported")
         if packing:
-            prepare_packing(model)
+            use_packed_attention(model, "packing")
         self.model = model
         self.head_chunk = head_chunk
         self.packing = packing

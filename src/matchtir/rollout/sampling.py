@@ -20,18 +20,21 @@ def sample_tokens(
     nothing but its own logits and number. Greedy rows take the argmax and report its
     log-probability at temperature 1.
     """
-    greedy = torch.tensor([p.temperature == 0 for p in params], device=logits.device)
     temperature = torch.tensor([p.temperature or 1.0 for p in params], device=logits.device)
     scores = logits.float() / temperature[:, None]
     if any(p.top_k or p.top_p < 1 for p in params):
         scores = _truncate(scores, params)
     logprobs = scores.log_softmax(dim=-1)
     cumulative = logprobs.double().exp().cumsum(dim=-1)
-    points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None]
-    drawn = torch.searchsorted(cumulative, points * cumulative[:, -1:], right=True).squeeze(-1)
+    mass = cumulative[:, -1:]
+    points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * mass
+    tokens = torch.searchsorted(cumulative, points, right=True)
     # The last token with any mass bounds the draw where rounding leaves the point at the very end.
-    last = logits.shape[1] - 1 - logprobs.isfinite().flip(-1).int().argmax(dim=-1)
-    tokens = torch.where(greedy, logits.argmax(dim=-1), torch.minimum(drawn, last))
+    tokens = torch.minimum(tokens, torch.searchsorted(cumulative, mass)).squeeze(-1)
+    greedy = [p.temperature == 0 for p in params]
+    if any(greedy):
+        likeliest = logits.argmax(dim=-1)
+        tokens = torch.where(torch.tensor(greedy, device=logits.device), likeliest, tokens)
     return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
 
 

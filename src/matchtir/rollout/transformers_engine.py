@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from matchtir.policy.packing import require_full_attention
+from matchtir.policy.packing import use_packed_attention
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import load_full_weights
 from matchtir.rollout.engine import Generation, SamplingParams
@@ -119,7 +119,7 @@ class TransformersEngine:
             raise RuntimeError(f"{len(self._by_session)} sessions are open while weights change")
         if not isinstance(policy, Policy):
             raise TypeError(f"expected a Policy, got {type(policy).__name__}")
-        require_full_attention(policy.model, "the engine")
+        use_packed_attention(policy.model, "the engine")
         if self.own_weights or any(isinstance(weight, DTensor) for weight in policy.parameters()):
             policy = self._copied(policy)
         self._decoder.policy = policy
