@@ -56,24 +56,27 @@ def packed_attention(
     A mask over the whole row would do the work of all pairs of tokens, and take its memory. Segment
     by segment it is small, and where there is no prompt the kernels without a mask apply.
     """
+    scale = settings.get("scaling")
     if segments is None:
         if attention_mask is not None and key.shape[1] < query.shape[1]:
-            return grouped_attention(query, key, value, attention_mask, settings.get("scaling"))
+            return grouped_attention(query, key, value, attention_mask, scale), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     lengths = [segment.length for segment in segments]
     # Split, not sliced: the gradient of every slice would be as long as the row.
     queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
     outputs = []
     for number, segment in enumerate(segments):
-        own_key, own_value, mask = keys[number], values[number], None
-        if segment.prompt is not None:
+        own_key, own_value = keys[number], values[number]
+        if segment.prompt is None:
+            output, _ = sdpa_attention_forward(
+                module, queries[number], own_key, own_value, None, **settings
+            )
+        else:
             own_key = torch.cat((keys[segment.prompt], own_key), dim=2)
             own_value = torch.cat((values[segment.prompt], own_value), dim=2)
             shape = (1, 1, segment.length, own_key.shape[2])
             mask = query.new_ones(shape, dtype=torch.bool).tril(lengths[segment.prompt])
-        output, _ = sdpa_attention_forward(
-            module, queries[number], own_key, own_value, mask, **settings
-        )
+            output = grouped_attention(queries[number], own_key, own_value, mask, scale)
         outputs.append(output)
     return torch.cat(outputs, dim=1), None
 
@@ -84,7 +87,7 @@ def grouped_attention(
     value: Float[Tensor, "B G K D"],
     mask: Tensor,
     scale: float | None,
-) -> tuple[Tensor, None]:
+) -> Float[Tensor, "B N H D"]:
     """Attention with a mask, where several query heads share one key head.
 
     The heads that share it stand one behind the other as queries of one head, so that no key is
@@ -94,9 +97,6 @@ def grouped_attention(
     Args:
         mask: added or boolean, [B, 1, N, K].
         scale: of the products; None: 1 / sqrt(D).
-
-    Returns:
-        [B, N, H, D], and None for the weights.
     """
     batch, heads, length, dimension = query.shape
     groups = key.shape[1]
@@ -107,7 +107,7 @@ def grouped_attention(
         attn_mask=mask.repeat(1, 1, heads // groups, 1),
         scale=scale,
     )
-    return output.view(batch, heads, length, dimension).transpose(1, 2), None
+    return output.view(batch, heads, length, dimension).transpose(1, 2)
 
 
 AttentionInterface.register(ATTENTION, packed_attention)

@@ -1,39 +1,87 @@
-"""Gold solutions as conversations: what supervised fine-tuning imitates and replays write."""
+"""Written solutions as conversations: what supervised fine-tuning imitates."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from random import Random
+
 from matchtir.rollout.renderer import Renderer
-from matchtir.tasks.gold import gold_calls_by_turn, gold_turn_texts
+from matchtir.tasks.gold import answer_text, gold_calls_by_turn, gold_outputs, gold_turn_texts
+from matchtir.tasks.habits import Habits, imperfect
+from matchtir.tools.sandbox import Sandbox, replay_all
 from matchtir.types import StopReason, Task, ToolResult, Trajectory, Turn
 
 
 def gold_trajectory(task: Task, renderer: Renderer) -> Trajectory:
     """The gold solution as a trajectory, its results taken from the task: nothing is executed.
 
-    Its log-probabilities are zero: no policy sampled it.
-
     Raises:
         ValueError: the task does not know the output of each of its gold calls.
     """
-    called = [call.name for call in task.gold_calls]
-    if [sub_answer.tool for sub_answer in task.sub_answers] != called:
-        raise ValueError(f"task {task.task_id}: sub_answers are not the outputs of its gold calls")
-    # What the policy reads, where the task knows more of it than what an output must contain.
-    texts = task.metadata.get("outputs") or [answer.output for answer in task.sub_answers]
+    texts = gold_outputs(task)
     by_turn = gold_calls_by_turn(task, renderer.calls)
-    outputs = [tuple(ToolResult(texts[index]) for index in turn) for turn in by_turn]
+    results = [tuple(ToolResult(texts[index]) for index in turn) for turn in by_turn]
+    return written_trajectory(task, gold_turn_texts(task, renderer.calls), results, renderer)
+
+
+def written_trajectory(
+    task: Task,
+    texts: Sequence[str],
+    results: Sequence[Sequence[ToolResult]],
+    renderer: Renderer,
+) -> Trajectory:
+    """Written turns and the results of their calls as a trajectory.
+
+    Its log-probabilities are zero: no policy sampled it.
+
+    Args:
+        texts: of the turns, the answer last.
+        results: of the calls of every turn but the last.
+    """
     names = {spec.name for spec in task.tools}
     turns = []
-    for text, results in zip(gold_turn_texts(task, renderer.calls), [*outputs, ()], strict=True):
+    for text, outcome in zip(texts, [*map(tuple, results), ()], strict=True):
         token_ids = renderer.encode_turn(text)
         turns.append(
             Turn(
                 token_ids=token_ids,
                 logprobs=(0.0,) * len(token_ids),
                 text=text,
-                calls=renderer.calls.parse(text, names) if results else (),
-                results=results,
-                observation_ids=renderer.observation_ids(results, token_ids) if results else (),
+                calls=renderer.calls.parse(text, names) if outcome else (),
+                results=outcome,
+                observation_ids=renderer.observation_ids(outcome, token_ids) if outcome else (),
             )
         )
     return Trajectory(task, renderer.prompt_ids(task), tuple(turns), StopReason.ANSWER)
+
+
+def imperfect_trajectories(
+    tasks: Sequence[Task], habits: Habits, renderer: Renderer, sandbox: Sandbox, seed: str
+) -> list[Trajectory]:
+    """Demonstrations with the results that the tools really give, one per task.
+
+    Args:
+        seed: a demonstration depends on it and on the id of its task.
+    """
+    shown = [
+        imperfect(task, habits, Random(f"{seed}/{task.task_id}"), renderer.calls) for task in tasks
+    ]
+    replays = replay_all(
+        [
+            (task, [call for turn in demonstration.turns for call in turn])
+            for task, demonstration in zip(tasks, shown, strict=True)
+        ],
+        sandbox,
+    )
+    trajectories = []
+    for task, demonstration, replay in zip(tasks, shown, replays, strict=True):
+        results = iter(replay.results)
+        trajectories.append(
+            written_trajectory(
+                task,
+                [*map(renderer.calls.write, demonstration.turns), answer_text(demonstration.answer)],
+                [[next(results) for _ in turn] for turn in demonstration.turns],
+                renderer,
+            )
+        )
+    return trajectories

@@ -30,7 +30,7 @@ def sample_tokens(
     points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * mass
     tokens = torch.searchsorted(cumulative, points, right=True)
     # The last token with any mass bounds the draw where rounding leaves the point at the very end.
-    tokens = torch.minimum(tokens, torch.searchsorted(cumulative, mass)).squeeze(-1)
+    tokens = torch.minimum(tokens, torch.searchsorted(cumulative, mass.contiguous())).squeeze(-1)
     greedy = [p.temperature == 0 for p in params]
     if any(greedy):
         likeliest = logits.argmax(dim=-1)

@@ -39,8 +39,30 @@ def gold_turn_texts(task: Task, calls: CallFormat = HERMES) -> tuple[str, ...]:
         calls.write([task.gold_calls[index] for index in turn])
         for turn in gold_calls_by_turn(task, calls)
     ]
-    answer = task.answer if task.answer or task.gold_state is None else DONE
-    return (*turns, f"<answer>{answer}</answer>")
+    return (*turns, answer_text(gold_answer(task)))
+
+
+def gold_answer(task: Task) -> str:
+    """What the gold solution says in the end."""
+    return task.answer if task.answer or task.gold_state is None else DONE
+
+
+def answer_text(answer: str) -> str:
+    """The last turn of a written solution."""
+    return f"<answer>{answer}</answer>"
+
+
+def gold_outputs(task: Task) -> tuple[str, ...]:
+    """What the policy reads after each gold call, as far as the task knows.
+
+    Raises:
+        ValueError: it does not know the output of each of them.
+    """
+    called = [call.name for call in task.gold_calls]
+    if [sub_answer.tool for sub_answer in task.sub_answers] != called:
+        raise ValueError(f"task {task.task_id}: sub_answers are not the outputs of its gold calls")
+    # The outputs in full, where the task knows more than what an output must contain.
+    return tuple(task.metadata.get("outputs") or [answer.output for answer in task.sub_answers])
 
 
 def task_words(tasks: Iterable[Task]) -> tuple[str, ...]:
