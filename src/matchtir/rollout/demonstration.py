@@ -79,7 +79,10 @@ def imperfect_trajectories(
         trajectories.append(
             written_trajectory(
                 task,
-                [*map(renderer.calls.write, demonstration.turns), answer_text(demonstration.answer)],
+                [
+                    *map(renderer.calls.write, demonstration.turns),
+                    answer_text(demonstration.answer),
+                ],
                 [[next(results) for _ in turn] for turn in demonstration.turns],
                 renderer,
             )

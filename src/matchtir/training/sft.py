@@ -1,22 +1,43 @@
-"""Supervised fine-tuning on gold solutions."""
+"""Supervised fine-tuning on written solutions."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from matchtir.policy.batching import collate
-from matchtir.rollout.demonstration import gold_trajectory
+from matchtir.rollout.demonstration import gold_trajectory, imperfect_trajectories
+from matchtir.tasks.habits import Habits
+from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
 from matchtir.training.parallel import summed_metrics
-from matchtir.types import Task
+from matchtir.types import Task, Trajectory
 from matchtir.utils.processes import summed
 
 
 class SupervisedModule(PolicyModule):
-    """Maximum likelihood of the assistant's tokens in gold solutions; tool results have no loss."""
+    """Maximum likelihood of the assistant's tokens in solutions; tool results have no loss.
+
+    Args:
+        sandbox: executes the calls that a gold solution does not have.
+        habits: of the demonstrator; None: it shows the gold solutions.
+        settings: see `PolicyModule`.
+    """
+
+    def __init__(self, sandbox: Sandbox, habits: Habits | None = None, **settings: Any) -> None:
+        super().__init__(sandbox=sandbox, **settings)
+        self.sandbox = sandbox
+        self.habits = habits
+
+    def demonstrations(self, tasks: list[Task]) -> list[Trajectory]:
+        """One solution of each task."""
+        if self.habits is None:
+            return [gold_trajectory(task, self.renderer) for task in tasks]
+        seed = f"{self.seed}/{self.iteration}"
+        return imperfect_trajectories(tasks, self.habits, self.renderer, self.sandbox, seed)
 
     def training_step(self, tasks: list[Task], batch_index: int) -> None:
-        """One optimizer step on the mean token loss of the gold solutions of `tasks`."""
-        demonstrations = [gold_trajectory(task, self.renderer) for task in tasks]
-        batch = collate(demonstrations, self.renderer.pad_id).to(self.device)
+        """One optimizer step on the mean token loss of solutions of `tasks`."""
+        batch = collate(self.demonstrations(tasks), self.renderer.pad_id).to(self.device)
         count = summed(batch.sampled.sum())
         total, entropy = 0.0, 0.0
         for rows in self.passes(batch, self.micro_batch_tokens):

@@ -1,0 +1,111 @@
+"""An imperfect demonstrator: each habit by itself, and what it knows in the end."""
+
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from matchtir.tasks.habits import Habits, imperfect
+from matchtir.tasks.synthetic import SyntheticTasks
+from matchtir.tools.formats import HERMES
+from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
+
+TASKS = SyntheticTasks("laptop", {"train": 400}).tasks("train")
+
+
+def text_tool(name: str, *parameters: str) -> ToolSpec:
+    properties = {parameter: {"type": "string"} for parameter in parameters}
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
+    return ToolSpec(name, "", schema)
+
+
+def call(name: str, place: str) -> ToolCall:
+    return ToolCall(name, {"place": place})
+
+
+# Two chains side by side: the port of Rom and of Ulm, then the ruler of each port.
+PORTS = (call("find_port", "Rom"), call("find_port", "Ulm"))
+RULERS = (call("find_ruler", "Ostia"), call("find_ruler", "Hafen"))
+CHAINS = Task(
+    task_id="chains",
+    question="Who are the rulers of the ports of Rom and Ulm?",
+    tools=(
+        text_tool("find_port", "place"),
+        text_tool("find_ruler", "place"),
+        text_tool("age", "x"),
+    ),
+    gold_calls=(*PORTS, *RULERS),
+    answer="Ada, Bob",
+    sub_answers=tuple(
+        SubAnswer(name, output)
+        for name, output in [
+            ("find_port", "Ostia"),
+            ("find_port", "Hafen"),
+            ("find_ruler", "Ada"),
+            ("find_ruler", "Bob"),
+        ]
+    ),
+    gold_turns=(0, 0, 1, 1),
+)
+
+
+def shown(habits: Habits, seed: int = 0, task: Task = CHAINS):
+    return imperfect(task, habits, Random(seed), HERMES)
+
+
+@given(st.integers(0, 399))
+@settings(max_examples=60, deadline=None)
+def test_without_habits_it_shows_the_gold_solution(index: int) -> None:
+    task = TASKS[index]
+    demonstration = shown(Habits(), task=task)
+    assert [each for turn in demonstration.turns for each in turn] == list(task.gold_calls)
+    assert demonstration.answer == task.answer
+
+
+def test_it_stops_with_what_it_has() -> None:
+    assert shown(Habits(stop=1.0)) == ((PORTS,), "Ostia, Hafen")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_a_dropped_call_nothing_follows(seed: int) -> None:
+    assert shown(Habits(drop=1.0), seed) == ((PORTS[:1], RULERS[:1]), "Ada")
+
+
+def test_it_asks_the_wrong_tool_first() -> None:
+    wrong = [(ToolCall("age", {"x": "Rom"}),), PORTS, (ToolCall("age", {"x": "Ostia"}),), RULERS]
+    assert shown(Habits(distractor=1.0)) == (tuple(wrong), "Ada, Bob")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_it_repeats_a_call_of_the_turn(seed: int) -> None:
+    first, again, second, once_more = shown(Habits(repeat=1.0), seed).turns
+    assert (first, second) == (PORTS, RULERS)
+    assert again[0] in PORTS and once_more[0] in RULERS
+    assert len(again) == len(once_more) == 1
+
+
+@given(st.integers(0, 399), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_it_only_says_what_it_was_told(index: int, seed: int) -> None:
+    task = TASKS[index]
+    demonstration = shown(Habits(stop=0.5, drop=0.5), seed, task)
+    made = [each for turn in demonstration.turns for each in turn]
+    told = [o for c, o in zip(task.gold_calls, task.metadata["outputs"], strict=True) if c in made]
+    assert demonstration.answer
+    assert all(part in told for part in demonstration.answer.split(", "))
+    for each in made:  # every argument is in the question or in an output
+        value = next(iter(each.arguments.values()))
+        assert value in task.question or value in told
+
+
+def test_without_a_tool_that_fits_there_is_no_distractor() -> None:
+    numbers = ToolSpec("age", "", {"properties": {"x": {"type": "number"}}, "required": ["x"]})
+    task = Task("t", "?", (text_tool("find", "place"), numbers), (call("find", "Rom"),), "1",
+                (SubAnswer("find", "1"),))  # fmt: skip
+    assert shown(Habits(distractor=1.0), task=task).turns == ((call("find", "Rom"),),)
+
+
+def test_a_probability_lies_between_0_and_1() -> None:
+    with pytest.raises(ValueError, match=r"habits\.stop"):
+        Habits(stop=1.5)
