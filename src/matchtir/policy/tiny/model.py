@@ -1,23 +1,26 @@
-"""The tiny policy: made here in a second, small enough to be trained on a CPU."""
+"""The tiny policy, small enough to be trained on a CPU: random, or with the shipped weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from matchtir.policy.loading import LoadedPolicy, wrapped
+from matchtir.policy.loading import LoadedPolicy, load_pretrained, wrapped
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer, tiny_tokenizer_for
 from matchtir.tasks.rows import TaskSet
+
+START = Path(__file__).with_name("start")  # a Hugging Face folder; its README.md is its card
 
 
 def load_tiny(
     hidden_size: int = 128,
     layers: int = 3,
     heads: int = 4,
-    key_value_heads: int = 2,
+    key_value_heads: int = 1,
     feed_forward: int = 384,
     init_std: float = 0.06,
     head_chunk: int = 2048,
@@ -52,3 +55,42 @@ def load_tiny(
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
         return wrapped(model, tokenizer, head_chunk, packing, activation_checkpointing, lora)
+
+
+def load_start(
+    folder: str | None = None,
+    words_of: TaskSet | None = None,
+    seed: int = 0,
+    **settings: Any,
+) -> LoadedPolicy:
+    """The tiny policy with trained weights: it can call tools, and has habits to unlearn.
+
+    Args:
+        folder: where `save_pretrained` left it; None: the weights that are shipped.
+        words_of: a task set whose words join the vocabulary; their embeddings are random.
+        seed: of these.
+        settings: of `load_pretrained`.
+    """
+    loaded = load_pretrained(str(folder or START), dtype="float32", **settings)
+    if words_of is None:
+        return loaded
+    tokenizer = tiny_tokenizer_for(words_of.tasks("train"))
+    _take_tokenizer(loaded.policy.model, loaded.tokenizer, tokenizer, seed)
+    return LoadedPolicy(loaded.policy, tokenizer)
+
+
+@torch.no_grad()
+def _take_tokenizer(
+    model: Any, old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, seed: int
+) -> None:
+    """Give a model with tied embeddings another vocabulary: tokens of both keep their embedding."""
+    known = model.get_input_embeddings().weight.clone()
+    rows = torch.randn(len(new), known.shape[1], generator=torch.Generator().manual_seed(seed))
+    rows *= known.std()
+    numbers = old.get_vocab()
+    for token, number in new.get_vocab().items():
+        if token in numbers:
+            rows[number] = known[numbers[token]]
+    model.resize_token_embeddings(len(new), mean_resizing=False)
+    model.get_input_embeddings().weight.copy_(rows)
+    model.config.eos_token_id, model.config.pad_token_id = new.eos_token_id, new.pad_token_id
