@@ -4,13 +4,14 @@ from dataclasses import replace
 import pytest
 
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
-from matchtir.rollout.demonstration import gold_trajectory
+from matchtir.rollout.demonstration import gold_trajectory, imperfect_trajectories
 from matchtir.rollout.engine import SamplingParams, ScriptedEngine, replay
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.tasks.gold import gold_turn_texts
+from matchtir.tasks.habits import Habits
 from matchtir.tasks.synthetic import SyntheticTasks
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, SubAnswer, ToolCall, ToolResult
@@ -88,3 +89,25 @@ def test_demonstration_equals_a_replay_with_the_real_tools(thinking):
             for turn in replayed.turns
         ]
         assert demonstration == replace(replayed, turns=tuple(timeless), seconds=0.0)
+
+
+def test_an_imperfect_demonstration_reads_what_its_tools_say():
+    tasks = SyntheticTasks().tasks("validation")[:12]
+    renderer, sandbox = Renderer(tiny_tokenizer(), ""), ProcessPoolSandbox(workers=1)
+    with contextlib.ExitStack() as stack:
+        stack.callback(sandbox.shutdown)
+        same, *shown = [
+            imperfect_trajectories(tasks, habits, renderer, sandbox, seed="1/2")
+            for habits in (Habits(), Habits(distractor=1.0), Habits(distractor=1.0))
+        ]
+    for wanted, plain, odd, again in zip(tasks, same, *shown, strict=True):
+        gold = gold_trajectory(wanted, renderer)
+        assert plain.turns[-1].text == gold.turns[-1].text
+        assert [r.output for r in plain.results] == [r.output for r in gold.results]
+        outputs = dict(zip(map(repr, gold.calls), (r.output for r in gold.results), strict=True))
+        for call, result in zip(odd.calls, odd.results, strict=True):
+            assert result.output  # the tool's own words, also where it refuses
+            assert result.output == outputs.get(repr(call), result.output)
+        if len(wanted.tools) > len({call.name for call in wanted.gold_calls}):
+            assert {call.name for call in odd.calls} > {call.name for call in wanted.gold_calls}
+        assert [turn.token_ids for turn in odd.turns] == [turn.token_ids for turn in again.turns]

@@ -8,6 +8,7 @@ import torch
 
 from matchtir.policy.batching import collate
 from matchtir.rollout.demonstration import gold_trajectory
+from matchtir.tasks.habits import Habits
 from matchtir.training.optim import AdamW
 from matchtir.training.sft import SupervisedModule
 from matchtir.types import SubAnswer, Task
@@ -88,3 +89,20 @@ def test_it_is_validated_by_attempts_of_its_own(tmp_path: Path) -> None:
 def test_a_task_that_does_not_know_its_outputs_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="task t0: sub_answers are not the outputs"):
         fit(supervised(), tmp_path, tasks(1), batch_size=1)
+
+
+def test_the_demonstrator_has_the_given_habits(tmp_path: Path) -> None:
+    """Of two calls, one a turn, only the first: the demonstrator always stops there."""
+    two = [
+        replace(task, gold_calls=(GOLD, GOLD), sub_answers=task.sub_answers * 2)
+        for task in with_outputs(2)
+    ]
+    shown = []
+
+    class Recorded(SupervisedModule):
+        def demonstrations(self, tasks):
+            shown.extend(super().demonstrations(tasks))
+            return shown
+
+    fit(Recorded(**parts(scripted=False, habits=Habits(stop=1.0))), tmp_path, two)
+    assert {len(trajectory.calls) for trajectory in shown} == {1}

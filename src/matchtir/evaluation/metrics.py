@@ -21,7 +21,7 @@ from matchtir.tools.sandbox import executed, reports_error
 from matchtir.types import SubAnswer, ToolCall, Trajectory
 
 MEASURES = (
-    *("solve_p", "solve_r", "solve_f1", "answer_f1", "success", "answered"),
+    *("success", "solve_p", "solve_r", "solve_f1", "answer_f1", "answered"),
     *("turns", "calls"),
 )
 
@@ -65,11 +65,11 @@ def measure(trajectory: Trajectory) -> dict[str, float]:
     solve = solve_metrics(trajectory.calls, outputs, task.sub_answers)
     answer = final_answer(trajectory)
     return {
+        "success": float(succeeds(trajectory)),
         "solve_p": solve.precision,
         "solve_r": solve.rate,
         "solve_f1": solve.f1,
         "answer_f1": answer_f1(answer, task.answer),
-        "success": float(succeeds(trajectory)),
         "answered": float(answer is not None),
         "turns": float(len(trajectory.turns)),
         "calls": float(len(trajectory.calls)),

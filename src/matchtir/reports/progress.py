@@ -22,6 +22,7 @@ Scores = Mapping[str, Mapping[str, float]]  # of each task, by metric
 
 TRAINING = {
     "train/reward": "reward",
+    "train/success": "success",
     "train/solve_f1": "Solve-F1",
     "train/answer_f1": "answer F1",
     "train/answered": "answered",
@@ -31,6 +32,7 @@ TRAINING = {
     "train/tokens_per_s": "tokens/s",
 }
 VALIDATION = {
+    "val/success": "val success",
     "val/solve_f1": "val Solve-F1",
     "val/answer_f1": "val answer F1",
     "val/answered": "val answered",
@@ -45,10 +47,11 @@ PHASES = {
 BARS = "▁▂▃▄▅▆▇█"
 BAR_WIDTH = 48
 PANELS = {
-    "Reward": ("train/reward",),
+    "Success": ("train/success", "val/success"),
+    "Solve-P and Solve-R": ("val/solve_p", "val/solve_r"),
     "Solve-F1": ("train/solve_f1", "val/solve_f1"),
     "Answer F1": ("train/answer_f1", "val/answer_f1"),
-    "Loss": ("train/loss",),
+    "Reward": ("train/reward",),
     "Entropy": ("train/entropy",),
     "KL to the reference": ("train/kl",),
 }

@@ -332,7 +332,7 @@ class PolicyGradientModule(PolicyModule):
         measured = [measure(trajectory) for trajectory in scored.trajectories]
         means = {
             f"train/{name}": float(np.mean([values[name] for values in measured]))
-            for name in ("solve_f1", "answer_f1", "answered")
+            for name in ("success", "solve_f1", "answer_f1", "answered")
         }
         reward = float(np.mean([credit.total for credit in scored.credits]))
         versions = [turn.policy_version for each in scored.trajectories for turn in each.turns]

@@ -1,6 +1,6 @@
 // Sections of a comparison: curves, final scores, settings, cost.
 const SECTIONS = [["held out", "val/", true], ["training", "train/", true], ["credit", "credit/", false], ["time", "time/", false], ["other", "", false]];
-const FIRST = ["reward", "solve_f1", "answer_f1", "answered", "entropy", "kl", "loss", "grad_norm", "turns", "calls"];
+const FIRST = ["success", "reward", "solve_f1", "answer_f1", "answered", "entropy", "kl", "loss", "grad_norm", "turns", "calls"];
 const STAGES = [["rollout", "#56b4e9"], ["tools", "#e69f00"], ["credit", "#cc79a7"], ["update", "#009e73"], ["other", "#9a9a9a"]];
 const hidden = new Set();
 
