@@ -22,7 +22,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.utils.run_files import METRICS_FILE, read_metrics
+from matchtir.utils.run_folder import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("sync", "rollout", "credit", "update")
