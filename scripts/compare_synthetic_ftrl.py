@@ -28,7 +28,7 @@ from matchtir.types import ResultStatus, Task, ToolCall, ToolSpec
 Figures = Mapping[str, float]
 
 # FTRL's test set, 50 tasks of each scenario, in the order of SCENARIOS.
-_RECORDED_TASKS = {
+RECORDED_TASKS = {
     "tools offered, mean": (7.96, 7.48, 10.34, 11.26),
     "tools offered, least": (5, 1, 2, 8),
     "tools offered, most": (11, 12, 14, 15),
@@ -42,7 +42,7 @@ _RECORDED_TASKS = {
     "prompt and tools characters, mean": (13_700, 12_800, 18_100, 19_500),
     "arguments per gold call, mean": (3.04, 2.03, 1.35, 1.37),
 }
-_RECORDED_ALL = {
+RECORDED_ALL = {
     "parameters per tool": 7.1,
     "required parameters per tool": 1.6,
     "type string": 0.67,
@@ -93,7 +93,7 @@ def main() -> None:
     else:
         print("FTRL: 200 tasks, as recorded (give --ftrl and --gold, or MATCHTIR_DATA, to measure)")
     _print_tasks(_by_scenario(real), _by_scenario(synthetic))
-    _print_all(_measure_all(real) if real else _RECORDED_ALL, _measure_all(synthetic))
+    _print_all(_measure_all(real) if real else RECORDED_ALL, _measure_all(synthetic))
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -167,7 +167,7 @@ def _print_tasks(real: Mapping[str, list[Task]], synthetic: Mapping[str, list[Ta
     for figure in ours["single"]:
         cells = []
         for index, scenario in enumerate(SCENARIOS):
-            recorded = _RECORDED_TASKS.get(figure)
+            recorded = RECORDED_TASKS.get(figure)
             left = theirs[scenario][figure] if theirs else recorded[index] if recorded else None
             cells.append(f"{_number(left)} | {_number(ours[scenario][figure])}")
         print(f"{figure:36}" + "".join(f"{cell:>21}" for cell in cells))

@@ -2,23 +2,16 @@
 
 import json
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 from aiohttp import web
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict, read_write
 
 from matchtir.rollout.http import EndpointError
 from matchtir.tasks.custom import CustomTasks
 from matchtir.tools.sandbox import ProcessPoolSandbox
-from matchtir.utils.run_folder import register_resolvers
 from scripts import collect_traces
 from tests.custom.conftest import make_row
 from tests.rollout.chat_fakes import listening
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def calls(*made):
@@ -67,28 +60,16 @@ class Teacher:
 
 
 @pytest.fixture
-def collect(tmp_path, module, write):
+def collect(tmp_path, module, write, configure):
     """Runs the program on rows; returns its summary and the folder."""
-    hydra = HydraConfig.instance()
 
     def _collect(url, *rows, **settings):
-        register_resolvers()
         overrides = [f"{key}={value}" for key, value in settings.items()]
-        given = [f"data.path={write(*rows)}", f"data.tools={module}", f"teacher={url}"]
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = compose(
-                "collect_traces",
-                ["data=custom", *given, f"out={tmp_path}/out", "endpoint.model=m", *overrides],
-                return_hydra_config=True,
-            )
-        config.hydra.runtime.output_dir = str(tmp_path)
-        hydra.set_config(config)
-        with read_write(config), open_dict(config):
-            del config["hydra"]
-        return collect_traces.run(config), tmp_path / "out"
+        given = ["data=custom", f"data.path={write(*rows)}", f"data.tools={module}"]
+        given += [f"teacher={url}", f"out={tmp_path}/out", "endpoint.model=m", *overrides]
+        return collect_traces.run(configure("collect_traces", *given)), tmp_path / "out"
 
-    yield _collect
-    hydra.cfg = None
+    return _collect
 
 
 PRICE = make_row(id="price", question="What is the price of tea?", gold_calls=None)

@@ -13,16 +13,17 @@ from matchtir.tasks.ftrl import FtrlTasks
 from matchtir.tasks.rows import RowError
 
 SOURCE = "def finder(city, year=None):\n    return f'{city} was founded in 1902'\n"
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
 TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": f"The {name}.",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-        },
-    }
-    for name in ("finder", "counter")
+    {"type": "function", "function": {"name": n, "description": n, "parameters": PARAMETERS}}
+    for n in ("finder", "counter")
+]
+
+
+GOLD = [
+    {"name": "finder", "parameters": {"city": "Ulm"}},
+    {"name": "counter", "parameters": {}},
+    {"name": "finder", "parameters": {"city": "Bonn"}},
 ]
 
 
@@ -33,13 +34,7 @@ def make_row(**changes):
         "tools": json.dumps(TOOLS),
         "codes": json.dumps({"finder": SOURCE, "counter": SOURCE.replace("finder", "counter")}),
         "unsolved_set": json.dumps({"finder": ["1902", "1903"], "counter": ["7"]}),
-        "ground_truth": json.dumps(
-            [
-                {"name": "finder", "parameters": {"city": "Ulm"}},
-                {"name": "counter", "parameters": {}},
-                {"name": "finder", "parameters": {"city": "Bonn"}},
-            ]
-        ),
+        "ground_truth": json.dumps(GOLD),
         "solve_rate": 0.5,
         "data_source": "self/multi_hop",
         "split": "train",
@@ -66,8 +61,7 @@ def test_training_row(tmp_path):
     assert [tool.name for tool in task.tools] == ["finder", "counter"]
     assert task.tools[0].source == SOURCE
     assert task.tools[0].schema() == TOOLS[0]
-    calls = [(call.name, call.arguments) for call in task.gold_calls]
-    assert calls == [("finder", {"city": "Ulm"}), ("counter", {}), ("finder", {"city": "Bonn"})]
+    assert [{"name": c.name, "parameters": c.arguments} for c in task.gold_calls] == GOLD
     # in the order of the calls, and of `unsolved_set` within a tool
     outputs = [(answer.tool, answer.output) for answer in task.sub_answers]
     assert outputs == [("finder", "1902"), ("counter", "7"), ("finder", "1903")]
@@ -91,16 +85,22 @@ def test_test_rows_need_no_ground_truth_and_training_rows_no_unsolved_set(tmp_pa
     assert len(tasks.tasks("test")[0].sub_answers) == 3
 
 
+def read_with_traces(folder, text):
+    """Two test rows without gold calls of their own, and a file with traces."""
+    traces = folder / "gold.jsonl"
+    traces.write_text(text)
+    path = write(folder / "test.parquet", *[make_row(ground_truth=...)] * 2)
+    return FtrlTasks(test_path=path, gold_traces_path=str(traces)).tasks("test")
+
+
 def test_gold_traces_give_test_rows_calls_in_the_order_of_their_turns(tmp_path):
     steps = [
         {"name": "finder", "arguments": {"city": "Ulm"}, "turn": 2, "quality": "clean"},
         {"name": "counter", "arguments": {}, "turn": 1, "quality": "literal"},
         {"name": "finder", "arguments": None, "turn": 3, "quality": "unreached"},
     ]
-    traces = tmp_path / "gold.jsonl"
-    traces.write_text(json.dumps({"row": 1, "gold_trace": steps}) + "\n\n")
-    path = write(tmp_path / "test.parquet", *[make_row(ground_truth=...)] * 2)
-    first, second = FtrlTasks(test_path=path, gold_traces_path=str(traces)).tasks("test")
+    text = json.dumps({"row": 1, "gold_trace": steps}) + "\n\n"
+    first, second = read_with_traces(tmp_path, text)
     assert first.gold_calls == ()
     assert [call.name for call in second.gold_calls] == ["counter", "finder"]
     assert second.gold_turns == (0, 1)
@@ -195,11 +195,9 @@ def test_skipping_keeps_the_good_rows_and_their_numbers(tmp_path):
     ],
 )
 def test_a_malformed_gold_trace_is_named(tmp_path, step, message):
-    traces = tmp_path / "gold.jsonl"
-    traces.write_text(json.dumps({"row": 0, "gold_trace": [step]}))
-    path = write(tmp_path / "test.parquet", make_row())
+    text = json.dumps({"row": 0, "gold_trace": [step]})
     with pytest.raises(RowError, match=f"row 0: gold_trace.*{message}"):
-        FtrlTasks(test_path=path, gold_traces_path=str(traces)).tasks("test")
+        read_with_traces(tmp_path, text)
 
 
 @pytest.mark.parametrize(
@@ -212,11 +210,8 @@ def test_a_malformed_gold_trace_is_named(tmp_path, step, message):
     ],
 )
 def test_a_malformed_gold_file_is_named(tmp_path, text, message):
-    traces = tmp_path / "gold.jsonl"
-    traces.write_text(text)
-    path = write(tmp_path / "test.parquet", make_row())
     with pytest.raises(ValueError, match=message):
-        FtrlTasks(test_path=path, gold_traces_path=str(traces)).tasks("test")
+        read_with_traces(tmp_path, text)
 
 
 @pytest.mark.parametrize("option", ["train_path", "test_path", "gold_traces_path"])
@@ -245,29 +240,20 @@ def test_options_are_checked_at_once(tmp_path):
         FtrlTasks(train_path=path).tasks("test")
 
 
-def test_a_dataset_id_is_loaded_from_the_hub(monkeypatch):
+def test_a_dataset_id_is_loaded_from_the_hub_or_named(monkeypatch):
     datasets = pytest.importorskip("datasets")
-    asked = []
 
     def load_dataset(name, split):
-        asked.append((name, split))
+        if (name, split) != ("somebody/tools", "train"):
+            raise ConnectionError("no network")
         return [make_row()]
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    tasks = FtrlTasks(train_path="somebody/tools", validation_share=0)
+    paths = dict.fromkeys(("train_path", "test_path"), "somebody/tools")
+    tasks = FtrlTasks(**paths, validation_share=0)
     assert len(tasks.tasks("train")) == 1
-    assert asked == [("somebody/tools", "train")]
-
-
-def test_a_dataset_that_cannot_be_loaded_is_named(monkeypatch):
-    datasets = pytest.importorskip("datasets")
-
-    def load_dataset(name, split):
-        raise ConnectionError("no network")
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(OSError, match=r"test_path=somebody/tools is no local file.*no network"):
-        FtrlTasks(test_path="somebody/tools").tasks("test")
+        tasks.tasks("test")
 
 
 @pytest.mark.skipif("MATCHTIR_DATA" not in os.environ, reason="MATCHTIR_DATA is not set")

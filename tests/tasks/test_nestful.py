@@ -1,4 +1,4 @@
-"""NESTFUL's files become tasks whose tools run under the argument names of their schemas."""
+"""NESTFUL's files as tasks whose tools run under the names of their schemas, and its metrics."""
 
 import json
 import os
@@ -6,10 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from matchtir.tasks.nestful import ARITHMETIC_SOURCES, NestfulTasks, adapt_source, win
+from matchtir.tasks.nestful import (
+    ARITHMETIC_SOURCES,
+    NestfulTasks,
+    adapt_source,
+    full_match,
+    function_labels,
+    parameter_labels,
+    partial_match,
+    win,
+)
 from matchtir.tasks.rows import RowError
 from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
-from matchtir.types import StopReason, Trajectory, Turn
+from matchtir.types import CallStatus, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
 
 FUNCTIONS = [
     {"name": "add", "source": None},
@@ -24,13 +33,8 @@ NUMBERS = {
 
 def step(name, arguments, result, label, *needs):
     references = {f"arg_{index}": f"${need}.result$" for index, need in enumerate(needs)}
-    return {
-        "name": name,
-        "arguments": arguments,
-        "arguments_ref": references,
-        "label": f"${label}",
-        "result": result,
-    }
+    known = {"name": name, "arguments": arguments, "result": result}
+    return {**known, "arguments_ref": references, "label": f"${label}"}
 
 
 def make_row(**changes):
@@ -146,12 +150,16 @@ def test_missing_files_are_named(tmp_path):
         NestfulTasks(test_path=path).tasks("test")
 
 
+def function(source, name):
+    namespace = {}
+    exec(source, namespace)
+    return namespace[name]
+
+
 @pytest.mark.parametrize("value", [0.5, 2, 7])
 def test_arithmetic_agrees_with_the_definitions(value):
     def call(name, *arguments):
-        namespace = {}
-        exec(ARITHMETIC_SOURCES[name], namespace)
-        return namespace[name](*arguments)
+        return function(ARITHMETIC_SOURCES[name], name)(*arguments)
 
     assert call("circumface", value) == pytest.approx(call("circle_area", value) * 2 / value)
     assert call("volume_sphere", value) == pytest.approx(call("surface_sphere", value) * value / 3)
@@ -172,26 +180,22 @@ def test_arithmetic_agrees_with_the_definitions(value):
 def test_every_arithmetic_function_compiles_under_its_own_name():
     assert len(ARITHMETIC_SOURCES) == 36
     for name, source in ARITHMETIC_SOURCES.items():
-        namespace = {}
-        exec(source, namespace)
-        assert callable(namespace[name])
+        assert callable(function(source, name))
 
 
 def test_arguments_are_passed_in_the_order_of_the_schema():
-    namespace = {}
-    exec(adapt_source("def divide(a, b):\n    return a / b", "divide", ["x", "y"]), namespace)
-    assert namespace["divide"](y=2, x=8) == 4
-    with pytest.raises(TypeError):
-        namespace["divide"](x=8)
-    with pytest.raises(TypeError):
-        namespace["divide"](x=8, y=2, z=1)
+    source = adapt_source("def divide(a, b):\n    return a / b", "divide", ["x", "y"])
+    divide = function(source, "divide")
+    assert divide(y=2, x=8) == 4
+    for arguments in ({"x": 8}, {"x": 8, "y": 2, "z": 1}):
+        with pytest.raises(TypeError):
+            divide(**arguments)
 
 
 def test_an_adapted_function_may_call_itself():
     source = "def factorial(n):\n    return 1 if n < 2 else n * factorial(n - 1)"
-    namespace = {}
-    exec(adapt_source(source, "factorial", ["number"]), namespace)
-    assert namespace["factorial"](number=5) == 120
+    factorial = function(adapt_source(source, "factorial", ["number"]), "factorial")
+    assert factorial(number=5) == 120
 
 
 def test_a_function_that_knows_its_argument_names_is_left_alone():
@@ -200,15 +204,10 @@ def test_a_function_that_knows_its_argument_names_is_left_alone():
     assert adapt_source(source, "double", ["x", "times"]) == source
 
 
-def real_tasks():
-    return NestfulTasks(
-        test_path=str(Path(os.environ["MATCHTIR_DATA"]) / "nestful" / "nestful.jsonl")
-    ).tasks("test")
-
-
 @pytest.mark.skipif("MATCHTIR_DATA" not in os.environ, reason="MATCHTIR_DATA is not set")
 def test_published_rows_replay_to_their_gold_answers():
-    tasks = real_tasks()
+    path = Path(os.environ["MATCHTIR_DATA"]) / "nestful" / "nestful.jsonl"
+    tasks = NestfulTasks(test_path=str(path)).tasks("test")
     assert len(tasks) == 407  # of 409; the arguments of two are bytes
     wins = [
         win(played(task, task.gold_calls, results))
@@ -224,3 +223,77 @@ def test_published_rows_replay_to_their_gold_answers():
 def played(task, calls, results):
     turn = Turn((1,), (0.0,), "", tuple(calls), tuple(results))
     return Trajectory(task, (1,), (turn,), StopReason.ANSWER)
+
+
+def call(name, status=CallStatus.OK, **arguments):
+    return ToolCall(name, arguments, status)
+
+
+def attempt(gold, predicted, output="1", gold_answer=1):
+    task = Task("t", "?", (), tuple(gold), "", metadata={"gold_answer": gold_answer})
+    return played(task, predicted, [ToolResult(output) for _ in predicted])
+
+
+A, B, C = call("a", x=1), call("b", x=2), call("c", x=3)
+
+
+@pytest.mark.parametrize(
+    ("gold", "predicted", "partial"),
+    [
+        ([A, B], [A, B], 1.0),
+        ([A, B], [B, A], 0.0),  # position by position
+        ([A, B, C], [A, C, B], 1 / 3),
+        ([A, B], [A, call("b", x=9)], 0.5),
+        ([A, B], [A], 0.5),
+        ([A, B, C], [A, C], 2 / 3),  # b is skipped, c is aligned
+        ([A], [B, A], 0.0),  # b is no next predicted call of a: three positions
+        ([A, B], [A, B, B], 2 / 3),
+        ([A], [], 0.0),
+        ([A, B], [call("a", x=1.0), B], 1.0),
+        ([call("a", x=True)], [A], 0.0),
+        ([A, B], [call("a", CallStatus.INVALID_JSON), A, B], 1.0),
+    ],
+)
+def test_partial_and_full_match(gold, predicted, partial):
+    assert partial_match(attempt(gold, predicted)) == pytest.approx(partial)
+    assert full_match(attempt(gold, predicted)) == float(partial == 1.0)
+
+
+def test_labels_of_functions_and_parameters():
+    predicted = [call("a", x=1, y="s"), call("a", x=2), call("d")]
+    made = attempt([call("a", x=2.0), B], predicted)
+    assert function_labels(made) == [{"gold": ["a", "b"], "predicted": ["a", "d"]}]
+    assert parameter_labels(made) == [
+        {"gold": ["x = 2"], "predicted": ["x = 2"]},  # the last call of a
+        {"gold": ["x = 2"], "predicted": []},
+        {"gold": [], "predicted": []},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("output", "gold", "won"),
+    [
+        ("text", "text", True),
+        ("text", "other", False),
+        ("8.333333", 8.33, True),
+        ("8.336", 8.33, False),
+        ("8.5", 8.33, False),
+        ("3", 3.0, True),
+        ("2.6", 3, False),  # only floats are rounded
+        ("true", True, True),
+        ("1", True, False),
+        ("[1, 2]", [1, 2], True),
+        ("[1, 2]", [1, 2, 3], False),
+        ("{'a': 1}", {"a": 1}, True),
+        ("(1, 2)", [1, 2], True),
+        ("Error: nothing", 3, False),
+        ("NaN", 3, False),
+        ("(", 3, False),
+    ],
+)
+def test_the_last_result_must_be_the_gold_answer(output, gold, won):
+    assert win(attempt([A], [A], output, gold)) == float(won)
+
+
+def test_without_calls_there_is_nothing_to_win():
+    assert win(attempt([A], [])) == 0.0

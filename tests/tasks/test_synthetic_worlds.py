@@ -1,7 +1,6 @@
 """Inside a synthetic task: tools that run, schemas that fit, gold traces that score 1."""
 
 import ast
-import asyncio
 import json
 import re
 
@@ -15,33 +14,32 @@ from matchtir.evaluation.metrics import solve_metrics
 from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.gold import gold_turn_texts
+from matchtir.tasks.rows import value_text
 from matchtir.tasks.synthetic import SCENARIOS, SyntheticTasks, laptop_words
 from matchtir.tasks.synthetic.difficulty import DIFFICULTIES, resolve_difficulty
 from matchtir.tasks.synthetic.tasks import generate_task
 from matchtir.tools.formats import extract_answer, parse_calls
-from matchtir.tools.sandbox import ProcessPoolSandbox
-from matchtir.types import ResultStatus, ToolCall
+from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
+from matchtir.types import ResultStatus
 
-TYPES = {
-    "string": str,
-    "boolean": bool,
-    "integer": int,
-    "number": (int, float),
-    "array": list,
-    "object": dict,
-}
-
-
-def function_of(tool):
-    names = {}
-    exec(tool.source, names)
-    return names[tool.name]
+TYPES = {"string": str, "boolean": bool, "integer": int, "number": (int, float)}
+TYPES |= {"array": list, "object": dict}
 
 
 def run(tool, arguments):
     """The output as a policy would read it."""
-    result = function_of(tool)(**arguments)
-    return result if isinstance(result, str) else json.dumps(result)
+    names = {}
+    exec(tool.source, names)
+    return value_text(names[tool.name](**arguments))
+
+
+def run_stranger(tool):
+    """The output for an entity that there is not."""
+    return run(tool, {next(iter(tool.parameters["properties"])): "no such entity"})
+
+
+def tool_of(call, task):
+    return next(tool for tool in task.tools if tool.name == call.name)
 
 
 def some_tasks(count, difficulty="laptop", **options):
@@ -54,8 +52,7 @@ def tasks(request):
 
 
 def check_gold_trace(task):
-    tools = {tool.name: tool for tool in task.tools}
-    outputs = [run(tools[call.name], call.arguments) for call in task.gold_calls]
+    outputs = [run(tool_of(call, task), call.arguments) for call in task.gold_calls]
     assert tuple(outputs) == task.metadata["outputs"]
     metrics = solve_metrics(task.gold_calls, outputs, task.sub_answers)
     assert (metrics.precision, metrics.rate, metrics.f1) == (1, 1, 1)
@@ -79,29 +76,21 @@ def test_every_gold_trace_reproduces_its_outputs(seed, index, difficulty, scenar
 
 
 def test_gold_traces_score_one_in_text_and_sandbox():
-    tasks = some_tasks(8) + some_tasks(8, "ftrl")
-    similarity = Similarity()
-
-    async def replay(sandbox, task):
-        session = await sandbox.open(task.tools)
+    attempts = []
+    for task in some_tasks(8) + some_tasks(8, "ftrl"):
         *turns, final = gold_turn_texts(task)
         calls = [call for text in turns for call in parse_calls(text, {t.name for t in task.tools})]
-        results = [await session.call(call) for call in calls]
-        await session.close()
-        assert all(result.status is ResultStatus.OK for result in results)
-        assert tuple(result.output for result in results) == task.metadata["outputs"]
-        assert similarity(calls, task.gold_calls).diagonal().tolist() == [1.0] * len(calls)
+        assert Similarity()(calls, task.gold_calls).diagonal().tolist() == [1.0] * len(calls)
         assert answer_f1(extract_answer(final), task.answer) == 1
-
-    async def replay_all():
-        sandbox = ProcessPoolSandbox(workers=2)
-        try:
-            for task in tasks:
-                await replay(sandbox, task)
-        finally:
-            sandbox.shutdown()
-
-    asyncio.run(replay_all())
+        attempts.append((task, calls))
+    sandbox = ProcessPoolSandbox(workers=2)
+    try:
+        replays = replay_all(attempts, sandbox)
+    finally:
+        sandbox.shutdown()
+    for (task, _), replay in zip(attempts, replays, strict=True):
+        assert {result.status for result in replay.results} == {ResultStatus.OK}
+        assert tuple(result.output for result in replay.results) == task.metadata["outputs"]
 
 
 def test_turns_follow_the_dependencies(tasks):
@@ -179,11 +168,8 @@ def expected(closing, task):
 )
 @pytest.mark.parametrize("repeats", [0.0, 1.0])
 def test_closings(closing, repeats):
-    knobs = {
-        "closings": {"parallel_single": {closing: 1}},
-        "width": (2, 3),
-        "repeat_tool_share": repeats,
-    }
+    knobs = {"closings": {"parallel_single": {closing: 1}}, "width": (2, 3)}
+    knobs["repeat_tool_share"] = repeats
     tasks = some_tasks(25, "ftrl", shares={"parallel_single": 1}, knobs=knobs)
     for task in tasks:
         assert task.metadata["closing"] == closing
@@ -274,17 +260,14 @@ def test_unknown_entities_at_laptop(knobs, pattern):
     knobs = {"unknown_entity": {"refuse": 1}} | knobs
     for task in some_tasks(12, knobs=knobs):
         for tool in task.tools:
-            entity = next(iter(tool.parameters["properties"]))
-            assert re.fullmatch(pattern, run(tool, {entity: "no such entity"}))
+            assert re.fullmatch(pattern, run_stranger(tool))
 
 
 def test_a_wrong_value_for_an_unknown_entity_is_not_the_gold_one():
     knobs = {"unknown_entity": {"wrong": 1}, "attribute_share": 0}
     for task in some_tasks(40, knobs=knobs):
         gold = {answer.output for answer in task.sub_answers}
-        for tool in task.tools:
-            entity = next(iter(tool.parameters["properties"]))
-            assert run(tool, {entity: "no such entity"}) not in gold
+        assert not gold & {run_stranger(tool) for tool in task.tools}
 
 
 def test_an_unknown_unit_is_an_error_and_the_other_unit_converts():
@@ -296,7 +279,7 @@ def test_an_unknown_unit_is_an_error_and_the_other_unit_converts():
             continue
         seen += 1
         assert f"in {call.arguments['unit']} of" in task.question
-        tool = next(tool for tool in task.tools if tool.name == call.name)
+        tool = tool_of(call, task)
         assert "unit not found" in run(tool, call.arguments | {"unit": "parsecs"})
         entity = {key: value for key, value in call.arguments.items() if key != "unit"}
         assert int(run(tool, entity)) < int(task.answer)
@@ -308,7 +291,7 @@ def test_bad_arguments_at_ftrl_are_answered_in_words():
     wrong_dates = wrong_choices = 0
     for task in some_tasks(40, "ftrl", shares={"single": 1}, knobs=knobs):
         (call,) = task.gold_calls
-        tool = next(tool for tool in task.tools if tool.name == call.name)
+        tool = tool_of(call, task)
         entity = next(iter(call.arguments))
         assert "must be a text" in run(tool, call.arguments | {entity: 7})
         for name, value in call.arguments.items():
@@ -325,21 +308,11 @@ def test_bad_arguments_at_ftrl_are_answered_in_words():
     assert wrong_dates and wrong_choices
 
 
-def test_a_raising_tool_is_reported_by_the_sandbox():
+def test_a_tool_may_raise():
     knobs = {"error_styles": {"raise": 1}, "unknown_entity": {"refuse": 1}}
     (task,) = some_tasks(1, knobs=knobs)
-    tool = task.tools[0]
-    call = ToolCall(tool.name, {next(iter(tool.parameters["properties"])): "no such entity"})
-
-    async def execute():
-        sandbox = ProcessPoolSandbox(workers=1)
-        try:
-            session = await sandbox.open(task.tools)
-            return await session.call(call)
-        finally:
-            sandbox.shutdown()
-
-    assert asyncio.run(execute()).status is ResultStatus.EXCEPTION
+    with pytest.raises(ValueError, match="not found"):
+        run_stranger(task.tools[0])
 
 
 def test_some_sources_import_and_use_helpers():
