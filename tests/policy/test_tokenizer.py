@@ -35,14 +35,8 @@ def encode(text: str) -> list[int]:
 
 
 @settings(deadline=None)
-@given(st.text())
+@given(st.text() | st.lists(PIECES | st.text(max_size=3)).map("".join))
 def test_any_text_decodes_to_itself(text: str) -> None:
-    assert TOKENIZER.decode(encode(text)) == text
-
-
-@settings(deadline=None)
-@given(st.lists(PIECES | st.text(max_size=3)).map("".join))
-def test_any_mixture_of_known_pieces_decodes_to_itself(text: str) -> None:
     assert TOKENIZER.decode(encode(text)) == text
 
 
@@ -129,12 +123,6 @@ def test_it_loads_again_from_a_folder(tmp_path: Path) -> None:
         assert loaded.encode(text, add_special_tokens=False) == encode(text)
         assert loaded.decode(encode(text)) == text
     assert Renderer(loaded).prompt_ids(task) == Renderer(TOKENIZER).prompt_ids(task)
-
-
-def test_the_chat_template_is_there() -> None:
-    messages = [{"role": "user", "content": "What is 42"}]
-    text = TOKENIZER.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert text == "<|im_start|>user\nWhat is 42<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_ids_do_not_depend_on_repeated_words() -> None:

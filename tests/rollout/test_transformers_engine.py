@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.transformers_engine import TransformersEngine
-from tests.policy.tiny_policy import small
+from tests.policy.tiny_policy import ARCHITECTURE, small
 from tests.rollout.engine_helpers import (
     STOP,
     Talk,
@@ -37,6 +38,28 @@ def engine(
     return made
 
 
+LONG = tuple(random.Random(0).choices(range(10, 800), k=300))  # more than one step of growth
+GROWING = [Talk((50, 51, 52), ((60,), LONG)), Talk((53, 54), ((61, 62), (63,)))]
+
+
+def assert_all_equal(
+    found: list[list[Generation]],
+    conversations: list[Talk],
+    sampling: SamplingParams = SAMPLED,
+    policy: Policy = POLICY,
+) -> None:
+    for talk, generations in zip(conversations, found, strict=True):
+        assert_equal(generations, naive(policy, talk, sampling))
+
+
+def assert_as_without_a_cache(
+    conversations: list[Talk], sampling: SamplingParams, **options: Any
+) -> list[list[Generation]]:
+    found = run_all(engine(**options), conversations, sampling)
+    assert_all_equal(found, conversations, sampling)
+    return found
+
+
 # -- what is sampled ----------------------------------------------------------------------------
 
 
@@ -45,12 +68,33 @@ def engine(
 def test_several_turns_of_many_conversations_equal_a_loop_without_a_cache(
     sampling: SamplingParams, rejoin_after: int | None
 ) -> None:
-    conversations = talks(4)
-    found = run_all(engine(rejoin_after=rejoin_after), conversations, sampling)
-    for talk, generations in zip(conversations, found, strict=True):
-        assert_equal(generations, naive(POLICY, talk, sampling))
+    found = assert_as_without_a_cache(talks(4), sampling, rejoin_after=rejoin_after)
     lengths = {len(generation.token_ids) for turns in found for generation in turns}
     assert len(lengths) > 2  # rows joined and left at different times
+
+
+@pytest.mark.parametrize(
+    ("conversations", "options"),
+    [
+        pytest.param([Talk((50,), ((60,), (61,)))], {}, id="a prompt of one token"),
+        pytest.param([Talk((50, 51, 52), ((), ()))], {}, id="turns without observations"),
+        pytest.param(GROWING, {}, id="a cache that grows keeps what it holds"),
+        *(
+            pytest.param(
+                talks(4, group=2, seed=5), {"prefill_tokens": size}, id=f"read in pieces of {size}"
+            )
+            for size in (1, 5, 30)
+        ),
+        *(  # places are taken over and moved; every conversation stays what it is
+            pytest.param(
+                talks(5, seed=6, group=2), {"max_sessions": places}, id=f"{places} places for 5"
+            )
+            for places in (1, 2, 3)
+        ),
+    ],
+)
+def test_the_cache_changes_nothing(conversations: list[Talk], options: dict[str, int]) -> None:
+    assert_as_without_a_cache(conversations, SAMPLED, **options)
 
 
 def test_log_probabilities_equal_the_trainers() -> None:
@@ -128,18 +172,6 @@ def test_a_stop_token_in_the_last_place_counts_as_stopped() -> None:
     assert generation.stopped and len(generation.token_ids) == 1
 
 
-def test_a_prompt_of_one_token() -> None:
-    talk = Talk((50,), ((60,), (61,)))
-    (found,) = run_all(engine(), [talk], SAMPLED)
-    assert_equal(found, naive(POLICY, talk, SAMPLED))
-
-
-def test_a_turn_may_follow_a_turn_without_an_observation() -> None:
-    talk = Talk((50, 51, 52), ((), ()))
-    (found,) = run_all(engine(), [talk], SAMPLED)
-    assert_equal(found, naive(POLICY, talk, SAMPLED))
-
-
 # -- the cache -----------------------------------------------------------------------------------
 
 
@@ -156,16 +188,7 @@ def test_the_prompt_of_a_group_is_read_once() -> None:
     shared = engine()
     found = run_all(shared, conversations, SAMPLED)
     assert shared.prefill_count == len(conversations[0].prompt) + len(conversations[4].prompt)
-    for talk, generations in zip(conversations, found, strict=True):
-        assert_equal(generations, naive(POLICY, talk, SAMPLED))
-
-
-@pytest.mark.parametrize("prefill_tokens", [1, 5, 30])
-def test_context_is_read_in_pieces(prefill_tokens: int) -> None:
-    conversations = talks(4, group=2, seed=5)
-    found = run_all(engine(prefill_tokens=prefill_tokens), conversations, SAMPLED)
-    for talk, generations in zip(conversations, found, strict=True):
-        assert_equal(generations, naive(POLICY, talk, SAMPLED))
+    assert_all_equal(found, conversations)
 
 
 def test_a_group_waits_for_a_prompt_that_is_read_in_pieces() -> None:
@@ -180,23 +203,6 @@ def test_a_group_waits_for_a_prompt_that_is_read_in_pieces() -> None:
 
     asyncio.run(main())
     assert moved.prefill_count == 2 + len(prompt)
-
-
-def test_a_cache_that_grows_keeps_what_it_holds() -> None:
-    long = tuple(random.Random(0).choices(range(10, 800), k=300))  # more than one step of growth
-    conversations = [Talk((50, 51, 52), ((60,), long)), Talk((53, 54), ((61, 62), (63,)))]
-    found = run_all(engine(), conversations, SAMPLED)
-    for talk, generations in zip(conversations, found, strict=True):
-        assert_equal(generations, naive(POLICY, talk, SAMPLED))
-
-
-@pytest.mark.parametrize("max_sessions", [1, 2, 3])
-def test_more_conversations_than_places(max_sessions: int) -> None:
-    """Places are taken over and moved; every conversation stays what it is."""
-    conversations = talks(5, seed=6, group=2)
-    found = run_all(engine(max_sessions=max_sessions), conversations, SAMPLED)
-    for talk, generations in zip(conversations, found, strict=True):
-        assert_equal(generations, naive(POLICY, talk, SAMPLED))
 
 
 # -- who waits for whom --------------------------------------------------------------------------
@@ -301,8 +307,7 @@ def test_an_error_in_the_model_reaches_everybody_once(
         gc.collect()
     reached = [(type(failure), str(failure)) for failure in failures]
     assert reached == [(ZeroDivisionError, "out of luck")] * 3
-    for talk, generations in zip(conversations, again, strict=True):
-        assert_equal(generations, naive(broken, talk, SAMPLED))
+    assert_all_equal(again, conversations, policy=broken)
     assert not caplog.records  # the episodes have the error: nothing is left over to warn about
 
 
@@ -407,18 +412,12 @@ def test_impossible_requests_are_refused(context: tuple[int, ...], room: int) ->
         asyncio.run(request)
 
 
-def test_a_release_of_an_unknown_session_does_nothing() -> None:
-    engine().release("nobody")
-
-
 @pytest.mark.parametrize(
-    "options",
-    [{"max_sessions": 0}, {"prefill_tokens": 0}, {"rejoin_after": -1}],
-    ids=lambda options: next(iter(options)),
+    ("option", "value"), [("max_sessions", 0), ("prefill_tokens", 0), ("rejoin_after", -1)]
 )
-def test_options_out_of_range_are_refused(options: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        TransformersEngine(STOP, **options)
+def test_options_out_of_range_are_refused(option: str, value: int) -> None:
+    with pytest.raises(ValueError, match=option):
+        TransformersEngine(STOP, **{option: value})
 
 
 # -- weights --------------------------------------------------------------------------------------
@@ -472,27 +471,27 @@ def test_a_policy_of_another_shape_can_follow() -> None:
     assert_equal(run_all(shared, [talk], SAMPLED)[0], naive(other, talk, SAMPLED))
 
 
-def test_only_policies_are_weights() -> None:
-    with pytest.raises(TypeError, match="Linear"):
-        TransformersEngine(STOP).sync(torch.nn.Linear(1, 1), version=0)
+def sliding_window() -> Policy:
+    sizes = {"vocab_size": 50, **ARCHITECTURE, "num_hidden_layers": 6}
+    return Policy(Gemma3ForCausalLM(Gemma3TextConfig(**sizes)))
 
 
-def test_models_with_sliding_windows_are_refused() -> None:
-    config = Gemma3TextConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=6,
-        num_attention_heads=1,
-        num_key_value_heads=1,
-        head_dim=16,
-    )
-    with pytest.raises(ValueError, match="sliding_attention"):
-        TransformersEngine(STOP).sync(Policy(Gemma3ForCausalLM(config)), version=0)
-
-
-def test_attention_that_reads_the_mask_otherwise_is_refused() -> None:
+def eager_attention() -> Policy:
     policy = small().policy
     policy.model.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match="eager"):
-        TransformersEngine(STOP).sync(policy, version=0)
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: torch.nn.Linear(1, 1), TypeError, "Linear"),
+        (sliding_window, ValueError, "sliding_attention"),
+        (eager_attention, ValueError, "eager"),  # reads the mask otherwise
+    ],
+)
+def test_what_it_cannot_sample_from_is_refused(
+    make: Callable[[], torch.nn.Module], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        TransformersEngine(STOP).sync(make(), version=0)
