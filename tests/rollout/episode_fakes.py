@@ -109,19 +109,29 @@ class Request(NamedTuple):
 
 
 class Engine(ScriptedEngine):
-    """Writes listed turns, the same for every session; notes requests and released sessions."""
+    """Writes listed turns, the same for every session; notes requests and released sessions.
+
+    A context must extend the session's earlier one, as engines with a cache want it.
+    """
 
     def __init__(self, *turns: str, script=None, renderer: Renderer = RENDERER) -> None:
         super().__init__(renderer, script or (lambda session, turn: turns[turn]))
         self.requests: list[Request] = []
         self.released: list[str] = []
+        self.contexts: dict[str, tuple[int, ...]] = {}
 
     async def generate(self, session, context, sampling, seed) -> Generation:
-        self.requests.append(Request(session, tuple(context), sampling, seed))
-        return await super().generate(session, context, sampling, seed)
+        context = tuple(context)
+        known = self.contexts.get(session, ())
+        assert context[: len(known)] == known, f"session {session}: {context} after {known}"
+        self.requests.append(Request(session, context, sampling, seed))
+        generation = await super().generate(session, context, sampling, seed)
+        self.contexts[session] = context + generation.token_ids
+        return generation
 
     def release(self, session: str) -> None:
         self.released.append(session)
+        self.contexts.pop(session, None)
         super().release(session)
 
 

@@ -88,7 +88,7 @@ def test_sampled_ids_are_kept_where_their_text_encodes_otherwise():
             if len(self.requests) > 1:
                 return generation
             ids = (*byte_by_byte, *generation.token_ids)
-            self._contexts[session] = (*context, *ids)
+            self.contexts[session] = (*context, *ids)
             return Generation(ids, (-1.0,) * len(ids), True)
 
     trajectory = run_one(Speller(call_text("beta"), ANSWER))

@@ -3,57 +3,32 @@ import asyncio
 import pytest
 from torch import nn
 
-from matchtir.rollout.engine import (
-    SamplingParams,
-    ScriptedEngine,
-    replay,
-    session_name,
-)
-from matchtir.rollout.renderer import Renderer
-from tests.rollout.episode_fakes import small_tokenizer
-
-SAMPLING = SamplingParams(max_new_tokens=50)
+from matchtir.rollout.engine import SamplingParams, ScriptedEngine, replay, session_name
+from tests.rollout.episode_fakes import RENDERER
 
 
-def engine_of(script) -> ScriptedEngine:
-    return ScriptedEngine(Renderer(small_tokenizer()), script)
+def generate(engine, session="a", room=50):
+    return asyncio.run(engine.generate(session, [1], SamplingParams(max_new_tokens=room), 0))
 
 
-def generate(engine, session, context, sampling=SAMPLING, seed=0):
-    return asyncio.run(engine.generate(session, context, sampling, seed))
+def test_writes_the_turns_of_each_session_until_it_is_released():
+    engine = ScriptedEngine(RENDERER, lambda session, turn: f"{session} {turn}")
 
+    def says(session):
+        return RENDERER.decode(generate(engine, session).token_ids)
 
-def test_writes_the_turns_of_each_session():
-    engine = engine_of(lambda session, turn: f"{session} {turn}")
-    first = generate(engine, "alpha", [1])
-    assert engine.renderer.decode(first.token_ids) == "alpha 0"
-    assert first.stopped and first.logprobs == (0.0,) * len(first.token_ids)
-    assert engine.renderer.decode(generate(engine, "beta", [1]).token_ids) == "beta 0"
-    second = generate(engine, "alpha", [1, *first.token_ids, 7], seed=5)
-    assert engine.renderer.decode(second.token_ids) == "alpha 1"
+    assert [says("alpha"), says("beta"), says("alpha")] == ["alpha 0", "beta 0", "alpha 1"]
+    engine.release("alpha")
+    engine.release("never seen")
+    assert [says("alpha"), says("beta")] == ["alpha 0", "beta 1"]
 
 
 def test_cut_at_the_limit():
-    engine = engine_of(lambda session, turn: "alpha beta gamma")
-    whole = generate(engine, "a", [1], SamplingParams(max_new_tokens=4))
-    assert whole.stopped and len(whole.token_ids) == 4
-    cut = generate(engine, "b", [1], SamplingParams(max_new_tokens=3))
-    assert not cut.stopped and cut.token_ids == whole.token_ids[:3] and len(cut.logprobs) == 3
-
-
-def test_context_must_extend_the_earlier_one():
-    engine = engine_of(lambda session, turn: "alpha")
-    generate(engine, "a", [1, 2])
-    with pytest.raises(ValueError, match="session a: the context does not extend"):
-        generate(engine, "a", [1, 2, 3])  # the sampled tokens are missing
-
-
-def test_released_session_starts_again():
-    engine = engine_of(lambda session, turn: str(turn))
-    generate(engine, "a", [1])
-    engine.release("a")
-    engine.release("never seen")
-    assert engine.renderer.decode(generate(engine, "a", [9]).token_ids) == "0"
+    engine = ScriptedEngine(RENDERER, lambda session, turn: "alpha beta gamma")
+    whole, cut = generate(engine, room=4), generate(engine, room=3)
+    assert whole.stopped and whole.token_ids == RENDERER.encode_turn("alpha beta gamma")
+    assert not cut.stopped and cut.token_ids == whole.token_ids[:3]
+    assert (whole.logprobs, cut.logprobs) == ((0.0,) * 4, (0.0,) * 3)
 
 
 def test_what_the_script_raises_comes_out():
@@ -61,11 +36,11 @@ def test_what_the_script_raises_comes_out():
         raise OSError("device lost")
 
     with pytest.raises(OSError, match="device lost"):
-        generate(engine_of(script), "a", [1])
+        generate(ScriptedEngine(RENDERER, script))
 
 
 def test_sync_takes_over_the_version():
-    engine = engine_of(replay({}))
+    engine = ScriptedEngine(RENDERER, replay({}))
     engine.sync(nn.Identity(), 7)
     assert engine.version == 7
 
