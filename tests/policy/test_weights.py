@@ -2,21 +2,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from matchtir.policy.tiny.model import load_tiny
 from matchtir.policy.weights import (
     WEIGHTS_FILE,
     full_weights,
     load_full_weights,
     save_full_weights,
 )
-
-
-def tiny(seed: int = 0):
-    return load_tiny(hidden_size=32, layers=1, heads=2, feed_forward=32, seed=seed).policy
+from tests.policy.tiny_policy import small
 
 
 def test_tied_weights_come_under_each_of_their_names():
-    policy = tiny()
+    policy = small().policy
     weights = dict(full_weights(policy))
     assert set(weights) == set(policy.model.state_dict())
     assert weights["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
@@ -24,7 +20,7 @@ def test_tied_weights_come_under_each_of_their_names():
 
 
 def test_saved_weights_are_whole(tmp_path):
-    policy = tiny()
+    policy = small().policy
     saved = load_file(save_full_weights(policy, tmp_path / "new") / WEIGHTS_FILE)
     assert "lm_head.weight" in saved
     for name, value in full_weights(policy):
@@ -32,7 +28,7 @@ def test_saved_weights_are_whole(tmp_path):
 
 
 def test_a_copy_follows_its_source_and_stays_apart():
-    source, copy = tiny(1), tiny(2)
+    source, copy = small(seed=1).policy, small(seed=2).policy
     load_full_weights(copy, source)
     expected = {name: value.clone() for name, value in full_weights(source)}
     with torch.no_grad():

@@ -77,6 +77,8 @@ def test_an_episode_over_the_protocol(monkeypatch):
         endpoint = ChatEndpoint(url, api_key_variable="SOME_KEY", system_prompt="Be brief.")
         trajectory = play(endpoint)
     assert trajectory.stop_reason is StopReason.ANSWER
+    assert [(turn.token_ids, turn.observation_ids) for turn in trajectory.turns] == [((), ())] * 2
+    assert not endpoint._said  # messages are forgotten with their episode
     assert [call.arguments for call in trajectory.calls] == [{"city": "alpha"}, {"city": "beta"}]
     assert trajectory.final_text == "<think>\nclear\n</think>\n\n<answer>beta</answer>"
 

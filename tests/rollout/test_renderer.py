@@ -67,9 +67,10 @@ def template_ids(renderer, question_task, messages):
 @pytest.mark.parametrize("thinking", [True, False])
 def test_conversation_equals_chat_template_id_for_id(load, thinking):
     rng = random.Random(0)
+    systems = ("", "Be brief.", DEFAULT_SYSTEM_PROMPT)
+    renderers = [Renderer(load(), system, thinking) for system in systems]
     for _ in range(60):
-        system = rng.choice(["", "Be brief.", DEFAULT_SYSTEM_PROMPT])
-        renderer = Renderer(load(), system, thinking)
+        renderer = rng.choice(renderers)
         question = task(question=rng.choice(TEXTS), tools=rng.choice([(), (tool(), tool("other"))]))
         messages, pieces = random_conversation(rng, thinking)
 
