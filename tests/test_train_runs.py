@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
 import train
-from matchtir.policy.loading import load_pretrained
+from matchtir.policy.loading import load_policy, load_pretrained
 from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.config_check import ConfigError
 from matchtir.utils.run_folder import register_resolvers
@@ -29,15 +29,10 @@ CONFIGS = ROOT / "configs"
 NOT_REPEATED = ("time/", "train/tokens_per_s")  # columns that no two runs have alike
 
 # The smoke experiment, smaller still.
-TINY = (
-    "experiment=smoke",
-    "model.hidden_size=32",
-    "model.layers=1",
-    "model.heads=2",
-    "model.key_value_heads=1",
-    "model.feed_forward=64",
-    "rollout.limits.max_turn_tokens=12",
-    "sandbox.workers=1",
+TINY = ("experiment=smoke", "rollout.limits.max_turn_tokens=12", "sandbox.workers=1")
+RANDOM = (
+    *("model=tiny", "model.hidden_size=32", "model.layers=1", "model.heads=2"),
+    *("model.key_value_heads=1", "model.feed_forward=64"),
 )
 FEW_TASKS = "data.sizes={train: 8, validation: 2, test: 2}"
 
@@ -52,7 +47,8 @@ def in_hydra() -> Iterator[Callable[..., DictConfig]]:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             paths = [f"paths.log_dir={folder.parent}"]
             data = [] if "data=ftrl" in overrides else [FEW_TASKS]
-            arguments = [*TINY, *paths, *data, *overrides]
+            model = [] if any(each.startswith("model.folder=") for each in overrides) else RANDOM
+            arguments = [*TINY, *model, *paths, *data, *overrides]
             config = compose("train", arguments, return_hydra_config=True)
         config.hydra.runtime.output_dir = str(folder)
         hydra.set_config(config)
@@ -285,6 +281,20 @@ def test_fine_tuning_is_an_experiment_of_its_own(tmp_path: Path, run: Callable[.
     assert result(tmp_path / "run")["iterations"] == 2
 
 
+def test_both_stages_of_the_starting_weights_train_them(
+    tmp_path: Path, run: Callable[..., float]
+) -> None:
+    skill, habits = tmp_path / "skill", tmp_path / "habits"
+    stages = [f"datamodule.stages.{stage}.iterations=2" for stage in (0, 1)]
+    run(skill, "experiment=skill", *stages)
+    run(habits, "experiment=habits", f"model.folder={skill}/policy", stages[0])
+    for folder, iterations in ((skill, 4), (habits, 2)):
+        rows = [row for row in table(folder) if row["train/loss"]]
+        assert len(rows) == result(folder)["iterations"] == iterations
+    first, second = (load_policy(str(folder)).policy.state_dict() for folder in (skill, habits))
+    assert any(not first[name].equal(second[name]) for name in first)
+
+
 def test_a_warm_start_is_made_once_and_only_as_a_whole(
     tmp_path: Path, run: Callable[..., float]
 ) -> None:
@@ -358,7 +368,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(
 
 def command_line(log_dir: Path, *arguments: str) -> list[str]:
     program = [sys.executable, str(ROOT / "src" / "train.py")]
-    return [*program, *arguments, *TINY, FEW_TASKS, f"paths.log_dir={log_dir}"]
+    return [*program, *arguments, *TINY, *RANDOM, FEW_TASKS, f"paths.log_dir={log_dir}"]
 
 
 @pytest.mark.slow

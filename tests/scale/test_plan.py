@@ -158,7 +158,7 @@ def test_offloading_leaves_the_device() -> None:
 
 
 def test_without_a_stated_memory_nothing_is_refused() -> None:
-    found = plan("model.hidden_size=256", "rollout.engine.max_sessions=1000000")
+    found = plan("model=tiny", "model.hidden_size=256", "rollout.engine.max_sessions=1000000")
     found.require_room()
     assert found.total > 100 * GIB and found.seconds == {}
 

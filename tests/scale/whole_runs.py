@@ -14,7 +14,7 @@ NOT_REPEATED = ("time/", "train/tokens_per_s")
 
 # The smoke experiment, smaller still, with something to learn and two optimizer steps.
 TINY = (
-    "experiment=smoke",
+    *("experiment=smoke", "model=tiny"),
     *("model.hidden_size=32", "model.layers=2", "model.heads=2", "model.key_value_heads=1"),
     *("model.feed_forward=64", "rollout.limits.max_turn_tokens=12", "sandbox.workers=1"),
     *("tasks_per_iteration=4", "mini_batches=2", "module.micro_batch_tokens=300"),
