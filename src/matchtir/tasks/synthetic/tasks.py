@@ -78,13 +78,14 @@ class SyntheticSequence(Sequence[Task]):
     """The tasks of one split; the last thousand stay in memory."""
 
     def __init__(self, source: SyntheticTasks, split: str, size: int) -> None:
-        self._source, self._split, self._size = source, split, size
-        self._cached = lru_cache(maxsize=_CACHED_TASKS)(self._generate)
+        self._split, self._size = split, size
 
-    def _generate(self, index: int) -> Task:
-        source = self._source
-        scenario = source.scenario_of(index)
-        return generate_task(source.difficulty, scenario, source.seed, self._split, index)
+        @lru_cache(maxsize=_CACHED_TASKS)
+        def generate(index: int) -> Task:
+            scenario = source.scenario_of(index)
+            return generate_task(source.difficulty, scenario, source.seed, split, index)
+
+        self._generate = generate
 
     def __len__(self) -> int:
         return self._size
@@ -101,7 +102,7 @@ class SyntheticSequence(Sequence[Task]):
         position = index + self._size if index < 0 else index
         if not 0 <= position < self._size:
             raise IndexError(f"task {index} of {self._size} in split {self._split!r}")
-        return self._cached(position)
+        return self._generate(position)
 
 
 def check_sizes(sizes: Mapping[str, int]) -> None:

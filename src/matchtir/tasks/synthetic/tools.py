@@ -142,8 +142,8 @@ def draw_tool(
 
 def _qualifier_parameter(qualifier: Qualifier, world: World) -> Parameter:
     """A qualifier as a parameter: required, or with the default that lookups go by."""
-    schema: dict[str, Any] = {"type": _TYPES.get(qualifier.form, "string")}
-    schema["description"] = qualifier.description
+    kind = _TYPES.get(qualifier.form, "string")
+    schema: dict[str, Any] = {"type": kind, "description": qualifier.description}
     if qualifier.choices:
         schema["enum"] = list(qualifier.choices)
     required = qualifier.form != "flag" and world.rng.random() < world.difficulty.required_share
@@ -193,7 +193,7 @@ def _described(parameter: Parameter, world: World) -> Parameter:
         said = str(default).lower() if isinstance(default, bool) else default
         sentences.append(f"Default is {said}.")
     sentences.append(world.rng.choice(world.lexicon.parameter_remarks))
-    schema = {"type": schema["type"], "description": " ".join(sentences)} | schema
+    schema = {"type": schema.pop("type"), "description": " ".join(sentences), **schema}
     return Parameter(parameter.name, schema, parameter.required)
 
 
@@ -337,36 +337,25 @@ def _find(tool: LookupTool) -> list[str]:
     return ["if key not in RECORDS:", _INDENT + statement, "value = RECORDS[key]"]
 
 
-_CALCULATOR_PARAMETERS = (
-    Parameter(
-        "operation",
-        {
-            "type": "string",
-            "description": "What to do with the numbers",
-            "enum": ["add", "subtract", "multiply", "divide"],
-        },
-        required=True,
-    ),
-    Parameter(
-        "numbers",
-        {
-            "type": "array",
-            "items": {"type": "number"},
-            "description": "The numbers, in the order in which they are combined",
-        },
-        required=True,
-    ),
-)
+_OPERATION = {
+    "type": "string",
+    "description": "What to do with the numbers",
+    "enum": ["add", "subtract", "multiply", "divide"],
+}
+_NUMBERS = {
+    "type": "array",
+    "items": {"type": "number"},
+    "description": "The numbers, in the order in which they are combined",
+}
 
 
 def draw_calculator(calculation: Calculation, world: World) -> tuple[ToolSpec, str]:
     """The tool, and what it returns for the gold call."""
     style = draw_share(world.difficulty.error_styles, world.rng)
     groups_digits = world.rng.random() < 0.5
-    parameters = tuple(
-        _described(parameter, world)
-        for parameter in (*_CALCULATOR_PARAMETERS, *world.lexicon.calculator_fillers)
-    )
+    own = [Parameter("operation", _OPERATION, True), Parameter("numbers", _NUMBERS, True)]
+    own += world.lexicon.calculator_fillers
+    parameters = [_described(parameter, world) for parameter in own]
     expression = 'f"{result:,}"' if groups_digits else '{"result": result}'
     lines = [
         *_check_choices(parameters, style, verbose=True),

@@ -88,7 +88,7 @@ class Qualifier:
 class Terms:
     """How a task asks for a relation, wherever it does."""
 
-    values: Mapping[Qualifier, Scalar]
+    values: Mapping[Qualifier, Scalar]  # of the parameters that narrow it
     in_other_unit: bool
 
 
