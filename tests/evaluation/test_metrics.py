@@ -5,10 +5,10 @@ import json
 import os
 import socket
 from dataclasses import astuple
+from math import isnan
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributed
@@ -190,45 +190,27 @@ def test_only_the_final_turn_answers(turns, answer):
 
 def test_means_over_updates():
     metrics = TrajectoryMetrics()
-    metrics.update([GOOD], [2.0])
-    metrics.update([POOR, POOR], [0.0, 1.0])
+    metrics.update([GOOD])
+    metrics.update([POOR, POOR])
     means = metrics.compute()
-    assert set(means) == {*MEASURES, "reward"}
+    assert set(means) == set(MEASURES)
     assert means["solve_f1"] == pytest.approx(1 / 3)
     assert means["calls"] == pytest.approx(4 / 3)
-    assert means["reward"] == pytest.approx(1.0)
-    metrics.reset()
-    metrics.update([POOR], [5.0])
-    assert metrics.compute()["reward"] == 5.0
     assert list(metrics.per_task()) == ["t"]
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_without_trajectories_means_are_nan():
-    assert torch.isnan(TrajectoryMetrics(reward=False).compute()["solve_f1"])
+    assert isnan(TrajectoryMetrics().compute()["solve_f1"])
 
 
 def test_values_of_each_task_are_means_over_its_trajectories():
-    metrics = TrajectoryMetrics(reward=False)
+    metrics = TrajectoryMetrics()
     good = named("b", *GOOD.turns)
     metrics.update([good, named("b", *POOR.turns), named("a", *POOR.turns)])
     values = metrics.per_task()
     assert list(values) == ["a", "b"]
     assert values["b"]["solve_f1"] == 0.5
     assert values["a"]["solve_f1"] == 0.0
-
-
-@pytest.mark.parametrize(
-    ("reward", "rewards", "message"),
-    [
-        (True, None, "missing"),
-        (False, [1.0, 1.0], "not wanted"),
-        (True, [1.0], "1 rewards for 2 trajectories"),
-    ],
-)
-def test_rewards_must_fit(reward, rewards, message):
-    with pytest.raises(ValueError, match=message):
-        TrajectoryMetrics(reward).update([GOOD, POOR], rewards)
 
 
 def labels(trajectory):
@@ -239,7 +221,7 @@ def labels(trajectory):
 
 def test_scores_and_statistics_besides_the_common_ones():
     scoring = Scoring({"f1": labels, "two": lambda _: 2.0}, {"f1": MacroF1("f1")})
-    metrics = TrajectoryMetrics(reward=False, scoring=scoring)
+    metrics = TrajectoryMetrics(scoring)
     metrics.update([named("b", *GOOD.turns), named("a", *POOR.turns)])
     values = metrics.compute()
     assert values["f1"] == pytest.approx(2 / 3)
@@ -253,10 +235,9 @@ def _process(rank, port):
         "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
     )
     try:
-        metrics = TrajectoryMetrics(scoring=Scoring({"f1": labels}, {"f1": MacroF1("f1")}))
+        metrics = TrajectoryMetrics(Scoring({"f1": labels}, {"f1": MacroF1("f1")}))
         if rank == 0:
-            metrics.update([named("b", *GOOD.turns), named("a", *POOR.turns)], [1.0, 2.0])
-        assert metrics.compute()["reward"] == 1.5
+            metrics.update([named("b", *GOOD.turns), named("a", *POOR.turns)])
         assert metrics.compute()["solve_f1"] == 0.5
         assert metrics.compute()["f1"] == pytest.approx(2 / 3)  # a was called in one of two
         assert list(metrics.per_task()) == ["a", "b"]

@@ -153,7 +153,7 @@ class TaskBenchmark:
         self.limits = limits or EpisodeLimits()
         self.sampling = sampling or SamplingParams(temperature=0.0)
         self.scoring = Scoring(_functions(scores), dict(statistics or {}))
-        self.statistics = self.scoring.all_statistics(reward=True)
+        self.statistics = self.scoring.all_statistics("reward")
         self.columns = dict(columns)
         self.groups: Mapping[str, Group] = _functions(groups)
         self.details = list(self.statistics if details is None else details)

@@ -9,9 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, distributed
-from torchmetrics import Metric
+from torch import distributed
 
 from matchtir.credit.answer import answer_f1, final_answer
 from matchtir.credit.outcome import succeeds
@@ -108,79 +106,50 @@ class Scoring:
         """`MEASURES` and the scores of one trajectory."""
         return {**measure(trajectory), **{name: s(trajectory) for name, s in self.scores.items()}}
 
-    def all_statistics(self, reward: bool) -> dict[str, Statistic]:
-        """One for each measure, then those that sum up several; `reward` is a measure too."""
-        names = [*MEASURES, *self.scores, *(["reward"] if reward else [])]
+    def all_statistics(self, *further: str) -> dict[str, Statistic]:
+        """One for each measure, also those that others take, then those that sum up several."""
+        names = [*MEASURES, *self.scores, *further]
         return {**{name: Mean(name) for name in names}, **self.statistics}
 
 
-class TrajectoryMetrics(Metric):
+class TrajectoryMetrics:
     """Statistics of trajectories, each weighing the same, over all processes.
 
     The values of single trajectories are kept and gathered as they are, since some statistics are
     no means and a paired bootstrap needs them; so processes may have unequal numbers of them.
 
     Args:
-        reward: whether each update brings rewards, and "reward" is among the means.
         scoring: measures and statistics besides the means of `MEASURES`.
     """
 
-    full_state_update = False
-    higher_is_better = True
-
-    def __init__(self, reward: bool = True, scoring: Scoring | None = None) -> None:
-        super().__init__()
-        self.reward = reward
+    def __init__(self, scoring: Scoring | None = None) -> None:
         self.scoring = scoring or Scoring()
         self._values: list[tuple[str, Values]] = []
 
-    def update(
-        self, trajectories: Sequence[Trajectory], rewards: Sequence[float] | None = None
-    ) -> None:
-        """Add trajectories [N] and, where the metric was made for them, their rewards [N].
+    def update(self, trajectories: Sequence[Trajectory]) -> None:
+        """Add trajectories."""
+        self._values += [(each.task.task_id, self.scoring.measure(each)) for each in trajectories]
 
-        Raises:
-            ValueError: rewards that are missing, not wanted, or of another number.
-        """
-        if (rewards is not None) != self.reward:
-            raise ValueError(f"rewards {'missing' if rewards is None else 'not wanted'}")
-        if rewards is not None and len(rewards) != len(trajectories):
-            raise ValueError(f"{len(rewards)} rewards for {len(trajectories)} trajectories")
-        for index, trajectory in enumerate(trajectories):
-            values = self.scoring.measure(trajectory)
-            if rewards is not None:
-                values["reward"] = float(rewards[index])
-            self._values.append((trajectory.task.task_id, values))
-
-    def compute(self) -> dict[str, Tensor]:
+    def compute(self) -> dict[str, float]:
         """Each statistic; NaN before the first trajectory. Every process must call this."""
         values = [values for _, values in self._gathered()]
-        statistics = self.scoring.all_statistics(self.reward)
-        return {
-            name: torch.tensor(value(statistic, values), dtype=torch.float64)
-            for name, statistic in statistics.items()
-        }
+        statistics = self.scoring.all_statistics()
+        return {name: value(statistic, values) for name, statistic in statistics.items()}
 
     def per_task(self) -> Mapping[str, Mapping[str, float]]:
         """Mean of each measure (no other score) over each task's trajectories, ids sorted.
 
         Every process must call this where there are several.
         """
-        names = (*MEASURES, *(("reward",) if self.reward else ()))
         grouped: dict[str, list[Values]] = {}
         for task_id, measured in self._gathered():
             grouped.setdefault(task_id, []).append(measured)
         return {
             task_id: {
-                name: sum(measured[name] for measured in group) / len(group) for name in names
+                name: sum(measured[name] for measured in group) / len(group) for name in MEASURES
             }
             for task_id, group in sorted(grouped.items())
         }
-
-    def reset(self) -> None:
-        """Forget everything."""
-        super().reset()
-        self._values = []
 
     def _gathered(self) -> list[tuple[str, Values]]:
         """Task id and values of the trajectories of all processes."""

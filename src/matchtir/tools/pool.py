@@ -136,15 +136,13 @@ class WorkerProcess:
             if reply["last"]:
                 self._end()
             return Reply(ResultStatus(reply["status"]), str(reply["output"]), seconds)
-        except TimeoutError:
-            self._end()
-            return Reply(ResultStatus.TIMEOUT, f"{timeout_s:g}", time.monotonic() - started)
         except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
             return self._died(error, time.monotonic() - started, timeout_s)
 
     def _died(self, error: Exception, seconds: float, timeout_s: float) -> Reply:
         code = self._end()
-        if seconds >= timeout_s:  # the worker's own deadline came first
+        # By our deadline or, behind it, by the worker's own.
+        if isinstance(error, TimeoutError) or seconds >= timeout_s:
             return Reply(ResultStatus.TIMEOUT, f"{timeout_s:g}", seconds)
         if not isinstance(error, (OSError, EOFError)):
             cause = "it disturbed the protocol"

@@ -73,7 +73,7 @@ class PolicyModule(LightningModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.max_grad_norm = max_grad_norm
         self.seed = seed
-        self.held_out = TrajectoryMetrics(reward=False)
+        self.held_out = TrajectoryMetrics()
         self.last_rollout: Any = None  # what the traces show, where there is one
         self.test_scores: Mapping[str, Mapping[str, float]] = {}  # of each task, by measure
 
@@ -246,9 +246,9 @@ class PolicyModule(LightningModule):
         self._log_held_out("test")
 
     def _measure(self, scoring: Scoring | None) -> None:
-        self.held_out = TrajectoryMetrics(reward=False, scoring=scoring)
+        self.held_out = TrajectoryMetrics(scoring)
         self.sync_engine()
 
     def _log_held_out(self, split: str) -> None:
-        means: Mapping[str, Tensor] = self.held_out.compute()
-        self.log_row({f"{split}/{name}": value.float() for name, value in means.items()})
+        means = self.held_out.compute()
+        self.log_row({f"{split}/{name}": torch.tensor(value) for name, value in means.items()})
