@@ -72,7 +72,7 @@ def test_a_benchmark_that_cannot_be_run_says_so():
         benchmark(split="train").select()
     with pytest.raises(ValueError, match="max_tasks must be at least 1"):
         benchmark(max_tasks=0)
-    with pytest.raises(ValueError, match="statistic of benchmark one='f1' is not one of solve_p"):
+    with pytest.raises(ValueError, match="statistic of benchmark one='f1' is not one of success"):
         TaskBenchmark("one", Listed(), {"F1": "f1"})
 
 
