@@ -39,20 +39,14 @@ def make_run(
     folder.mkdir(parents=True)
     settings = {"lr": 0.1, "module": {"seed": seed, "lr": settings.get("lr", 0.1)}} | settings
     config = {"seed": seed, "identity": {"group": group, "name": f"{group} seed={seed}"}} | settings
-    OmegaConf.save(
-        OmegaConf.create(config | {"paths": {"run_dir": str(folder)}}), folder / "config.yaml"
-    )
+    config["paths"] = {"run_dir": str(folder)}
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
     logger = CsvLogger(folder)
+    measured = {"train/reward": level + seed, "train/tokens_per_s": 10.0}
+    measured |= {"time/rollout": 2.0, "time/tools": 0.5, "time/update": 1.0}
     for step in range(1, 31):
-        row = {"train/reward": level + seed, "time/rollout": 2.0, "time/tools": 0.5}
-        row |= {
-            "time/update": 1.0,
-            "train/tokens_per_s": 10.0,
-            "credit/level": 6.55 + step / 10_000,
-        }
-        logger.log_metrics(
-            row | ({"val/solve_f1": level + seed / 10} if step % 10 == 0 else {}), step
-        )
+        validated = {"val/solve_f1": level + seed / 10} if step % 10 == 0 else {}
+        logger.log_metrics(measured | {"credit/level": 6.55 + step / 10_000} | validated, step)
     if finished:
         before = {f"t{n}": scores(0.0) for n in range(tasks)}
         after = {f"t{n}": scores(level + seed / 100) for n in range(tasks)}
@@ -70,14 +64,8 @@ def scores(value: float) -> dict[str, float]:
 def sweep(tmp_path: Path) -> Path:
     """Two methods of three seeds; one run is not finished."""
     for number, (seed, lr) in enumerate((s, lr) for lr in (0.1, 0.2) for s in (1, 2, 3)):
-        make_run(
-            tmp_path / "sweep" / str(number),
-            seed,
-            level=lr,
-            finished=number != 5,
-            group=f"grpo lr={lr}",
-            lr=lr,
-        )
+        folder, group = tmp_path / "sweep" / str(number), f"grpo lr={lr}"
+        make_run(folder, seed, level=lr, finished=number != 5, group=group, lr=lr)
     return tmp_path / "sweep"
 
 
@@ -121,13 +109,6 @@ def test_a_curve_is_the_mean_over_seeds_with_students_interval(sweep: Path) -> N
     assert curve(method, "no/such") is None
 
 
-def test_two_seeds_have_no_interval(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        make_run(tmp_path / str(seed), seed)
-    points = curve(methods(find_runs([tmp_path]))[0], "train/reward")
-    assert points is not None and points["low"] == [None] * 30
-
-
 def test_a_run_that_stopped_early_counts_as_far_as_it_got(tmp_path: Path) -> None:
     make_run(tmp_path / "1", 1)
     short = make_run(tmp_path / "2", 3)
@@ -136,6 +117,7 @@ def test_a_run_that_stopped_early_counts_as_far_as_it_got(tmp_path: Path) -> Non
     points = curve(methods(find_runs([tmp_path]))[0], "train/reward")
     assert points is not None
     assert points["mean"][9:11] == [2.0, 1.0] and points["seeds"][1][10] is None
+    assert points["low"] == [None] * 30  # two seeds have no interval
 
 
 def test_final_scores_are_paired_with_before_and_with_the_baseline(sweep: Path) -> None:
@@ -161,15 +143,10 @@ def test_other_test_tasks_have_no_difference(tmp_path: Path) -> None:
         compare_runs(find_runs([tmp_path]))
 
 
-def test_settings_that_differ_are_named_once(sweep: Path) -> None:
-    # module.lr repeats lr, seeds are no setting, and folders neither
-    assert setting_differences(methods(find_runs([sweep]))) == [
-        {"key": "lr", "values": ["0.1", "0.2"]}
-    ]
-
-
-def test_cost(sweep: Path) -> None:
+def test_settings_that_differ_and_cost(sweep: Path) -> None:
     found = methods(find_runs([sweep]))
+    # module.lr repeats lr, seeds are no setting, and folders neither
+    assert setting_differences(found) == [{"key": "lr", "values": ["0.1", "0.2"]}]
     assert cost(found[0]) == {
         "method": "lr=0.1",
         "runs": 3,
@@ -232,19 +209,8 @@ def test_the_command_line(sweep: Path, tmp_path: Path) -> None:
 # -- runs of W&B's service ----------------------------------------------------------------------
 
 
-class ServedFile:
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def download(self, root: str, replace: bool) -> TextIO:
-        file = Path(root) / self.path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"columns": ["task", "solve_f1"], "data": [["t1", 0.25]]}))
-        return file.open()
-
-
 class ServedRun:
-    """What `wandb.Api` gives for one run."""
+    """What `wandb.Api` gives for one run, and for the files of its tables."""
 
     name, group = "grpo seed=3", "grpo"
     config = {"seed": 3, "lr": 0.1, "_wandb": {}}  # noqa: RUF012
@@ -257,8 +223,13 @@ class ServedRun:
             {"_runtime": 9.0, "iteration": 1, "test/scores_after": table, "train/reward": None},
         ]
 
-    def file(self, path: str) -> ServedFile:
-        return ServedFile(path)
+    def file(self, path: str) -> Any:
+        return self
+
+    def download(self, root: str, replace: bool) -> TextIO:
+        file = Path(root, "t.table.json")
+        file.write_text(json.dumps({"columns": ["task", "solve_f1"], "data": [["t1", 0.25]]}))
+        return file.open()
 
 
 def test_runs_of_a_project() -> None:

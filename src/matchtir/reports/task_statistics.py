@@ -234,42 +234,40 @@ def replay_gold(tasks: Sequence[Task], sandbox: Sandbox) -> GoldReplay:
     """Execute the gold calls of each task that has any, in a session of its own."""
     chosen = [task for task in tasks if task.gold_calls]
     replays = replay_all([(task, task.gold_calls) for task in chosen], sandbox)
-    pairs = list(zip(chosen, replays, strict=True))
-    answers = [(task, replay) for task, replay in pairs if task.answer]
-    states = [(task, replay) for task, replay in pairs if task.gold_state is not None]
+    statuses: Counter[str] = Counter()
+    solved, answered, reached = [], [], []
+    problems = []
+    for task, replay in zip(chosen, replays, strict=True):
+        outputs = [result.output for result in replay.results]
+        statuses.update(str(result.status) for result in replay.results)
+        solved.append(sum(solving_calls(task.gold_calls, outputs, task.sub_answers)))
+        if task.answer:
+            answered.append(contains_answer("\n".join(outputs), task.answer))
+        missing = "" if task.gold_state is None else missed(task.gold_state, replay.state)
+        if task.gold_state is not None:
+            reached.append(not missing)
+        if problem := _failed_call(task, replay) or _unsolved(task, solved[-1]) or missing:
+            problems.append((task.task_id, problem))
     return GoldReplay(
         tasks=len(chosen),
-        statuses=Counter(str(result.status) for replay in replays for result in replay.results),
-        solved=(
-            sum(_solved(task, replay) for task, replay in pairs),
-            sum(len(task.sub_answers) for task in chosen),
-        ),
-        answered=(sum(_answers(task, replay) for task, replay in answers), len(answers)),
-        reached=(sum(_reaches(task, replay) for task, replay in states), len(states)),
-        problems=tuple(
-            (task.task_id, problem) for task, replay in pairs if (problem := _problem(task, replay))
-        ),
+        statuses=statuses,
+        solved=(sum(solved), sum(len(task.sub_answers) for task in chosen)),
+        answered=(sum(answered), len(answered)),
+        reached=(sum(reached), len(reached)),
+        problems=tuple(problems),
     )
 
 
-def _solved(task: Task, replay: Replay) -> int:
-    outputs = [result.output for result in replay.results]
-    return sum(solving_calls(task.gold_calls, outputs, task.sub_answers))
+def _failed_call(task: Task, replay: Replay) -> str:
+    """The first gold call that did not run to its end, and why; "" where all did."""
+    fine = (ResultStatus.OK, ResultStatus.TRUNCATED)
+    pairs = zip(task.gold_calls, replay.results, strict=True)
+    failed = (
+        f"{call.name}: {result.output}" for call, result in pairs if result.status not in fine
+    )
+    return next(failed, "")
 
 
-def _answers(task: Task, replay: Replay) -> bool:
-    return contains_answer("\n".join(result.output for result in replay.results), task.answer)
-
-
-def _reaches(task: Task, replay: Replay) -> bool:
-    return task.gold_state is None or not missed(task.gold_state, replay.state)
-
-
-def _problem(task: Task, replay: Replay) -> str:
-    """The first thing that is wrong; "" where nothing is."""
-    for call, result in zip(task.gold_calls, replay.results, strict=True):
-        if result.status not in (ResultStatus.OK, ResultStatus.TRUNCATED):
-            return f"{call.name}: {result.output}"
-    if _solved(task, replay) < len(task.sub_answers):
-        return f"only {_solved(task, replay)} of {len(task.sub_answers)} gold outputs come out"
-    return missed(task.gold_state, replay.state) if task.gold_state is not None else ""
+def _unsolved(task: Task, solved: int) -> str:
+    count = len(task.sub_answers)
+    return f"only {solved} of {count} gold outputs come out" if solved < count else ""

@@ -58,7 +58,8 @@ def trace_record(
         )
     if len(credit.plan) != calls:
         raise ValueError(f"{trajectory.task.task_id}: {calls} calls, {len(credit.plan)} plan rows")
-    records, first = [], 0
+    records: list[dict[str, Any]] = []
+    first = 0
     for index, turn in enumerate(trajectory.turns):
         records.append(
             {
@@ -69,9 +70,11 @@ def trace_record(
                 "advantage": float(advantages[index]),
                 **{name: float(values[index]) for name, values in (parts or {}).items()},
                 "calls": _call_records(turn, credit, first),
-                **_token_record(tokens[index] if tokens else None),
             }
         )
+        if tokens:
+            ratios = [round(ratio, 4) for ratio in tokens[index].log_ratios]
+            records[-1] |= {"pieces": list(tokens[index].pieces), "log_ratios": ratios}
         first += len(turn.calls)
     gold_calls = trajectory.task.gold_traces[credit.gold_trace]
     return {
@@ -101,13 +104,6 @@ def write_traces(path: Path, records: Sequence[dict[str, Any]]) -> None:
     new = path.with_name(f"{path.name}.new")  # whoever looks while it is written sees no half
     new.write_text("".join(lines), encoding="utf-8")
     os.replace(new, path)
-
-
-def _token_record(tokens: TurnTokens | None) -> dict[str, Any]:
-    if tokens is None:
-        return {}
-    ratios = [round(ratio, 4) for ratio in tokens.log_ratios]
-    return {"pieces": list(tokens.pieces), "log_ratios": ratios}
 
 
 def _call_records(turn: Turn, credit: Credit, first: int) -> list[dict[str, Any]]:
