@@ -56,8 +56,8 @@ def test_the_scores_of_every_test_task(tmp_path: Path) -> None:
     trainer = parts.fit(module, tmp_path, callbacks=[Samples()], loggers=[logger])
     trainer.test(module, datamodule=trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
     name, columns, rows, _ = logger.tables[-1]
-    assert name == "test/scores_after" and columns[:2] == ["task", "solve_p"]
-    assert {row[0]: row[3] for row in rows} == {
+    assert name == "test/scores_after" and columns[:2] == ["task", "success"]
+    assert {row[0]: row[columns.index("solve_f1")] for row in rows} == {
         task: scores["solve_f1"] for task, scores in module.test_scores.items()
     }
 
