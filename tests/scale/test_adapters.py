@@ -81,7 +81,7 @@ def test_training_moves_the_adapters_away_from_the_reference(
         policy=loaded.policy, optimizer=optimizer, loss={"kl_coefficient": 0.1}, scripted=True
     )
     module.engine = TransformersEngine(module.renderer.stop_token_ids, own_weights=own_weights)
-    module.episodes.engine = module.engine
+    module.episodes.speaker.engine = module.engine
     fit(module, tmp_path, iterations=3)
     kl = logged(tmp_path, "train/kl")
     assert kl[0] == 0 and kl[2] > 0

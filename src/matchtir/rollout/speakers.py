@@ -33,7 +33,6 @@ class TokenSpeaker:
         self.calls = renderer.calls
         self.prompt_ids = renderer.prompt_ids
         self.observation_ids = renderer.observation_ids
-        self.release = engine.release
 
     @property
     def version(self) -> int:
@@ -50,6 +49,10 @@ class TokenSpeaker:
         )
         text = self.renderer.decode(generation.token_ids)
         return Utterance(text, generation.stopped, generation.token_ids, generation.logprobs)
+
+    def release(self, session: str) -> None:
+        """The engine may forget the episode."""
+        self.engine.release(session)
 
 
 class TextSpeaker:
