@@ -167,8 +167,8 @@ def summary(rows: Sequence[Row]) -> list[Table]:
                     row.gains(measure) - base[row.start, row.seed].gains(measure) for row in own
                 ]
                 against = shown(nested(own, differences))
-            cells = (measure, *(f"{mean:.3f}" for mean in means), shown(gain), f"{least:+.3f}")
-            gains.add_row(method, str(len(own)), *cells, against)
+            cells = [f"{mean:.3f}" for mean in means] + [shown(gain), f"{least:+.3f}", against]
+            gains.add_row(method, str(len(own)), measure, *cells)
         lengths = np.array([len(task.gold_calls) for task in own[0].tasks])
         cells = []
         for number in numbers:
