@@ -15,6 +15,7 @@ from matchtir.evaluation.statistics import (
     Total,
     difference,
     estimate,
+    nested_bootstrap,
     paired_bootstrap,
     resample_weights,
     value,
@@ -147,3 +148,33 @@ def test_pairing_takes_out_how_hard_a_task_is():
 def test_scores_that_cannot_be_paired_are_refused(before, after):
     with pytest.raises(ValueError, match="paired scores of shapes"):
         paired_bootstrap(before, after, seed=0)
+
+
+def test_starts_and_seeds_widen_an_interval() -> None:
+    """Two starts that gain 0 and 1 on every task: the tasks alone would say 0.5 exactly."""
+    values = np.broadcast_to(np.array([0.0, 1.0])[:, None, None], (2, 3, 40))
+    gain = nested_bootstrap(values)
+    assert (gain.mean, gain.low, gain.high) == pytest.approx((0.5, 0.0, 1.0))
+    seeds = np.broadcast_to(np.array([0.0, 1.0])[None, :, None], (3, 2, 40))
+    assert 0.0 < nested_bootstrap(seeds).low < 0.5 < nested_bootstrap(seeds).high < 1.0
+
+
+@given(st.floats(-1, 1), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9))
+def test_where_nothing_differs_the_interval_is_a_point(
+    gain: float, starts: int, seeds: int, tasks: int
+) -> None:
+    found = nested_bootstrap(np.full((starts, seeds, tasks), gain), samples=50)
+    assert (found.low, found.high) == (pytest.approx(gain), pytest.approx(gain))
+
+
+def test_tasks_of_one_run_give_the_interval_of_tasks() -> None:
+    scores = np.random.default_rng(0).random(60)
+    nested = nested_bootstrap(scores[None, None])
+    alone = paired_bootstrap(np.zeros(60), scores, seed=0)
+    assert nested.low == pytest.approx(alone.low, abs=0.01)
+    assert nested.high == pytest.approx(alone.high, abs=0.01)
+
+
+def test_no_values_have_no_mean() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        nested_bootstrap(np.zeros((0, 3, 5)))
