@@ -1,5 +1,11 @@
-"""Short ways to write tasks and trajectories."""
+"""Short ways to write tasks and trajectories, their scores, and batches of rewards."""
 
+import numpy as np
+
+from matchtir.credit.advantages import RewardBatch
+from matchtir.credit.assignment import HardAssignment
+from matchtir.credit.rewards import MatchReward
+from matchtir.credit.similarity import Similarity
 from matchtir.types import (
     StopReason,
     SubAnswer,
@@ -38,3 +44,38 @@ def attempt(of, *turns, stop=None):
 
 def sub_answers(*pairs):
     return tuple(SubAnswer(tool, output) for tool, output in pairs)
+
+
+def match_reward(assignment=None, **options):
+    return MatchReward(Similarity(), assignment or HardAssignment(), **options)
+
+
+def score(trajectory, assignment=None, **options):
+    return match_reward(assignment, **options)([trajectory])[0]
+
+
+def assigned(assignment, similarity):
+    """The assignment of a single matrix."""
+    return assignment([np.asarray(similarity, dtype=float)])[0]
+
+
+def batch(rows, group=None, has_calls=None, outcome=None, states=None, actions=None):
+    """A batch from ragged rows of turn rewards; the last turn of each makes no calls."""
+    longest = max((len(row) for row in rows), default=0)
+    mask = np.array([[t < len(row) for t in range(longest)] for row in rows], dtype=bool)
+    rewards = np.zeros(mask.shape)
+    rewards[mask] = np.concatenate([np.asarray(row, dtype=float) for row in rows])
+    last = np.array([[t == len(row) - 1 for t in range(longest)] for row in rows], dtype=bool)
+    calls = mask & ~last if has_calls is None else np.asarray(has_calls, dtype=bool)
+    if outcome is None:
+        outcome = [row[-1] if len(row) else 0.0 for row in rows]
+    return RewardBatch(
+        rewards,
+        mask,
+        np.zeros(len(rows), dtype=int) if group is None else np.asarray(group),
+        calls,
+        rewards.sum(axis=1),
+        np.asarray(outcome, dtype=float),
+        None if states is None else np.asarray(states),
+        None if actions is None else np.asarray(actions),
+    )

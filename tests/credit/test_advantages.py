@@ -6,72 +6,52 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matchtir.credit.advantages import (
-    DrGrpoAdvantage,
+    AdvantageParts,
     DualAdvantage,
-    GigpoAdvantage,
+    RewardBatch,
+    TrajectoryAdvantage,
+    TurnAdvantage,
+    discounted_returns,
+    parts_of,
+)
+from matchtir.credit.estimators import (
     GtpoHybridAdvantage,
     IntraTrajectoryAdvantage,
     MtGrpoAdvantage,
-    ReinforcePlusPlusAdvantage,
-    RewardBatch,
-    RlooAdvantage,
     ShrinkageAdvantage,
-    TrajectoryAdvantage,
-    TurnAdvantage,
+    shrinkage,
 )
-from matchtir.credit.advantages.batch import AdvantageParts, parts_of
-from matchtir.credit.advantages.shrinkage import shrinkage
-from matchtir.credit.advantages.statistics import discounted_returns
-from matchtir.credit.assignment import HardAssignment
-from matchtir.credit.rewards import MatchReward
-from matchtir.credit.similarity import Similarity
 from matchtir.types import StopReason
-from tests.credit.builders import attempt, call, says, task, turn
+from tests.credit.builders import attempt, batch, call, match_reward, says, task, turn
 
+# As in configs/advantage.
+DR_GRPO = TrajectoryAdvantage(scale="none", singleton="zero")
+RLOO = TrajectoryAdvantage(baseline="others", scale="none", singleton="zero")
+GIGPO = DualAdvantage(gamma=0.95, singleton="zero", turn_groups="state")
+REINFORCE = TrajectoryAdvantage(baseline="none", scale="batch", singleton="zero")
+REINFORCE_BASELINE = TrajectoryAdvantage(scale="batch", singleton="zero")
 PER_GROUP = [
     TrajectoryAdvantage(),
     TrajectoryAdvantage(singleton="zero"),
-    DrGrpoAdvantage(),
-    RlooAdvantage(),
+    TrajectoryAdvantage(baseline="none"),
+    DR_GRPO,
+    RLOO,
     TurnAdvantage(),
     TurnAdvantage(turn_groups="kind_and_index", singleton="zero"),
     TurnAdvantage(turn_groups="state"),
     DualAdvantage(),
-    DualAdvantage(0.5, 0.5, precision="single"),
     IntraTrajectoryAdvantage("product"),
     IntraTrajectoryAdvantage("sum"),
     MtGrpoAdvantage(),
-    GigpoAdvantage(),
+    GIGPO,
     GtpoHybridAdvantage(),
     ShrinkageAdvantage(),
     ShrinkageAdvantage("index"),
 ]
-PER_BATCH = [ReinforcePlusPlusAdvantage(), ReinforcePlusPlusAdvantage("group")]
+PER_BATCH = [REINFORCE, REINFORCE_BASELINE]
 EVERY = [*PER_GROUP, *PER_BATCH]
 NAMES = [f"{type(advantage).__name__}-{index}" for index, advantage in enumerate(EVERY)]
 each = pytest.mark.parametrize("advantage", EVERY, ids=NAMES)
-
-
-def batch(rows, group=None, has_calls=None, outcome=None, states=None, actions=None):
-    """A batch from ragged rows of turn rewards; the last turn of each makes no calls."""
-    longest = max((len(row) for row in rows), default=0)
-    mask = np.array([[t < len(row) for t in range(longest)] for row in rows], dtype=bool)
-    rewards = np.zeros(mask.shape)
-    rewards[mask] = np.concatenate([np.asarray(row, dtype=float) for row in rows])
-    last = np.array([[t == len(row) - 1 for t in range(longest)] for row in rows], dtype=bool)
-    calls = mask & ~last if has_calls is None else np.asarray(has_calls, dtype=bool)
-    if outcome is None:
-        outcome = [row[-1] if len(row) else 0.0 for row in rows]
-    return RewardBatch(
-        rewards,
-        mask,
-        np.zeros(len(rows), dtype=int) if group is None else np.asarray(group),
-        calls,
-        rewards.sum(axis=1),
-        np.asarray(outcome, dtype=float),
-        None if states is None else np.asarray(states),
-        None if actions is None else np.asarray(actions),
-    )
 
 
 @st.composite
@@ -146,7 +126,7 @@ def test_together_is_apart(advantage, made):
         np.testing.assert_allclose(advantage(rows_of(made, index)), together[index], atol=2e-6)
 
 
-@pytest.mark.parametrize("advantage", [TrajectoryAdvantage(), DrGrpoAdvantage(), RlooAdvantage()])
+@pytest.mark.parametrize("advantage", [TrajectoryAdvantage(), DR_GRPO, RLOO])
 @given(made=batches())
 def test_trajectory_advantages_are_centred_per_group(advantage, made):
     values = advantage(made)[:, 0]
@@ -175,8 +155,8 @@ def test_group_relative_by_hand():
     expected = 1 / (std + 1e-6)
     values = TrajectoryAdvantage()(made)
     assert values == pytest.approx(np.array([[expected, expected], [-expected, 0]]))
-    assert DrGrpoAdvantage()(made).tolist() == [[1, 1], [-1, 0]]
-    assert RlooAdvantage()(made).tolist() == [[2, 2], [-2, 0]]
+    assert DR_GRPO(made).tolist() == [[1, 1], [-1, 0]]
+    assert RLOO(made).tolist() == [[2, 2], [-2, 0]]
 
 
 def test_dual_by_hand():
@@ -201,16 +181,17 @@ def test_a_single_trajectory_keeps_its_reward_or_gets_nothing():
     made = batch([[0.5, 1.0]])
     assert TrajectoryAdvantage()(made) == pytest.approx(np.full((1, 2), 1.5), abs=1e-5)
     assert TrajectoryAdvantage(singleton="zero")(made).tolist() == [[0, 0]]
-    assert DrGrpoAdvantage("raw")(made).tolist() == [[1.5, 1.5]]
-    assert RlooAdvantage("raw")(made).tolist() == [[1.5, 1.5]]
+    for baseline in ("group", "others"):
+        raw = TrajectoryAdvantage(baseline=baseline, scale="none")
+        assert raw(made).tolist() == [[1.5, 1.5]]
 
 
 def test_reinforce_plus_plus_by_hand():
     made = batch([[1.0], [3.0], [5.0], [5.0]], group=[0, 0, 1, 1])
-    plain = ReinforcePlusPlusAdvantage()(made)[:, 0]
+    plain = REINFORCE(made)[:, 0]
     totals = np.array([1, 3, 5, 5])
     assert plain == pytest.approx((totals - 3.5) / totals.std(ddof=1), abs=1e-5)
-    baseline = ReinforcePlusPlusAdvantage("group")(made)[:, 0]
+    baseline = REINFORCE_BASELINE(made)[:, 0]
     centred = np.array([-1, 1, 0, 0])
     assert baseline == pytest.approx(centred / centred.std(ddof=1), abs=1e-5)
 
@@ -224,6 +205,15 @@ def test_intra_trajectory_compares_turns_of_one_trajectory():
     added = IntraTrajectoryAdvantage("sum", 1.0, 2.0, gamma=0.0)(made)
     local = np.array([1.0, -0.5, -0.5]) / np.sqrt(0.75)  # centred 2/3, -1/3, -1/3
     assert added[0] == pytest.approx(level[0] + 2 * local, abs=1e-4)
+
+
+def test_the_product_is_the_papers():
+    made = batch([[1.0, 0.0, 0.0], [0.0, 0.0, 0.5]])
+    level = 0.25 / (np.sqrt(2) * 0.25 + 1e-6)  # of the totals 1 and 0.5
+    local = np.array([2.0, -1.0, -1.0]) / 3 / (np.sqrt(1 / 3) + 1e-6)
+    values = IntraTrajectoryAdvantage("product", gamma=0.0)(made)
+    assert values[0] == pytest.approx((1 + 0.1 * local) * level)
+    assert values[1] == pytest.approx(-(1 - 0.1 * local[[1, 2, 0]]) * level)
 
 
 def test_a_product_never_praises_the_bad_turns_of_a_bad_trajectory():
@@ -261,7 +251,8 @@ def test_gigpo_compares_turns_from_the_same_state():
         states=[[0, 1], [0, 2], [0, 1]],
         actions=np.zeros((3, 2), dtype=int),
     )
-    local = GigpoAdvantage(gamma=0.0)(made) - TrajectoryAdvantage(singleton="zero")(made)
+    gigpo = DualAdvantage(gamma=0.0, singleton="zero", turn_groups="state")
+    local = gigpo(made) - TrajectoryAdvantage(singleton="zero")(made)
     centred = np.array([-1, 2, -1]) / 3
     assert local[:, 0] == pytest.approx(centred / centred.std(ddof=1), abs=1e-5)
     unit = 0.5 / (np.sqrt(0.5) + 1e-6)
@@ -306,7 +297,7 @@ def test_answers_are_compared_with_answers():
 
 def test_batches_without_states_are_refused_where_they_are_needed():
     made = batch([[1.0]])
-    for advantage in (GigpoAdvantage(), TurnAdvantage(turn_groups="state")):
+    for advantage in (GIGPO, TurnAdvantage(turn_groups="state")):
         with pytest.raises(ValueError, match="turn_groups=state needs"):
             advantage(made)
     with pytest.raises(ValueError, match="actions"):
@@ -314,7 +305,7 @@ def test_batches_without_states_are_refused_where_they_are_needed():
 
 
 def scored(*trajectories, group=None):
-    credits = MatchReward(Similarity(), HardAssignment(), no_answer_penalty=0.25)(trajectories)
+    credits = match_reward(no_answer_penalty=0.25)(trajectories)
     return RewardBatch.from_credits(credits, trajectories, group or [0] * len(trajectories))
 
 
@@ -372,13 +363,12 @@ def test_unequal_lengths_are_refused():
     [
         (lambda: TrajectoryAdvantage(epsilon=0.0), "epsilon=0.0"),
         (lambda: TrajectoryAdvantage(singleton="one"), "singleton='one'.*raw, zero"),
-        (lambda: TrajectoryAdvantage(precision="half"), "precision='half'.*double, single"),
+        (lambda: TrajectoryAdvantage(baseline="mean"), "baseline='mean'.*group, others, none"),
+        (lambda: TrajectoryAdvantage(scale="some"), "scale='some'.*group, batch, none"),
         (lambda: TurnAdvantage(gamma=1.5), "gamma=1.5"),
         (lambda: TurnAdvantage(turn_groups="any"), "turn_groups='any'.*index, kind_and_index"),
         (lambda: DualAdvantage(gamma=-0.1), "gamma=-0.1"),
         (lambda: IntraTrajectoryAdvantage("mean"), "combination='mean'.*product, sum"),
-        (lambda: ReinforcePlusPlusAdvantage("mean"), "baseline='mean'.*none, group"),
-        (lambda: DrGrpoAdvantage("one"), "singleton='one'"),
         (lambda: ShrinkageAdvantage("any"), "turn_groups='any'"),
     ],
 )
@@ -394,4 +384,4 @@ def test_the_parts_of_an_advantage_make_it_up():
     assert np.allclose(dual(made), 2.0 * parts.trajectory + 0.5 * parts.turn)
     expected = discounted_returns(made.turn_rewards, made.turn_mask, 0.9)
     assert np.array_equal(parts.returns, expected)
-    assert parts_of(DrGrpoAdvantage(), made) == AdvantageParts()
+    assert parts_of(MtGrpoAdvantage(), made) == AdvantageParts()

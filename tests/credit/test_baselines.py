@@ -1,7 +1,7 @@
 import pytest
 
 from matchtir.credit.baselines import FtrlReward, ToolRlReward
-from matchtir.credit.solving import contains_answer, solving_calls
+from matchtir.credit.outcome import contains_answer, solving_calls
 from matchtir.types import CallStatus, ToolCall
 from tests.credit.builders import attempt, call, says, sub_answers, task, turn
 

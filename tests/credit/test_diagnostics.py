@@ -7,16 +7,14 @@ import pytest
 from matchtir.credit import diagnostics
 from matchtir.credit.advantages import RewardBatch, TurnAdvantage
 from matchtir.credit.assignment import HardAssignment, SoftAssignment
-from matchtir.credit.rewards import MatchReward
-from matchtir.credit.similarity import Similarity
-from tests.credit.builders import attempt, call, says, task, turn
+from tests.credit.builders import attempt, call, match_reward, says, task, turn
 
 A, B = call("a", x=1), call("b")
 AB = task(A, B)
 
 
 def scored(trajectories, group=None, **options):
-    reward = MatchReward(Similarity(), options.pop("assignment", HardAssignment()), **options)
+    reward = match_reward(**options)
     credits = reward(trajectories)
     batch = RewardBatch.from_credits(credits, trajectories, group or [0] * len(trajectories))
     return reward, credits, batch

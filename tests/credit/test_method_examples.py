@@ -3,17 +3,9 @@
 import numpy as np
 import pytest
 
-from matchtir.credit.advantages import (
-    DualAdvantage,
-    RewardBatch,
-    RlooAdvantage,
-    TrajectoryAdvantage,
-    TurnAdvantage,
-)
+from matchtir.credit.advantages import DualAdvantage, TrajectoryAdvantage, TurnAdvantage
 from matchtir.credit.assignment import HardAssignment, PartialAssignment, SoftAssignment
-from matchtir.credit.rewards import MatchReward
-from matchtir.credit.similarity import Similarity
-from tests.credit.builders import attempt, call, says, task, turn
+from tests.credit.builders import attempt, batch, call, says, score, task, turn
 
 A, B, C = call("a", x=1), call("b", x=1), call("c", x=1)
 ABC = task(A, B, C)
@@ -21,8 +13,7 @@ A_WRONG = call("a", x=2)
 
 
 def total(trajectory, assignment=None, **options):
-    reward = MatchReward(Similarity(), assignment or HardAssignment(), **options)
-    return reward([trajectory])[0].total
+    return score(trajectory, assignment, **options).total
 
 
 def test_serialising_is_paid_three_times():
@@ -52,15 +43,7 @@ def test_endless_calling_pays_more_than_answering():
 
 
 def advantages(estimator, rows, kinds=None):
-    longest = max(map(len, rows))
-    mask = np.array([[t < len(row) for t in range(longest)] for row in rows])
-    rewards = np.zeros(mask.shape)
-    rewards[mask] = np.concatenate(rows)
-    calls = mask if kinds is None else np.array(kinds)
-    batch = RewardBatch(
-        rewards, mask, np.zeros(len(rows), int), calls, rewards.sum(axis=1), np.zeros(len(rows))
-    )
-    return estimator(batch)
+    return estimator(batch(rows, has_calls=kinds))
 
 
 def test_the_last_turns_of_the_longest_episode_get_a_bonus():
@@ -116,11 +99,12 @@ def test_the_scale_of_soft_rewards_shrinks_with_the_number_of_calls():
 def test_dividing_by_the_spread_blows_up_differences_that_do_not_matter():
     nearly_equal = [[0.50], [0.51]]
     far_apart = [[0.0], [1.0]]
+    rloo = TrajectoryAdvantage(baseline="others", scale="none")
     unit = 1 / np.sqrt(2)
     for rows in (nearly_equal, far_apart):
         assert advantages(TrajectoryAdvantage(), rows)[1, 0] == pytest.approx(unit, abs=1e-3)
-    assert advantages(RlooAdvantage(), nearly_equal)[1, 0] == pytest.approx(0.01)
-    assert advantages(RlooAdvantage(), far_apart)[1, 0] == pytest.approx(1)
+    assert advantages(rloo, nearly_equal)[1, 0] == pytest.approx(0.01)
+    assert advantages(rloo, far_apart)[1, 0] == pytest.approx(1)
 
 
 def test_the_right_tool_with_a_wrong_value_earns_two_thirds():

@@ -1,14 +1,18 @@
-"""The outcome of tasks that ask for a state of their tools."""
+"""Answers, and the outcome of tasks that ask for a state of their tools."""
 
 from dataclasses import replace
 
 import pytest
 
-from matchtir.credit.assignment import HardAssignment
-from matchtir.credit.outcome import reaches_state, succeeds
-from matchtir.credit.rewards import MatchReward
-from matchtir.credit.similarity import Similarity
-from tests.credit.builders import attempt, call, says, task, turn
+from matchtir.credit.outcome import (
+    answer_f1,
+    answer_match,
+    final_answer,
+    reaches_state,
+    succeeds,
+)
+from matchtir.types import StopReason
+from tests.credit.builders import attempt, call, says, score, task, turn
 
 GOLD = {"Cart": {"lines": ["tea"], "total": 3}}
 
@@ -49,23 +53,66 @@ def test_a_task_without_a_gold_state_asks_for_none():
     ],
 )
 def test_the_outcome_is_paid_where_answer_and_state_are_right(state, answer, said, expected):
-    reward = MatchReward(Similarity(), HardAssignment(), no_answer_penalty=0.5)
     trajectory = ended(state, answer, last=said)
-    (credit,) = reward([trajectory])
+    credit = score(trajectory, no_answer_penalty=0.5)
     assert (credit.outcome, credit.turn_rewards.tolist()) == (expected, [1.0, expected])
     assert succeeds(trajectory) is bool(expected)
 
 
 def test_no_outcome_is_no_reward_for_a_state_either():
-    (credit,) = MatchReward(Similarity(), HardAssignment(), outcome="none")(
-        [ended(GOLD, "", last="anything")]
-    )
+    credit = score(ended(GOLD, "", last="anything"), outcome="none")
     assert (credit.outcome, credit.turn_rewards.tolist()) == (0.0, [1.0, 0.0])
 
 
 def test_reaching_the_state_without_an_answer_is_no_end():
     of = task(call("add"), answer="", gold_state=GOLD)
     trajectory = replace(attempt(of, turn(call("add")), turn(text="done")), final_state=GOLD)
-    (credit,) = MatchReward(Similarity(), HardAssignment(), no_answer_penalty=0.5)([trajectory])
+    credit = score(trajectory, no_answer_penalty=0.5)
     assert credit.outcome_reward == -0.5
     assert not succeeds(trajectory)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold", "expected"),
+    [
+        ("Alan Turing", "Alan Turing", 1.0),
+        ("alan, turing!", "Alan Turing", 1.0),
+        ("Turing", "Alan Turing", 2 / 3),
+        ("Alan Alan Alan", "Alan Turing", 2 / 3),  # sets, not lists
+        ("1912-06-23", "1912 06 23", 1.0),
+        ("a_b", "a b", 1.0),
+        ("someone else", "Alan Turing", 0.0),
+        ("", "Alan Turing", 0.0),
+        ("?!", "Alan Turing", 0.0),
+        ("Alan Turing", "", 0.0),
+        ("", "", 0.0),
+        (None, "Alan Turing", 0.0),
+        ("हिन्दी", "हिन्दी", 1.0),
+        ("हिन्दी", "हन्द", 0.0),  # vowel signs belong to their word
+    ],
+)
+def test_f1(predicted, gold, expected):
+    assert answer_f1(predicted, gold) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("predicted", "gold", "expected"),
+    [
+        ("Alan Turing", "alan turing.", 1.0),
+        ("Turing Alan", "Alan Turing", 0.0),
+        ("Turing", "Alan Turing", 0.0),
+        (None, "", 0.0),
+    ],
+)
+def test_match(predicted, gold, expected):
+    assert answer_match(predicted, gold) == expected
+
+
+def test_the_final_answer_is_that_of_a_last_turn_without_calls():
+    of = task(call())
+    assert final_answer(attempt(of, turn(call()), says("blue"))) == "blue"
+    assert final_answer(attempt(of, says("blue"), turn(text="none"))) is None
+    assert final_answer(attempt(of, says("blue"), turn(call()))) is None
+    assert final_answer(attempt(of, turn(call(), text="<answer>blue</answer>"))) is None
+    assert final_answer(attempt(of)) is None
+    assert final_answer(attempt(of, says("blue"), stop=StopReason.TURN_LENGTH)) is None

@@ -9,10 +9,8 @@ from matchtir.credit.assignment import (
     PartialAssignment,
     SoftAssignment,
 )
-from matchtir.credit.rewards import MatchReward
-from matchtir.credit.similarity import Similarity
 from matchtir.types import CallStatus, StopReason, ToolCall
-from tests.credit.builders import attempt, call, says, task, turn
+from tests.credit.builders import attempt, call, match_reward, says, score, task, turn
 
 A, B, C = call("a", x=1), call("b", y="p"), call("c")
 ABC = task(A, B, C)
@@ -25,10 +23,6 @@ ASSIGNMENTS = [
     PartialAssignment(kind="transport"),
     OrderedAssignment(),
 ]
-
-
-def score(trajectory, assignment=None, **options):
-    return MatchReward(Similarity(), assignment or HardAssignment(), **options)([trajectory])[0]
 
 
 def turn_rewards(*turns, of=ABC, **options):
@@ -137,7 +131,7 @@ def test_together_is_apart(assignment):
         attempt(ABC, turn(C), turn(B), turn(A), says("green")),
         attempt(task(C), turn(A, C), says("blue")),
     ]
-    reward = MatchReward(Similarity(), assignment)
+    reward = match_reward(assignment)
     for credit, trajectory in zip(reward(trajectories), trajectories, strict=True):
         alone = reward([trajectory])[0]
         assert credit.turn_rewards == pytest.approx(alone.turn_rewards, abs=1e-8)
@@ -179,4 +173,4 @@ def test_the_gold_trace_earns_everything(assignment):
 )
 def test_options_are_checked(option, value):
     with pytest.raises(ValueError, match=f"{option}={value!r}"):
-        MatchReward(Similarity(), HardAssignment(), **{option: value})
+        match_reward(**{option: value})

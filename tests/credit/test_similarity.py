@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.credit.equality import json_equal, normalized
-from matchtir.credit.similarity import Similarity
+from matchtir.credit.similarity import Similarity, json_equal, normalized
 from matchtir.types import CallStatus, ToolCall
 
 KEYS = st.sampled_from(["a", "b", "c"])

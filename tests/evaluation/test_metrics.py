@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from torch import distributed
 from torch.multiprocessing import spawn
 
-from matchtir.credit.answer import final_answer
-from matchtir.credit.solving import contains_answer
+from matchtir.credit.outcome import contains_answer, final_answer
 from matchtir.evaluation.metrics import (
     MEASURES,
     Scoring,

@@ -5,12 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from matchtir.credit.advantages import (
-    DualAdvantage,
-    GigpoAdvantage,
-    ReinforcePlusPlusAdvantage,
-)
-from matchtir.credit.advantages.batch import RewardBatch
+from matchtir.credit.advantages import DualAdvantage, RewardBatch, TrajectoryAdvantage
 from matchtir.training.parallel import joined, mini_batch_rows
 
 
@@ -31,7 +26,7 @@ def batch(groups: list[int], turns: int, seed: int) -> RewardBatch:
     )
 
 
-@pytest.mark.parametrize("advantage", [DualAdvantage(), GigpoAdvantage()])
+@pytest.mark.parametrize("advantage", [DualAdvantage(), DualAdvantage(turn_groups="state")])
 def test_groups_of_different_processes_stay_apart(advantage) -> None:
     parts = [batch([0, 0, 1, 1], 3, seed=1), batch([0, 0, 0], 5, seed=2)]
     whole = advantage(joined(parts))
@@ -41,7 +36,7 @@ def test_groups_of_different_processes_stay_apart(advantage) -> None:
 
 def test_what_is_normalised_over_the_batch_sees_all_of_it() -> None:
     parts = [batch([0, 0], 2, seed=1), batch([0, 0], 2, seed=2)]
-    advantage = ReinforcePlusPlusAdvantage()
+    advantage = TrajectoryAdvantage(baseline="none", scale="batch")
     whole = advantage(joined(parts))
     assert not np.allclose(whole[:2], advantage(parts[0]))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matchtir.credit.answer import answer_f1
+from matchtir.credit.outcome import answer_f1
 from matchtir.credit.similarity import Similarity
 from matchtir.evaluation.metrics import solve_metrics
 from matchtir.policy.tiny.tokenizer import build_tokenizer

@@ -11,8 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from matchtir.collection.cleaning import Trace, TracedCall, clean_trace, trace_key, traced_calls
-from matchtir.credit.answer import answer_f1, final_answer
-from matchtir.credit.outcome import outcome_score
+from matchtir.credit.outcome import answer_f1, final_answer, outcome_score
 from matchtir.evaluation.benchmark import AttemptLog
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import derive_seed

@@ -14,8 +14,7 @@ from dataclasses import replace
 import numpy as np
 from jaxtyping import Float
 
-from matchtir.credit.advantages.batch import RewardBatch
-from matchtir.credit.advantages.statistics import centred, turn_groups
+from matchtir.credit.advantages import RewardBatch, centred, turn_groups
 from matchtir.credit.rewards import Credit, Reward
 from matchtir.types import CallStatus, ToolCall, ToolResult, Trajectory, Turn
 

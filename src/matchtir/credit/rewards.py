@@ -10,9 +10,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from matchtir.credit.answer import answer_f1, answer_match, final_answer
-from matchtir.credit.assignment.base import Assigner, Assignment
-from matchtir.credit.outcome import outcome_score
+from matchtir.credit.assignment import Assigner, Assignment
+from matchtir.credit.outcome import answer_f1, answer_match, final_answer, outcome_score
 from matchtir.credit.similarity import COMPARABLE, GoldIndex, Similarity
 from matchtir.tools.formats import extract_answer
 from matchtir.types import ToolCall, Trajectory

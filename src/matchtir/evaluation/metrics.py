@@ -11,9 +11,7 @@ from typing import Any
 
 from torch import distributed
 
-from matchtir.credit.answer import answer_f1, final_answer
-from matchtir.credit.outcome import succeeds
-from matchtir.credit.solving import solving_calls
+from matchtir.credit.outcome import answer_f1, final_answer, solving_calls, succeeds
 from matchtir.evaluation.statistics import Mean, Statistic, Values, value
 from matchtir.tools.sandbox import executed, reports_error
 from matchtir.types import SubAnswer, ToolCall, Trajectory

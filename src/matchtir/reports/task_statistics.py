@@ -11,8 +11,7 @@ from statistics import fmean
 import numpy as np
 from scipy import sparse
 
-from matchtir.credit.outcome import missed
-from matchtir.credit.solving import contains_answer, solving_calls
+from matchtir.credit.outcome import contains_answer, missed, solving_calls
 from matchtir.tasks.ftrl import question_text
 from matchtir.tasks.splits import entities, normalised, solution_key
 from matchtir.tools.sandbox import Replay, Sandbox, replay_all

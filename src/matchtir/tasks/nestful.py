@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matchtir.credit.equality import json_equal
+from matchtir.credit.similarity import json_equal
 from matchtir.tasks.gold_traces import read_calls
 from matchtir.tasks.rows import (
     FileTasks,

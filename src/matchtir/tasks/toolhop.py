@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from matchtir.credit.solving import contains_answer
+from matchtir.credit.outcome import contains_answer
 from matchtir.tasks.gold_traces import read_trace, with_traces, worst_quality
 from matchtir.tasks.rows import (
     FileTasks,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from matchtir.credit.advantages.batch import RewardBatch
+from matchtir.credit.advantages import RewardBatch
 from matchtir.credit.rewards import Credit
 from matchtir.rollout.episode import Attempt
 from matchtir.rollout.runner import EpisodeRunner, PartialGroup, is_complete

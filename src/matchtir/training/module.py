@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from matchtir.credit.advantages.batch import Advantage, RewardBatch
+from matchtir.credit.advantages import Advantage, RewardBatch
 from matchtir.credit.diagnostics import diagnose
 from matchtir.credit.rewards import Reward
 from matchtir.evaluation.metrics import measure

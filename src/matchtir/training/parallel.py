@@ -29,7 +29,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from matchtir.credit.advantages.batch import Advantage, RewardBatch
+from matchtir.credit.advantages import Advantage, RewardBatch
 from matchtir.policy.policy import Policy
 from matchtir.utils.processes import gathered, rank, summed, world_size
 

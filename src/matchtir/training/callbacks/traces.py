@@ -12,7 +12,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from matchtir.credit.advantages.batch import AdvantageParts, parts_of
+from matchtir.credit.advantages import AdvantageParts, parts_of
 from matchtir.reports.traces import TurnTokens, trace_record, write_traces
 from matchtir.training.base import PolicyModule
 from matchtir.training.groups import ScoredRollout

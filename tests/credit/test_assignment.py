@@ -15,6 +15,7 @@ from matchtir.credit.assignment import (
     PartialAssignment,
     SoftAssignment,
 )
+from tests.credit.builders import assigned
 
 TIED = [0.0, 0.0, 0.25, 0.5, 2 / 3, 0.75, 1.0]
 
@@ -29,10 +30,6 @@ ANY = matrices(FLOATS) | matrices(st.sampled_from(TIED))
 MATCHINGS = [HardAssignment, GreedyAssignment, OrderedAssignment, PartialAssignment]
 
 
-def one(assignment, similarity):
-    return assignment([np.asarray(similarity, dtype=float)])[0]
-
-
 def pairings(m, n):
     """Every one-to-one matching of min(m, n) pairs."""
     if m <= n:
@@ -44,7 +41,7 @@ def pairings(m, n):
 @given(ANY)
 def test_hard_equals_brute_force(similarity):
     best = max(sum(similarity[r, c] for r, c in pairs) for pairs in pairings(*similarity.shape))
-    assert one(HardAssignment(), similarity).rewards.sum() == pytest.approx(best, abs=1e-9)
+    assert assigned(HardAssignment(), similarity).rewards.sum() == pytest.approx(best, abs=1e-9)
 
 
 @given(ANY)
@@ -56,7 +53,7 @@ def test_ordered_equals_brute_force(similarity):
         for rows in combinations(range(m), size)
         for columns in combinations(range(n), size)
     )
-    assert one(OrderedAssignment(), similarity).rewards.sum() == pytest.approx(best, abs=1e-9)
+    assert assigned(OrderedAssignment(), similarity).rewards.sum() == pytest.approx(best, abs=1e-9)
 
 
 @given(ANY, st.sampled_from([0.0, 0.3, 0.7]))
@@ -65,7 +62,7 @@ def test_partial_matching_equals_brute_force(similarity, threshold):
         sum(max(similarity[r, c] - threshold, 0) for r, c in pairs)
         for pairs in pairings(*similarity.shape)
     )
-    assignment = one(PartialAssignment(threshold), similarity)
+    assignment = assigned(PartialAssignment(threshold), similarity)
     gain = (assignment.plan * (similarity - threshold)).sum()
     assert gain == pytest.approx(best, abs=1e-9)
     assert (similarity[assignment.plan > 0] > threshold).all()
@@ -73,14 +70,14 @@ def test_partial_matching_equals_brute_force(similarity, threshold):
 
 @given(ANY)
 def test_greedy_and_ordered_never_beat_hard(similarity):
-    hard = one(HardAssignment(), similarity).rewards.sum()
-    assert one(GreedyAssignment(), similarity).rewards.sum() <= hard + 1e-9
-    assert one(OrderedAssignment(), similarity).rewards.sum() <= hard + 1e-9
+    hard = assigned(HardAssignment(), similarity).rewards.sum()
+    assert assigned(GreedyAssignment(), similarity).rewards.sum() <= hard + 1e-9
+    assert assigned(OrderedAssignment(), similarity).rewards.sum() <= hard + 1e-9
 
 
 @given(ANY, st.sampled_from([0.0, 0.25]), st.sampled_from(MATCHINGS))
 def test_plans_are_one_to_one_and_pay_what_they_match(similarity, penalty, kind):
-    assignment = one(kind(unmatched_penalty=penalty), similarity)
+    assignment = assigned(kind(unmatched_penalty=penalty), similarity)
     plan = assignment.plan
     assert plan.shape == similarity.shape
     assert set(np.unique(plan)) <= {0.0, 1.0}
@@ -99,34 +96,34 @@ def test_permuting_calls_permutes_rewards(kind, similarity, random):
     rows, columns = list(range(similarity.shape[0])), list(range(similarity.shape[1]))
     random.shuffle(rows)
     random.shuffle(columns)
-    straight = one(kind(), similarity).rewards
-    permuted = one(kind(), similarity[rows][:, columns]).rewards
+    straight = assigned(kind(), similarity).rewards
+    permuted = assigned(kind(), similarity[rows][:, columns]).rewards
     assert permuted == pytest.approx(straight[rows], abs=1e-9)
 
 
 def test_greedy_is_not_hungarian():
     similarity = [[1.0, 0.9], [0.9, 0.0]]
-    assert one(GreedyAssignment(), similarity).rewards.tolist() == [1.0, 0.0]
-    assert one(HardAssignment(), similarity).rewards.tolist() == [0.9, 0.9]
+    assert assigned(GreedyAssignment(), similarity).rewards.tolist() == [1.0, 0.0]
+    assert assigned(HardAssignment(), similarity).rewards.tolist() == [0.9, 0.9]
 
 
 @pytest.mark.parametrize("kind", [HardAssignment, GreedyAssignment, OrderedAssignment])
 @pytest.mark.parametrize("calls", [2, 3, 7, 40])
 def test_of_equal_calls_the_first_is_paid(kind, calls):
-    rewards = one(kind(0.5), np.full((calls, 1), 0.75)).rewards
+    rewards = assigned(kind(0.5), np.full((calls, 1), 0.75)).rewards
     assert rewards.tolist() == [0.75] + [-0.5] * (calls - 1)
 
 
-def test_order_matters_to_ordered_alone():
+def test_order_matters_to_ordered_alassigned():
     swapped = [[0.0, 1.0], [1.0, 0.0]]
-    assert one(HardAssignment(), swapped).rewards.sum() == 2
-    assert one(OrderedAssignment(), swapped).rewards.tolist() == [1.0, 0.0]
+    assert assigned(HardAssignment(), swapped).rewards.sum() == 2
+    assert assigned(OrderedAssignment(), swapped).rewards.tolist() == [1.0, 0.0]
 
 
 def test_partial_leaves_a_wrong_value_unpaid():
     wrong_value = [[2 / 3, 0.0], [0.0, 1.0]]
-    assert one(HardAssignment(), wrong_value).rewards == pytest.approx([2 / 3, 1.0])
-    assert one(PartialAssignment(0.7, unmatched_penalty=0.25), wrong_value).rewards == (
+    assert assigned(HardAssignment(), wrong_value).rewards == pytest.approx([2 / 3, 1.0])
+    assert assigned(PartialAssignment(0.7, unmatched_penalty=0.25), wrong_value).rewards == (
         pytest.approx([-0.25, 1.0])
     )
 
@@ -145,7 +142,10 @@ def test_empty_sides(assignment):
 
 @pytest.mark.parametrize("kind", MATCHINGS)
 def test_without_gold_calls_every_call_is_unmatched(kind):
-    assert one(kind(unmatched_penalty=0.25), np.zeros((2, 0))).rewards.tolist() == [-0.25, -0.25]
+    assert assigned(kind(unmatched_penalty=0.25), np.zeros((2, 0))).rewards.tolist() == [
+        -0.25,
+        -0.25,
+    ]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from scipy.optimize import linprog
 
 from matchtir.credit.assignment import HardAssignment, PartialAssignment, SoftAssignment
+from tests.credit.builders import assigned
 
 TIED = [0.0, 0.0, 0.0, 0.25, 0.5, 2 / 3, 0.75, 1.0]
 SHAPES = st.tuples(st.integers(1, 8), st.integers(1, 8))
@@ -17,10 +18,6 @@ MATRICES = SHAPES.flatmap(
     lambda s: hnp.arrays(np.float64, s, elements=st.sampled_from(TIED) | st.floats(0, 1))
 )
 REGS = [1e-4, 5e-4, 0.002, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0]
-
-
-def one(assignment, similarity):
-    return assignment([np.asarray(similarity, dtype=float)])[0]
 
 
 def problems(count, seed, largest=8):
@@ -67,7 +64,7 @@ def test_the_plan_is_a_scaled_kernel(reg):
     for similarity in problems(40, seed=2, largest=6):
         if min(similarity.shape) < 2:
             continue
-        log_plan = np.log(np.clip(one(SoftAssignment(reg), similarity).plan, 1e-300, None))
+        log_plan = np.log(np.clip(assigned(SoftAssignment(reg), similarity).plan, 1e-300, None))
         residual = log_plan - similarity / reg
         # Mixed differences of f_i + g_j vanish; tiny entries are at the mercy of the tolerance.
         clear = np.log(1e-5)
@@ -87,7 +84,9 @@ def test_soft_tends_to_linear_programming_as_the_regulariser_vanishes():
             -similarity.ravel(), A_eq=np.vstack([rows, columns]),
             b_eq=np.concatenate([np.full(m, 1 / m), np.full(n, 1 / n)]),
         ).fun  # fmt: skip
-        values = [one(SoftAssignment(reg), similarity).rewards.sum() for reg in (0.1, 0.01, 1e-4)]
+        values = [
+            assigned(SoftAssignment(reg), similarity).rewards.sum() for reg in (0.1, 0.01, 1e-4)
+        ]
         assert values[0] <= values[1] + 1e-9 <= values[2] + 2e-9
         assert values[2] == pytest.approx(best, abs=2e-3)
 
@@ -96,8 +95,8 @@ def test_soft_tends_to_hard_on_square_matrices():
     rng = np.random.default_rng(4)
     for size in (1, 2, 3, 5):
         similarity = rng.random((size, size))
-        hard = one(HardAssignment(), similarity)
-        soft = one(SoftAssignment(1e-4, scale="conditional"), similarity)
+        hard = assigned(HardAssignment(), similarity)
+        soft = assigned(SoftAssignment(1e-4, scale="conditional"), similarity)
         assert soft.rewards == pytest.approx(hard.rewards, abs=1e-6)
         assert soft.plan * size == pytest.approx(hard.plan, abs=1e-6)
 
@@ -107,8 +106,8 @@ def test_permuting_calls_permutes_rewards(similarity, random):
     rows, columns = list(range(similarity.shape[0])), list(range(similarity.shape[1]))
     random.shuffle(rows)
     random.shuffle(columns)
-    straight = one(SoftAssignment(), similarity).rewards
-    permuted = one(SoftAssignment(), similarity[rows][:, columns]).rewards
+    straight = assigned(SoftAssignment(), similarity).rewards
+    permuted = assigned(SoftAssignment(), similarity[rows][:, columns]).rewards
     assert permuted == pytest.approx(straight[rows], abs=1e-7)
 
 
@@ -117,15 +116,15 @@ def test_a_problem_is_solved_alike_alone_and_among_others(reg):
     similarities = list(problems(50, seed=5))
     together = SoftAssignment(reg)(similarities)
     for similarity, assignment in zip(similarities, together, strict=True):
-        alone = one(SoftAssignment(reg), similarity)
+        alone = assigned(SoftAssignment(reg), similarity)
         assert assignment.plan == pytest.approx(alone.plan, abs=1e-8)
 
 
 @pytest.mark.parametrize("calls", [1, 2, 5])
 def test_scale_conditional_pays_a_perfect_trajectory_one_per_call(calls):
     perfect = np.eye(calls)
-    mass = one(SoftAssignment(0.01), perfect).rewards
-    conditional = one(SoftAssignment(0.01, scale="conditional"), perfect).rewards
+    mass = assigned(SoftAssignment(0.01), perfect).rewards
+    conditional = assigned(SoftAssignment(0.01, scale="conditional"), perfect).rewards
     assert mass == pytest.approx(np.full(calls, 1 / calls))
     assert conditional == pytest.approx(np.ones(calls))
 
@@ -139,31 +138,31 @@ def test_costs_choose_different_plans_from_the_same_similarity():
         "exponential": np.exp(similarity),
     }
     for cost, score in scores.items():
-        plan = one(SoftAssignment(cost=cost), similarity).plan
-        assert plan == pytest.approx(one(SoftAssignment(), score).plan, abs=1e-7)
-        assert one(SoftAssignment(cost=cost), similarity).rewards == pytest.approx(
+        plan = assigned(SoftAssignment(cost=cost), similarity).plan
+        assert plan == pytest.approx(assigned(SoftAssignment(), score).plan, abs=1e-7)
+        assert assigned(SoftAssignment(cost=cost), similarity).rewards == pytest.approx(
             (plan * similarity).sum(axis=1)  # paid in similarity, whatever the cost
         )
 
 
 def test_equal_similarities_have_a_normalised_inversion_too():
-    plan = one(SoftAssignment(cost="normalized_inversion"), np.full((2, 3), 0.5)).plan
+    plan = assigned(SoftAssignment(cost="normalized_inversion"), np.full((2, 3), 0.5)).plan
     assert plan == pytest.approx(np.full((2, 3), 1 / 6))
 
 
 @pytest.mark.parametrize(("scale", "expected"), [("mass", -0.125), ("conditional", -0.25)])
 def test_a_call_that_resembles_nothing_can_be_made_to_lose(scale, expected):
     similarity = np.array([[1.0, 0.0], [0.0, 0.0]])
-    assert one(SoftAssignment(scale=scale), similarity).rewards[1] == 0
+    assert assigned(SoftAssignment(scale=scale), similarity).rewards[1] == 0
     soft = SoftAssignment(scale=scale, unmatched_penalty=0.25)
-    assert one(soft, similarity).rewards[1] == expected
-    assert one(soft, np.zeros((2, 0))).rewards.tolist() == [expected, expected]
+    assert assigned(soft, similarity).rewards[1] == expected
+    assert assigned(soft, np.zeros((2, 0))).rewards.tolist() == [expected, expected]
 
 
 def test_release_stops_where_its_iterations_end():
     tied = np.array([[0.75, 0.0, 0.0], [0.0, 0.75, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]])
-    release = one(SoftAssignment(0.05, max_iterations=20, finish="none"), tied).plan
-    finished = one(SoftAssignment(0.05, max_iterations=20), tied).plan
+    release = assigned(SoftAssignment(0.05, max_iterations=20, finish="none"), tied).plan
+    finished = assigned(SoftAssignment(0.05, max_iterations=20), tied).plan
     assert np.abs(release.sum(axis=0) - 1 / 3).max() > 1e-6
     assert np.abs(finished.sum(axis=0) - 1 / 3).max() < 1e-9
 
@@ -171,14 +170,14 @@ def test_release_stops_where_its_iterations_end():
 def test_release_refuses_regularisers_beyond_its_arithmetic():
     release = SoftAssignment(1e-3, max_iterations=1000, finish="none")
     with pytest.raises(ValueError, match="reg=0.001 is too small for scores 1 apart"):
-        one(release, [[1.0, 0.0]])
+        assigned(release, [[1.0, 0.0]])
 
 
 @pytest.mark.parametrize("reg", [1e-3, 0.1, 1.0])
 @given(similarity=MATRICES)
 @settings(deadline=None, max_examples=40)
 def test_partial_transport_sends_at_most_the_mass_there_is(reg, similarity):
-    plan = one(PartialAssignment(0.5, "transport", reg=reg), similarity).plan
+    plan = assigned(PartialAssignment(0.5, "transport", reg=reg), similarity).plan
     m, n = similarity.shape
     assert (plan >= 0).all()
     assert (plan.sum(axis=1) <= 1 / m + 1e-8).all()
@@ -187,10 +186,10 @@ def test_partial_transport_sends_at_most_the_mass_there_is(reg, similarity):
 
 def test_partial_transport_sends_nothing_below_its_threshold():
     similarity = np.array([[2 / 3, 0.0], [0.0, 1.0]])
-    partial = one(PartialAssignment(0.7, "transport", "conditional", reg=1e-3), similarity)
+    partial = assigned(PartialAssignment(0.7, "transport", "conditional", reg=1e-3), similarity)
     assert partial.plan == pytest.approx(np.array([[0, 0], [0, 0.5]]), abs=1e-6)
     assert partial.rewards == pytest.approx([0, 1], abs=1e-6)
-    forced = one(SoftAssignment(1e-3, scale="conditional"), similarity)
+    forced = assigned(SoftAssignment(1e-3, scale="conditional"), similarity)
     assert forced.rewards == pytest.approx([2 / 3, 1], abs=1e-3)
 
 
