@@ -19,7 +19,7 @@ from lightning import LightningDataModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 
 from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
-from matchtir.training.plan import require_room, show_plan
+from matchtir.training.plan import check_plan
 from matchtir.training.run import (
     build_module,
     last_value,
@@ -47,10 +47,9 @@ def run(config: DictConfig) -> float:
     """Train, and test before and after; returns the metric that a search would optimise."""
     check(config, KNOWN_KEYS)
     quiet()
+    check_plan(config, show=config.dry_run)
     if config.dry_run:
-        show_plan(config)
         return float("nan")
-    require_room(config)
     started = time.monotonic()
     folder = Path(config.paths.run_dir)
     checkpoint = checkpoint_to_load(config.ckpt_path, folder)

@@ -124,9 +124,9 @@ def test_the_scales_fit(scale: str) -> None:
 
 def test_the_papers_iteration() -> None:
     found = plan("scale=paper_8b")
-    assert (found.devices, found.trajectories) == (8, 256 * 16)
-    assert found.prompt_tokens == 256 * 16 * 7_000
-    assert found.response_tokens_at_most == 256 * 16 * 23_000
+    assert found.devices == 8 and found.tokens["trajectories"] == 256 * 16
+    assert found.tokens["prompts, at most"] == 256 * 16 * 7_000
+    assert found.tokens["responses, at most"] == 256 * 16 * 23_000
     parameters = found.size.parameters
     assert found.memory["weights"] == found.memory["gradients"] == parameters * 4 // 8
     assert found.memory["optimiser"] == parameters

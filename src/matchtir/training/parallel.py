@@ -2,7 +2,7 @@
 
 Each process samples and scores its own groups. What depends on all of them (statistics of
 advantages, which trajectories make up a mini-batch, what a loss is divided by) is agreed upon here;
-tokens are never exchanged. With `ShardedStrategy` they share the weights too.
+tokens are never exchanged. `ShardedStrategy` shards the weights over them too.
 """
 
 from __future__ import annotations
@@ -131,17 +131,17 @@ def _one(values: Sequence[float], name: str) -> float:
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Each process holds its share of every weight; a layer is whole only while it computes.
+    """Each process holds a shard of every weight; a layer is whole only while it computes (FSDP2).
 
     Gradients are summed over processes, not averaged: losses are already divided by the number of
     tokens of all of them. A checkpoint in one file is that of an unsharded run, so that any number
     of processes, with or without sharding, can go on with it.
 
     Args:
-        data_parallel_size: processes that share the weights; all processes of the run.
+        data_parallel_size: processes that the weights are sharded over; all processes of the run.
         tensor_parallel_size: 1. Single matrices are not split in the computation.
-        cpu_offload: keep shares and optimizer in host memory; slower, for models that do not fit.
-        save_distributed_checkpoint: each process writes its share, into a folder, which any number
+        cpu_offload: keep shards and optimizer in host memory; slower, for models that do not fit.
+        save_distributed_checkpoint: each process writes its shards, into a folder, which any number
             of sharded processes can load; for models that the first process cannot hold.
         process_group_backend: None: nccl on GPUs, gloo on CPUs. With `cpu_offload` on GPUs both are
             needed: "cpu:gloo,cuda:nccl".
@@ -163,31 +163,27 @@ class ShardedStrategy(ModelParallelStrategy):
     ) -> None:
         if tensor_parallel_size != 1:
             raise ValueError(
-                f"tensor_parallel_size={tensor_parallel_size}: only weights are shared out "
+                f"tensor_parallel_size={tensor_parallel_size}: only weights are sharded "
                 "(data_parallel_size), no matrix product is split"
             )
         super().__init__(
-            data_parallel_size,
-            tensor_parallel_size,
-            save_distributed_checkpoint,
-            process_group_backend,
-            timeout,
+            data_parallel_size, 1, save_distributed_checkpoint, process_group_backend, timeout
         )
         self.cpu_offload = cpu_offload
 
     def shard(self, policy: Policy) -> None:
-        """Share out the weights of a policy, each decoder layer for itself; once.
+        """Shard the weights of a policy, each decoder layer for itself; once.
 
         Raises:
-            ValueError: weights of several precisions, which cannot be shared out together.
+            ValueError: weights of several precisions, which cannot be sharded together.
         """
         if isinstance(policy, FSDPModule):
             return
         precisions = {str(parameter.dtype) for parameter in policy.parameters()}
         if len(precisions) > 1:
             raise ValueError(
-                f"weights of several precisions ({', '.join(sorted(precisions))}) cannot be shared "
-                "out: adapters beside them need model.dtype=float32"
+                f"weights of several precisions ({', '.join(sorted(precisions))}) cannot be "
+                "sharded: adapters beside them need model.dtype=float32"
             )
         settings: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"],
@@ -209,7 +205,7 @@ class ShardedStrategy(ModelParallelStrategy):
                 module.set_force_sum_reduction_for_comms(True)  # what gloo can do
 
     def model_to_device(self) -> None:
-        """Everything to the device, but shares that are to stay in host memory."""
+        """Everything to the device, but shards that are to stay in host memory."""
         if not self.cpu_offload:
             super().model_to_device()
 
@@ -223,7 +219,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Take shares out of a checkpoint: one file, or a folder of shares."""
+        """Take shards out of a checkpoint: one file, or a folder of shards."""
         path = Path(self.broadcast(checkpoint_path))
         if path.is_dir():
             return super().load_checkpoint(path, weights_only)
@@ -237,7 +233,7 @@ class ShardedStrategy(ModelParallelStrategy):
         for optimizer, state in zip(
             self.optimizers, checkpoint.get("optimizer_states", ()), strict=False
         ):
-            optimizer.load_state_dict(_shared_out(state, optimizer))
+            optimizer.load_state_dict(_sharded(state, optimizer))
         return checkpoint
 
 
@@ -249,19 +245,19 @@ def _whole(value: Any, keep: bool) -> Any:
     return value
 
 
-def _shared_out(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """The state of an unsharded optimizer, with what belongs to a weight shared out as it is."""
+def _sharded(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """The state of an unsharded optimizer, with what belongs to a weight sharded as it is."""
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
 
-    def share(value: Any, parameter: Tensor) -> Any:
+    def shard(value: Any, parameter: Tensor) -> Any:
         fits = isinstance(value, Tensor) and value.shape == parameter.shape
         if not (fits and isinstance(parameter, DTensor)):
             return value
-        place = parameter.device_mesh
-        return distribute_tensor(value.to(parameter.device), place, parameter.placements)
+        mesh = parameter.device_mesh
+        return distribute_tensor(value.to(parameter.device), mesh, parameter.placements)
 
-    shared = {
-        index: {name: share(value, parameters[index]) for name, value in values.items()}
+    sharded = {
+        index: {name: shard(value, parameters[index]) for name, value in values.items()}
         for index, values in state["state"].items()
     }
-    return {**state, "state": shared}
+    return {**state, "state": sharded}

@@ -119,10 +119,7 @@ class Plan:
 
     size: ModelSize
     devices: int
-    trajectories: int
-    prompt_tokens: int  # of one iteration, at most
-    response_tokens: int  # of one iteration, expected
-    response_tokens_at_most: int
+    tokens: Mapping[str, int]  # of one iteration
     memory: Mapping[str, int]  # bytes per device
     host_memory: int  # bytes, over all devices
     conversations: int  # of full length that one device's KV cache has room for
@@ -164,12 +161,7 @@ class Plan:
             f"{size.parameters / 1e9:.2f} billion parameters ({size.layers} layers, hidden "
             f"{size.hidden}, vocabulary {size.vocabulary:,}) on {self.devices} device(s)"
         )
-        tokens = {
-            "trajectories": f"{self.trajectories:,}",
-            "prompts, at most": f"{self.prompt_tokens:,}",
-            "responses, expected": f"{self.response_tokens:,}",
-            "responses, at most": f"{self.response_tokens_at_most:,}",
-        }
+        tokens = {name: f"{number:,}" for name, number in self.tokens.items()}
         parts = {name: f"{number / GIB:.2f}" for name, number in self.memory.items()}
         fit = {"together": f"{self.total / GIB:.2f}"}
         if self.limit is not None:
@@ -201,17 +193,13 @@ def _table(title: str, unit: str, *sections: Mapping[str, str]) -> Table:
     return table
 
 
-def show_plan(config: DictConfig) -> None:
+def check_plan(config: DictConfig, show: bool) -> None:
     """Print the plan of a training config; raises PlanError where the run cannot fit."""
-    plan = make_plan(config)
-    Console().print(plan.table())
-    plan.require_room()
-
-
-def require_room(config: DictConfig) -> None:
-    """Raise PlanError where the memory of a device is stated and the run cannot fit."""
-    if config.plan.memory_gib is not None:
-        make_plan(config).require_room()
+    if show or config.plan.memory_gib is not None:
+        plan = make_plan(config)
+        if show:
+            Console().print(plan.table())
+        plan.require_room()
 
 
 def make_plan(config: DictConfig) -> Plan:
@@ -235,10 +223,12 @@ def make_plan(config: DictConfig) -> Plan:
     return Plan(
         size=size,
         devices=_devices(config),
-        trajectories=trajectories,
-        prompt_tokens=trajectories * limits.max_prompt_tokens,
-        response_tokens=trajectories * expected,
-        response_tokens_at_most=trajectories * at_most,
+        tokens={
+            "trajectories": trajectories,
+            "prompts, at most": trajectories * limits.max_prompt_tokens,
+            "responses, expected": trajectories * expected,
+            "responses, at most": trajectories * at_most,
+        },
         memory=training | {"engine's weights": copy, "KV cache": cache},
         host_memory=host,
         conversations=cache // (token * longest),
