@@ -1,4 +1,4 @@
-"""Groups that are sampled ahead, carried over, or replaced."""
+"""Groups that are sampled ahead, over several iterations, or replaced."""
 
 import asyncio
 from pathlib import Path
@@ -10,9 +10,9 @@ from lightning import Callback
 from matchtir.policy.losses import MismatchCorrection
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.training.groups import GroupSource
-from matchtir.training.module import PolicyGradientModule
 from tests.training.training_parts import (
     ATTEMPTS,
+    Recorder,
     fit,
     logged,
     policy_gradient,
@@ -22,14 +22,6 @@ from tests.training.training_parts import (
 )
 
 CORRECTED = {"correction": MismatchCorrection(cap=2.0)}
-
-
-class Keeping(PolicyGradientModule):
-    """Keeps the groups of every iteration."""
-
-    def score(self, groups):
-        self.__dict__.setdefault("groups", []).append(groups)
-        return super().score(groups)
 
 
 class Breaking(Callback):
@@ -45,16 +37,16 @@ class Breaking(Callback):
 
 
 # -- ahead ----------------------------------------------------------------------------------------
-def ahead_module() -> Keeping:
+def ahead_module(kind: type[Recorder] = Recorder) -> Recorder:
     engine = TransformersEngine(policy_gradient().renderer.stop_token_ids, own_weights=True)
-    return policy_gradient(Keeping, scripted=False, loss=CORRECTED, engine=engine, ahead=True)
+    return policy_gradient(kind, scripted=False, loss=CORRECTED, engine=engine, ahead=True)
 
 
 def test_ahead_is_one_step_behind_and_learns_from_its_own_tasks(tmp_path: Path) -> None:
     module = ahead_module()
     fit(module, tmp_path, tasks(8), iterations=4)
     assert logged(tmp_path, "train/staleness") == [0, 1, 1, 1]
-    on_policy = policy_gradient(Keeping, scripted=False, loss=CORRECTED)
+    on_policy = policy_gradient(scripted=False, loss=CORRECTED)
     fit(on_policy, tmp_path / "on", tasks(8), iterations=4)
     for one, other in zip(module.groups, on_policy.groups, strict=True):
         assert [g[0].task.task_id for g in one] == [g[0].task.task_id for g in other]
@@ -77,43 +69,42 @@ def test_a_run_with_groups_ahead_repeats_and_resumes(tmp_path: Path) -> None:
 
 
 def test_what_sampling_ahead_raises_ends_the_run(tmp_path: Path) -> None:
-    class Fails(Keeping):
+    class Fails(Recorder):
         def rollout(self, tasks, seed):
-            if getattr(self, "groups", None):
+            if self.groups:
                 raise OSError("device lost")
             return super().rollout(tasks, seed)
 
-    engine = TransformersEngine(policy_gradient().renderer.stop_token_ids, own_weights=True)
-    module = policy_gradient(Fails, scripted=False, loss=CORRECTED, engine=engine, ahead=True)
     with pytest.raises(OSError, match="device lost"):
-        fit(module, tmp_path, tasks(8), iterations=3)
+        fit(ahead_module(Fails), tmp_path, tasks(8), iterations=3)
 
 
 def test_nothing_on_order() -> None:
     assert GroupSource().wait() is None and GroupSource().take() is None
 
 
-# -- carried over ---------------------------------------------------------------------------------
-def slow_first_task(module: Keeping) -> None:
+# -- partial rollouts -----------------------------------------------------------------------------
+def partial_module() -> Recorder:
     """The second sample of task t0 hangs in its first two iterations."""
+    module = policy_gradient(loss=CORRECTED, carried_groups=1, most_carries=9)
     engine = module.engine
-    engine.script = script
     generate = engine.generate
 
     async def slow(session, context, sampling, seed):
-        if session.endswith("/1/t0") and engine.version < 3 and engine._turns.get(session):
-            await asyncio.Event().wait()
-        # A session that goes on is new to the engine: its turn is that of its context.
-        if not engine._turns.get(session) and session.endswith("/1/t0") and engine.version >= 3:
-            engine._turns[session] = 1
+        if session.endswith("/1/t0"):
+            if engine.version < 3 and engine._turns.get(session):
+                await asyncio.Event().wait()
+            # A session that goes on is new to the engine: its turn is that of its context.
+            if engine.version >= 3 and not engine._turns.get(session):
+                engine._turns[session] = 1
         return await generate(session, context, sampling, seed)
 
     engine.generate = slow
+    return module
 
 
 def test_a_group_that_takes_long_is_carried_over_with_its_turns(tmp_path: Path) -> None:
-    module = policy_gradient(Keeping, loss=CORRECTED, carried_groups=1, most_carries=9)
-    slow_first_task(module)
+    module = partial_module()
     fit(module, tmp_path, tasks(6), iterations=3, batch_size=2)
     counts = [len(groups) for groups in module.groups]
     assert counts[0] == 1 and sum(counts) + len(module.source.partial) == 6
@@ -125,7 +116,7 @@ def test_a_group_that_takes_long_is_carried_over_with_its_turns(tmp_path: Path) 
 @pytest.mark.parametrize("most_carries", [1, 2, 99])
 def test_a_group_is_waited_for_in_the_end(tmp_path: Path, most_carries: int) -> None:
     """An attempt that is slower than all others is left until its group may be left no more."""
-    module = policy_gradient(Keeping, loss=CORRECTED, carried_groups=1, most_carries=most_carries)
+    module = policy_gradient(loss=CORRECTED, carried_groups=1, most_carries=most_carries)
     engine, slow = module.engine, []
     generate = engine.generate
 
@@ -148,49 +139,47 @@ def test_a_group_is_waited_for_in_the_end(tmp_path: Path, most_carries: int) -> 
 
 
 def test_carried_groups_outlive_an_interruption(tmp_path: Path) -> None:
-    broken = policy_gradient(Keeping, loss=CORRECTED, carried_groups=1, most_carries=9)
-    slow_first_task(broken)
+    broken = partial_module()
     checkpoint = tmp_path / "broken.ckpt"
     fit(broken, tmp_path / "b", tasks(6), iterations=3, callbacks=[Breaking(checkpoint, 1)])
     assert len(broken.source.partial) == 1
-    resumed = policy_gradient(Keeping, loss=CORRECTED, carried_groups=1, most_carries=9)
-    slow_first_task(resumed)
+    resumed = partial_module()
     fit(resumed, tmp_path / "r", tasks(6), iterations=3, checkpoint=checkpoint)
     counts = [len(groups) for module in (broken, resumed) for groups in module.groups]
     assert sum(counts) + len(resumed.source.partial) == 6
 
 
 # -- replaced -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("telling_from", [0, 1, 99])
-def test_silent_groups_are_replaced_by_others(tmp_path: Path, telling_from: int) -> None:
+@pytest.mark.parametrize("differ_from", [0, 1, 99])
+def test_groups_without_advantages_are_replaced_by_others(tmp_path: Path, differ_from: int) -> None:
     """All attempts at a task are alike until a rollout in which they differ."""
-    module = policy_gradient(Keeping, silent="replace")
+    module = policy_gradient(silent="replace")
     rollouts = []
 
     def alike(session: str, turn: int) -> str:
         rollouts.append(session.partition(".")[0])
         round_ = len(dict.fromkeys(rollouts)) - 1
-        return script(session, turn) if round_ >= telling_from else ATTEMPTS[0][turn]
+        return script(session, turn) if round_ >= differ_from else ATTEMPTS[0][turn]
 
     module.engine.script = alike
     fit(module, tmp_path, tasks(8))
-    rounds = min(telling_from, 3)
+    rounds = min(differ_from, 3)
     assert logged(tmp_path, "train/replaced") == [2.0 * rounds]
     assert len(dict.fromkeys(rollouts)) == 1 + rounds
     (groups,) = module.groups[-1:]
     assert len(groups) == 2
-    assert logged(tmp_path, "train/silent") == [1.0 if telling_from == 99 else pytest.approx(0)]
+    assert logged(tmp_path, "train/silent") == [1.0 if differ_from == 99 else pytest.approx(0)]
 
 
-def test_groups_with_signal_are_kept(tmp_path: Path) -> None:
-    module = policy_gradient(Keeping, silent="replace")
+def test_groups_with_advantages_are_kept(tmp_path: Path) -> None:
+    module = policy_gradient(silent="replace")
     first: set[str] = set()
 
     def script_of(session: str, turn: int) -> str:
         first.add(session.partition(".")[0])
         position = session.partition("/")[0].partition(".")[2]
-        silent = len(first) == 1 and position == "1"
-        return ATTEMPTS[0][turn] if silent else script(session, turn)
+        alike = len(first) == 1 and position == "1"
+        return ATTEMPTS[0][turn] if alike else script(session, turn)
 
     module.engine.script = script_of
     fit(module, tmp_path, tasks(8))

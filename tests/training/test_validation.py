@@ -4,13 +4,12 @@ import logging
 from pathlib import Path
 
 import pytest
-from lightning import Trainer
 
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.statistics import Ratio
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.training.data import TaskDataModule
-from tests.training.training_parts import TaskList, policy_gradient, tasks
+from tests.training.training_parts import TaskList, policy_gradient, tasks, trainer
 
 
 class OneSplit(TaskList):
@@ -40,12 +39,10 @@ def benchmark(split: str = "validation", **settings) -> TaskBenchmark:
 def validated(folder: Path, validation: TaskBenchmark | None) -> dict[str, float]:
     module = policy_gradient()
     datamodule = TaskDataModule([], TaskList(tasks(2)), seed=1, validation=validation)
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=folder
-    )
-    trainer.validate(module, datamodule=datamodule, verbose=False)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    trainer.test(module, datamodule=datamodule, verbose=False)
+    validating = trainer(folder)
+    validating.validate(module, datamodule=datamodule, verbose=False)
+    metrics = {name: float(value) for name, value in validating.callback_metrics.items()}
+    validating.test(module, datamodule=datamodule, verbose=False)
     assert list(module.test_scores) == ["t0", "t1"]
     return metrics
 

@@ -15,13 +15,14 @@ from matchtir.credit.advantages import DualAdvantage
 from matchtir.credit.assignment import HardAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
-from matchtir.policy.losses import PolicyLoss
+from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss
 from matchtir.rollout.engine import SamplingParams, ScriptedEngine
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.training.data import Stage, TaskDataModule
+from matchtir.training.groups import Groups, ScoredRollout
 from matchtir.training.module import PolicyGradientModule
 from matchtir.training.optim import Scheduled
 from matchtir.types import Task, ToolCall
@@ -96,12 +97,31 @@ def parts(scripted: bool = True, limits: EpisodeLimits = LIMITS, **settings: Any
     } | settings
 
 
+class Recorder(PolicyGradientModule):
+    """Keeps what the hooks got and gave."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.groups: list[Groups] = []
+        self.scored: list[ScoredRollout] = []
+        self.inputs: list[LossInputs] = []
+
+    def score(self, groups: Any) -> ScoredRollout:
+        self.groups.append(groups)
+        self.scored.append(super().score(groups))
+        return self.scored[-1]
+
+    def loss(self, inputs: LossInputs) -> LossOutput:
+        self.inputs.append(inputs)
+        return super().loss(inputs)
+
+
 def policy_gradient(
-    kind: type[PolicyGradientModule] = PolicyGradientModule,
+    kind: type[Any] = Recorder,
     scripted: bool = True,
     loss: Mapping[str, Any] | None = None,
     **settings: Any,
-) -> PolicyGradientModule:
+) -> Any:
     given = {
         "reward": MatchReward(Similarity(), HardAssignment(0.25), no_answer_penalty=0.5),
         "advantage": DualAdvantage(),
@@ -110,6 +130,31 @@ def policy_gradient(
         "sampling": SamplingParams(temperature=1.0),
     }
     return kind(**{**given, **parts(scripted, **settings)})
+
+
+def trained(
+    folder: Path, given: Sequence[Task] | None = None, iterations: int = 1, **settings: Any
+) -> Any:
+    """A policy gradient module of these settings after so many iterations."""
+    module = policy_gradient(**settings)
+    fit(module, folder, given, iterations)
+    return module
+
+
+def trainer(folder: Path, **settings: Any) -> Trainer:
+    """One that shows and keeps nothing by itself."""
+    given = {
+        "accelerator": "cpu",
+        "max_epochs": 1,
+        "logger": False,
+        "log_every_n_steps": 1,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "default_root_dir": folder,
+    }
+    return Trainer(**{**given, **settings})
 
 
 def fit(
@@ -125,27 +170,15 @@ def fit(
 ) -> Trainer:
     """Train; metrics go to `<folder>/metrics.csv`."""
     task_set = TaskList(tasks(2) if given is None else given)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
+    fitting = trainer(
+        folder,
         logger=[CsvLogger(folder), *loggers],
-        log_every_n_steps=1,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
         limit_val_batches=1.0 if validate else 0,
-        default_root_dir=folder,
         callbacks=list(callbacks),
     )
-    stages = [Stage(task_set, iterations, batch_size)]
-    trainer.fit(
-        module,
-        datamodule=TaskDataModule(stages, task_set, seed=1),
-        ckpt_path=checkpoint,
-        weights_only=False,
-    )
-    return trainer
+    data = TaskDataModule([Stage(task_set, iterations, batch_size)], task_set, seed=1)
+    fitting.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+    return fitting
 
 
 def logged(folder: Path, name: str) -> list[float]:

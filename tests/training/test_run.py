@@ -1,7 +1,6 @@
 """Starting weights are made once, and again only when what determines them changes."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,49 +8,19 @@ import pytest
 import torch
 from lightning import Trainer
 
-from matchtir.rollout.episode import EpisodeLimits
-from matchtir.rollout.renderer import Renderer
-from matchtir.rollout.runner import EpisodeRunner
-from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.tasks.synthetic.copying import CopyTasks
 from matchtir.training import run as module_under_test
 from matchtir.training.data import Stage, TaskDataModule
 from matchtir.training.optim import AdamW
 from matchtir.training.run import fingerprint, warm_start
 from matchtir.training.sft import SupervisedModule
-from tests.policy.tiny_policy import small
-from tests.rollout.episode_fakes import FakeSandbox
+from tests.training.training_parts import parts, trainer
 
 SETTINGS = {"model": {"layers": 1}, "seed": 1}
 
 
 def supervised() -> SupervisedModule:
-    loaded = small(layers=1)
-    renderer = Renderer(loaded.tokenizer, system_prompt="")
-    return SupervisedModule(
-        policy=loaded.policy,
-        renderer=renderer,
-        engine=TransformersEngine(renderer.stop_token_ids),
-        sandbox=FakeSandbox(),  # type: ignore[arg-type]
-        episodes=partial(EpisodeRunner, limits=EpisodeLimits()),
-        optimizer=AdamW(lr=1e-2),
-        micro_batch_tokens=1000,
-        max_grad_norm=1.0,
-        seed=1,
-    )
-
-
-def trainer(folder: Path) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        default_root_dir=folder,
-    )
+    return SupervisedModule(**parts(scripted=False, optimizer=AdamW(lr=1e-2)))
 
 
 def start(
@@ -73,7 +42,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def test_weights_are_trained_once(tmp_path: Path) -> None:
-    first, file = start(tmp_path, lambda: trainer(tmp_path))
+    first, file = start(tmp_path, lambda: trainer(tmp_path, limit_val_batches=0))
     assert not equal(first, supervised().policy.state_dict())
     assert [*(tmp_path / "cache").iterdir()] == [file]  # nothing unfinished is left behind
     second, same_file = start(tmp_path, no_trainer)
@@ -81,17 +50,16 @@ def test_weights_are_trained_once(tmp_path: Path) -> None:
 
 
 def test_other_settings_have_weights_of_their_own(tmp_path: Path) -> None:
-    _, file = start(tmp_path, lambda: trainer(tmp_path))
-    _, other = start(tmp_path, lambda: trainer(tmp_path), {**SETTINGS, "seed": 2})
+    _, file = start(tmp_path, lambda: trainer(tmp_path, limit_val_batches=0))
+    _, other = start(
+        tmp_path, lambda: trainer(tmp_path, limit_val_batches=0), {**SETTINGS, "seed": 2}
+    )
     assert file != other and {file, other} == {*(tmp_path / "cache").iterdir()}
 
 
 def test_a_warm_start_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    def fail() -> Trainer:
-        raise RuntimeError("out of luck")
-
-    with pytest.raises(RuntimeError, match="out of luck"):
-        start(tmp_path, fail)
+    with pytest.raises(AssertionError, match="there already"):
+        start(tmp_path, no_trainer)
     assert not (tmp_path / "cache").exists()
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from matchtir.training.callbacks.checkpoint import LastCheckpoint
 from matchtir.utils.loggers import CsvLogger
+from tests.training.training_parts import trainer
 
 EPOCHS, BATCHES, VALIDATE_EVERY = 2, 6, 3
 
@@ -109,23 +110,23 @@ def run(folder: Path, every_n_iterations: int, kill: Callback | None, resume: bo
         ),
         LastCheckpoint(str(checkpoints), every_n_iterations),
     ]
-    trainer = Trainer(
-        accelerator="cpu",
+    running = trainer(
+        folder,
         max_epochs=EPOCHS,
         val_check_interval=VALIDATE_EVERY,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_checkpointing=True,
         logger=CsvLogger(folder),
         callbacks=callbacks + ([kill] if kill else []),
     )
     last = checkpoints / "last.ckpt"
-    trainer.fit(Toy(), ckpt_path=last if resume and last.exists() else None, weights_only=False)
-    return trainer
+    running.fit(Toy(), ckpt_path=last if resume and last.exists() else None, weights_only=False)
+    return running
 
 
-def outcome(folder: Path, trainer: Trainer) -> tuple[str, int, float, list[float]]:
+Outcome = tuple[str, int, float, list[float]]
+
+
+def outcome(folder: Path, trainer: Trainer) -> Outcome:
     best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=False)
     return (
         (folder / "metrics.csv").read_text(),
@@ -136,14 +137,12 @@ def outcome(folder: Path, trainer: Trainer) -> tuple[str, int, float, list[float
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int, float, list[float]]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("unbroken")
     return outcome(folder, run(folder, 2, kill=None, resume=False))
 
 
-def test_the_unbroken_run_is_what_the_others_are_held_against(
-    unbroken: tuple[str, int, float, list[float]],
-) -> None:
+def test_the_unbroken_run_is_what_the_others_are_held_against(unbroken: Outcome) -> None:
     table, best_iteration, best_score, _ = unbroken
     assert [line.split(",")[0] for line in table.splitlines()[1:]] == [str(i) for i in range(12)]
     assert (best_iteration, best_score) == (6, -1.0)
@@ -161,21 +160,16 @@ KILLS = [
 @pytest.mark.parametrize("every_n_iterations", [1, 2])
 @pytest.mark.parametrize(("hook", "iterations"), KILLS)
 def test_a_killed_and_resumed_run_ends_like_an_unbroken_one(
-    tmp_path: Path,
-    unbroken: tuple[str, int, float, list[float]],
-    hook: str,
-    iterations: int,
-    every_n_iterations: int,
+    tmp_path: Path, unbroken: Outcome, hook: str, iterations: int, every_n_iterations: int
 ) -> None:
     with pytest.raises(Killed):
         run(tmp_path, every_n_iterations, Kill(hook, iterations), resume=False)
-    trainer = run(tmp_path, every_n_iterations, kill=None, resume=True)
-    assert outcome(tmp_path, trainer) == unbroken
+    assert outcome(tmp_path, run(tmp_path, every_n_iterations, None, resume=True)) == unbroken
 
 
 @pytest.mark.parametrize("iteration", [1, 2, 3, 6, 7, 12])
 def test_a_terminated_run_is_saved_after_the_iteration_under_way(
-    tmp_path: Path, unbroken: tuple[str, int, float, list[float]], iteration: int
+    tmp_path: Path, unbroken: Outcome, iteration: int
 ) -> None:
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SIGTERMException):

@@ -1,0 +1,142 @@
+"""Which tasks an iteration gets: a function of stages, seed and number, come what may."""
+
+from collections.abc import Sequence
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from matchtir.training.data import Stage, TaskBatches, TaskDataModule
+from matchtir.types import Task
+
+
+class Named:
+    """Tasks whose ids say where they come from."""
+
+    def __init__(self, name: str, train: int = 0, validation: int = 0, test: int = 0) -> None:
+        self.sizes = {"train": train, "validation": validation, "test": test}
+        self.name = name
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        return [Task(f"{self.name}-{split}-{n}", "?", (), (), "") for n in range(self.sizes[split])]
+
+
+def ids(batches: Any) -> list[list[str]]:
+    return [[task.task_id for task in batch] for batch in batches]
+
+
+def stages() -> list[Stage]:
+    return [Stage(Named("a", train=5), 4, 2), Stage(Named("b", train=3), 3, 4)]
+
+
+def batches(seed: int = 1, rank: int = 0, world_size: int = 1) -> TaskBatches:
+    return TaskBatches(stages(), seed, rank, world_size)
+
+
+def data_module(held_out: Named | None = None, rank: int = 0, world_size: int = 1, **settings: Any):
+    module = TaskDataModule(stages(), held_out, seed=1, **settings)
+    place: Any = SimpleNamespace(global_rank=rank, world_size=world_size)
+    module.trainer = place if world_size > 1 else None
+    return module
+
+
+def test_stages_follow_each_other() -> None:
+    found = ids(batches())
+    assert len(found) == len(batches()) == 7
+    assert [len(batch) for batch in found] == [2, 2, 2, 2, 4, 4, 4]
+    assert [{task[0] for task in batch} for batch in found] == [{"a"}] * 4 + [{"b"}] * 3
+
+
+def test_every_pass_over_a_task_set_has_each_task_once_in_an_order_of_its_own() -> None:
+    stage = Stage(Named("a", train=10), iterations=15, batch_size=2)
+    drawn = [task for batch in ids(TaskBatches([stage], seed=1)) for task in batch]
+    passes = [tuple(drawn[start : start + 10]) for start in (0, 10, 20)]
+    assert all(len(set(each)) == 10 for each in passes)
+    assert len({*passes, tuple(sorted(drawn[:10]))}) == 4
+
+
+def test_the_order_is_the_seeds() -> None:
+    assert ids(batches()) == ids(batches()) != ids(batches(seed=2))
+
+
+def test_an_iteration_does_not_depend_on_those_before_it() -> None:
+    backwards = batches()
+    found = ids([backwards.batch(number) for number in range(6, -1, -1)])
+    assert found[::-1] == ids(batches())
+
+
+def test_stages_with_the_same_tasks_have_different_orders() -> None:
+    tasks = Named("a", train=20)
+    first, second = TaskBatches([Stage(tasks, 1, 20), Stage(tasks, 1, 20)], seed=1)
+    assert first != second and sorted(ids([first])[0]) == sorted(ids([second])[0])
+
+
+@pytest.mark.parametrize("given", range(8))
+def test_it_goes_on_where_it_stopped(given: int) -> None:
+    """A list that was given out counts before the next one is asked for."""
+    whole, interrupted, resumed = ids(batches()), batches(), batches()
+    list(islice(interrupted, given))
+    assert interrupted.state_dict() == {"given": given}
+    resumed.load_state_dict(interrupted.state_dict())
+    assert ids(resumed) == whole[given:]
+    assert ids(resumed) == whole  # the next epoch is whole again
+
+
+def test_processes_share_training_lists_and_held_out_tasks() -> None:
+    modules = [data_module(Named("h", validation=5, test=2), rank, 2) for rank in (0, 1)]
+    shares = [ids(module.train_dataloader()) for module in modules]
+    assert shares == [ids(batches(rank=rank, world_size=2)) for rank in (0, 1)]
+    for together, one, other in zip(ids(batches()), *shares, strict=True):
+        assert len(one) == len(other) == len(together) / 2
+        assert sorted(one + other) == sorted(together)
+    assert [ids(module.val_dataloader())[0] for module in modules] == [
+        ["h-validation-0", "h-validation-2", "h-validation-4"],
+        ["h-validation-1", "h-validation-3"],
+    ]
+
+
+def test_held_out_tasks_come_in_order_in_lists_of_the_batch_size() -> None:
+    module = data_module(Named("h", validation=5, test=3), eval_batch_size=2)
+    assert ids(module.val_dataloader()) == [
+        ["h-validation-0", "h-validation-1"],
+        ["h-validation-2", "h-validation-3"],
+        ["h-validation-4"],
+    ]
+    assert ids(module.test_dataloader()) == [["h-test-0", "h-test-1"], ["h-test-2"]]
+
+
+def test_every_process_needs_a_held_out_task() -> None:
+    module = data_module(Named("h", validation=2, test=1), 0, 2)
+    assert len(module.val_dataloader()) == 1
+    with pytest.raises(ValueError, match="1 test tasks for 2 processes"):
+        module.test_dataloader()
+
+
+def test_a_module_that_only_trains_has_no_held_out_tasks() -> None:
+    module = data_module()
+    assert len(module.train_dataloader()) == 7
+    with pytest.raises(RuntimeError, match="validation"):
+        module.val_dataloader()
+
+
+def test_tasks_stay_as_they_are_on_their_way_to_a_device() -> None:
+    batch = Named("a", train=2).tasks("train")
+    assert data_module().transfer_batch_to_device(batch, "cpu", 0) is batch
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: batches(world_size=4), "stage 0: a batch of 2 tasks .* 4 processes"),
+        (lambda: Stage(Named("a", train=1), 0, 1), "iterations=0 must be 1 or more"),
+        (lambda: Stage(Named("a", train=1), 1, 0), "batch_size=0 must be 1 or more"),
+        (lambda: Stage(Named("a"), 1, 1), "no training tasks"),
+        (lambda: data_module(Named("h", test=1)), "no validation tasks"),
+        (lambda: data_module(Named("h", validation=1)), "no test tasks"),
+        (lambda: data_module(eval_batch_size=0), "eval_batch_size"),
+    ],
+)
+def test_what_cannot_be_given_out_is_refused(make: Any, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        make()
