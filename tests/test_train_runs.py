@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,11 @@ from matchtir.policy.loading import load_policy, load_pretrained
 from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.config_check import ConfigError
 from matchtir.utils.run_folder import register_resolvers
+from tests.scale.whole_runs import COPYING, NOT_REPEATED, ROOT, SMALL_MODEL, SMALL_RUN
 from tests.training.token_reward import PAID
 
-ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-NOT_REPEATED = ("time/", "train/tokens_per_s")  # columns that no two runs have alike
-
-# The smoke experiment, smaller still.
-TINY = ("experiment=smoke", "rollout.limits.max_turn_tokens=12", "sandbox.workers=1")
-RANDOM = (
-    *("model=tiny", "model.hidden_size=32", "model.layers=1", "model.heads=2"),
-    *("model.key_value_heads=1", "model.feed_forward=64"),
-)
+RANDOM = (*SMALL_MODEL, "model.layers=1")
 FEW_TASKS = "data.sizes={train: 8, validation: 2, test: 2}"
 
 
@@ -146,30 +140,33 @@ class Interrupted(BaseException):
     """Stands for a kill."""
 
 
+@contextmanager
+def interrupted(iteration: int, ending: type[BaseException] = Interrupted) -> Iterator[Any]:
+    """Ends the run inside within an iteration: at once, or with SIGTERM for SystemExit."""
+    score = PolicyGradientModule.score
+
+    def interrupt(self: PolicyGradientModule, groups: Any) -> Any:
+        if self.iteration == iteration:
+            if ending is Interrupted:
+                raise Interrupted
+            os.kill(os.getpid(), signal.SIGTERM)
+        return score(self, groups)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ending) as ended:
+        patch.setattr(PolicyGradientModule, "score", interrupt)
+        yield ended
+
+
 @pytest.mark.parametrize(("mini_batches", "iteration"), [(1, 4), (2, 3)])
 def test_an_interrupted_run_goes_on_to_the_same_numbers(
-    tmp_path: Path,
-    run: Callable[..., float],
-    monkeypatch: pytest.MonkeyPatch,
-    mini_batches: int,
-    iteration: int,
+    tmp_path: Path, run: Callable[..., float], mini_batches: int, iteration: int
 ) -> None:
     command = ("iterations=4", f"mini_batches={mini_batches}", "optimizer=muon_adamw", PAID)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     run(whole, *command)
     assert len({row["train/grad_norm"] for row in table(whole) if row["train/loss"]}) == 4
-
-    score = PolicyGradientModule.score
-
-    def interrupt(self: PolicyGradientModule, groups: Any) -> Any:
-        if self.iteration == iteration:
-            raise Interrupted
-        return score(self, groups)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PolicyGradientModule, "score", interrupt)
-        with pytest.raises(Interrupted):
-            run(broken, *command)
+    with interrupted(iteration):
+        run(broken, *command)
     assert len(table(broken)) < len(table(whole))
     assert not (broken / "result.json").exists()
 
@@ -198,22 +195,10 @@ def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
 
 
 def test_a_terminated_run_does_not_pass_for_a_finished_one(
-    tmp_path: Path,
-    run: Callable[..., float],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, run: Callable[..., float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    score = PolicyGradientModule.score
-
-    def terminate(self: PolicyGradientModule, groups: Any) -> Any:
-        if self.iteration == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return score(self, groups)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PolicyGradientModule, "score", terminate)
-        with pytest.raises(SystemExit) as ended:
-            run(tmp_path / "run", PAID)
+    with interrupted(2, SystemExit) as ended:
+        run(tmp_path / "run", PAID)
     assert ended.value.code == 143 and "terminated" in capsys.readouterr().err
     assert not (tmp_path / "run" / "result.json").exists()
     run(tmp_path / "run", PAID, "ckpt_path=last")
@@ -221,15 +206,10 @@ def test_a_terminated_run_does_not_pass_for_a_finished_one(
 
 
 def test_an_interrupted_run_is_not_resumed_with_another_config(
-    tmp_path: Path, run: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Callable[..., float]
 ) -> None:
-    def interrupt(self: PolicyGradientModule, groups: Any) -> Any:
-        raise Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PolicyGradientModule, "score", interrupt)
-        with pytest.raises(Interrupted):
-            run(tmp_path / "run")
+    with interrupted(1):
+        run(tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
     (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
     with pytest.raises(ValueError, match=r"another config:\n +group_size: 4 -> 2"):
@@ -240,14 +220,13 @@ def test_an_interrupted_run_is_not_resumed_with_another_config(
 
 
 @pytest.mark.parametrize(
-    "choice",
-    [
-        *(f"assignment={name}" for name in ("hard", "soft", "greedy")),
-        *(f"advantage={name}" for name in ("dual", "trajectory", "turn")),
-    ],
+    "choices",  # beside the default ones, hard and dual
+    [("assignment=soft", "advantage=trajectory"), ("assignment=greedy", "advantage=turn")],
 )
-def test_the_methods_choices_run(tmp_path: Path, run: Callable[..., float], choice: str) -> None:
-    run(tmp_path / "run", "iterations=1", choice)
+def test_the_methods_choices_run(
+    tmp_path: Path, run: Callable[..., float], choices: Sequence[str]
+) -> None:
+    run(tmp_path / "run", "iterations=1", *choices)
     assert result(tmp_path / "run")["iterations"] == 1
 
 
@@ -268,14 +247,8 @@ def test_every_option_of_the_method_runs(
     assert all(abs(float(row[f"train/{name}"])) < 1e6 for name in ("loss", "grad_norm", "reward"))
 
 
-STAGE = (
-    "{_target_: matchtir.training.data.Stage, iterations: 2, batch_size: 2,"
-    " tasks: {_target_: matchtir.tasks.synthetic.copying.CopyTasks, size: 10}}"
-)
-
-
 def test_fine_tuning_is_an_experiment_of_its_own(tmp_path: Path, run: Callable[..., float]) -> None:
-    run(tmp_path / "run", "experiment=sft", f"datamodule.stages=[{STAGE}]")
+    run(tmp_path / "run", "experiment=sft", f"datamodule.stages=[{COPYING}]")
     rows = table(tmp_path / "run")
     assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2"]
     assert result(tmp_path / "run")["iterations"] == 2
@@ -298,7 +271,7 @@ def test_both_stages_of_the_starting_weights_train_them(
 def test_a_warm_start_is_made_once_and_only_as_a_whole(
     tmp_path: Path, run: Callable[..., float]
 ) -> None:
-    warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{STAGE}]", "iterations=1")
+    warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{COPYING}]", "iterations=1")
     cache = tmp_path / "warm_starts"
     run(tmp_path / "first", *warm)
     (file,) = cache.iterdir()

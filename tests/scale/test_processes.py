@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.scale.whole_runs import (
+    COPYING,
     TOLERANCE,
     differences,
     rows,
@@ -17,7 +18,7 @@ from tests.scale.whole_runs import (
     train,
 )
 
-SHARES = "trainer.strategy.save_distributed_checkpoint=true"
+SHARDS = "trainer.strategy.save_distributed_checkpoint=true"
 
 
 @pytest.fixture(scope="session")
@@ -52,20 +53,26 @@ def test_two_replicas_get_the_numbers_of_one_process(
     assert all(tasks) and not tasks[0] & tasks[1]
 
 
-def test_two_shares_get_the_numbers_of_one_process(
+def test_two_shards_get_the_numbers_of_one_process(
     tmp_path: Path, one_process: list[dict[str, float]]
 ) -> None:
     assert_same(one_process, succeeded(tmp_path / "run", "trainer=fsdp"))
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
 
 
-@pytest.mark.slow  # tests/policy/test_packing.py compares the numbers in seconds
-@pytest.mark.parametrize("trainer", ["cpu", "ddp", "fsdp"])
-def test_padded_sequences_get_the_numbers_of_packed_ones(
-    tmp_path: Path, one_process: list[dict[str, float]], trainer: str
+OFFLOADED = ("trainer=fsdp", "trainer.strategy.cpu_offload=true")
+PADDED = "model.packing=false"  # tests/policy/test_packing.py compares the numbers in seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [OFFLOADED, *((f"trainer={trainer}", PADDED) for trainer in ("cpu", "ddp", "fsdp"))],
+)
+def test_how_it_is_computed_does_not_change_the_numbers(
+    tmp_path: Path, one_process: list[dict[str, float]], settings: tuple[str, ...]
 ) -> None:
-    padded = (f"trainer={trainer}", "model.packing=false")
-    assert_same(one_process, succeeded(tmp_path / "run", *padded))
+    assert_same(one_process, succeeded(tmp_path / "run", *settings))
 
 
 @pytest.mark.slow
@@ -113,33 +120,28 @@ def test_a_run_goes_on_with_another_number_of_processes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_folder_of_shares_is_loaded_by_any_number_of_processes(
+def test_a_folder_of_shards_is_loaded_by_any_number_of_processes(
     tmp_path: Path, one_process: list[dict[str, float]], processes: int
 ) -> None:
     run = tmp_path / "run"
-    assert train(run, "trainer=fsdp", SHARES, fails="0:3").returncode != 0
+    assert train(run, "trainer=fsdp", SHARDS, fails="0:3").returncode != 0
     assert (run / "checkpoints" / "last.ckpt" / ".metadata").exists()
-    again = ("trainer=fsdp", SHARES, f"trainer.devices={processes}", "ckpt_path=last")
+    again = ("trainer=fsdp", SHARDS, f"trainer.devices={processes}", "ckpt_path=last")
     assert_same(one_process, succeeded(run, *again))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["ddp", "fsdp"])
 def test_the_smoke_experiment_with_muon_and_a_warm_start(tmp_path: Path, trainer: str) -> None:
-    stage = (
-        "{_target_: matchtir.training.data.Stage, iterations: 2, batch_size: 4,"
-        " tasks: {_target_: matchtir.tasks.synthetic.copying.CopyTasks, size: 10}}"
-    )
-    warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{stage}]", "optimizer=muon_adamw")
-    cache = f"warm_start.cache_dir={tmp_path}/warm"
-    one = succeeded(tmp_path / "one", *warm, "optimizer.lr=1e-3", cache)
+    warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{COPYING}]", "optimizer=muon_adamw")
+    settings = (*warm, "optimizer.lr=1e-3", f"warm_start.cache_dir={tmp_path}/warm")
+    one = succeeded(tmp_path / "one", *settings)
     shutil.rmtree(tmp_path / "warm")
-    two = succeeded(tmp_path / "two", *warm, "optimizer.lr=1e-3", cache, f"trainer={trainer}")
-    assert_same(one, two)
+    assert_same(one, succeeded(tmp_path / "two", *settings, f"trainer={trainer}"))
 
 
 @pytest.mark.slow
-def test_adapters_are_shared_out_too(tmp_path: Path) -> None:
+def test_adapters_are_sharded_too(tmp_path: Path) -> None:
     lora = ("model.lora={r: 4, alpha: 8}", "model.activation_checkpointing=true")
     assert_same(
         succeeded(tmp_path / "one", *lora), succeeded(tmp_path / "two", *lora, "trainer=fsdp")
@@ -147,15 +149,7 @@ def test_adapters_are_shared_out_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_shares_in_host_memory_get_the_same_numbers(
-    tmp_path: Path, one_process: list[dict[str, float]]
-) -> None:
-    offloaded = ("trainer=fsdp", "trainer.strategy.cpu_offload=true")
-    assert_same(one_process, succeeded(tmp_path / "run", *offloaded))
-
-
-@pytest.mark.slow
-def test_shares_are_gathered_in_16_bits(tmp_path: Path) -> None:
+def test_shards_are_gathered_in_16_bits(tmp_path: Path) -> None:
     mixed = ("trainer.precision=bf16-mixed", "model.activation_checkpointing=true")
     found = succeeded(tmp_path / "run", "trainer=fsdp", *mixed)
     mismatch = [row["train/mismatch_kl"] for row in found if "train/mismatch_kl" in row]

@@ -10,18 +10,27 @@ from tests.scale.failing import FAILS
 from tests.training.token_reward import PAID
 
 ROOT = Path(__file__).parents[2]
-NOT_REPEATED = ("time/", "train/tokens_per_s")
+NOT_REPEATED = ("time/", "train/tokens_per_s")  # columns that no two runs have alike
 
-# The smoke experiment, smaller still, with something to learn and two optimizer steps.
+# The smoke experiment, smaller still; and untrained weights instead of trained ones.
+SMALL_RUN = ("experiment=smoke", "rollout.limits.max_turn_tokens=12", "sandbox.workers=1")
+SMALL_MODEL = (
+    *("model=tiny", "model.hidden_size=32", "model.heads=2", "model.key_value_heads=1"),
+    "model.feed_forward=64",
+)
+# With something to learn and two optimizer steps.
 TINY = (
-    *("experiment=smoke", "model=tiny"),
-    *("model.hidden_size=32", "model.layers=2", "model.heads=2", "model.key_value_heads=1"),
-    *("model.feed_forward=64", "rollout.limits.max_turn_tokens=12", "sandbox.workers=1"),
+    *(*SMALL_RUN, *SMALL_MODEL, "model.layers=2"),
     *("tasks_per_iteration=4", "mini_batches=2", "module.micro_batch_tokens=300"),
     *("optimizer=adamw", "optimizer.lr=1e-3", "trainer.val_check_interval=2"),
     "data.sizes={train: 8, validation: 3, test: 3}",
     PAID,
     "module._target_=tests.scale.failing.FailingModule",
+)
+# A warm start of two iterations.
+COPYING = (
+    "{_target_: matchtir.training.data.Stage, iterations: 2, batch_size: 2,"
+    " tasks: {_target_: matchtir.tasks.synthetic.copying.CopyTasks, size: 10}}"
 )
 # What differs between numbers of processes is the order of sums in 32 bits.
 TOLERANCE = 1e-5
