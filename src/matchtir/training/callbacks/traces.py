@@ -15,7 +15,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from matchtir.credit.advantages import AdvantageParts, parts_of
 from matchtir.reports.traces import TurnTokens, trace_record, write_traces
 from matchtir.training.base import PolicyModule
-from matchtir.training.groups import ScoredRollout
 from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.options import check_at_least
 
@@ -126,61 +125,51 @@ class Samples(Callback):
                 logger.log_table(name, ["task", *measures], rows, step=iteration)
 
 
-def rollout_records(module: PolicyGradientModule, groups: int | None = None) -> list[dict]:
-    """The trace of every attempt of the first `groups` groups of the module's last rollout."""
+def rollout_records(
+    module: PolicyGradientModule, groups: int | None = None, tokens: bool = True
+) -> list[dict[str, Any]]:
+    """The trace of every attempt of the first `groups` groups of the module's last rollout.
+
+    Without `tokens` there are no log-ratios in it, and no forward pass is made.
+    """
     scored = module.last_rollout
+    _, numbers = np.unique(scored.rewards.group, return_inverse=True)
+    shown = scored.trajectories[: None if groups is None else int((numbers < groups).sum())]
     parts = parts_of(module.advantage, scored.rewards)
     named = {PART_NAMES[field.name]: getattr(parts, field.name) for field in fields(parts)}
-    places = _attempts(scored, groups)
-    trajectories = [scored.trajectories[row] for row, *_ in places]
-    ratios = module.log_ratios(trajectories)
-    return [
-        trace_record(
-            trajectory,
-            scored.credits[row],
-            scored.advantages[row, : len(trajectory.turns)],
-            group=module.global_rank * len(scored.trajectories) + group,
-            attempt=attempt,
-            parts={name: values[row] for name, values in named.items() if values is not None},
-            tokens=[
-                TurnTokens(module.renderer.pieces(turn.token_ids), of_turn)
-                for turn, of_turn in zip(trajectory.turns, of_turns, strict=True)
-            ],
+    ratios = module.log_ratios(shown) if tokens else []
+    attempts: Counter[int] = Counter()
+    records = []
+    for row, trajectory in enumerate(shown):
+        group, turns = int(numbers[row]), trajectory.turns
+        records.append(
+            trace_record(
+                trajectory,
+                scored.credits[row],
+                scored.advantages[row, : len(turns)],
+                group=module.global_rank * len(numbers) + group,
+                attempt=attempts[group],
+                parts={n: values[row] for n, values in named.items() if values is not None},
+                tokens=[
+                    TurnTokens(module.renderer.pieces(turn.token_ids), log_ratios)
+                    for turn, log_ratios in zip(turns, ratios[row], strict=True)
+                ]
+                if tokens
+                else None,
+            )
         )
-        for (row, group, attempt), trajectory, of_turns in zip(
-            places, trajectories, ratios, strict=True
-        )
-    ]
+        attempts[group] += 1
+    return records
 
 
 def sample_rows(module: PolicyGradientModule, groups: int) -> list[list[Any]]:
     """The turns of the first groups, as `COLUMNS`; None where the advantage has no such part."""
-    scored = module.last_rollout
-    parts = parts_of(module.advantage, scored.rewards)
-    columns = [getattr(parts, field.name) for field in fields(parts)]
-    rows: list[list[Any]] = []
-    for index, _, attempt in _attempts(scored, groups):
-        trajectory, credit = scored.trajectories[index], scored.credits[index]
-        for turn, made in enumerate(trajectory.turns):
-            shown = [None if part is None else float(part[index, turn]) for part in columns]
-            rows.append(
-                [
-                    *(trajectory.task.task_id, attempt, turn + 1, made.text),
-                    *(float(credit.turn_rewards[turn]), *shown),
-                    *(float(scored.advantages[index, turn]), credit.outcome, credit.total),
-                    str(trajectory.stop_reason),
-                ]
-            )
-    return rows
-
-
-def _attempts(scored: ScoredRollout, groups: int | None) -> list[tuple[int, int, int]]:
-    """Row, group and attempt of each trajectory of the first `groups` groups, each from 0 on."""
-    _, numbers = np.unique(scored.rewards.group, return_inverse=True)
-    seen: Counter[int] = Counter()
-    places = []
-    for row, group in enumerate(numbers.tolist()):
-        if groups is None or group < groups:
-            places.append((row, group, seen[group]))
-            seen[group] += 1
-    return places
+    return [
+        [
+            *(record["task"], record["attempt"], number, turn["text"], turn["reward"]),
+            *(turn.get(name) for name in PART_NAMES.values()),
+            *(turn["advantage"], record["outcome"], record["total"], record["stop_reason"]),
+        ]
+        for record in rollout_records(module, groups, tokens=False)
+        for number, turn in enumerate(record["turns"], start=1)
+    ]
