@@ -42,7 +42,7 @@ def in_hydra() -> Iterator[Callable[..., DictConfig]]:
             paths = [f"paths.log_dir={folder.parent}"]
             data = [] if "data=ftrl" in overrides else [FEW_TASKS]
             model = [] if any(each.startswith("model.folder=") for each in overrides) else RANDOM
-            arguments = [*TINY, *model, *paths, *data, *overrides]
+            arguments = [*SMALL_RUN, *model, *paths, *data, *overrides]
             config = compose("train", arguments, return_hydra_config=True)
         config.hydra.runtime.output_dir = str(folder)
         hydra.set_config(config)
@@ -341,7 +341,7 @@ def test_mistakes_are_found_before_a_model_is_loaded(
 
 def command_line(log_dir: Path, *arguments: str) -> list[str]:
     program = [sys.executable, str(ROOT / "src" / "train.py")]
-    return [*program, *arguments, *TINY, *RANDOM, FEW_TASKS, f"paths.log_dir={log_dir}"]
+    return [*program, *arguments, *SMALL_RUN, *RANDOM, FEW_TASKS, f"paths.log_dir={log_dir}"]
 
 
 @pytest.mark.slow
