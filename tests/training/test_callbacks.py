@@ -150,7 +150,7 @@ def test_the_scores_of_every_test_task(tmp_path: Path) -> None:
     trainer = parts.fit(module, tmp_path, callbacks=[Samples()], loggers=[logger])
     trainer.test(module, datamodule=trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
     name, columns, rows, _ = logger.tables[-1]
-    assert name == "test/scores_after" and columns[0] == "task"
+    assert name == "test/scores_after" and columns[:2] == ["task", "success"]
     assert {row[0]: dict(zip(columns[1:], row[1:], strict=True)) for row in rows} == (
         module.test_scores
     )
