@@ -33,9 +33,9 @@ log = logging.getLogger(__name__)
 # What starting weights depend on besides the settings.
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "lightning")
 SOURCES = (
-    *("types.py", "policy/*", "policy/tiny/*", "tasks/gold.py", "tasks/synthetic/*"),
-    *("tasks/custom/*", "tools/formats.py", "rollout/renderer.py", "rollout/templates.py"),
-    *("rollout/demonstration.py", "training/*.py"),
+    *("types.py", "policy/*", "policy/tiny/*", "policy/tiny/start/*", "tasks/gold.py"),
+    *("tasks/habits.py", "tasks/synthetic/*", "tasks/custom/*", "tools/formats.py"),
+    *("rollout/renderer.py", "rollout/templates.py", "rollout/demonstration.py", "training/*.py"),
 )
 
 
