@@ -98,7 +98,7 @@ def test_an_imperfect_demonstration_reads_what_its_tools_say():
         stack.callback(sandbox.shutdown)
         same, *shown = [
             imperfect_trajectories(tasks, habits, renderer, sandbox, seed="1/2")
-            for habits in (Habits(), Habits(distractor=1.0), Habits(distractor=1.0))
+            for habits in (Habits(0, 0, 0, 0), Habits(1, 0, 0, 0), Habits(1, 0, 0, 0))
         ]
     for wanted, plain, odd, again in zip(tasks, same, *shown, strict=True):
         gold = gold_trajectory(wanted, renderer)

@@ -1,5 +1,6 @@
 """An imperfect demonstrator: each habit by itself, and what it knows in the end."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,6 +12,7 @@ from matchtir.tasks.synthetic import SyntheticTasks
 from matchtir.tools.formats import HERMES
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 
+NONE = Habits(0, 0, 0, 0)
 TASKS = SyntheticTasks("laptop", {"train": 400}).tasks("train")
 
 
@@ -58,28 +60,28 @@ def shown(habits: Habits, seed: int = 0, task: Task = CHAINS):
 @settings(max_examples=60, deadline=None)
 def test_without_habits_it_shows_the_gold_solution(index: int) -> None:
     task = TASKS[index]
-    demonstration = shown(Habits(), task=task)
+    demonstration = shown(NONE, task=task)
     assert [each for turn in demonstration.turns for each in turn] == list(task.gold_calls)
     assert demonstration.answer == task.answer
 
 
 def test_it_stops_with_what_it_has() -> None:
-    assert shown(Habits(stop=1.0)) == ((PORTS,), "Ostia, Hafen")
+    assert shown(replace(NONE, stop=1.0)) == ((PORTS,), "Ostia, Hafen")
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_of_a_dropped_call_nothing_follows(seed: int) -> None:
-    assert shown(Habits(drop=1.0), seed) == ((PORTS[:1], RULERS[:1]), "Ada")
+    assert shown(replace(NONE, drop=1.0), seed) == ((PORTS[:1], RULERS[:1]), "Ada")
 
 
 def test_it_asks_the_wrong_tool_first() -> None:
     wrong = [(ToolCall("age", {"x": "Rom"}),), PORTS, (ToolCall("age", {"x": "Ostia"}),), RULERS]
-    assert shown(Habits(distractor=1.0)) == (tuple(wrong), "Ada, Bob")
+    assert shown(replace(NONE, distractor=1.0)) == (tuple(wrong), "Ada, Bob")
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_it_repeats_a_call_of_the_turn(seed: int) -> None:
-    first, again, second, once_more = shown(Habits(repeat=1.0), seed).turns
+    first, again, second, once_more = shown(replace(NONE, repeat=1.0), seed).turns
     assert (first, second) == (PORTS, RULERS)
     assert again[0] in PORTS and once_more[0] in RULERS
     assert len(again) == len(once_more) == 1
@@ -89,7 +91,7 @@ def test_it_repeats_a_call_of_the_turn(seed: int) -> None:
 @settings(max_examples=60, deadline=None)
 def test_it_only_says_what_it_was_told(index: int, seed: int) -> None:
     task = TASKS[index]
-    demonstration = shown(Habits(stop=0.5, drop=0.5), seed, task)
+    demonstration = shown(replace(NONE, stop=0.5, drop=0.5), seed, task)
     made = [each for turn in demonstration.turns for each in turn]
     told = [o for c, o in zip(task.gold_calls, task.metadata["outputs"], strict=True) if c in made]
     assert demonstration.answer
@@ -103,7 +105,7 @@ def test_without_a_tool_that_fits_there_is_no_distractor() -> None:
     numbers = ToolSpec("age", "", {"properties": {"x": {"type": "number"}}, "required": ["x"]})
     task = Task("t", "?", (text_tool("find", "place"), numbers), (call("find", "Rom"),), "1",
                 (SubAnswer("find", "1"),))  # fmt: skip
-    assert shown(Habits(distractor=1.0), task=task).turns == ((call("find", "Rom"),),)
+    assert shown(replace(NONE, distractor=1.0), task=task).turns == ((call("find", "Rom"),),)
 
 
 def test_a_probability_lies_between_0_and_1() -> None:

@@ -96,5 +96,5 @@ def test_the_demonstrator_has_the_given_habits(tmp_path: Path) -> None:
             shown.extend(super().demonstrations(tasks))
             return shown
 
-    fit(Recorded(**parts(scripted=False, habits=Habits(stop=1.0))), tmp_path, two)
+    fit(Recorded(**parts(scripted=False, habits=Habits(0, 0, 0, stop=1))), tmp_path, two)
     assert {len(trajectory.calls) for trajectory in shown} == {1}

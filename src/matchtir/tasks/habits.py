@@ -21,14 +21,17 @@ from matchtir.types import Task, ToolCall, ToolSpec
 class Habits:
     """Probabilities, each drawn anew at every gold turn.
 
+    At the defaults the right way stays in reach of every attempt; around a half, greedy decoding
+    itself does the wrong thing afterwards.
+
     Raises:
         ValueError: one outside of [0, 1].
     """
 
-    distractor: float = 0.0  # to call a tool that the gold solution does not need first
-    drop: float = 0.0  # to leave the last of several calls out
-    repeat: float = 0.0  # to make a call of the turn again in a turn of its own
-    stop: float = 0.0  # to answer after the turn, although calls are missing
+    distractor: float = 0.35  # to call a tool that the gold solution does not need first
+    drop: float = 0.3  # to leave the last of several calls out
+    repeat: float = 0.25  # to make a call of the turn again in a turn of its own
+    stop: float = 0.3  # to answer after the turn, although calls are missing
 
     def __post_init__(self) -> None:
         for habit in fields(self):
