@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from operator import attrgetter
 from pathlib import Path
 
 import hydra
@@ -34,7 +35,7 @@ from matchtir.reports.task_statistics import (
 )
 from matchtir.tasks.custom.rows import row_from_task
 from matchtir.tasks.rows import SPLITS, TaskSet
-from matchtir.tasks.splits import split_tasks
+from matchtir.tasks.splits import split_tasks, spread
 from matchtir.types import Task
 from matchtir.utils.config_check import check
 from matchtir.utils.run_folder import register_resolvers
@@ -46,7 +47,10 @@ def run(config: DictConfig) -> dict[str, list[Task]]:
     """Print the tables and write the page; returns the tasks by split."""
     check(config, KNOWN_KEYS)
     task_set = _task_set(config)
-    splits = {split: _spread(task_set.tasks(split), config.max_tasks) for split in _splits(config)}
+    splits = {
+        split: spread(task_set.tasks(split), config.max_tasks or None, attrgetter("scenario"))
+        for split in _splits(config)
+    }
     if config.split.out:
         splits = _split_anew(splits, config.split, getattr(task_set, "tools", ()))
     everything = [task for tasks in splits.values() for task in tasks]
@@ -99,11 +103,6 @@ def _splits(config: DictConfig) -> list[str]:
     cut_from = {"validation": "train"}
     paths = {split: f"{cut_from.get(split, split)}_path" for split in SPLITS}
     return [split for split, key in paths.items() if config.data.get(key, "no such key")]
-
-
-def _spread(tasks: Sequence[Task], most: int | None) -> list[Task]:
-    count = min(most or len(tasks), len(tasks))
-    return [tasks[index * len(tasks) // count] for index in range(count)]
 
 
 def _split_anew(

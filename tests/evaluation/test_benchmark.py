@@ -65,6 +65,8 @@ def test_tasks_are_spread_evenly():
     chosen = benchmark(*tasks, max_tasks=4).select()
     assert [task.task_id for task in chosen] == ["0", "2", "5", "7"]
     assert len(benchmark(*tasks, max_tasks=99).select()) == 10
+    tasks = [plain_task(scenario="ab"[index % 2]) for index in range(10)]
+    assert [task.scenario for task in benchmark(*tasks, max_tasks=2).select()] == ["a", "b"]
 
 
 def test_a_benchmark_that_cannot_be_run_says_so():

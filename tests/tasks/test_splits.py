@@ -1,10 +1,14 @@
-"""Splits keep together what shares something."""
+"""Splits keep together what shares something; a part of the tasks has every scenario."""
+
+from collections import Counter
+from operator import attrgetter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.tasks.splits import SPLIT_BY, shared_groups, split_tasks
+from matchtir.tasks.splits import SPLIT_BY, shared_groups, split_tasks, spread
+from matchtir.tasks.synthetic.tasks import SyntheticTasks
 from matchtir.types import Task, ToolCall
 
 
@@ -62,3 +66,20 @@ def test_sizes_follow_the_shares_and_the_seed_the_choice():
 def test_impossible_shares_are_refused(shares):
     with pytest.raises(ValueError, match="dev|negative"):
         split_tasks([task(0)], "content", shares, 0)
+
+
+@pytest.mark.parametrize("count", [4, 8, 16, 32, 64])
+def test_so_many_synthetic_tasks_have_equal_shares_of_all_scenarios(count):
+    tasks = SyntheticTasks(sizes={"test": 256}).tasks("test")
+    chosen = Counter(task.scenario for task in spread(tasks, count, attrgetter("scenario")))
+    assert len(chosen) == 4 and set(chosen.values()) == {count // 4}
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(1, 60))
+def test_a_part_has_the_shares_of_the_whole_in_its_order(kinds, count):
+    items = list(enumerate(kinds))
+    chosen = spread(items, count, lambda item: item[1])
+    assert chosen == sorted(set(chosen)) and len(chosen) == min(count, len(items))
+    for kind, number in Counter(kinds).items():
+        share = len(chosen) * number / len(items)
+        assert abs(sum(item[1] == kind for item in chosen) - share) <= 1

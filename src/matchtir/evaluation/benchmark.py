@@ -9,8 +9,9 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from hydra.utils import get_method
 
@@ -23,13 +24,13 @@ from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.rows import TaskSet, read_jsonl
+from matchtir.tasks.splits import spread
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, Trajectory
 from matchtir.utils.options import check_option
 
 log = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
 Record = Mapping[str, Any]  # a trace with "task", "groups" and "values"; see `attempt_record`
 Group = Callable[[Task], str]  # "": the task is in no group of this kind
 
@@ -125,7 +126,7 @@ class TaskBenchmark:
         statistics: for measures that are not summed up by their mean, and for others still.
         groups: kinds of groups of tasks besides the scenario, each a function of a task.
         details: statistics in the benchmark's own table; default: all.
-        max_tasks: attempt only so many, spread evenly over the split; None: all.
+        max_tasks: attempt only so many, spread evenly over scenarios and split; None: all.
 
     Raises:
         ValueError: `max_tasks` below 1, or a column or detail that is no statistic.
@@ -170,7 +171,7 @@ class TaskBenchmark:
         tasks = self.task_set.tasks(self.split)
         if not tasks:
             raise ValueError(f"benchmark {self.name}: the split {self.split!r} has no tasks")
-        return spread(tasks, self.max_tasks)
+        return spread(tasks, self.max_tasks, attrgetter("scenario"))
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
         """One attempt at each task, as many at once as the setting allows."""
@@ -245,12 +246,6 @@ def attempt_record(
         "groups": {kind: group for kind, group in groups.items() if group},
         "values": {**values, "reward": credit.total},
     }
-
-
-def spread(items: Sequence[Item], count: int | None) -> list[Item]:
-    """So many of the items, spread evenly; None, or more than there are: all."""
-    count = min(len(items) if count is None else count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _functions(names: Mapping[str, str] | None) -> dict[str, Callable[..., Any]]:

@@ -23,7 +23,6 @@ from matchtir.evaluation.benchmark import (
     Setting,
     attempt_record,
     drop_unfinished_line,
-    spread,
 )
 from matchtir.evaluation.policies import Address, EvaluatedPolicy, random_turn_texts
 from matchtir.evaluation.statistics import Mean, MeanOf, Statistic
@@ -31,6 +30,7 @@ from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.tasks.bfcl import BfclEntry, entry_from_row, gold_turn_texts
 from matchtir.tasks.rows import read_jsonl
+from matchtir.tasks.splits import spread
 from matchtir.types import (
     CallStatus,
     ResultStatus,

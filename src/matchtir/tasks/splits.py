@@ -1,4 +1,4 @@
-"""Splits in which no two tasks that share something fall apart."""
+"""Which tasks go together: a part that stands for the whole, splits that keep apart."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
@@ -14,7 +15,26 @@ from matchtir.tasks.rows import SPLITS
 from matchtir.types import Task
 from matchtir.utils.options import check_option
 
+Item = TypeVar("Item")
+
 _SPACE = re.compile(r"\W+")
+
+
+def spread(
+    items: Sequence[Item], count: int | None, kind: Callable[[Item], Any] | None = None
+) -> list[Item]:
+    """So many of the items in their order, spread evenly; None, or more than there are: all.
+
+    Args:
+        kind: of an item; each kind gets its share, to within one item, whatever the order.
+    """
+    if count is None or count >= len(items):
+        return list(items)
+    order = list(range(len(items)))
+    if kind is not None:  # kinds that take turns would be missed at equal distances
+        kinds = [kind(item) for item in items]
+        order.sort(key=kinds.__getitem__)
+    return [items[at] for at in sorted(order[i * len(order) // count] for i in range(count))]
 
 
 def normalised(text: str) -> str:
