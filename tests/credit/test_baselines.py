@@ -29,6 +29,15 @@ def test_a_refused_call_solves_nothing():
     assert solving_calls([refused], ["Paris"], SUBS) == [False]
 
 
+def test_an_empty_gold_output_is_solved_by_a_call_that_succeeds_only():
+    empty = sub_answers(("a", ""))
+    outputs = ["Error: a raised AssertionError: no such item", ""]
+    ended_well = [False, True]
+    assert solving_calls([call("a"), call("a")], outputs, empty, ended_well) == [False, True]
+    # as FTRL counts: an exception that names the gold output
+    assert solving_calls([call("b")], ["Error: 1912"], SUBS, [False]) == [True]
+
+
 def test_every_part_must_stand_in_the_output():
     assert contains_answer("born in PARIS, 1912", "Paris, 1912")
     assert not contains_answer("born in Paris", "Paris, 1912")

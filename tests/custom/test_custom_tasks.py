@@ -112,6 +112,7 @@ def test_tools_may_be_written_in_the_row(write):
         ),
         ({"question": None, "messages": ["hi"]}, r"messages\[0\]: expected an object, got str"),
         ({"answer": None}, "answer: is missing, and there is no gold_state"),
+        ({"answer": " "}, "answer: is empty, and an empty answer is never right"),
         ({"gold_calls": None}, "gold_calls: is missing .*collect_traces"),
         ({"gold_calls": ["price"]}, r"gold_calls\[0\]: expected an object, got str"),
         ({"gold_calls": [{"name": "price"}]}, r"gold_calls\[0\]: arguments: is missing"),

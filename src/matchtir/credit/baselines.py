@@ -16,6 +16,7 @@ from matchtir.credit.outcome import answer_f1, final_answer, solving_calls
 from matchtir.credit.rewards import Credit
 from matchtir.credit.similarity import COMPARABLE, json_equal
 from matchtir.tools.formats import extract_answer
+from matchtir.tools.sandbox import succeeded
 from matchtir.types import Task, ToolCall, Trajectory, Turn
 from matchtir.utils.options import check_option
 
@@ -49,7 +50,9 @@ class FtrlReward:
     def _credit(self, trajectory: Trajectory) -> Credit:
         task = trajectory.task
         outputs = [result.output for result in trajectory.results]
-        solved = np.array(solving_calls(trajectory.calls, outputs, task.sub_answers), dtype=float)
+        ended_well = [succeeded(result) for result in trajectory.results]
+        solves = solving_calls(trajectory.calls, outputs, task.sub_answers, ended_well)
+        solved = np.array(solves, dtype=float)
         rewards = np.zeros(len(trajectory.turns))
         position = 0
         for index, turn in enumerate(trajectory.turns):

@@ -16,6 +16,9 @@ from matchtir.types import CallStatus, StopReason, SubAnswer, ToolCall, Trajecto
 State = Mapping[str, Any]  # by class: attributes
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
+# Where punctuation is part of a number: a sign, a point, a fraction, a ratio, a time, a product.
+_NUMERIC = re.compile(r"(?<![\w)])[-\u2212](?=[$€£¥]?\.?\d)|(?<![\w.])\.(?=\d)|(?<=\d)[./:*](?=\d)")
+_PLUS = re.compile(r"(?<![\w)])\+(?=[$€£¥]?\.?\d)")  # of a number: it says nothing
 
 
 def _blank(match: re.Match[str]) -> str:
@@ -27,6 +30,22 @@ def _blank(match: re.Match[str]) -> str:
 def answer_tokens(text: str) -> list[str]:
     """Words of an answer: lower case, punctuation read as spaces."""
     return _PUNCTUATION.sub(_blank, text.lower()).split()
+
+
+@lru_cache(maxsize=1024)  # the gold answer is that of a whole group
+def _meaning(text: str) -> list[str]:
+    """`answer_tokens` and, where they stand, the signs and symbols that tell answers apart."""
+    signs = {found.start() for found in _NUMERIC.finditer(text)}
+    pluses = {found.start() for found in _PLUS.finditer(text)}
+
+    def kept(match: re.Match[str]) -> str:
+        character = match.group().replace("\u2212", "-")
+        symbol = unicodedata.category(character).startswith("S") and character not in "`|~"
+        if match.start() not in pluses and (symbol or character in "#%@" or match.start() in signs):
+            return f" {character} "
+        return _blank(match)
+
+    return _PUNCTUATION.sub(kept, text).lower().split()
 
 
 def final_answer(trajectory: Trajectory) -> str | None:
@@ -43,11 +62,14 @@ def final_answer(trajectory: Trajectory) -> str | None:
 def answer_f1(predicted: str | None, gold: str) -> float:
     """Token-set F1 of an answer, ``2 |a ∩ b| / (|a| + |b|)`` (paper eq. 9).
 
-    None (no answer given) and answers without any word score 0.
+    None (no answer given) and answers without any word score 0; but where the gold answer has
+    none ("+"), the same answer scores 1: it could not be earned otherwise.
     """
     if predicted is None:
         return 0.0
     left, right = set(answer_tokens(predicted)), _gold_words(gold)
+    if not right:
+        return answer_match(predicted, gold)
     return 2 * len(left & right) / (len(left) + len(right)) if left and right else 0.0
 
 
@@ -57,8 +79,17 @@ def _gold_words(gold: str) -> frozenset[str]:
 
 
 def answer_match(predicted: str | None, gold: str) -> float:
-    """1 where both answers have the same words in the same order, else 0."""
-    return float(predicted is not None and answer_tokens(predicted) == answer_tokens(gold))
+    """1 where both answers have the same words and symbols in the same order, else 0.
+
+    Case and punctuation do not count, but what makes another answer does: "-5" is not "5", "1.5"
+    not "1/5", "C++" neither "C" nor "C#". An empty answer is never right.
+    """
+    if predicted is None or not predicted.strip():
+        return 0.0
+    said, wanted = _meaning(predicted), _meaning(gold)
+    if not said and not wanted:  # punctuation alone
+        return float(predicted.split() == gold.split())
+    return float(said == wanted)
 
 
 # ---------------------------------------------------------------- the state of the tools
@@ -103,7 +134,7 @@ def outcome_score(
 
 
 def succeeds(trajectory: Trajectory) -> bool:
-    """Whether the attempt ends with the words of the gold answer, and in the gold state."""
+    """Whether the attempt ends with the gold answer (`answer_match`), and in the gold state."""
     return outcome_score(trajectory, final_answer(trajectory), answer_match) == 1.0
 
 
@@ -117,7 +148,10 @@ def contains_answer(output: str, gold: str) -> bool:
 
 
 def solving_calls(
-    calls: Sequence[ToolCall], outputs: Sequence[str], sub_answers: Sequence[SubAnswer]
+    calls: Sequence[ToolCall],
+    outputs: Sequence[str],
+    sub_answers: Sequence[SubAnswer],
+    ended_well: Sequence[bool] | None = None,
 ) -> list[bool]:
     """Whether each call [m], with its output [m], solves a sub-answer [n] (FTRL, 2508.08791).
 
@@ -125,21 +159,34 @@ def solving_calls(
     one. The text of an exception counts as output, as in FTRL's published code. A call that the
     parser refused was never executed, so it solves nothing.
 
+    Every text contains an empty gold output, so only a call that succeeded solves that.
+
+    Args:
+        ended_well: whether each call ran to its end without an error [m]; None: not known, and each
+            call that the parser took counts.
+
     Raises ValueError where calls and outputs differ in number.
     """
     unsolved: defaultdict[str, list[SubAnswer]] = defaultdict(list)
     for sub_answer in sub_answers:
         unsolved[sub_answer.tool].append(sub_answer)
     solved = []
-    for call, output in zip(calls, outputs, strict=True):
+    ended = [True] * len(calls) if ended_well is None else ended_well
+    for call, output, well in zip(calls, outputs, ended, strict=True):
         solves = None
         if call.status is CallStatus.OK:
-            open_answers = unsolved.get(call.name, [])
+            open_answers = [
+                item for item in unsolved[call.name] if well or not _is_empty(item.output)
+            ]
             solves = next((s for s in open_answers if contains_answer(output, s.output)), None)
         if solves is not None:
             unsolved[call.name].remove(solves)
         solved.append(solves is not None)
     return solved
+
+
+def _is_empty(gold: str) -> bool:
+    return not _plain(gold).strip()
 
 
 def _plain(text: str) -> str:

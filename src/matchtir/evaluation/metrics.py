@@ -13,7 +13,7 @@ from torch import distributed
 
 from matchtir.credit.outcome import answer_f1, final_answer, solving_calls, succeeds
 from matchtir.evaluation.statistics import Mean, Statistic, Values, value
-from matchtir.tools.sandbox import executed, reports_error
+from matchtir.tools.sandbox import executed, succeeded
 from matchtir.types import SubAnswer, ToolCall, Trajectory
 
 MEASURES = (
@@ -35,17 +35,20 @@ class SolveMetrics:
 
 
 def solve_metrics(
-    calls: Sequence[ToolCall], outputs: Sequence[str], sub_answers: Sequence[SubAnswer]
+    calls: Sequence[ToolCall],
+    outputs: Sequence[str],
+    sub_answers: Sequence[SubAnswer],
+    ended_well: Sequence[bool] | None = None,
 ) -> SolveMetrics:
     """The Solve metrics of calls [p], their outputs [p] and the sub-answers [n].
 
-    Which calls solve a sub-answer is `solving_calls`. Every call counts in p, also a failed one,
-    as in FTRL's published code.
+    Which calls solve a sub-answer is `solving_calls`, which also says what `ended_well` is. Every
+    call counts in p, also a failed one, as in FTRL's published code.
 
     Raises:
         ValueError: as many outputs as calls are needed.
     """
-    solved = sum(solving_calls(calls, outputs, sub_answers))
+    solved = sum(solving_calls(calls, outputs, sub_answers, ended_well))
     made, asked = len(calls), len(sub_answers)
     return SolveMetrics(
         precision=solved / made if made else 1.0,
@@ -58,7 +61,8 @@ def measure(trajectory: Trajectory) -> dict[str, float]:
     """The value of each of `MEASURES` for one trajectory."""
     task = trajectory.task
     outputs = [result.output for result in trajectory.results]
-    solve = solve_metrics(trajectory.calls, outputs, task.sub_answers)
+    ended_well = [succeeded(result) for result in trajectory.results]
+    solve = solve_metrics(trajectory.calls, outputs, task.sub_answers, ended_well)
     answer = final_answer(trajectory)
     return {
         "success": float(succeeds(trajectory)),
@@ -75,7 +79,7 @@ def measure(trajectory: Trajectory) -> dict[str, float]:
 def calls_failed(trajectory: Trajectory) -> float:
     """Calls that did not run to their end, or whose tool answered with an error."""
     results = trajectory.results
-    return float(sum(not executed(item) or reports_error(item.output) for item in results))
+    return float(sum(not succeeded(result) for result in results))
 
 
 def calls_succeeded(trajectory: Trajectory) -> float:

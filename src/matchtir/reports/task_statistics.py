@@ -14,7 +14,7 @@ from scipy import sparse
 from matchtir.credit.outcome import contains_answer, missed, solving_calls
 from matchtir.tasks.ftrl import question_text
 from matchtir.tasks.splits import entities, normalised, solution_key
-from matchtir.tools.sandbox import Replay, Sandbox, replay_all
+from matchtir.tools.sandbox import Replay, Sandbox, replay_all, succeeded
 from matchtir.types import ResultStatus, Task
 
 Splits = Mapping[str, Sequence[Task]]
@@ -239,7 +239,9 @@ def replay_gold(tasks: Sequence[Task], sandbox: Sandbox) -> GoldReplay:
     for task, replay in zip(chosen, replays, strict=True):
         outputs = [result.output for result in replay.results]
         statuses.update(str(result.status) for result in replay.results)
-        solved.append(sum(solving_calls(task.gold_calls, outputs, task.sub_answers)))
+        ended_well = [succeeded(result) for result in replay.results]
+        solves = solving_calls(task.gold_calls, outputs, task.sub_answers, ended_well)
+        solved.append(sum(solves))
         if task.answer:
             answered.append(contains_answer("\n".join(outputs), task.answer))
         missing = "" if task.gold_state is None else missed(task.gold_state, replay.state)

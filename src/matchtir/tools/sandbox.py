@@ -248,6 +248,11 @@ def executed(result: ToolResult) -> bool:
     return result.status in (ResultStatus.OK, ResultStatus.TRUNCATED)
 
 
+def succeeded(result: ToolResult) -> bool:
+    """Whether a call ran to its end and its output does not say that it failed."""
+    return executed(result) and not reports_error(result.output)
+
+
 def reports_error(output: str) -> bool:
     """Whether a tool's own words say that it failed: {"error": ...}, or text that begins so."""
     if output.lstrip().lower().startswith("error"):

@@ -53,6 +53,8 @@ def task_from_row(
     answer = row.get("answer")
     if answer is None and gold_state is None:
         raise RowError("answer: is missing, and there is no gold_state")
+    if answer is not None and not value_text(answer).strip() and gold_state is None:
+        raise RowError("answer: is empty, and an empty answer is never right")
     return Task(
         task_id=read_field(row, "id", str, optional=True) or task_id,
         question=question,
