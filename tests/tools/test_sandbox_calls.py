@@ -8,7 +8,7 @@ import pytest
 
 from matchtir.tools.formats import error_text, parse_calls
 from matchtir.tools.sandbox import executed, reports_error
-from matchtir.types import ResultStatus, ToolCall, ToolResult
+from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult
 from tests.tools.sandbox_helpers import in_session, run, tool
 
 
@@ -23,7 +23,13 @@ from tests.tools.sandbox_helpers import in_session, run, tool
         ("{1, }", '"{1}"', "{1}"),
         ("{(1, 2): 3}", "{(1, 2): 3}", "{(1, 2): 3}"),  # no JSON at all
         ("[complex(1, 2)]", '["(1+2j)"]', "[(1+2j)]"),
-        ("float('nan')", "NaN", "nan"),
+        ("float('nan')", '"NaN"', "nan"),
+        (
+            "[float('-inf'), {'a': (float('inf'), 1.5)}]",
+            '["-Infinity", {"a": ["Infinity", 1.5]}]',
+            None,
+        ),
+        ("{float('nan'): 1, 2: None}", '{"NaN": 1, "2": null}', None),
         ("''", "", ""),
         ("'😀'", "😀", "😀"),
         (r"'\ud83d\ude00'", "😀", "😀"),  # two halves make a character
@@ -36,6 +42,15 @@ def test_return_values_become_text(sandbox, make_sandbox, expression, json_text,
     assert (result.status, result.output) == (ResultStatus.OK, json_text)
     if python_text is not None and python_text != json_text:
         assert run(make_sandbox(output="python"), source).output == python_text
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf"])
+def test_our_own_parser_reads_what_a_tool_returns(sandbox, number):
+    output = run(sandbox, f"def f(): return {{'a': [float('{number}')]}}").output
+    (read,) = parse_calls(
+        f'<tool_call>{{"name": "f", "arguments": {output}}}</tool_call>', tool_names=None
+    )
+    assert read.status is CallStatus.OK and isinstance(read.arguments["a"][0], str)
 
 
 def test_objects_that_json_cannot_hold_become_str(sandbox):

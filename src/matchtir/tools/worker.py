@@ -17,6 +17,7 @@ import enum
 import functools
 import inspect
 import json
+import math
 import os
 import resource
 import signal
@@ -190,9 +191,23 @@ def as_text(value, form):
     if form == "python":
         return str(value)
     try:
-        return json.dumps(value, ensure_ascii=False, default=str)
+        try:
+            return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+        except ValueError:  # NaN or an infinity; or a cycle, which ends in RecursionError
+            return json.dumps(finite(value), ensure_ascii=False, default=str)
     except (TypeError, ValueError, RecursionError):  # keys that JSON has not, cycles, depth
         return str(value)
+
+
+def finite(value):
+    """The value with NaN and infinities as text: JSON has no such numbers."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else json.dumps(float(value))
+    if isinstance(value, dict):
+        return {finite(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return value
 
 
 def describe(error):
