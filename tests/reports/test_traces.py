@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +52,24 @@ CREDIT = Credit(
 )
 
 
-def test_each_call_names_the_gold_call_with_the_most_weight() -> None:
+def test_each_call_names_the_gold_call_that_pays_it_most() -> None:
     record = trace_record(TRAJECTORY, CREDIT, np.array([1.0, -1.0]))
     calls = [call for turn in record["turns"] for call in turn["calls"]]
     matches = [(call["gold"], call["weight"], call["similarity"]) for call in calls]
     assert matches == [(1, 0.4, 0.9), (None, 0.0, None), (0, 0.5, 1.0)]
     assert [call["reward"] for call in calls] == [0.4, 0.0, 0.5]
+
+
+def test_a_soft_plan_matches_no_call_that_is_like_no_gold_call() -> None:
+    credit = replace(
+        CREDIT,
+        similarity=np.array([[0.0, 0.9], [0.0, 0.0], [0.5, 0.4]]),
+        plan=np.array([[0.3, 0.1], [0.4, 0.3], [0.1, 0.2]]),
+    )
+    record = trace_record(TRAJECTORY, credit, [1.0, -1.0])
+    calls = [call for turn in record["turns"] for call in turn["calls"]]
+    matches = [(call["gold"], call["weight"], call["similarity"]) for call in calls]
+    assert matches == [(1, 0.1, 0.9), (None, 0.0, None), (1, 0.2, 0.4)]
 
 
 def test_turns_calls_and_totals() -> None:

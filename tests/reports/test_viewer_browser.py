@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from matchtir.reports import viewer
+from matchtir.reports.traces import write_traces
 from matchtir.reports.viewer import write_viewer
-from tests.reports.trace_files import MARKUP, a_hostile_run, a_run
+from tests.reports.trace_files import MARKUP, a_hostile_run, a_run, answering, calling, record
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 850}
 
@@ -73,6 +74,19 @@ def test_an_attempt_shows_its_turns_and_their_credit(page: Any, url: str) -> Non
     assert "similarity 0.8000, plan 1.00000" in page.text_content(".matrix .cell title")
     assert page.inner_text(".gold li:nth-child(2) .missing") == "not matched"
     assert len(page.query_selector_all(".credit tbody tr")) == 2
+
+
+def test_mass_without_similarity_is_shown_as_unpaid(page: Any, tmp_path: Path) -> None:
+    made = record([calling("weigh", "beta"), answering("3 kg")], similarity=0.0)
+    write_traces(tmp_path / "traces" / "iteration_000001.jsonl", [made])
+    (file,) = write_viewer(tmp_path, tmp_path / "view.html")
+    opened(page, f"{file.as_uri()}#/1/0/0")
+    assert made["plan"] == [[1.0, 0.0]]
+    assert page.inner_text("#turn-1 .call-facts .missing") == "unpaid: like no gold call"
+    assert not page.query_selector_all(".matrix .mass")
+    assert [item.inner_text() for item in page.query_selector_all(".gold .missing")] == [
+        "not matched"
+    ] * 2
 
 
 def test_tokens_are_coloured_by_advantage_or_log_ratio(page: Any, url: str) -> None:

@@ -48,13 +48,16 @@ def record(
     attempt: int = 0,
     task: Task = TASK,
     stop: StopReason = StopReason.ANSWER,
+    similarity: float = 0.8,
 ) -> dict[str, Any]:
     """One attempt in the format of the trace files; call k is matched to gold call k."""
     trajectory = Trajectory(task, (0,), tuple(turns), stop, policy_version=iteration)
     made, gold = len(trajectory.calls), len(task.gold_calls)
     plan = np.eye(made, gold)
     rewards = np.full(len(turns), total / max(len(turns), 1))
-    credit = Credit(0.8 * plan, plan, 0.8 * plan.sum(axis=1), rewards, 0.5, 0.5, total)
+    credit = Credit(
+        similarity * plan, plan, similarity * plan.sum(axis=1), rewards, 0.5, 0.5, total
+    )
     advantages = [total - index for index in range(len(turns))]
     tokens = [TurnTokens([turn.text, "."], [0.2, -0.1]) for turn in turns]
     parts = {"return": advantages, "trajectory_advantage": advantages}

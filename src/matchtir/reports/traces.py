@@ -35,8 +35,9 @@ def trace_record(
 ) -> dict[str, Any]:
     """One rollout with what each call and each turn earned.
 
-    A call's `gold` is the index of the gold call with the most weight in its row of the plan, null
-    where the row is all zero; `weight` and `similarity` are that pair's.
+    A call's `gold` is the index of the gold call that pays it most, by weight in the plan times
+    similarity; null where none pays, as at the similarity 0 to which a soft plan gives weight too.
+    `weight` and `similarity` are that pair's.
 
     Args:
         trajectory: of T turns.
@@ -111,8 +112,8 @@ def _call_records(turn: Turn, credit: Credit, first: int) -> list[dict[str, Any]
     records = []
     for offset, call in enumerate(turn.calls):
         row = first + offset
-        plan = credit.plan[row]
-        gold = int(plan.argmax()) if plan.any() else None
+        paid = credit.plan[row] * credit.similarity[row]
+        gold = int(paid.argmax()) if (paid > 0).any() else None
         result = turn.results[offset] if offset < len(turn.results) else None
         records.append(
             {
@@ -122,7 +123,7 @@ def _call_records(turn: Turn, credit: Credit, first: int) -> list[dict[str, Any]
                 "result_status": None if result is None else str(result.status),
                 "output": None if result is None else result.output,
                 "gold": gold,
-                "weight": 0.0 if gold is None else float(plan[gold]),
+                "weight": 0.0 if gold is None else float(credit.plan[row, gold]),
                 "similarity": None if gold is None else float(credit.similarity[row, gold]),
                 "reward": float(credit.call_rewards[row]),
             }

@@ -47,7 +47,7 @@ function callCard(call, index, highlight) {
       h("code", { class: "signature" }, parsed || call.name ? signature(call) : "unreadable call"),
       h("span", { class: `chip ${good ? "ok" : "bad"}` }, ended)),
     h("div", { class: "call-facts muted number" },
-      call.gold === null ? h("span", { class: "missing" }, "matches nothing")
+      call.gold === null ? h("span", { class: "missing" }, "unpaid: like no gold call")
         : h("span", {}, `→ g${call.gold + 1}   similarity ${number(call.similarity)}   mass ${number(call.weight, 3)}`),
       h("span", {}, `earned ${signed(call.reward)}`)),
     call.output === null ? null : h("details", { class: "result" },
