@@ -19,7 +19,8 @@ FIELDS = (
     *("gold_calls", "alternatives", "answer", "initial_state", "gold_state", "metadata"),
 )
 CALL_FIELDS = ("name", "arguments", "turn", "output")
-TOOL_FIELDS = ("name", "description", "parameters", "source", "owner")
+TOOL_FIELDS = ("name", "description", "parameters", "source", "owner", "strict")
+COMBINED = ("anyOf", "oneOf", "allOf", "$ref", "patternProperties", "if")  # name more arguments
 ROLES = ("system", "user", "assistant")
 
 
@@ -138,9 +139,9 @@ def _split(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_question(row: Mapping[str, Any]) -> tuple[str, tuple[Message, ...]]:
-    if ("question" in row) == ("messages" in row):
+    if (row.get("question") is None) == (row.get("messages") is None):
         raise RowError("question: a row has either a question or messages")
-    if "question" in row:
+    if row.get("question") is not None:
         return read_field(row, "question", str), ()
     messages = []
     for index, item in enumerate(read_field(row, "messages", list)):
@@ -181,10 +182,25 @@ def _read_own_tool(entry: Mapping[str, Any]) -> ToolSpec:
         flat = {key: value for key, value in entry.items() if key not in ("type", "function")}
         entry = {**flat, **entry["function"]}
     _known(entry, TOOL_FIELDS)
+    parameters = read_field(entry, "parameters", dict)
+    with within("parameters"):
+        _check_parameters(parameters)
     owner = read_field(entry, "owner", str, optional=True) or ""
     tool = replace(read_tool(entry), source=read_field(entry, "source", str), owner=owner)
     _check_source(tool)
     return tool
+
+
+def _check_parameters(schema: Mapping[str, Any]) -> None:
+    """A JSON schema: properties are named schemas, and what is required is a list of names."""
+    properties = read_field(schema, "properties", dict, optional=True) or {}
+    for name, item in properties.items():
+        if not isinstance(item, (dict, bool)):
+            got = type(item).__name__
+            raise RowError(f"properties: {name}: expected a schema, got {got}")
+    required = read_field(schema, "required", list, optional=True) or []
+    if not all(isinstance(name, str) for name in required):
+        raise RowError("required: expected a list of names")
 
 
 def _check_source(tool: ToolSpec) -> None:
@@ -224,8 +240,11 @@ def _read_calls(
 
 def _check_arguments(arguments: Mapping[str, Any], tool: ToolSpec) -> None:
     properties = tool.parameters.get("properties") or {}
+    more = tool.parameters.get("additionalProperties") or any(
+        key in tool.parameters for key in COMBINED
+    )
     for name in arguments:
-        if name not in properties and not tool.parameters.get("additionalProperties"):
+        if name not in properties and not more:
             takes = ", ".join(properties) or "no arguments"
             raise RowError(f"arguments: {tool.name} takes no {name!r} (it takes {takes})")
     for name in tool.parameters.get("required") or ():
