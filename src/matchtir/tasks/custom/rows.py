@@ -182,11 +182,11 @@ def _read_own_tool(entry: Mapping[str, Any]) -> ToolSpec:
         flat = {key: value for key, value in entry.items() if key not in ("type", "function")}
         entry = {**flat, **entry["function"]}
     _known(entry, TOOL_FIELDS)
-    parameters = read_field(entry, "parameters", dict)
+    tool = read_tool(entry)
     with within("parameters"):
-        _check_parameters(parameters)
+        _check_parameters(tool.parameters)
     owner = read_field(entry, "owner", str, optional=True) or ""
-    tool = replace(read_tool(entry), source=read_field(entry, "source", str), owner=owner)
+    tool = replace(tool, source=read_field(entry, "source", str), owner=owner)
     _check_source(tool)
     return tool
 
