@@ -4,7 +4,7 @@ python scripts/learning.py logs/learning/*      writes results/learning.csv and 
 
 A row of the CSV is a run. Intervals resample starting weights, seeds and tasks. Besides the greedy
 attempt that a run makes at each test task, its weights before and after training make four attempts
-at temperature 1.
+at temperature 1 at every second of them.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def sampled_tokens(run: RunData) -> int:
 
 @cache
 def sampled_success(config_file: Path, policy: str) -> np.ndarray:
-    """Mean success of four attempts at temperature 1 at each test task, [n]."""
+    """Mean success of four attempts at temperature 1 at every second test task, [n / 2]."""
     config = OmegaConf.load(config_file)
     loaded = load_start(policy)
     loaded.policy.eval()
@@ -101,7 +101,7 @@ def sampled_success(config_file: Path, policy: str) -> np.ndarray:
     sandbox = instantiate(config.sandbox)
     try:
         runner = instantiate(config.rollout.episodes)(TokenSpeaker(engine, renderer), sandbox)
-        tasks = list(instantiate(config.data).tasks("test"))
+        tasks = list(instantiate(config.data).tasks("test"))[::2]
         groups = runner.run(tasks, ATTEMPTS, SamplingParams(temperature=1.0), seed=0)
     finally:
         sandbox.shutdown()
