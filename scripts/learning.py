@@ -34,6 +34,7 @@ from matchtir.policy.tiny.model import START, load_start
 from matchtir.reports.runs import RunData, read_run
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.speakers import TokenSpeaker
+from matchtir.utils.loggers import quiet
 from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE
 
 MEASURES = ("success", "solve_p", "solve_r", "solve_f1", "answer_f1", "answered", "calls")
@@ -49,6 +50,7 @@ class Row:
     start: str  # folder of its starting weights
     seed: int
     facts: dict[str, Any]
+    validation: dict[int, float]  # success on the validation tasks by iteration
     tasks: Sequence[Any]
     scores: dict[str, dict[str, np.ndarray]]  # stage -> measure -> [n]
 
@@ -80,7 +82,9 @@ def read(folder: Path, sampled: bool) -> Row:
         "sampled_tokens": sampled_tokens(run),
         "seconds": round(run.seconds or 0.0),
     }
-    return Row(run.group.split()[0], Path(start).parent.name, run.seed, facts, tasks, scores)
+    validation = dict(zip(*run.curves["val/success"], strict=True))
+    method = run.group.split()[0]
+    return Row(method, Path(start).parent.name, run.seed, facts, validation, tasks, scores)
 
 
 def sampled_tokens(run: RunData) -> int:
@@ -114,6 +118,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
     for row in rows:
         record: dict[str, Any] = {"method": row.method, "start": row.start, "seed": row.seed}
         record |= row.facts
+        record |= {f"val_success_{step}": round(v, 4) for step, v in row.validation.items()}
         hops = np.array([len(task.gold_calls) for task in row.tasks])
         for stage, scores in row.scores.items():
             record |= {f"{m}_{stage}": round(float(v.mean()), 4) for m, v in scores.items()}
@@ -145,12 +150,16 @@ def nested(rows: Sequence[Row], values: Sequence[np.ndarray]) -> Gain:
 
 
 def summary(rows: Sequence[Row]) -> list[Table]:
-    """Gains of each method, its difference from grpo, and success by the number of gold calls."""
+    """Gains of each method and how far from grpo, its course, success by number of gold calls."""
     methods = list(dict.fromkeys(row.method for row in rows))
     gains = Table(title="means, and gains with 95 % intervals over starts, seeds and tasks")
     for heading in ("method", "runs", "measure", "before", "after", "gain", "least", "vs grpo"):
         gains.add_column(heading)
     hops = Table(title="success by number of gold calls: before -> after")
+    course = Table(title="success on the validation tasks by iteration")
+    steps = sorted(rows[0].validation)
+    for heading in ("method", *map(str, steps)):
+        course.add_column(heading)
     numbers = sorted({len(task.gold_calls) for task in rows[0].tasks})
     for heading in ("method", *map(str, numbers)):
         hops.add_column(heading)
@@ -169,6 +178,8 @@ def summary(rows: Sequence[Row]) -> list[Table]:
                 against = shown(nested(own, differences))
             cells = [f"{mean:.3f}" for mean in means] + [shown(gain), f"{least:+.3f}", against]
             gains.add_row(method, str(len(own)), measure, *cells)
+        means = [np.mean([row.validation[step] for row in own]) for step in steps]
+        course.add_row(method, *(f"{mean:.3f}" for mean in means))
         lengths = np.array([len(task.gold_calls) for task in own[0].tasks])
         cells = []
         for number in numbers:
@@ -178,7 +189,7 @@ def summary(rows: Sequence[Row]) -> list[Table]:
             )
             cells.append(f"{before:.2f} -> {after:.2f}")
         hops.add_row(method, *cells)
-    return [gains, hops]
+    return [gains, course, hops]
 
 
 def shown(gain: Gain) -> str:
@@ -193,6 +204,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/learning.csv"))
     parser.add_argument("--greedy", action="store_true", help="sample no further attempts")
     options = parser.parse_args()
+    quiet()
     folders = sorted({f.parent for path in options.runs for f in path.rglob(RESULT_FILE)}, key=str)
     rows = [read(folder, not options.greedy) for folder in folders]
     rows.sort(key=lambda row: (row.method, row.start, row.seed))
