@@ -33,10 +33,11 @@ def measure(threads: int, iterations: int, overrides: list[str]) -> tuple[float,
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "src/train.py", *overrides, f"iterations={iterations}"),
+            f"extras.threads={threads}",
             *("data.sizes={train: 4096, validation: 1, test: 1}", "trainer.limit_val_batches=0"),
             *("callbacks.progress.every_n_iterations=1", f"paths.run_dir={folder}"),
         ]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
         started = time.monotonic()
         run = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True

@@ -35,7 +35,8 @@ from matchtir.utils.run_folder import checkpoint_to_load, keep_config, register_
 from matchtir.utils.sweep import run_job
 
 KNOWN_KEYS = """
-    seed ckpt_path objective identity paths dry_run plan extras.print_config extras.matmul_precision
+    seed ckpt_path objective identity paths dry_run plan extras.print_config
+    extras.threads extras.matmul_precision
     iterations tasks_per_iteration group_size mini_batches silent ahead carried_groups
     penalties turn_reduction turn_groups singleton assignment reward advantage loss optimizer module
     model renderer rollout.engine rollout.limits rollout.episodes sandbox data validation datamodule
@@ -57,6 +58,8 @@ def run(config: DictConfig) -> float:
     keep_config(config, folder)
     if config.extras.print_config:
         print(OmegaConf.to_yaml(config, resolve=True))
+    if config.extras.threads is not None:
+        torch.set_num_threads(config.extras.threads)
     torch.set_float32_matmul_precision(config.extras.matmul_precision)
     seed_everything(config.seed, workers=True, verbose=False)
 
