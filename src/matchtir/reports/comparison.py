@@ -30,6 +30,7 @@ STAGES = ("rollout", "tools", "credit", "update")
 AVERAGED = ("solve_p", "solve_r", "solve_f1")
 AVERAGE = "solve_avg"
 HEADINGS = {
+    "success": "Success",
     "solve_p": "Solve-P",
     "solve_r": "Solve-R",
     "solve_f1": "Solve-F1",

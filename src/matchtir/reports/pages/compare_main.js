@@ -54,7 +54,7 @@ function curves(data) {
   });
 }
 
-const LEADING = ["solve_p", "solve_r", "solve_f1", "solve_avg", "answer_f1", "answered"];
+const LEADING = ["success", "solve_p", "solve_r", "solve_f1", "solve_avg", "answer_f1", "answered"];
 function interval(gain, name) {
   if (!gain) return null;
   const kind = gain.low > 0 ? "up" : gain.high < 0 ? "down" : "";
