@@ -56,10 +56,10 @@ def packed_attention(
     A mask over the whole row would do the work of all pairs of tokens, and take its memory. Segment
     by segment it is small, and where there is no prompt the kernels without a mask apply.
     """
-    scale = settings.get("scaling")
+    given = {"scale": settings.get("scaling"), "dropout_p": settings.get("dropout", 0.0)}
     if segments is None:
         if attention_mask is not None and key.shape[1] < query.shape[1]:
-            return grouped_attention(query, key, value, attention_mask, scale), None
+            return grouped_attention(query, key, value, attention_mask, **given), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     lengths = [segment.length for segment in segments]
     # Split, not sliced: the gradient of every slice would be as long as the row.
@@ -76,7 +76,7 @@ def packed_attention(
             own_value = torch.cat((values[segment.prompt], own_value), dim=2)
             shape = (1, 1, segment.length, own_key.shape[2])
             mask = query.new_ones(shape, dtype=torch.bool).tril(lengths[segment.prompt])
-            output = grouped_attention(queries[number], own_key, own_value, mask, scale)
+            output = grouped_attention(queries[number], own_key, own_value, mask, **given)
         outputs.append(output)
     return torch.cat(outputs, dim=1), None
 
@@ -86,7 +86,7 @@ def grouped_attention(
     key: Float[Tensor, "B G K D"],
     value: Float[Tensor, "B G K D"],
     mask: Tensor,
-    scale: float | None,
+    **settings: Any,
 ) -> Float[Tensor, "B N H D"]:
     """Attention with a mask, where several query heads share one key head.
 
@@ -96,7 +96,7 @@ def grouped_attention(
 
     Args:
         mask: added or boolean, [B, 1, N, K].
-        scale: of the products; None: 1 / sqrt(D).
+        settings: of `scaled_dot_product_attention`.
     """
     batch, heads, length, dimension = query.shape
     groups = key.shape[1]
@@ -105,7 +105,7 @@ def grouped_attention(
         key,
         value,
         attn_mask=mask.repeat(1, 1, heads // groups, 1),
-        scale=scale,
+        **settings,
     )
     return output.view(batch, heads, length, dimension).transpose(1, 2)
 
