@@ -28,8 +28,8 @@ from matchtir.collection.collector import (
     summarise,
     summary_table,
 )
-from matchtir.evaluation.benchmark import AttemptLog
 from matchtir.evaluation.policies import find_policy
+from matchtir.evaluation.traces import AttemptLog
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.custom.rows import row_from_task

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from matchtir.reports.comparison import (
     setting_differences,
     write_comparison,
 )
-from matchtir.reports.runs import find_runs, wandb_runs
+from matchtir.reports.runs import find_runs
 from matchtir.utils.loggers import CsvLogger
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
@@ -204,60 +204,6 @@ def test_the_command_line(sweep: Path, tmp_path: Path) -> None:
     (sweep / "0" / "after.json").write_text("{")
     failed = subprocess.run([sys.executable, SCRIPT, sweep], capture_output=True, text=True)
     assert failed.returncode == 1 and "after.json: not JSON" in failed.stderr
-
-
-# -- runs of W&B's service ----------------------------------------------------------------------
-
-
-class ServedRun:
-    """What `wandb.Api` gives for one run, and for the files of its tables."""
-
-    name, group = "grpo seed=3", "grpo"
-    config = {"seed": 3, "lr": 0.1, "_wandb": {}}  # noqa: RUF012
-
-    def scan_history(self) -> list[dict[str, Any]]:
-        table = {"_type": "table-file", "path": "media/table/t.table.json"}
-        return [
-            {"_runtime": 1.0, "iteration": 0, "test/scores_before": table},
-            {"_runtime": 2.0, "iteration": 1, "train/reward": 0.5, "samples": {"nrows": 1}},
-            {"_runtime": 9.0, "iteration": 1, "test/scores_after": table, "train/reward": None},
-        ]
-
-    def file(self, path: str) -> Any:
-        return self
-
-    def download(self, root: str, replace: bool) -> TextIO:
-        file = Path(root, "t.table.json")
-        file.write_text(json.dumps({"columns": ["task", "solve_f1"], "data": [["t1", 0.25]]}))
-        return file.open()
-
-
-def test_runs_of_a_project() -> None:
-    class Api:
-        def runs(self, project: str, filters: dict[str, Any]) -> list[ServedRun]:
-            assert (project, filters) == ("me/matchtir", {"group": {"$in": ["grpo"]}})
-            return [ServedRun()]
-
-    (run,) = wandb_runs(Api(), "me/matchtir", ["grpo"])
-    assert (run.name, run.group, run.seed, run.seconds) == ("grpo seed=3", "grpo", 3, 9.0)
-    assert run.settings == {"lr": 0.1}
-    assert run.curves == {"train/reward": ([1], [0.5])}
-    assert run.before == run.after == {"t1": {"solve_f1": 0.25}}
-
-
-@pytest.mark.slow  # W&B's client tries again and again
-def test_a_service_that_cannot_be_reached_is_said(tmp_path: Path) -> None:
-    environment = {
-        "WANDB_BASE_URL": "http://127.0.0.1:9",
-        "WANDB_API_KEY": "0" * 40,
-        "HOME": str(tmp_path),
-    }
-    done = subprocess.run(
-        [sys.executable, SCRIPT, "--wandb", "me/no-such-project"],
-        capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "me/no-such-project: W&B cannot be asked" in done.stderr
 
 
 # -- in a browser ----------------------------------------------------------------------------------

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from matchtir.evaluation.traces import write_traces
 from matchtir.reports import viewer
-from matchtir.reports.traces import write_traces
 from tests.reports.trace_files import a_hostile_run, a_run, answering, record
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "view.py"

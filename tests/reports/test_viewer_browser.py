@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from matchtir.evaluation.traces import write_traces
 from matchtir.reports import viewer
-from matchtir.reports.traces import write_traces
 from matchtir.reports.viewer import write_viewer
 from tests.reports.trace_files import MARKUP, a_hostile_run, a_run, answering, calling, record
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from matchtir.credit.rewards import Credit
-from matchtir.reports.traces import TurnTokens, trace_record, write_traces
+from matchtir.evaluation.traces import TurnTokens, trace_record, write_traces
 from matchtir.types import (
     CallStatus,
     ResultStatus,

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from matchtir.collection.cleaning import Trace, TracedCall, clean_trace, trace_key, traced_calls
 from matchtir.credit.outcome import answer_f1, final_answer, outcome_score
-from matchtir.evaluation.benchmark import AttemptLog
+from matchtir.evaluation.traces import AttemptLog
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import derive_seed
 from matchtir.rollout.http import EndpointError

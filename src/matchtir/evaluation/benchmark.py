@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,11 @@ from matchtir.credit.rewards import Reward
 from matchtir.evaluation.metrics import Scoring
 from matchtir.evaluation.policies import EvaluatedPolicy, scripted_turns
 from matchtir.evaluation.statistics import Statistic
-from matchtir.reports.traces import trace_record, write_traces
+from matchtir.evaluation.traces import AttemptLog, Record, trace_record
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.tasks.rows import TaskSet, read_jsonl
+from matchtir.tasks.rows import TaskSet
 from matchtir.tasks.splits import spread
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, Trajectory
@@ -31,46 +30,7 @@ from matchtir.utils.options import check_option
 
 log = logging.getLogger(__name__)
 
-Record = Mapping[str, Any]  # a trace with "task", "groups" and "values"; see `attempt_record`
 Group = Callable[[Task], str]  # "": the task is in no group of this kind
-
-
-class AttemptLog:
-    """The finished attempts at the tasks of one benchmark, by task id: a JSON line each on file.
-
-    An interrupted evaluation finds here what it has done already. A last line that was cut short is
-    dropped: its attempt is made again.
-
-    Raises:
-        ValueError: a line that is no attempt; the message names file and line.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.done: dict[str, Record] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            drop_unfinished_line(path)
-            self.done = {record["task"]: record for record in read_jsonl(path)}
-
-    def add(self, record: Record) -> None:
-        """Keep a finished attempt."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.done[record["task"]] = record
-
-    def finish(self, task_ids: Sequence[str]) -> list[Record]:
-        """The attempts at these tasks, in their order, which the file takes too."""
-        records = [self.done[task_id] for task_id in task_ids]
-        write_traces(self.path, [dict(record) for record in records])
-        return records
-
-
-def drop_unfinished_line(path: Path) -> None:
-    """Cut a file of lines behind its last whole one."""
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        path.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 @dataclass(frozen=True, slots=True)

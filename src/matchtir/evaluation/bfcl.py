@@ -17,15 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from matchtir.evaluation import bfcl_worker
-from matchtir.evaluation.benchmark import (
-    Outcome,
-    Record,
-    Setting,
-    attempt_record,
-    drop_unfinished_line,
-)
+from matchtir.evaluation.benchmark import Outcome, Setting, attempt_record
 from matchtir.evaluation.policies import Address, EvaluatedPolicy, random_turn_texts
 from matchtir.evaluation.statistics import Mean, MeanOf, Statistic
+from matchtir.evaluation.traces import Record, drop_unfinished_line
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.tasks.bfcl import BfclEntry, entry_from_row, gold_turn_texts

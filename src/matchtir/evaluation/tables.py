@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from matchtir.evaluation.benchmark import Benchmark, Outcome, Record
+from matchtir.evaluation.benchmark import Benchmark, Outcome
 from matchtir.evaluation.statistics import (
     Gain,
     Statistic,
@@ -25,6 +25,7 @@ from matchtir.evaluation.statistics import (
     estimate,
     resample_weights,
 )
+from matchtir.evaluation.traces import Record
 from matchtir.tasks.rows import read_jsonl
 from matchtir.types import ResultStatus
 from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, finite

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -23,8 +22,6 @@ from matchtir.utils.run_folder import (
 )
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values of each metric
-
-SCORES = ("test/scores_before", "test/scores_after")  # W&B's tables of the test tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,57 +79,6 @@ def read_run(folder: Path) -> RunData:
         after=_json(folder / "after.json") if finished else None,
         seconds=result.get("seconds"),
     )
-
-
-def wandb_runs(api: Any, project: str, groups: Sequence[str] = ()) -> list[RunData]:
-    """The runs of a project that W&B's service has; a run without test scores has not ended.
-
-    Args:
-        api: a `wandb.Api`.
-        project: `entity/project`, or `project` of the default entity.
-        groups: those alone; none: all.
-    """
-    filters = {"group": {"$in": list(groups)}} if groups else {}
-    return [_wandb_run(run) for run in api.runs(project, filters=filters)]
-
-
-def _wandb_run(run: Any) -> RunData:
-    config = {key: value for key, value in run.config.items() if key != "_wandb"}
-    curves: dict[str, tuple[list[int], list[float]]] = {}
-    scores: dict[str, Scores] = {}
-    seconds = 0.0
-    for row in run.scan_history():
-        seconds = max(seconds, row.get("_runtime") or 0.0)
-        for metric, value in row.items():
-            if metric in SCORES and value:
-                scores[metric] = _wandb_scores(run.file(value["path"]))
-            elif (
-                "/" in metric
-                and isinstance(value, int | float)
-                and row.get("iteration") is not None
-            ):
-                steps, values = curves.setdefault(metric, ([], []))
-                steps.append(int(row["iteration"]))
-                values.append(float(value))
-    finished = scores.keys() == set(SCORES)
-    before, after = (scores[name] if finished else None for name in SCORES)
-    return RunData(
-        name=run.name,
-        group=run.group or run.name,
-        seed=int(config["seed"]),
-        settings=method_settings(config),
-        curves=curves,
-        before=before,
-        after=after,
-        seconds=seconds if finished else None,
-    )
-
-
-def _wandb_scores(file: Any) -> Scores:
-    """The scores of each task, of a table file."""
-    with TemporaryDirectory() as folder, file.download(root=folder, replace=True) as text:
-        table = json.load(text)
-    return {task: dict(zip(table["columns"][1:], row, strict=True)) for task, *row in table["data"]}
 
 
 def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from matchtir.credit.advantages import AdvantageParts, parts_of
-from matchtir.reports.traces import TurnTokens, trace_record, write_traces
+from matchtir.evaluation.traces import TurnTokens, trace_record, write_traces
 from matchtir.training.base import PolicyModule
 from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.options import check_at_least

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from matchtir.credit.rewards import Credit
-from matchtir.reports.traces import TurnTokens, trace_record, write_traces
+from matchtir.evaluation.traces import TurnTokens, trace_record, write_traces
 from matchtir.types import (
     CallStatus,
     ResultStatus,

@@ -1,0 +1,192 @@
+"""What happened in an attempt, call by call, as a plain record for JSON; files of such records."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matchtir.credit.outcome import final_answer
+from matchtir.credit.rewards import Credit
+from matchtir.tasks.rows import read_jsonl
+from matchtir.tools.sandbox import succeeded
+from matchtir.types import Trajectory, Turn
+
+Record = Mapping[str, Any]  # a line of a file: "task" says of what
+
+
+@dataclass(frozen=True, slots=True)
+class TurnTokens:
+    """The sampled tokens of one turn."""
+
+    pieces: Sequence[str]  # text of each
+    log_ratios: Sequence[float]  # log-probability after the update minus that at sampling
+
+
+def trace_record(
+    trajectory: Trajectory,
+    credit: Credit,
+    advantages: Sequence[float],
+    *,
+    group: int = 0,
+    attempt: int = 0,
+    parts: Mapping[str, Sequence[float]] | None = None,
+    tokens: Sequence[TurnTokens] | None = None,
+) -> dict[str, Any]:
+    """One rollout with what each call and each turn earned.
+
+    Args:
+        trajectory: of T turns.
+        credit: its rewards.
+        advantages: one per turn, [T].
+        group: number of the task within the iteration.
+        attempt: number of the trajectory within its group.
+        parts: what the advantages are made of, by name, each [T].
+        tokens: of each turn, [T]; left out where only the text is known.
+
+    Raises:
+        ValueError: the number of turns or calls differs between the three.
+    """
+    task = trajectory.task
+    return {
+        "task": task.task_id,
+        "scenario": task.scenario,
+        "group": group,
+        "attempt": attempt,
+        "question": task.question,
+        "tools": [tool.name for tool in task.tools],
+        "gold_calls": [
+            {"name": call.name, "arguments": call.arguments}
+            for call in task.gold_traces[credit.gold_trace]
+        ],
+        "gold_answer": task.answer,
+        "answer": final_answer(trajectory),
+        "similarity": np.round(credit.similarity, 4).tolist(),
+        "plan": np.round(credit.plan, 6).tolist(),
+        "turns": _turn_records(trajectory, credit, advantages, parts or {}, tokens),
+        "stop_reason": str(trajectory.stop_reason),
+        "outcome": credit.outcome,
+        "outcome_reward": credit.outcome_reward,
+        "total": credit.total,
+        "policy_version": trajectory.policy_version,
+        "seconds": trajectory.seconds,
+    }
+
+
+def _turn_records(
+    trajectory: Trajectory,
+    credit: Credit,
+    advantages: Sequence[float],
+    parts: Mapping[str, Sequence[float]],
+    tokens: Sequence[TurnTokens] | None,
+) -> list[dict[str, Any]]:
+    name, turns = trajectory.task.task_id, len(trajectory.turns)
+    if not len(credit.turn_rewards) == len(advantages) == turns:
+        rewards, given = len(credit.turn_rewards), len(advantages)
+        raise ValueError(f"{name}: {turns} turns, {rewards} turn rewards, {given} advantages")
+    if len(credit.plan) != len(trajectory.calls):
+        raise ValueError(f"{name}: {len(trajectory.calls)} calls, {len(credit.plan)} plan rows")
+    records = []
+    first = 0
+    for index, turn in enumerate(trajectory.turns):
+        record = {
+            "text": turn.text,
+            "tokens": len(turn.token_ids),
+            "policy_version": turn.policy_version,
+            "reward": float(credit.turn_rewards[index]),
+            "advantage": float(advantages[index]),
+            **{part: float(values[index]) for part, values in parts.items()},
+            "calls": _call_records(turn, credit, first),
+        }
+        if tokens:
+            record["pieces"] = list(tokens[index].pieces)
+            record["log_ratios"] = [round(ratio, 4) for ratio in tokens[index].log_ratios]
+        records.append(record)
+        first += len(turn.calls)
+    return records
+
+
+def _call_records(turn: Turn, credit: Credit, first: int) -> list[dict[str, Any]]:
+    """The calls of one turn; `first` is the index of its first call in the trajectory.
+
+    A call's `gold` is the index of the gold call that pays it most, by weight in the plan times
+    similarity; null where none pays, as at the similarity 0 to which a soft plan gives weight too.
+    `weight` and `similarity` are that pair's. `succeeded`: it ran to its end, and its tool did not
+    answer with an error.
+    """
+    records = []
+    for offset, call in enumerate(turn.calls):
+        row = first + offset
+        paid = credit.plan[row] * credit.similarity[row]
+        gold = int(paid.argmax()) if (paid > 0).any() else None
+        result = turn.results[offset] if offset < len(turn.results) else None
+        records.append(
+            {
+                "name": call.name,
+                "arguments": call.arguments,
+                "status": str(call.status),
+                "result_status": None if result is None else str(result.status),
+                "succeeded": result is not None and succeeded(result),
+                "output": None if result is None else result.output,
+                "gold": gold,
+                "weight": 0.0 if gold is None else float(credit.plan[row, gold]),
+                "similarity": None if gold is None else float(credit.similarity[row, gold]),
+                "reward": float(credit.call_rewards[row]),
+            }
+        )
+    return records
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def write_traces(path: Path, records: Sequence[Record]) -> None:
+    """Write one record per line, in place of any earlier file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    new = path.with_name(f"{path.name}.new")  # whoever looks while it is written sees no half
+    new.write_text("".join(lines), encoding="utf-8")
+    os.replace(new, path)
+
+
+class AttemptLog:
+    """The finished attempts at some tasks, by task id: a JSON line each on file.
+
+    An interrupted program finds here what it has done already. A last line that was cut short is
+    dropped: its attempt is made again.
+
+    Raises:
+        ValueError: a line that is no attempt; the message names file and line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.done: dict[str, Record] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            drop_unfinished_line(path)
+            self.done = {record["task"]: record for record in read_jsonl(path)}
+
+    def add(self, record: Record) -> None:
+        """Keep a finished attempt."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self.done[record["task"]] = record
+
+    def finish(self, task_ids: Sequence[str]) -> list[Record]:
+        """The attempts at these tasks, in their order, which the file takes too."""
+        records = [self.done[task_id] for task_id in task_ids]
+        write_traces(self.path, records)
+        return records
+
+
+def drop_unfinished_line(path: Path) -> None:
+    """Cut a file of lines behind its last whole one."""
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
