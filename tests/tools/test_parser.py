@@ -30,12 +30,6 @@ def test_a_call_has_name_arguments_and_its_text():
     assert only(GOOD) == ToolCall("add", {"a": 1}, OK, '\n{"name": "add", "arguments": {"a": 1}}\n')
 
 
-def test_text_without_calls_has_none():
-    assert parse_calls("", None) == ()
-    assert parse_calls("I could write a tool_call > here.", None) == ()
-    assert parse_calls("a stray </tool_call> is text", None) == ()
-
-
 def test_calls_come_in_order_with_or_without_text_between():
     text = "So: " + GOOD + GOOD.replace("1", "2") + "\nand\n" + GOOD.replace("1", "3") + " done"
     calls = parse_calls(text, {"add"})
@@ -85,16 +79,6 @@ def test_what_is_refused_and_in_which_words(content, status, words):
     assert words in error_text(call)
 
 
-def test_refused_calls_have_different_words_for_different_faults():
-    contents = ["", "{", "[]", "{}", '{"name": "add"}', '{"name": "add", "parameters": {}}']
-    contents += ['{"name": "add", "arguments": ""}', '{"name": "add", "arguments": 1}']
-    contents += ['{"name": "sub", "arguments": {}}', '{"name": "add", "arguments": {"a": NaN}}']
-    texts = [error_text(only(block(content))) for content in contents]
-    texts.append(error_text(only("<tool_call>")))
-    assert len(set(texts)) == len(texts)
-    assert all(text.startswith("Error: ") for text in texts)
-
-
 def test_a_call_that_was_not_refused_has_no_error_text():
     with pytest.raises(ValueError, match="not refused"):
         error_text(only(GOOD))
@@ -112,10 +96,6 @@ def test_form_comes_before_the_name_of_the_tool():
     assert only(block('{"name": "sub"}')).status is CallStatus.ARGUMENTS_NOT_OBJECT
 
 
-def test_without_names_every_tool_is_known():
-    assert parse_calls(block('{"name": "sub", "arguments": {}}'), None)[0].status is OK
-
-
 def test_further_keys_are_ignored():
     call = only(block('{"id": 7, "name": "add", "arguments": {}, "parameters": 1}'))
     assert (call.status, call.arguments) == (OK, {})
@@ -125,21 +105,6 @@ def test_a_block_that_the_text_ends_is_unclosed():
     call = only('<tool_call>\n{"name": "add", "arguments": {}}')
     assert call == ToolCall("", None, CallStatus.UNCLOSED, '\n{"name": "add", "arguments": {}}')
     assert "closing" in error_text(call)
-
-
-def test_a_new_block_leaves_the_former_unclosed():
-    calls = parse_calls('<tool_call>{"name": "add"' + GOOD, {"add"})
-    assert [call.status for call in calls] == [CallStatus.UNCLOSED, OK]
-
-
-def test_nested_blocks_are_an_unclosed_and_a_closed_one():
-    calls = parse_calls(f"<tool_call>{GOOD}</tool_call>", {"add"})
-    assert [call.status for call in calls] == [CallStatus.UNCLOSED, OK]
-
-
-def test_tags_structure_the_text_inside_strings_too():
-    calls = parse_calls(block('{"name": "add", "arguments": {"a": "<tool_call>"}}'), {"add"})
-    assert [call.status for call in calls] == [CallStatus.UNCLOSED, CallStatus.INVALID_JSON]
 
 
 @pytest.mark.parametrize(
@@ -153,9 +118,15 @@ def test_tags_structure_the_text_inside_strings_too():
         (f"<think><tool_call></think>{GOOD}", [OK]),
         (f"<tool_call>{{<think>{GOOD}</think>", [CallStatus.UNCLOSED]),
         (f"<think>a</think>{GOOD}</think>", [OK]),  # a stray tag is text
+        ("", []),
+        ("I could write a tool_call > here.", []),
+        ("a stray </tool_call> is text", []),
+        (f'<tool_call>{{"name": "add"{GOOD}', [CallStatus.UNCLOSED, OK]),
+        (f"<tool_call>{GOOD}</tool_call>", [CallStatus.UNCLOSED, OK]),
+        (block('{"a": "<tool_call>"}'), [CallStatus.UNCLOSED, CallStatus.INVALID_JSON]),
     ],
 )
-def test_thinking_is_not_execution(text, statuses):
+def test_tags_alone_decide_what_is_a_call_and_thinking_is_none(text, statuses):
     assert [call.status for call in parse_calls(text, {"add"})] == statuses
 
 
@@ -170,12 +141,6 @@ def test_depth_is_bounded_wherever_the_reader_itself_gives_up():
 def test_a_megabyte_of_arguments_is_read():
     call = only(block(json.dumps({"name": "add", "arguments": {"a": "x" * 1_000_000}})))
     assert len(call.arguments["a"]) == 1_000_000
-
-
-def test_pairs_of_surrogates_are_one_character():
-    assert only(block('{"name": "add", "arguments": {"a": "\\ud83d\\ude00"}}')).arguments == {
-        "a": "😀"
-    }
 
 
 def test_half_a_pair_in_the_text_itself_is_refused_and_its_error_encodable():

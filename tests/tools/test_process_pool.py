@@ -23,16 +23,6 @@ ROOT = Path(__file__).parents[2]
 ENDLESS = "import re\ndef f(): return re.match('(a+)+$', 'a' * 40 + 'b')"
 
 
-def test_calls_run_at_once_on_different_workers(make_sandbox):
-    sandbox = make_sandbox(workers=10)
-    source = "import os, time\ndef f(s):\n    time.sleep(s)\n    return os.getpid()"
-    asyncio.run(call_all(sandbox, *[(tool(source), {"s": 0.2})] * 10))  # starts the workers
-    started = time.monotonic()
-    results = asyncio.run(call_all(sandbox, *[(tool(source), {"s": 0.2})] * 10))
-    assert time.monotonic() - started < 1.8  # one after another: 2 s
-    assert len({result.output for result in results}) == 10
-
-
 def test_calls_are_served_in_the_order_they_came(make_sandbox):
     sandbox = make_sandbox(workers=1)
     source = "import time\ndef f(): return time.monotonic()"
@@ -105,19 +95,6 @@ def test_a_cancelled_call_frees_its_worker_at_once(make_sandbox):
     assert sandbox.counts == {ResultStatus.OK: 2}
 
 
-def test_an_event_loop_may_end_while_calls_run(make_sandbox):
-    sandbox = make_sandbox(workers=2)
-
-    async def leave():
-        for _ in range(4):
-            task = asyncio.ensure_future(call_all(sandbox, (tool(ENDLESS), {})))
-            task.add_done_callback(lambda task: task.cancelled())
-        await asyncio.sleep(0.2)
-
-    asyncio.run(leave())  # cancels what is left
-    assert run(sandbox, "def f(): return 1").output == "1"
-
-
 def test_a_process_with_many_open_files_can_use_it(make_sandbox):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 4096:
@@ -133,17 +110,6 @@ def test_a_process_with_many_open_files_can_use_it(make_sandbox):
         for descriptor in files:
             os.close(descriptor)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def test_counts_tell_how_calls_ended(make_sandbox):
-    sandbox = make_sandbox()
-    source = "def f(x): return 1 / x"
-    for x in (1, 0, 2):
-        run(sandbox, source, x=x)
-    run(sandbox, source)
-    assert sandbox.counts == {
-        ResultStatus.OK: 2, ResultStatus.EXCEPTION: 1, ResultStatus.BAD_ARGUMENTS: 1
-    }  # fmt: skip
 
 
 def test_shutdown_leaves_no_process_and_may_be_repeated(make_sandbox):
