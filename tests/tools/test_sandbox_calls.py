@@ -8,7 +8,7 @@ import pytest
 
 from matchtir.tools.formats import error_text, parse_calls
 from matchtir.tools.sandbox import executed, reports_error
-from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult
+from matchtir.types import ResultStatus, ToolCall, ToolResult
 from tests.tools.sandbox_helpers import in_session, run, tool
 
 
