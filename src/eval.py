@@ -8,7 +8,7 @@ python src/eval.py benchmark=ftrl policy=... ckpt_path=last     # go on with an 
 
 from __future__ import annotations
 
-import logging
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,15 +23,18 @@ from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.tables import Earlier, report
 from matchtir.utils.config_check import check
 from matchtir.utils.loggers import quiet
-from matchtir.utils.run_folder import folder_to_resume, keep_config, register_resolvers
-
-log = logging.getLogger(__name__)
+from matchtir.utils.run_folder import (
+    CONFIG_FILE,
+    LAST,
+    checkpoint_to_load,
+    keep_config,
+    register_resolvers,
+)
 
 KNOWN_KEYS = """
     benchmark max_tasks policy label against seed max_concurrent sandbox assignment reward penalties
     turn_reduction renderer engine endpoint ckpt_path paths
 """
-LISTS = ("benchmark", "against")  # keys that take several values: a,b
 
 
 def run(config: DictConfig) -> dict[str, Any]:
@@ -39,7 +42,9 @@ def run(config: DictConfig) -> dict[str, Any]:
     check(config, KNOWN_KEYS)
     quiet()
     folder = Path(config.paths.run_dir)
-    folder_to_resume(config.ckpt_path, folder)
+    if config.ckpt_path not in (None, LAST):
+        raise ValueError(f"ckpt_path={config.ckpt_path}: an evaluation goes on from {LAST} alone")
+    checkpoint_to_load(config.ckpt_path, folder, CONFIG_FILE)
     earlier = [Earlier.load(path) for path in config.against]
     benchmarks = [instantiate(node) for node in config.benchmark.values()]
     policy = find_policy(
@@ -52,9 +57,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     keep_config(config, folder)
     sandbox = instantiate(config.sandbox)
-    setting = Setting(
-        folder, sandbox, instantiate(config.reward), config.seed, config.max_concurrent
-    )
+    reward = instantiate(config.reward)
+    setting = Setting(folder, sandbox, reward, config.seed, config.max_concurrent)
     try:
         outcomes = [benchmark.run(policy, setting) for benchmark in benchmarks]
     finally:
@@ -68,12 +72,7 @@ def with_lists(arguments: Sequence[str]) -> list[str]:
     """The command line with `benchmark=a,b` as the list that Hydra wants, outside sweeps."""
     if {"-m", "--multirun"} & set(arguments):
         return list(arguments)
-    changed = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        is_list = key in LISTS and equals and not value.startswith("[")
-        changed.append(f"{key}=[{value}]" if is_list else argument)
-    return changed
+    return [re.sub(r"^(benchmark|against)=([^\[].*)", r"\1=[\2]", each) for each in arguments]
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")

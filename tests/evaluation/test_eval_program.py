@@ -133,7 +133,7 @@ def test_what_is_not_there_to_compare_or_resume_is_named(configure, tmp_path):
         program.run(configure(*base, f"against=[{tmp_path / 'nowhere'}]"))
     with pytest.raises(FileNotFoundError, match="ckpt_path=last: no interrupted run"):
         program.run(configure(*base, "ckpt_path=last"))
-    with pytest.raises(ValueError, match="an evaluation has no checkpoints, only last"):
+    with pytest.raises(ValueError, match="an evaluation goes on from last alone"):
         program.run(configure(*base, "ckpt_path=some.ckpt"))
     assert not (tmp_path / "new").exists()
 

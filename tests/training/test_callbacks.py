@@ -15,6 +15,7 @@ from rich.console import Console
 from tensorboardX import SummaryWriter
 from torch.utils.data import DataLoader
 
+from matchtir.training.callbacks.checkpoint import LastCheckpoint
 from matchtir.training.callbacks.display import Curves, Progress
 from matchtir.training.callbacks.traces import COLUMNS, Samples, Traces
 from matchtir.utils.loggers import CsvLogger
@@ -185,7 +186,10 @@ def test_what_a_callback_logs_stands_beside_what_training_logs(tmp_path: Path) -
     assert any(name.startswith("DeviceStatsMonitor.") for name in curves)
 
 
-@pytest.mark.parametrize("make", [Progress, partial(Curves, "f"), partial(Traces, "f"), Samples])
+WATCHING = [Progress, Samples, *(partial(each, "f") for each in (Curves, Traces, LastCheckpoint))]
+
+
+@pytest.mark.parametrize("make", WATCHING)
 def test_intervals_must_be_positive(make: Any) -> None:
     with pytest.raises(ValueError, match="every_n_iterations=0"):
         make(every_n_iterations=0)

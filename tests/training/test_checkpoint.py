@@ -188,8 +188,3 @@ def test_a_checkpoint_that_another_process_left_unfinished_is_not_taken(tmp_path
     with pytest.raises(Killed):
         run(tmp_path, 4, Kill("on_train_batch_end", 2), resume=False)
     assert not new.exists()
-
-
-def test_the_interval_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="every_n_iterations=0"):
-        LastCheckpoint("checkpoints", every_n_iterations=0)

@@ -5,7 +5,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from matchtir.utils.run_folder import (
     checkpoint_to_load,
-    folder_to_resume,
     keep_config,
     run_dir,
     run_group,
@@ -62,7 +61,7 @@ def test_a_program_may_have_another_mark_of_a_run_that_started(tmp_path: Path) -
     make_run(tmp_path, "2026-01-02_00-00-00")
     found = run_dir(str(tmp_path), "eval", [], CHOICES, "last", "config.yaml")
     assert Path(found) == started
-    folder_to_resume("last", found)
+    assert checkpoint_to_load("last", found, "config.yaml") == started / "config.yaml"
 
 
 def test_last_without_an_interrupted_run_is_an_error_that_says_where_it_looked(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from importlib import metadata
 from pathlib import Path
@@ -30,13 +30,9 @@ from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_metrics
 
 log = logging.getLogger(__name__)
 
-# What starting weights depend on besides the settings.
+# What starting weights depend on besides the settings: libraries, and folders of this package.
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "lightning")
-SOURCES = (
-    *("types.py", "policy/*", "policy/tiny/*", "policy/tiny/start/*", "tasks/gold.py"),
-    *("tasks/habits.py", "tasks/synthetic/*", "tasks/custom/*", "tools/formats.py"),
-    *("rollout/renderer.py", "rollout/templates.py", "rollout/demonstration.py", "training/*.py"),
-)
+SOURCES = ("policy", "rollout", "tasks", "tools", "training")
 
 
 def build_module(
@@ -55,67 +51,40 @@ def build_module(
 def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> None:
     """Give the policy the weights of the configured supervised fine-tuning, all of it.
 
-    What cuts a run short (max_steps, limit_train_batches) is meant for the training behind it.
-    Where it runs does not name other weights: a run that goes on elsewhere needs the same ones.
+    They come from `warm_start.cache_dir`, one file per fingerprint of what determines them, if they
+    are there. What cuts a run short (max_steps, limit_train_batches) is meant for the training
+    behind them, and where it runs does not name other weights: a run that goes on elsewhere needs
+    the same ones.
     """
     names = ("model", "renderer", "warm_start.module", "warm_start.datamodule")
     settings: dict[str, Any] = {
         name: OmegaConf.to_object(OmegaConf.select(config, name)) for name in names
     }
     settings["trainer.precision"] = config.trainer.precision
-    uncut: dict[str, Any] = {"max_steps": -1, "limit_train_batches": None}
-    warm_start(
-        build_module(config, config.warm_start.module, loaded, sandbox),
-        instantiate(config.warm_start.datamodule),
-        lambda: instantiate(
+    file = Path(config.warm_start.cache_dir, f"{fingerprint(settings)}.safetensors")
+    if not file.exists():
+        log.info("warm start: no weights in %s yet, training them", file)
+        copied = loaded._replace(policy=deepcopy(loaded.policy))  # the trainer may shard it
+        module = build_module(config, config.warm_start.module, copied, sandbox)
+        trainer: Trainer = instantiate(
             config.trainer,
             callbacks=[Progress("warm start")],
             logger=False,
-            limit_val_batches=0,
             enable_checkpointing=False,
-            **uncut,
-        ),
-        settings,
-        config.warm_start.cache_dir,
-    )
-
-
-def warm_start(
-    module: PolicyModule,
-    datamodule: LightningDataModule,
-    make_trainer: Callable[[], Trainer],
-    settings: Mapping[str, Any],
-    cache_dir: str | Path,
-) -> Path:
-    """Give the module's policy the weights that fitting gives, from the cache if they are there.
-
-    Args:
-        module: a module for supervised fine-tuning, around the policy.
-        datamodule: the tasks of the warm start.
-        make_trainer: called only where the weights have to be made.
-        settings: everything in the configuration that determines the weights.
-        cache_dir: one file per fingerprint of settings, code and libraries.
-    """
-    file = Path(cache_dir, f"{fingerprint(settings)}.safetensors")
-    if not file.exists():
-        log.info("warm start: no weights in %s yet, training them", file)
-        policy = module.policy
-        module.policy = deepcopy(policy)  # the trainer may shard its weights
-        make_trainer().fit(module, datamodule=datamodule)
-        policy.load_state_dict(
-            {n: full_tensor(value) for n, value in module.policy.state_dict().items()}
+            **{"limit_val_batches": 0, "limit_train_batches": None, "max_steps": -1},
         )
-        module.policy = policy
+        trainer.fit(module, datamodule=instantiate(config.warm_start.datamodule))
+        trained = module.policy.state_dict()
+        loaded.policy.load_state_dict({name: full_tensor(trained[name]) for name in trained})
         if rank() == 0:
             file.parent.mkdir(parents=True, exist_ok=True)
             unfinished = file.with_suffix(f".{os.getpid()}")
-            save_model(policy, str(unfinished))
+            save_model(loaded.policy, str(unfinished))
             os.replace(unfinished, file)  # another process sees all of it or nothing
         wait_for_all()
     else:
         log.info("warm start: weights from %s", file)
-    load_model(module.policy, str(file))
-    return file
+    load_model(loaded.policy, str(file))
 
 
 def fingerprint(settings: Mapping[str, Any]) -> str:
@@ -124,10 +93,9 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
     for file in sorted(_files_in(settings)):
         digest.update(file.read_bytes())
     root = Path(matchtir.__file__).parent
-    for pattern in SOURCES:
-        for path in sorted(root.glob(pattern)):
-            if path.is_file():
-                digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    for path in sorted(path for folder in SOURCES for path in (root / folder).rglob("*")):
+        if path.is_file() and "__pycache__" not in path.parts:
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     for library in LIBRARIES:
         digest.update(f"{library} {metadata.version(library)}".encode())
     return digest.hexdigest()[:16]

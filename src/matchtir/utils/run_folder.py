@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import itertools
 import json
 import math
 import os
@@ -52,13 +53,10 @@ def matches(key: str, patterns: Sequence[str]) -> bool:
 
 
 def register_resolvers() -> None:
-    """Make the resolvers of `configs/` known; call it before `hydra.main`.
-
-    The folders are kept for the life of a config, so that they are the same at every look.
-    """
-    OmegaConf.register_new_resolver("run_dir", run_dir, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("sweep_dir", sweep_dir, use_cache=True, replace=True)
+    """Make the resolvers of `configs/` known; call it before `hydra.main`."""
     resolvers: dict[str, Callable[..., Any]] = {
+        "run_dir": run_dir,
+        "sweep_dir": sweep_dir,
         "run_group": run_group,
         "run_name": run_name,
         "run_tags": run_tags,
@@ -68,7 +66,8 @@ def register_resolvers() -> None:
         "sampler_dtype": sampler_dtype,
     }
     for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+        looked_up_once = name.endswith("_dir")  # in the life of a config: they tell the time
+        OmegaConf.register_new_resolver(name, resolver, use_cache=looked_up_once, replace=True)
 
 
 def sampler_dtype(precision: str | int) -> str | None:
@@ -98,11 +97,11 @@ def run_dir(
     """
     runs = Path(log_dir, _experiment(job, overrides, choices), "runs")
     interrupted = [
-        str(folder)
-        for folder in runs.glob("*/")
+        folder
+        for folder in (runs.glob("*/") if ckpt_path == LAST else ())
         if (folder / started).exists() and not (folder / RESULT_FILE).exists()
     ]
-    return max(interrupted) if ckpt_path == LAST and interrupted else str(_new(runs))
+    return str(max(interrupted, default=None) or _new(runs))
 
 
 def sweep_dir(
@@ -137,11 +136,8 @@ def _experiment(job: str, overrides: Sequence[str], choices: DictConfig) -> str:
 def _new(parent: Path) -> Path:
     """A folder named after the time, which no other run has."""
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder, number = parent / name, 1
-    while folder.exists():
-        number += 1
-        folder = parent / f"{name}_{number}"
-    return folder
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    return next(parent / each for each in names if not (parent / each).exists())
 
 
 # -- what it is called -----------------------------------------------------------------------------
@@ -176,41 +172,29 @@ def _names(experiment: str | None, overrides: Sequence[str]) -> list[str]:
 # -- what it goes on with --------------------------------------------------------------------------
 
 
-def folder_to_resume(ckpt_path: str | None, folder: str | Path) -> None:
-    """Check that there is something to go on with, in a program without checkpoints.
+def checkpoint_to_load(
+    ckpt_path: str | None, folder: str | Path, started: str | Path = CHECKPOINT_FILE
+) -> Path | None:
+    """The file that the run goes on from, None for a fresh start.
+
+    Args:
+        ckpt_path: "last": the file `started` of the run's own folder; else a checkpoint of any run.
+        folder: of the run.
+        started: see `run_dir`.
 
     Raises:
-        FileNotFoundError: no interrupted run, though `ckpt_path=last` asks for one.
-        ValueError: another `ckpt_path`.
+        FileNotFoundError: there is no such file.
     """
-    if ckpt_path not in (None, LAST):
-        raise ValueError(f"ckpt_path={ckpt_path}: an evaluation has no checkpoints, only {LAST}")
+    if ckpt_path is None:
+        return None
+    file = Path(folder, started) if ckpt_path == LAST else Path(ckpt_path)
+    if file.exists():
+        return file
+    why = f"there is no {file}"
     if ckpt_path == LAST:
-        _interrupted(folder, CONFIG_FILE)
-
-
-def checkpoint_to_load(ckpt_path: str | None, folder: str | Path) -> Path | None:
-    """The checkpoint that the run starts from, None for a fresh start.
-
-    Raises:
-        FileNotFoundError: there is no such checkpoint.
-    """
-    if ckpt_path == LAST:
-        return _interrupted(folder, CHECKPOINT_FILE)
-    if ckpt_path is not None and not Path(ckpt_path).exists():
-        raise FileNotFoundError(f"ckpt_path: there is no {ckpt_path}")
-    return None if ckpt_path is None else Path(ckpt_path)
-
-
-def _interrupted(folder: str | Path, started: str | Path) -> Path:
-    """The file that an interrupted run has in its folder."""
-    file = Path(folder, started)
-    if not file.exists():
-        raise FileNotFoundError(
-            f"ckpt_path=last: no interrupted run in {Path(folder).parent} (one that has "
-            f"{started} and no {RESULT_FILE})"
-        )
-    return file
+        why = f"no interrupted run in {file.parents[len(Path(started).parts)]}"
+        why += f" (one that has {started} and no {RESULT_FILE})"
+    raise FileNotFoundError(f"ckpt_path={ckpt_path}: {why}")
 
 
 def keep_config(config: DictConfig, folder: str | Path) -> None:
@@ -280,12 +264,8 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
     """The curves of a `metrics.csv`: for each metric its steps and its values, blanks left out."""
     columns, rows = read_rows(Path(path))
-    curves: dict[str, tuple[list[int], list[float]]] = {
-        name: ([], []) for name in columns if name != "step"
+    measured = {name: [row for row in rows if name in row] for name in columns[1:]}
+    return {
+        name: ([int(row["step"]) for row in those], [float(row[name]) for row in those])
+        for name, those in measured.items()
     }
-    for row in rows:
-        for name, (steps, values) in curves.items():
-            if name in row:
-                steps.append(int(row["step"]))
-                values.append(float(row[name]))
-    return curves

@@ -60,15 +60,15 @@ class Progress(Callback):
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._show(trainer, self._position(trainer), VALIDATION, due=True)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         """Close the display; its last state stays on the screen."""
-        self._close()
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        """Close the display, so that the error can be read."""
-        self._close()
+    def on_exception(self, *_: Any) -> None:
+        """The same, so that the error can be read."""
+        self.on_train_end()
 
     def _show(
         self, trainer: Trainer, position: Position, names: Mapping[str, str], due: bool
@@ -84,11 +84,6 @@ class Progress(Callback):
         elif due:
             line = plain_line(position, metrics, names)
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-    def _close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
 
     def _position(self, trainer: Trainer) -> Position:
         iteration, total = trainer.fit_loop.total_batch_idx + 1, int(trainer.num_training_batches)
