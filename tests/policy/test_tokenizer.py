@@ -19,8 +19,7 @@ from matchtir.policy.tiny.tokenizer import (
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.gold import task_words
-from matchtir.tasks.synthetic import SyntheticTasks
-from matchtir.tasks.synthetic.lexicon import laptop_words
+from matchtir.tasks.synthetic import SyntheticTasks, laptop_words
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 from tests.rollout.episode_fakes import qwen3_tokenizer
 

@@ -30,7 +30,7 @@ TINY = (
 # A warm start of two iterations.
 COPYING = (
     "{_target_: matchtir.training.data.Stage, iterations: 2, batch_size: 2,"
-    " tasks: {_target_: matchtir.tasks.synthetic.copying.CopyTasks, size: 10}}"
+    " tasks: {_target_: matchtir.tasks.synthetic.CopyTasks, size: 10}}"
 )
 # What differs between numbers of processes is the order of sums in 32 bits.
 TOLERANCE = 1e-5

@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from matchtir.tasks.gold import WORD, task_words
-from matchtir.tasks.synthetic.lexicon import laptop_words
+from matchtir.tasks.synthetic import laptop_words
 from matchtir.types import Task
 
 CHAT_TEMPLATE = Path(__file__).with_name("qwen3_template.jinja")

@@ -1,7 +1,6 @@
 """A seeded generator of multi-hop tool worlds."""
 
-from matchtir.tasks.synthetic.difficulty import SCENARIOS, Difficulty
-from matchtir.tasks.synthetic.lexicon import laptop_words
-from matchtir.tasks.synthetic.tasks import SyntheticTasks
+from matchtir.tasks.synthetic.tasks import CopyTasks, SyntheticTasks
+from matchtir.tasks.synthetic.world import SCENARIOS, Difficulty, laptop_words
 
-__all__ = ["SCENARIOS", "Difficulty", "SyntheticTasks", "laptop_words"]
+__all__ = ["SCENARIOS", "CopyTasks", "Difficulty", "SyntheticTasks", "laptop_words"]

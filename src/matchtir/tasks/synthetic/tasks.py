@@ -1,35 +1,70 @@
-"""The synthetic task set: lazy sequences of generated tasks."""
+"""The synthetic task sets: lazy sequences of generated tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from random import Random
 from typing import Any, overload
 
-from matchtir.tasks.rows import SPLITS
-from matchtir.tasks.synthetic.difficulty import (
+from matchtir.tasks.rows import SPLITS, TaskSet
+from matchtir.tasks.synthetic.plan import Hop, draw_plan, gold_steps, word_question
+from matchtir.tasks.synthetic.tools import draw_tool
+from matchtir.tasks.synthetic.world import (
+    ATTRIBUTES,
+    KINDS,
+    RELATIONS,
     SCENARIOS,
     Difficulty,
+    Relation,
+    World,
+    check_range,
+    check_share,
     draw,
-    for_scenario,
     resolve_difficulty,
+    spend,
 )
-from matchtir.tasks.synthetic.lexicon import lexicon_of
-from matchtir.tasks.synthetic.plan import Plan, draw_plan, word_question
-from matchtir.tasks.synthetic.tools import draw_calculator, draw_tool
-from matchtir.tasks.synthetic.world import Hop, Names, Relation, World
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 from matchtir.utils.options import check_option
 
 _CACHED_TASKS = 1024
+_LONGEST = 1000  # there are about 3,000 names, and no list has one twice
+_PHRASE = re.compile(r"[^\W\d][\w'-]*( [\w'-]+){0,3}")
+
+
+class GeneratedTasks(Sequence[Task]):
+    """So many tasks, each made by its number when asked for; the last thousand stay in memory."""
+
+    def __init__(self, size: int, generate: Callable[[int], Task]) -> None:
+        if size < 0:
+            raise ValueError(f"size={size}: a size is not negative")
+        self._size = size
+        self._generate = lru_cache(maxsize=_CACHED_TASKS)(generate)
+
+    def __len__(self) -> int:
+        return self._size
+
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Task]: ...
+
+    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(self._size))]
+        position = index + self._size if index < 0 else index
+        if not 0 <= position < self._size:
+            raise IndexError(f"task {index} of {self._size}")
+        return self._generate(position)
 
 
 class SyntheticTasks:
     """A seeded world of multi-hop tool tasks.
 
     Args:
-        difficulty: "laptop", "ftrl", or a record of knobs.
+        difficulty: its name: "laptop".
         sizes: tasks per split; a split that is not named is empty.
         seed: task i of a split depends on (seed, split, i) alone, whatever the sizes.
         shares: relative share of each scenario, of "single", "parallel_single", "multi_hop",
@@ -42,21 +77,20 @@ class SyntheticTasks:
 
     def __init__(
         self,
-        difficulty: str | Difficulty = "laptop",
+        difficulty: str = "laptop",
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
         shares: Mapping[str, float] | None = None,
         knobs: Mapping[str, Any] | None = None,
     ) -> None:
+        self.name = difficulty
         self.difficulty = resolve_difficulty(difficulty, knobs)
         self.seed = seed
         given = {"train": 4096, "validation": 128, "test": 256} if sizes is None else dict(sizes)
-        check_sizes(given)
-        self.sizes = dict.fromkeys(SPLITS, 0) | given
+        for split in given:
+            check_option("split", split, SPLITS)
         self._thresholds = _cumulative_shares(shares)
-        self._sequences = {
-            split: SyntheticSequence(self, split, size) for split, size in self.sizes.items()
-        }
+        self._sequences = {split: self._sequence(split, given.get(split, 0)) for split in SPLITS}
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of "train", "validation" or "test"; generated when asked for."""
@@ -73,44 +107,13 @@ class SyntheticTasks:
                 return scenario
         return self._thresholds[-1][0]
 
-
-class SyntheticSequence(Sequence[Task]):
-    """The tasks of one split; the last thousand stay in memory."""
-
-    def __init__(self, source: SyntheticTasks, split: str, size: int) -> None:
-        self._split, self._size = split, size
-
-        @lru_cache(maxsize=_CACHED_TASKS)
+    def _sequence(self, split: str, size: int) -> GeneratedTasks:
         def generate(index: int) -> Task:
-            scenario = source.scenario_of(index)
-            return generate_task(source.difficulty, scenario, source.seed, split, index)
+            rng = Random(f"{self.seed}/{split}/{index}")
+            world = World(self.scenario_of(index), split, self.difficulty, rng)
+            return generate_task(f"synthetic-{self.name}-{split}-{index}", world, self.seed)
 
-        self._generate = generate
-
-    def __len__(self) -> int:
-        return self._size
-
-    @overload
-    def __getitem__(self, index: int) -> Task: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Task]: ...
-
-    def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(self._size))]
-        position = index + self._size if index < 0 else index
-        if not 0 <= position < self._size:
-            raise IndexError(f"task {index} of {self._size} in split {self._split!r}")
-        return self._generate(position)
-
-
-def check_sizes(sizes: Mapping[str, int]) -> None:
-    """Raise ValueError for a split that there is not, or a negative number of tasks."""
-    for split, size in sizes.items():
-        check_option("split", split, SPLITS)
-        if size < 0:
-            raise ValueError(f"sizes: {split}={size}: a size is not negative")
+        return GeneratedTasks(size, generate)
 
 
 def _cumulative_shares(shares: Mapping[str, float] | None) -> list[tuple[str, float]]:
@@ -131,51 +134,116 @@ def _cumulative_shares(shares: Mapping[str, float] | None) -> list[tuple[str, fl
     return thresholds
 
 
-def generate_task(difficulty: Difficulty, scenario: str, seed: int, split: str, index: int) -> Task:
-    """Task `index` of a split, a function of these alone. Its gold calls give its gold outputs.
-
-    `sub_answers` are what an output must contain. `metadata["outputs"]` are the outputs in full,
-    as the policy reads them.
-    """
-    rng = Random(f"{seed}/{split}/{index}")
-    lexicon = lexicon_of(difficulty.vocabulary)
-    world = World(scenario, difficulty, lexicon, Names(lexicon, split, rng), rng)
+def generate_task(task_id: str, world: World, seed: int) -> Task:
+    """A task, a function of its world alone. Its gold calls give its gold outputs."""
     plan = draw_plan(world)
-    tools, outputs = _draw_tools(plan, world)
-    turns, steps = zip(*plan.gold_steps(), strict=True)
+    turns, hops = zip(*gold_steps(plan), strict=True)
+    tools = _draw_tools(hops, world)
+    outputs = tuple(hop.value for hop in hops)
+    about = {"scenario": world.scenario, "closing": "list", "seed": seed, "outputs": outputs}
     return Task(
-        task_id=f"synthetic-{difficulty.name}-{split}-{index}",
-        question=word_question(plan, lexicon),
+        task_id=task_id,
+        question=word_question(plan),
         tools=tools,
-        gold_calls=tuple(ToolCall(step.tool, step.arguments) for step in steps),
-        answer=plan.answer,
-        sub_answers=tuple(SubAnswer(step.tool, step.value) for step in steps),
-        scenario=scenario,
+        gold_calls=tuple(ToolCall(hop.relation.tool, hop.arguments) for hop in hops),
+        answer=", ".join(chain[-1].value for chain in plan),
+        sub_answers=tuple(SubAnswer(hop.relation.tool, hop.value) for hop in hops),
+        scenario=world.scenario,
         gold_turns=turns,
-        metadata={"scenario": scenario, "closing": plan.closing, "seed": seed, "outputs": outputs},
+        metadata=about,
     )
 
 
-def _draw_tools(plan: Plan, world: World) -> tuple[tuple[ToolSpec, ...], tuple[str, ...]]:
-    """All tools, shuffled, and the outputs of the gold calls in their order."""
-    lookups = [step for _, step in plan.gold_steps() if isinstance(step, Hop)]
+def _draw_tools(hops: Sequence[Hop], world: World) -> tuple[ToolSpec, ...]:
+    """The tools of the gold calls and some distractors, shuffled."""
     by_relation: dict[Relation, list[Hop]] = {}
-    for hop in lookups:
+    for hop in hops:
         by_relation.setdefault(hop.relation, []).append(hop)
-    unused = [
-        r for r in (*world.lexicon.relations, *world.lexicon.attributes) if r not in by_relation
-    ]
-    count = draw(for_scenario(world.difficulty.distractors, world.scenario), world.rng)
-    by_relation |= {relation: [] for relation in world.rng.sample(unused, min(count, len(unused)))}
-    tools = {}
-    for relation, hops in by_relation.items():
-        qualifiers = tuple(hops[0].terms.values) if hops else world.draw_qualifiers()
-        tools[relation] = draw_tool(relation, qualifiers, hops, lookups, world)
-    specs = [tool.spec() for tool in tools.values()]
-    outputs = [tools[hop.relation].output(hop) for hop in lookups]
-    if plan.final_call is not None and not isinstance(plan.final_call, Hop):
-        spec, output = draw_calculator(plan.final_call, world)
-        specs.append(spec)
-        outputs.append(output)
+    unused = [relation for relation in (*RELATIONS, *ATTRIBUTES) if relation not in by_relation]
+    count = min(draw(world.difficulty.distractors, world.rng), len(unused))
+    by_relation |= {relation: [] for relation in world.rng.sample(unused, count)}
+    specs = []
+    for relation, own in by_relation.items():
+        if not own:
+            spend(world.rng)
+        specs.append(draw_tool(relation, own, hops, world))
     world.rng.shuffle(specs)
-    return tuple(specs), tuple(outputs)
+    return tuple(specs)
+
+
+class CopyTasks(GeneratedTasks):
+    """Questions without tools whose answer repeats the names and numbers in them, in order.
+
+    Copying is the one hard part of calling tools for a very small model. A list has several times
+    as much to copy as a gold trace, so that the skill appears within seconds.
+
+    Args:
+        size: number of tasks; there is only a training split.
+        length: (least, most) entries of a list.
+        number_share: of the entries, the others are names.
+        phrases_of: a task set: half of the lists have short texts out of the gold solutions of its
+            training tasks in place of invented names, and are written without quotation marks.
+        seed: task i depends on (seed, i) alone.
+
+    Raises:
+        ValueError: a negative size, an impossible range or share.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        length: Sequence[int] = (3, 8),
+        number_share: float = 0.3,
+        phrases_of: TaskSet | None = None,
+        seed: int = 0,
+    ) -> None:
+        check_range("length", length, 1, _LONGEST)
+        check_share("number_share", number_share)
+        self.length = length
+        self.number_share = number_share
+        self.seed = seed
+        self.phrases = _phrases(phrases_of.tasks("train")) if phrases_of else ()
+        super().__init__(size, self._task)
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The training tasks; every other split is empty.
+
+        Raises:
+            ValueError: an unknown split.
+        """
+        check_option("split", split, SPLITS)
+        return self if split == "train" else ()
+
+    def _task(self, index: int) -> Task:
+        rng = Random(f"copy/{self.seed}/{index}")
+        world = World("copy", "train", Difficulty(), rng)
+        own = bool(self.phrases) and rng.random() < 0.5
+        listed = [self._entry(world, own) for _ in range(draw(self.length, rng))]
+        quoted = ", ".join(f'"{entry}"' for entry in listed)
+        return Task(
+            task_id=f"copy-{index}",
+            question=f"Find {' and '.join(listed) if own else quoted}.",
+            tools=(),
+            gold_calls=(),
+            answer=", ".join(listed),
+            scenario="copy",
+        )
+
+    def _entry(self, world: World, own: bool) -> str:
+        rng = world.rng
+        if rng.random() < self.number_share:
+            return str(rng.randint(10, 99))
+        if own:
+            return rng.choice(self.phrases)
+        rng.choice(KINDS)  # as `spend`
+        return world.draw_name()
+
+
+def _phrases(tasks: Sequence[Task]) -> tuple[str, ...]:
+    """The texts of a few words among the arguments and outputs of gold calls, each once."""
+    texts = []
+    for task in tasks:
+        texts += [text for call in task.gold_calls for text in call.arguments.values()]
+    texts += [sub_answer.output for task in tasks for sub_answer in task.sub_answers]
+    found = (text for text in texts if isinstance(text, str) and _PHRASE.fullmatch(text))
+    return tuple(dict.fromkeys(found))

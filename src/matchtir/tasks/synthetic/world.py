@@ -1,20 +1,36 @@
-"""What a synthetic task is made of, and what the making of one goes by."""
+"""What synthetic tasks are made of: words, relations between entities, and the knobs."""
 
 from __future__ import annotations
 
-import calendar
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from random import Random
 from typing import Any
 
 from matchtir.tasks.rows import SPLITS
-from matchtir.tasks.synthetic.difficulty import Difficulty, draw, draw_share, for_scenario
+from matchtir.utils.options import check_option
 
-CALCULATOR = "arithmetic_calculator"  # the one tool that looks nothing up
+SCENARIOS = ("single", "parallel_single", "multi_hop", "parallel_multi_hop")
 
-Scalar = str | int | bool
+_ADJECTIVES = """
+amber ancient azure bitter bold brass brave bright broken bronze calm clever copper coral
+crimson curious distant eager early emerald faded fierce frozen gentle gilded golden grand
+green hidden hollow humble idle iron ivory jolly keen lonely loyal lucky marble mellow misty
+noble opal pale patient plain proud quiet rapid rusty sacred scarlet shy silent silver sleepy
+solemn stern swift tidy velvet vivid wild
+"""
+
+_NOUNS = """
+acorn anchor anvil badger beacon bear birch breeze bridge canyon castle cedar cliff cloud
+comet crane creek crow dune eagle ember falcon fern field forest fox garden glacier harbour
+hawk heron hill island jackal lantern lark lily lynx maple meadow mirror moon moth oak
+orchard otter owl panther pine raven reef ridge river robin rose sparrow spruce stone storm
+swan tiger tower valley willow
+"""
+
+ADJECTIVES = tuple(_ADJECTIVES.split())
+NOUNS = tuple(_NOUNS.split())
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,140 +44,167 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """Leads from an entity of kind `domain` to its `target`: a kind of entity, number or date.
+    """Leads from an entity of kind `domain` to its `target`: a kind of entity, or a number.
 
-    A question says `the <noun> <link> <entity>`. Numbers lie between `low` and `high`.
+    A question says `the <name> of <entity>`. Numbers lie between 10 and `high`: two digits always,
+    otherwise 4 would be found in the wrong answer 42.
     """
 
     name: str
     domain: str
     target: str
-    tool: str
-    parameter: str
-    noun: str
-    link: str = "of"
-    low: int = 1
-    high: int = 99
     unit: Unit | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One parameter of a tool; its default, where it has one, stands in the schema."""
-
-    name: str
-    schema: Mapping[str, Any]
-    required: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Qualifier:
-    """A parameter beside the entity that narrows a lookup, and how a question says it.
-
-    `form` is "choice" (an enum), "date" (said in words, given as YYYY-MM-DD), "year", "flag" or
-    "place" (free text).
-    """
-
-    parameter: str
-    form: str
-    wording: str  # with a place for the value
-    description: str
-    choices: tuple[str, ...] = ()
-
-    @property
-    def default(self) -> Scalar | None:
-        """What a lookup goes by where the qualifier is optional and left out."""
-        if self.form == "flag":
-            return False
-        return self.choices[0] if self.choices else None
-
-    def words(self, value: Scalar) -> str:
-        """The part of a question that says a value: 1923-04-05 is April 5, 1923."""
-        said = str(value).replace("_", " ")
-        if self.form == "date":
-            year, month, day = map(int, said.split("-"))
-            said = f"{calendar.month_name[month]} {day}, {year}"
-        return self.wording.format(said)
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """How a task asks for a relation, wherever it does."""
-
-    values: Mapping[Qualifier, Scalar]  # of the parameters that narrow it
-    in_other_unit: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Hop:
-    """One gold call: `relation` of `subject` is `value`."""
-
-    relation: Relation
-    subject: str
-    value: str  # the gold output
-    fact: str | int  # as the tool stores it
-    terms: Terms
-
-    @property
-    def number(self) -> int:
-        """The value of a hop that ends in a number."""
-        return int(self.value.replace(",", ""))
+    high: int = 99
 
     @property
     def tool(self) -> str:
-        """Name of the tool that is called."""
-        return self.relation.tool
+        """Name of the tool that looks it up."""
+        return f"find_{self.name}"
 
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the gold call."""
-        arguments: dict[str, Any] = {self.relation.parameter: self.subject}
-        arguments |= {item.parameter: value for item, value in self.terms.values.items()}
-        if self.relation.unit is not None and self.terms.in_other_unit:
-            arguments["unit"] = self.relation.unit.other
-        return arguments
+
+# Each kind of entity has six relations, two to each kind, so that a chain never runs dry.
+_TARGETS = ("person", "person", "place", "place", "thing", "thing")
+_NAMES = {
+    "person": "mentor rival home birthplace ship sword",
+    "place": "mayor founder port capital relic emblem",
+    "thing": "owner maker origin shrine replica key",
+}
+KINDS = tuple(_NAMES)
+RELATIONS = tuple(
+    Relation(name, domain, target)
+    for domain, names in _NAMES.items()
+    for name, target in zip(names.split(), _TARGETS, strict=True)
+)
+ATTRIBUTES = (  # the largest number in the base unit has two digits in the other one, too
+    Relation("age", "person", "number"),
+    Relation("height", "person", "number", Unit("metres", "feet", 3.28), high=30),
+    Relation("rank", "place", "number"),
+    Relation("distance", "place", "number", Unit("leagues", "miles", 3.0), high=33),
+    Relation("score", "thing", "number"),
+    Relation("weight", "thing", "number", Unit("kilos", "pounds", 2.2), high=45),
+)
+_OTHER_WORDS = "What Find is are the of and in a not found error Error unit person place thing"
+
+
+def laptop_words() -> tuple[str, ...]:
+    """Every word, identifier and number of a synthetic task, in a fixed order, each once.
+
+    Punctuation and the frames of JSON and of the chat template are not among them.
+    """
+    words = _OTHER_WORDS.split()
+    for relation in (*RELATIONS, *ATTRIBUTES):
+        words += [relation.name, relation.tool]
+        if relation.unit is not None:
+            words += [relation.unit.base, relation.unit.other]
+    words += [*ADJECTIVES, *NOUNS, *(str(number) for number in range(100))]
+    return tuple(dict.fromkeys(words))
+
+
+Range = Sequence[int]  # (low, high), uniform
+Shares = Mapping[str, float]  # relative weights of names
+
+
+def draw(ends: Range, rng: Random) -> int:
+    """A whole number from (low, high), both included."""
+    return rng.randint(*ends)
+
+
+def draw_share(shares: Shares, rng: Random) -> str:
+    """One of the keys, with probability in proportion to its share."""
+    return rng.choices(list(shares), list(shares.values()))[0]
+
+
+def spend(rng: Random) -> None:
+    """Draws for nothing where there once was a knob: later draws stay what they were.
+
+    Policies were trained on these very tasks.
+    """
+    rng.randrange(1)
+
+
+_CHOICES = {
+    "unknown_entity": ("refuse", "soft", "wrong"),
+    "error_styles": ("object", "text", "raise"),
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Calculation:
-    """A gold call to the calculator."""
+class Difficulty:
+    """The knobs of the generator, by default those of "laptop".
 
-    operation: str
-    numbers: tuple[int, ...]
-    result: int
-    value: str  # the gold output
-    tool: str = CALCULATOR
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Arguments of the gold call."""
-        return {"operation": self.operation, "numbers": list(self.numbers)}
-
-
-@dataclass(frozen=True, slots=True)
-class Lexicon:
-    """The vocabulary of a world.
-
-    `relations` lead from an entity to an entity, `attributes` to a number or a date; `invent`
-    makes up a name for an entity of some kind, `quote` stands around names in questions.
-    `distance`, between two entities of one kind, and `fillers`, `calculator_fillers`
-    (parameters that no gold call needs, by type) and `remarks` (sentences for descriptions of
-    tools and of parameters) serve the richer worlds.
+    Raises:
+        ValueError: a value that the knob does not take; the message names the knob.
     """
 
-    invent: Callable[[str, Random], str]
-    relations: tuple[Relation, ...]
-    attributes: tuple[Relation, ...]
-    quote: str = ""
-    pronoun: str = ""  # `the height of A and that of B`; empty: the noun is said again
-    number_format: str = "d"
-    questions: Mapping[str, str] = field(default_factory=dict)  # beginning, by kind of answer
-    distance: Relation | None = None
-    qualifiers: tuple[Qualifier, ...] = ()
-    fillers: Mapping[str, tuple[Parameter, ...]] = field(default_factory=dict)
-    calculator_fillers: tuple[Parameter, ...] = ()
-    tool_remarks: tuple[str, ...] = ()
-    parameter_remarks: tuple[str, ...] = ()
+    width: Range = (2, 5)  # calls of parallel_single
+    depth: Range = (2, 6)  # hops of multi_hop
+    chains: Range = (2, 2)  # chains of parallel_multi_hop
+    chain_depth: Range = (2, 3)  # hops of each of them
+    attribute_share: float = 0.35  # chains that end in a number
+    other_unit_share: float = 0.5  # numbers that are asked in the other unit
+    repeat_tool_share: float = 0.2  # parallel_single tasks that use one tool twice
+    distractors: Range = (1, 3)  # tools beyond the needed ones
+    spare_facts: Range = (1, 2)  # further entities that a tool knows
+    # What a tool answers about an entity that it does not know: an error, words, any value.
+    unknown_entity: Shares = field(default_factory=lambda: {"refuse": 0.9, "wrong": 0.1})
+    error_styles: Shares = field(default_factory=lambda: {"object": 0.6, "text": 0.4})
+
+    def __post_init__(self) -> None:
+        for knob in fields(self):
+            value = getattr(self, knob.name)
+            if knob.name.endswith("_share"):
+                check_share(knob.name, value)
+            elif knob.name in _CHOICES:
+                _check_shares(knob.name, value, _CHOICES[knob.name])
+            else:
+                least = 0 if knob.name in ("distractors", "spare_facts") else 1
+                check_range(knob.name, value, least)
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raise ValueError for what is no number from 0 to 1."""
+    if not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r}: a share lies between 0 and 1")
+
+
+def check_range(name: str, value: Any, least: int, most: float = float("inf")) -> None:
+    """Raise ValueError for what is no (low, high) of whole numbers between `least` and `most`."""
+    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+    whole = len(numbers) == 2 and all(isinstance(number, int) for number in numbers)
+    if not whole or not least <= numbers[0] <= numbers[1] <= most:
+        raise ValueError(f"{name}={value!r}: expected (low, high), from {least} to {most}")
+
+
+def _check_shares(name: str, shares: Any, allowed: Sequence[str]) -> None:
+    if not isinstance(shares, Mapping):
+        raise ValueError(f"{name}={shares!r}: expected shares of {', '.join(allowed)}")
+    for key in shares:
+        if key not in allowed:
+            raise ValueError(f"{name}: {key!r} is not one of {', '.join(allowed)}")
+    if min(shares.values(), default=0) < 0 or sum(shares.values()) <= 0:
+        raise ValueError(f"{name}={dict(shares)!r}: shares are not negative, and not all zero")
+
+
+def resolve_difficulty(name: str, knobs: Mapping[str, Any] | None = None) -> Difficulty:
+    """The named difficulty, with some of its knobs replaced.
+
+    Raises:
+        ValueError: an unknown difficulty or knob, or a value that the knob does not take.
+    """
+    check_option("difficulty", name, ("laptop",))
+    known = tuple(knob.name for knob in fields(Difficulty))
+    for knob in knobs or {}:
+        check_option("knobs", knob, known)
+    return Difficulty(**_plain(knobs or {}))
+
+
+def _plain(value: Any) -> Any:
+    """Configuration nodes as dictionaries and tuples, which are much faster to read."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_plain(item) for item in value)
+    return value
 
 
 def split_of(entity: str) -> str:
@@ -174,67 +217,26 @@ def split_of(entity: str) -> str:
     return SPLITS[max(0, bucket - 7)]
 
 
-class Names:
-    """Draws names of one split, each once."""
-
-    def __init__(self, lexicon: Lexicon, split: str, rng: Random) -> None:
-        self._lexicon, self._split, self._rng = lexicon, split, rng
-        self._drawn: set[str] = set()
-
-    def draw(self, kind: str) -> str:
-        """A name that this task has not seen yet."""
-        while True:
-            name = self._lexicon.invent(kind, self._rng)
-            if name not in self._drawn and split_of(name) == self._split:
-                self._drawn.add(name)
-                return name
-
-
 @dataclass(frozen=True, slots=True)
 class World:
-    """The surroundings of one task."""
+    """The surroundings of one task; no name is drawn twice, and all belong to its split."""
 
     scenario: str
+    split: str
     difficulty: Difficulty
-    lexicon: Lexicon
-    names: Names
     rng: Random
+    drawn: set[str] = field(default_factory=set)
+
+    def draw_name(self) -> str:
+        """A name for an entity of any kind that this task has not seen yet."""
+        while True:
+            name = f"{self.rng.choice(ADJECTIVES)} {self.rng.choice(NOUNS)}"
+            if name not in self.drawn and split_of(name) == self.split:
+                self.drawn.add(name)
+                return name
 
     def draw_fact(self, relation: Relation) -> str | int:
         """Any value that the relation may lead to, as a tool stores it."""
         if relation.target == "number":
-            return self.rng.randint(relation.low, relation.high)
-        return self._draw_date() if relation.target == "date" else self.names.draw(relation.target)
-
-    def draw_qualifiers(self) -> tuple[Qualifier, ...]:
-        """Qualifiers of one tool, no two of one parameter name; as many as the knobs say."""
-        count = draw(for_scenario(self.difficulty.qualifiers, self.scenario), self.rng)
-        drawn: dict[str, Qualifier] = {}
-        while len(drawn) < min(count, len(self.lexicon.qualifiers)):
-            form = draw_share(self.difficulty.qualifier_forms, self.rng)
-            choices = [item for item in self.lexicon.qualifiers if item.form == form]
-            if choices:
-                qualifier = self.rng.choice(choices)
-                drawn.setdefault(qualifier.parameter, qualifier)
-        return tuple(drawn.values())
-
-    def draw_values(self, qualifiers: tuple[Qualifier, ...]) -> dict[Qualifier, Scalar]:
-        """A value for each that is not the default: the question has a reason to say it."""
-        return {qualifier: self._draw_value(qualifier) for qualifier in qualifiers}
-
-    def _draw_value(self, qualifier: Qualifier) -> Scalar:
-        if qualifier.form == "choice":
-            return self.rng.choice(qualifier.choices[1:])
-        if qualifier.form == "date":
-            return self._draw_date()
-        if qualifier.form == "year":
-            return self.rng.randint(1850, 2020)
-        return True if qualifier.form == "flag" else self.names.draw("region")
-
-    def _draw_date(self) -> str:
-        year, month, day = (self.rng.randint(*ends) for ends in ((1850, 2020), (1, 12), (1, 28)))
-        return f"{year}-{month:02d}-{day:02d}"
-
-    def number(self, value: int) -> str:
-        """A number as gold outputs and answers write it."""
-        return format(value, self.lexicon.number_format)
+            return self.rng.randint(10, relation.high)
+        return self.draw_name()
