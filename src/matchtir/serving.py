@@ -13,10 +13,12 @@ from openenv.core.env_server.interfaces import Environment
 from openenv.core.env_server.types import Action, Observation, State
 
 from matchtir.credit.rewards import Reward
-from matchtir.rollout.speakers import Dialogue
+from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Utterance, Watchdog
+from matchtir.rollout.speakers import TextSpeaker
 from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tools.sandbox import Sandbox
-from matchtir.types import Task, ToolResult, Trajectory
+from matchtir.types import ToolResult
 
 
 class TurnAction(Action):
@@ -54,8 +56,9 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
         self.task_set = tasks
         self.sandbox = sandbox
         self.reward = reward
-        self.max_turns = max_turns
-        self._dialogue: Dialogue | None = None
+        self.limits = EpisodeLimits(max_turns)
+        self.watchdog = Watchdog(patience_s=300)
+        self._episode: Episode | None = None
         self._state = State()
 
     # -- episodes -----------------------------------------------------------------------------
@@ -69,12 +72,14 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
         **kwargs: Any,
     ) -> TurnObservation:
         """Begin the episode of task `index` of a split, or of one that the seed draws."""
-        self.close()
+        await self._close()
+        self._loop = asyncio.get_running_loop()
         tasks = self.task_set.tasks(split)
         if index is None:
             index = random.Random(seed).randrange(len(tasks))
         task = tasks[index]
-        self._dialogue = Dialogue(task, self.sandbox, self.max_turns)
+        attempt = Attempt(task, (), SamplingParams(), 0, 0, 0)
+        self._episode = Episode(attempt, TextSpeaker(), self.sandbox, self.limits, self.watchdog)
         self._state = State(episode_id=episode_id, step_count=0, task=task.task_id)
         return TurnObservation(
             messages=[{"role": m.role, "content": m.content} for m in task.history]
@@ -89,15 +94,21 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
 
         Raises:
             RuntimeError: there is no episode under way.
+            TimeoutError: its calls took longer than `timeout_s`, which ends the episode.
         """
-        if self._dialogue is None:
+        if self._episode is None:
             raise RuntimeError("reset first: there is no episode under way")
-        async with asyncio.timeout(timeout_s):
-            said = await self._dialogue.say(action.text)
         self._state.step_count += 1
-        if not isinstance(said, Trajectory):
-            return TurnObservation(results=_results(said))
-        self._dialogue = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                reason = await self._episode.hear(Utterance(action.text, stopped=True))
+        except BaseException:
+            await self._close()
+            raise
+        if reason is None:
+            return TurnObservation(results=_results(self._episode.attempt.turns[-1].results))
+        said = await self._episode.end(reason)
+        await self._close()
         (credit,) = self.reward([said])
         return TurnObservation(
             results=_results(said.turns[-1].results),
@@ -124,11 +135,16 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
         """The episode's id, the number of its turns, and its task."""
         return self._state
 
-    def close(self) -> None:
+    async def _close(self) -> None:
         """End the episode under way."""
-        if self._dialogue is not None:
-            self._dialogue.abandon()
-            self._dialogue = None
+        episode, self._episode = self._episode, None
+        if episode is not None:
+            await episode.close()
+
+    def close(self) -> None:
+        """Begin to end the episode under way."""
+        if self._episode is not None:  # the server calls this in another thread
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop)
 
     # -- what there is to choose from ---------------------------------------------------------
 
@@ -142,7 +158,7 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
 
     def get_task(self, split: str, index: int) -> dict[str, Any]:
         """One task, without its solution."""
-        return _described(self.task_set.tasks(split)[index], index)
+        return self.get_task_range(split, index, index + 1)[0]
 
     def list_tasks(self, split: str) -> list[dict[str, Any]]:
         """All tasks of a split, without their solutions."""
@@ -152,17 +168,11 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
         self, split: str, start: int | None = None, stop: int | None = None
     ) -> list[dict[str, Any]]:
         """The tasks of a stretch of a split, without their solutions."""
-        tasks = self.task_set.tasks(split)
-        return [_described(tasks[index], index) for index in range(len(tasks))[start:stop]]
-
-
-def _described(task: Task, index: int) -> dict[str, Any]:
-    return {
-        "id": task.task_id,
-        "index": index,
-        "scenario": task.scenario,
-        "question": task.question,
-    }
+        tasks = list(enumerate(self.task_set.tasks(split)))[start:stop]
+        return [
+            {"id": t.task_id, "index": index, "scenario": t.scenario, "question": t.question}
+            for index, t in tasks
+        ]
 
 
 def _results(results: tuple[ToolResult, ...]) -> list[dict[str, str]]:

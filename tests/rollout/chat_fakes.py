@@ -1,10 +1,10 @@
 """A server on loopback whose answers are a test's own."""
 
-import asyncio
-import threading
 from contextlib import contextmanager
 
 from aiohttp import web
+
+from matchtir.rollout.http import LoopThread
 
 
 async def models(request):
@@ -28,14 +28,10 @@ def listening(complete=None, **posts):
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         return runner
 
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    runner = asyncio.run_coroutine_threadsafe(start(), loop).result()
+    thread = LoopThread("server")
+    runner = thread.submit(start()).result()
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        thread.submit(runner.cleanup()).result()
+        thread.stop()

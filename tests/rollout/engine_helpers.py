@@ -11,7 +11,7 @@ import torch
 
 from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.sampling import sample_tokens
+from matchtir.rollout.slot_decoder import sample_tokens
 from matchtir.rollout.transformers_engine import TransformersEngine
 
 STOP = tuple(range(0, 882, 9))  # so many that random weights end a turn after about nine tokens

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.sampling import sample_tokens
+from matchtir.rollout.slot_decoder import sample_tokens
 
 DRAWS = 2000
 LOGITS = torch.tensor([1.0, -1.0, 2.0, 0.5, -torch.inf, 0.0])

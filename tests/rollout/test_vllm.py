@@ -17,7 +17,7 @@ from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.http import HttpClient
 from matchtir.rollout.renderer import Renderer
-from matchtir.rollout.vllm_engine import VllmEngine, check_settings
+from matchtir.rollout.vllm_engine import VllmEngine
 from matchtir.rollout.vllm_server import VllmServerEngine, server_flags
 from tests.policy.tiny_policy import small
 from tests.rollout.chat_fakes import listening
@@ -217,7 +217,7 @@ def test_training_with_vllm(tmp_path: Path, ahead: bool) -> None:
 
 def test_what_is_not_free_is_refused() -> None:
     with pytest.raises(ValueError, match="load_format, model"):
-        check_settings({"model": "x", "load_format": "auto", "dtype": "float32"})
+        VllmEngine(STOP, 256, {"model": "x", "load_format": "auto", "dtype": "float32"})
     with pytest.raises(ValueError, match="rollout=vllm_server"):
         VllmEngine(STOP, 256, {"tensor_parallel_size": 2})
     with pytest.raises(ValueError, match="settings of its own"):
@@ -234,6 +234,12 @@ def test_settings_as_flags() -> None:
 
 
 # -- without vLLM: what goes over the wire ---------------------------------------------------------
+
+CONTROLS = ["pause", "collective_rpc", "reset_prefix_cache", "update_weight_version", "resume"]
+
+
+async def agrees(request: web.Request) -> web.Response:
+    return web.json_response({"success": True})
 
 
 def test_weights_are_handed_over_and_turns_sampled_over_http(tmp_path: Path) -> None:
@@ -261,13 +267,12 @@ def test_weights_are_handed_over_and_turns_sampled_over_http(tmp_path: Path) -> 
             return web.json_response({"success": True})
         return web.Response()  # no body at all
 
-    controls = ["pause", "collective_rpc", "reset_prefix_cache", "update_weight_version", "resume"]
-    posts = {"inference/v1/generate": generate, **dict.fromkeys(controls, control)}
+    posts = {"inference/v1/generate": generate, **dict.fromkeys(CONTROLS, control)}
     with listening(**posts) as url:
         engine = VllmServerEngine(STOP, 256, url=url, weights_folder=str(tmp_path))
         engine.sync(policy(0), version=3)
         assert [path for path, _ in asked] == [
-            "/pause?mode=abort", *(f"/{path}" for path in controls[1:])
+            "/pause?mode=abort", *(f"/{path}" for path in CONTROLS[1:])
         ]  # fmt: skip
         weights = {"weights_path": str(tmp_path)}
         assert asked[1][1] == {"method": "reload_weights", "kwargs": weights}
@@ -298,35 +303,70 @@ def test_a_request_that_fails_is_made_again_and_a_refusal_is_raised(monkeypatch)
         pass
 
     monkeypatch.setattr("matchtir.rollout.http.asyncio.sleep", no_pause)
-    with listening(**{"inference/v1/generate": generate}) as url:
+    with listening(**{"inference/v1/generate": generate}, **dict.fromkeys(CONTROLS, agrees)) as url:
         engine = VllmServerEngine(STOP, 256, url=url)
+        engine.sync(policy(0), version=0)
         with pytest.raises(RuntimeError, match="inference/v1/generate failed 3 times; last: why"):
             one(engine)
         with pytest.raises(RuntimeError, match="inference/v1/generate: status 400: why"):
             one(engine)
 
 
-def test_connections_are_kept_while_requests_are_under_way() -> None:
-    """And with them the event loop that they belong to is left: others have their own."""
+def test_connections_are_kept_whatever_the_event_loop() -> None:
     seen = []
 
     async def answer(request: web.Request) -> web.Response:
         seen.append(request.transport)
-        if len(seen) < 4:  # the first one lasts until the others are through
-            await asyncio.sleep(0.02 if len(seen) > 1 else 0.2)
         return web.json_response(1)
 
     with listening(ask=answer) as url:
         client = HttpClient(url, timeout_s=10, retries=0)
+        for _ in range(20):
+            assert asyncio.run(client.request("POST", "/ask", {})) == 1
+    assert len(set(seen)) == 1
 
-        async def talk() -> None:
-            long = asyncio.create_task(client.request("POST", "/ask", {}))
-            await asyncio.sleep(0.05)
-            for _ in range(3):
-                assert await client.request("POST", "/ask", {}) == 1
-            assert await long == 1
-            assert not client._pools
 
-        asyncio.run(talk())
-        assert len(set(seen)) == 2
-        assert asyncio.run(client.request("POST", "/ask", {})) == 1
+@pytest.mark.parametrize("level", [0, 2])
+def test_sampling_sleep_wake_sync_are_the_only_order(tmp_path: Path, level: int) -> None:
+    asked = []
+
+    async def control(request: web.Request) -> web.Response:
+        asked.append(request.path_qs)
+        return await agrees(request)
+
+    with listening(**dict.fromkeys([*CONTROLS, "sleep", "wake_up"], control)) as url:
+        engine = VllmServerEngine(STOP, 256, sleep_level=level, weights_folder=str(tmp_path))
+        engine._client = HttpClient(url, 10, retries=0)
+        engine.wake()
+        engine.sleep()
+        assert asked == []  # there is nothing yet
+        engine.sync(policy(0), version=1)
+        engine.sleep()
+        if level == 0:
+            assert asked[-1] == "/resume"
+            return
+        assert asked[-1] == "/sleep?level=2"
+        with pytest.raises(RuntimeError, match="asleep"):
+            one(engine)
+        with pytest.raises(RuntimeError, match="wake it before a sync"):
+            engine.sync(policy(0), version=2)
+        engine.wake()
+        with pytest.raises(RuntimeError, match="woken: call sync first"):
+            one(engine)
+        asked.clear()
+        engine.sync(policy(0), version=2)
+        assert asked[-1] == "/wake_up?tags=kv_cache" and "/resume" not in asked
+
+
+@needs_vllm
+def test_asleep_and_awake_again(engine: Engines) -> None:
+    engine.sync(policy(0), version=200)
+    before = one(engine)
+    engine._sleep_level = 2
+    engine.sleep()
+    with pytest.raises(RuntimeError, match="asleep"):
+        one(engine)
+    engine.wake()
+    engine.sync(policy(0), version=201)
+    assert one(engine) == before
+    engine._sleep_level = 0

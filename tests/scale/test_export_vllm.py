@@ -1,9 +1,8 @@
 """A vLLM server of an export reads what the run's renderer writes, and computes the same."""
 
-import json
+import asyncio
 import runpy
 import sys
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from matchtir.policy.loading import load_pretrained
+from matchtir.rollout.http import HttpClient
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.vllm_server import VllmProcess
 from tests.rollout.engine_helpers import needs_vllm
@@ -19,13 +19,6 @@ from tests.scale.whole_runs import ROOT, succeeded
 
 # Without dtype vLLM makes 16 bits of float32 weights.
 SETTINGS = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True, "block_size": 32}
-
-
-def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())
 
 
 @needs_vllm
@@ -41,15 +34,19 @@ def test_a_server_of_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     prompt = renderer.prompt_ids(asked)
 
     settings = {"model": str(out), "served_model_name": "it", **SETTINGS}
-    server = VllmProcess(settings, kv_cache_gib=1, log_file=tmp_path / "log", timeout_s=180)
+
+    def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return asyncio.run(HttpClient(server.url, 60, 0).request("POST", path, body))
+
+    server = VllmProcess(settings, kv_cache_gib=1, folder=tmp_path, timeout_s=180)
     try:
         chat = {
             "messages": [{"role": "user", "content": asked.question}],
             "tools": [spec.schema() for spec in asked.tools],
         }
-        assert tuple(post(f"{server.url}/tokenize", {"model": "it", **chat})["tokens"]) == prompt
+        assert tuple(post("/tokenize", {"model": "it", **chat})["tokens"]) == prompt
         sampled = post(
-            f"{server.url}/v1/completions",
+            "/v1/completions",
             {
                 "model": "it",
                 "prompt": prompt,

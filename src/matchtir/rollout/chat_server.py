@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
-import threading
 import time
 import uuid
 from collections import Counter
@@ -19,6 +17,7 @@ from jinja2 import TemplateError
 
 from matchtir.rollout.engine import Engine, Generation, SamplingParams, session_name
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
+from matchtir.rollout.http import LoopThread
 from matchtir.rollout.renderer import Renderer
 from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.types import CallStatus, ToolCall
@@ -141,17 +140,13 @@ def serve(
         Exception: at the end, what the engine raised first; the client saw status 500.
     """
     server = ChatServer(engine, renderer, limits, sampling, seed)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="chat-server", daemon=True)
-    thread.start()
-    runner = asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+    thread = LoopThread("chat-server")
+    runner = thread.submit(server.start()).result()
     try:
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        thread.submit(runner.cleanup()).result()
+        thread.stop()
     if server.error is not None:
         raise server.error
 

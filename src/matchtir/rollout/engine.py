@@ -31,10 +31,12 @@ class Generation:
 
 
 class Engine(Protocol):
-    """Samples turns of many conversations at once.
+    """Samples turns of many conversations at once; engines derive from it.
 
     A session is one conversation: its context only ever grows, so an engine may keep the
     session's KV cache and read just the tokens that are new since the last turn.
+
+    An iteration is `wake`, `sync`, turns, `sleep`, and the update of the policy.
     """
 
     version: int  # of the weights that it samples from
@@ -60,9 +62,20 @@ class Engine(Protocol):
         """
         ...
 
+    def sleep(self) -> None:
+        """Give the memory of weights and cache to others until `wake`; here there is none to give.
+
+        An engine that has it raises RuntimeError for turns that are asked for while it sleeps.
+        """
+        return None
+
+    def wake(self) -> None:
+        """Make room for weights again; the next `sync` brings them, and turns can be sampled."""
+        return None
+
     def close(self) -> None:
         """Give up processes and memory; the engine cannot be used afterwards."""
-        ...
+        return None
 
 
 def session_name(seed: int, position: int, sample: int, task_id: str) -> str:
@@ -98,7 +111,7 @@ def turn_by_sample(script: Script) -> Script:
     return lambda session, _: script(session, int(session.split("/", 2)[1]))
 
 
-class ScriptedEngine:
+class ScriptedEngine(Engine):
     """Writes what the script says, with log-probability 0, cut at `max_new_tokens`.
 
     What the script raises comes out of `generate`.
@@ -129,6 +142,3 @@ class ScriptedEngine:
     def sync(self, policy: nn.Module, version: int) -> None:
         """Take over the version; a script has no weights."""
         self.version = version
-
-    def close(self) -> None:
-        """There is nothing to give up."""

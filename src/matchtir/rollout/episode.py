@@ -8,11 +8,11 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import Protocol
 
 from matchtir.rollout.engine import SamplingParams, session_name
 from matchtir.tools.formats import CallFormat
@@ -135,59 +135,6 @@ class EpisodeLimits:
         return replace(self, max_prompt_tokens=none, max_response_tokens=none, max_turn_tokens=none)
 
 
-class EpisodeTools:
-    """Executes the calls of an episode in a sandbox session, opened at the first one.
-
-    Args:
-        sandbox: opens the session.
-        task: whose tools they are.
-        earlier: turns of the episode that another session executed: where tools keep state, their
-            calls are made again first, so that the state is what it was.
-    """
-
-    def __init__(self, sandbox: Sandbox, task: Task, earlier: Sequence[Turn] = ()) -> None:
-        self.names = frozenset(spec.name for spec in task.tools)
-        self._sandbox = sandbox
-        self._task = task
-        keeps_state = any(spec.owner or spec.server for spec in task.tools)
-        self._earlier = tuple(earlier) if keeps_state else ()
-        self._session: SandboxSession | None = None
-
-    async def execute(self, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
-        """One result per call, in order; the calls run concurrently."""
-        if not calls:
-            return ()
-        return await _execute(await self._opened(), calls)
-
-    async def final_state(self) -> Mapping[str, Any] | None:
-        """The state of the tools, where the task says what it should be."""
-        return None if self._task.gold_state is None else await (await self._opened()).state()
-
-    async def _opened(self) -> SandboxSession:
-        if self._session is None:
-            self._session = await self._sandbox.open(self._task.tools, self._task.initial_state)
-            for turn in self._earlier:
-                await _execute(self._session, [c for c in turn.calls if c.status is CallStatus.OK])
-        return self._session
-
-    async def close(self) -> None:
-        """Close the session to the end, also where the episode is cancelled meanwhile."""
-        if self._session is None:
-            return
-        closing = asyncio.ensure_future(self._session.close())
-        try:
-            await asyncio.shield(closing)
-        except asyncio.CancelledError:
-            await closing
-            raise
-
-
-async def _execute(session: SandboxSession, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
-    async with asyncio.TaskGroup() as group:
-        running = [group.create_task(session.call(call)) for call in calls]
-    return tuple(answer.result() for answer in running)
-
-
 class Watchdog:
     """Warns of stages of episodes that take longer than `patience_s`, again after as long.
 
@@ -235,12 +182,12 @@ class Watchdog:
 
 
 class Episode:
-    """An attempt under way.
+    """An attempt under way: `run` plays it to the end; who speaks from outside calls `hear`, `end`.
 
     Args:
         attempt: where it begins; holds the turns that are complete, each with its observation.
-        speaker, limits: see `EpisodeRunner`.
-        tools: execute its calls.
+        speaker, sandbox, limits: see `EpisodeRunner`. A session is opened at the first call; where
+            tools keep state, calls of turns that another session executed are made again first.
         watchdog: hears of every stage.
     """
 
@@ -248,81 +195,131 @@ class Episode:
         self,
         attempt: Attempt,
         speaker: Speaker,
-        tools: EpisodeTools,
+        sandbox: Sandbox,
         limits: EpisodeLimits,
         watchdog: Watchdog,
     ) -> None:
         self.attempt = attempt
         self.speaker = speaker
-        self.tools = tools
+        self.sandbox = sandbox
         self.limits = limits
         self.watchdog = watchdog
         self.trajectory: Trajectory | None = None  # at the end
+        self._last: Turn | None = None  # which no other follows
+        self._started = time.perf_counter() - attempt.seconds
+        self._session: SandboxSession | None = None
+        keeps_state = any(spec.owner or spec.server for spec in attempt.task.tools)
+        self._earlier = attempt.turns if keeps_state else ()
 
     async def run(self) -> None:
         """Go on to the end; a cancelled episode keeps its complete turns in `attempt`.
 
         What the speaker or the sandbox raises comes out.
         """
-        session, version = self.attempt.session, self.speaker.version
-        started = time.perf_counter() - self.attempt.seconds
+        self._started = time.perf_counter() - self.attempt.seconds
         try:
-            reason, turns = await self._within_time()
-            whole = replace(self.attempt, turns=turns, seconds=time.perf_counter() - started)
-            with self.watchdog.stage(session, "final state"):
-                state = await self.tools.final_state()
-            self.trajectory = replace(whole.ended(reason, version), final_state=state)
+            await self.end(await self._within_time())
         except asyncio.CancelledError:
-            self.attempt = replace(self.attempt, seconds=time.perf_counter() - started)
+            self.attempt = replace(self.attempt, seconds=time.perf_counter() - self._started)
             raise
         finally:
-            self.speaker.release(session)  # at once: others may wait for its place
-            with self.watchdog.stage(session, "closing the tools"):
-                await self.tools.close()
+            self.speaker.release(self.attempt.session)  # at once: others may wait for its place
+            await self.close()
 
-    async def _within_time(self) -> tuple[StopReason, tuple[Turn, ...]]:
-        """Why it ended and all of its turns, no observation after the last one."""
+    async def _within_time(self) -> StopReason:
         left = self.limits.max_seconds
         clock = asyncio.timeout(None if left is None else left - self.attempt.seconds)
         try:
             async with clock:
-                reason, last = await self._hear_turns()
-            return reason, (*self.attempt.turns, last)
+                return await self._play()
         except TimeoutError:
             if not clock.expired():  # somebody else's
                 raise
-        turns = self.attempt.turns
-        last_one = tuple(replace(turn, observation_ids=()) for turn in turns[-1:])
-        return StopReason.DEADLINE, turns[:-1] + last_one
+            return StopReason.DEADLINE
 
-    async def _hear_turns(self) -> tuple[StopReason, Turn]:
-        """The loop itself: turns that another one follows go into the attempt, the last comes out.
-
-        Nobody would read an observation behind the last one, so it has none.
-        """
+    async def _play(self) -> StopReason:
+        """Hear turns of the speaker until one is the last."""
         limits, session = self.limits, self.attempt.session
-        used = len(self.attempt.context) - len(self.attempt.prompt_ids)
         while True:
-            number = len(self.attempt.turns)
-            room = min(limits.max_turn_tokens, limits.max_response_tokens - used)
-            version = self.speaker.version
-            with self.watchdog.stage(session, f"generating turn {number}"):
+            room = min(limits.max_turn_tokens, limits.max_response_tokens - self._used)
+            with self.watchdog.stage(session, f"generating turn {len(self.attempt.turns)}"):
                 said = await self.speaker.speak(self.attempt, room)
-            calls = self.speaker.calls.parse(said.text, self.tools.names) if said.stopped else ()
-            with self.watchdog.stage(session, f"tools of turn {number}"):
-                results = await self.tools.execute(calls)
-            turn = Turn(
-                said.token_ids, said.logprobs, said.text, calls, results, policy_version=version
-            )
-            if not said.stopped:
-                return StopReason.TURN_LENGTH, turn
-            if not calls:
-                return StopReason.ANSWER, turn
-            if number + 1 == limits.max_turns:
-                return StopReason.MAX_TURNS, turn
-            observation_ids = self.speaker.observation_ids(results, turn.token_ids)
-            used += len(turn.token_ids) + len(observation_ids)
-            if used >= limits.max_response_tokens:  # no room for another token
-                return StopReason.RESPONSE_BUDGET, turn
-            complete = replace(turn, observation_ids=observation_ids)
-            self.attempt = replace(self.attempt, turns=(*self.attempt.turns, complete))
+            if reason := await self.hear(said):
+                return reason
+
+    @property
+    def _used(self) -> int:
+        """Tokens behind the prompt."""
+        turns = self.attempt.turns
+        return sum(len(turn.token_ids) + len(turn.observation_ids) for turn in turns)
+
+    async def hear(self, said: Utterance) -> StopReason | None:
+        """Execute the calls of a turn; says why it is the last one, if it is.
+
+        A turn that another one follows goes into `attempt`, with its observation.
+        """
+        number, names = len(self.attempt.turns), {spec.name for spec in self.attempt.task.tools}
+        calls = self.speaker.calls.parse(said.text, names) if said.stopped else ()
+        with self.watchdog.stage(self.attempt.session, f"tools of turn {number}"):
+            results = await _execute(await self._tools(), calls) if calls else ()
+        version = self.speaker.version
+        turn = Turn(
+            said.token_ids, said.logprobs, said.text, calls, results, policy_version=version
+        )
+        self._last = turn
+        if not said.stopped:
+            return StopReason.TURN_LENGTH
+        if not calls:
+            return StopReason.ANSWER
+        if number + 1 == self.limits.max_turns:
+            return StopReason.MAX_TURNS
+        observed = self.speaker.observation_ids(results, turn.token_ids)
+        if self._used + len(turn.token_ids) + len(observed) >= self.limits.max_response_tokens:
+            return StopReason.RESPONSE_BUDGET  # no room for another token
+        complete = replace(turn, observation_ids=observed)
+        self.attempt, self._last = (
+            replace(self.attempt, turns=(*self.attempt.turns, complete)),
+            None,
+        )
+        return None
+
+    async def end(self, reason: StopReason) -> Trajectory:
+        """The whole episode; nobody reads an observation behind its last turn, so it has none."""
+        turns = self.attempt.turns if self._last is None else (*self.attempt.turns, self._last)
+        turns = (*turns[:-1], *(replace(turn, observation_ids=()) for turn in turns[-1:]))
+        seconds, state = time.perf_counter() - self._started, None
+        if self.attempt.task.gold_state is not None:
+            with self.watchdog.stage(self.attempt.session, "final state"):
+                state = await (await self._tools()).state()
+        ended = replace(self.attempt, turns=turns, seconds=seconds)
+        self.trajectory = replace(ended.ended(reason, self.speaker.version), final_state=state)
+        return self.trajectory
+
+    # -- tools -----------------------------------------------------------------------------------
+
+    async def _tools(self) -> SandboxSession:
+        if self._session is None:
+            task = self.attempt.task
+            self._session = await self.sandbox.open(task.tools, task.initial_state)
+            for turn in self._earlier:
+                await _execute(self._session, [c for c in turn.calls if c.status is CallStatus.OK])
+        return self._session
+
+    async def close(self) -> None:
+        """Close the tools' session to the end, also where the episode is cancelled meanwhile."""
+        if self._session is None:
+            return
+        closing = asyncio.ensure_future(self._session.close())
+        with self.watchdog.stage(self.attempt.session, "closing the tools"):
+            try:
+                await asyncio.shield(closing)
+            except asyncio.CancelledError:
+                await closing
+                raise
+
+
+async def _execute(session: SandboxSession, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
+    """One result per call, in order; the calls run concurrently."""
+    async with asyncio.TaskGroup() as group:
+        running = [group.create_task(session.call(call)) for call in calls]
+    return tuple(answer.result() for answer in running)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
+import weakref
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from functools import cache
+from typing import Any, TypeVar
 
 import aiohttp
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
+MOST_CONNECTIONS = 256  # of one client; further requests wait
 _TRY_AGAIN = frozenset({408, 409, 425, 429})  # and what is the server's own fault, from 500 on
 _LONGEST_WAIT_S = 30.0
 _IDLE_S = 2.0  # less than servers keep a connection open: none is used that is just being closed
@@ -32,18 +36,37 @@ class EndpointError(RuntimeError):
         self.said = said
 
 
-@dataclass(slots=True)
-class _Pool:
-    session: aiohttp.ClientSession
-    users: int = 0
+class LoopThread:
+    """An event loop in a thread of its own, where servers and connections outlive other loops."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self.thread.start()
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine there."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+
+    def stop(self) -> None:
+        """End the loop and wait for the thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+@cache
+def _connections() -> LoopThread:
+    """Where all clients have their connections, which one event loop of several cannot share."""
+    return LoopThread("http-client")
 
 
 class HttpClient:
-    """Sends JSON and reads JSON, one request at a time or many at once.
+    """Sends JSON and reads JSON, from any event loop, one request at a time or many at once.
 
     Args:
-        url: paths are appended to it.
-        timeout_s: of one request.
+        url: paths are appended to it; `unix:` and the path of a socket for a server behind one.
+        timeout_s: of one request, from when it has a connection.
         retries: after failures of the network or an overloaded server, with growing pauses, or
             with those that the server asks for.
         api_key: sent as a bearer token; None: none is.
@@ -67,11 +90,12 @@ class HttpClient:
             raise ValueError(f"requests_per_minute must be positive, not {requests_per_minute}")
         self.url = url
         self.api_key = api_key
-        self.timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self.timeout_s = timeout_s
         self.retries = retries
         self.pause_s = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._next_start = 0.0  # of a request, in monotonic time
-        self._pools: dict[asyncio.AbstractEventLoop, _Pool] = {}
+        self._session: aiohttp.ClientSession | None = None
+        self._places = asyncio.Semaphore(MOST_CONNECTIONS)
         self.counts: Counter[str] = Counter()
 
     async def request(self, method: str, path: str, body: Any = None, empty: bool = False) -> Any:
@@ -80,6 +104,10 @@ class HttpClient:
         Raises:
             EndpointError: a refusal, or no answer in the end.
         """
+        sent = _connections().submit(self._request(method, path, body, empty))
+        return await asyncio.wrap_future(sent)
+
+    async def _request(self, method: str, path: str, body: Any, empty: bool) -> Any:
         for attempt in range(self.retries + 1):
             await self._wait_for_start()
             self.counts["requests"] += 1
@@ -108,33 +136,38 @@ class HttpClient:
         await asyncio.sleep(start - time.monotonic())
 
     async def _once(self, method: str, path: str, body: Any) -> tuple[int, str, str]:
-        """Status and text of the answer, and its Retry-After; status 0 where there is none."""
+        """Status, text and wished-for pause of the answer; status 0 where there is none."""
         try:
             async with (
-                self._connections() as session,
-                session.request(method, self.url + path, json=body) as response,
+                self._places,
+                asyncio.timeout(self.timeout_s),
+                self._opened().request(method, self._address(path), json=body) as response,
             ):
                 wait = response.headers.get("Retry-After", "")
                 return response.status, await response.text(), wait
         except (aiohttp.ClientError, TimeoutError) as error:
             return 0, f"{type(error).__name__} {error}", ""
 
-    @asynccontextmanager
-    async def _connections(self) -> AsyncIterator[aiohttp.ClientSession]:
-        """The connections of this event loop, which are kept while any request is under way."""
-        loop = asyncio.get_running_loop()
-        if loop not in self._pools:
-            headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_S)
-            self._pools[loop] = _Pool(
-                aiohttp.ClientSession(connector=connector, timeout=self.timeout, headers=headers)
+    def _address(self, path: str) -> str:
+        return f"http://localhost{path}" if self.url.startswith("unix:") else self.url + path
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            socket = self.url.removeprefix("unix:")
+            options: dict[str, Any] = {"limit": MOST_CONNECTIONS, "keepalive_timeout": _IDLE_S}
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.UnixConnector(socket, **options)
+                if socket != self.url
+                else aiohttp.TCPConnector(**options),
+                timeout=aiohttp.ClientTimeout(),  # `timeout_s` begins with the connection
+                headers={"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
             )
-        pool = self._pools[loop]
-        pool.users += 1
-        try:
-            yield pool.session
-        finally:
-            pool.users -= 1
-            if not pool.users:
-                del self._pools[loop]
-                await pool.session.close()
+            weakref.finalize(self, _close, self._session)
+        return self._session
+
+
+def _close(session: aiohttp.ClientSession) -> None:
+    """Give up the connections, at the end of the program at the latest."""
+    closing = _connections().submit(session.close())
+    if threading.current_thread() is not _connections().thread:
+        closing.result(timeout=5)

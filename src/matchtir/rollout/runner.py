@@ -7,14 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import (
-    Attempt,
-    Episode,
-    EpisodeLimits,
-    EpisodeTools,
-    Speaker,
-    Watchdog,
-)
+from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Speaker, Watchdog
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import StopReason, Task, Trajectory
 
@@ -124,8 +117,7 @@ class EpisodeRunner:
             return attempt
         if len(attempt.prompt_ids) > self.limits.max_prompt_tokens:
             return attempt.ended(StopReason.PROMPT_TOO_LONG, self.speaker.version)
-        tools = EpisodeTools(self.sandbox, attempt.task, attempt.turns)
-        return Episode(attempt, self.speaker, tools, self.limits, self.watchdog)
+        return Episode(attempt, self.speaker, self.sandbox, self.limits, self.watchdog)
 
     def _prompt(self, task: Task) -> tuple[int, ...]:
         prompt_ids = self.speaker.prompt_ids(task)

@@ -1,4 +1,4 @@
-"""Conversations in the slots of one cache: contexts are read, tokens decoded, tick by tick."""
+"""Conversations in the slots of one cache: contexts are read, tokens sampled, tick by tick."""
 
 from __future__ import annotations
 
@@ -7,12 +7,113 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import Cache
+from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.sampling import sample_tokens
-from matchtir.rollout.slot_cache import SlotCache
+
+GROWTH = 256  # tokens by which the buffers grow, so that they are rarely copied
+
+
+def sample_tokens(
+    logits: Float[Tensor, "R V"], params: Sequence[SamplingParams], uniforms: Sequence[float]
+) -> tuple[Int[Tensor, " R"], Float[Tensor, " R"]]:
+    """Tokens and their log-probabilities under the distribution that they were drawn from.
+
+    Row r inverts its cumulative distribution at `uniforms[r]`, so that a row's token depends on
+    nothing but its own logits and number. Greedy rows take the argmax and report its
+    log-probability at temperature 1.
+    """
+    temperature = torch.tensor([p.temperature or 1.0 for p in params], device=logits.device)
+    scores = _truncated(logits.float() / temperature[:, None], params)
+    logprobs = scores.log_softmax(dim=-1)
+    cumulative = logprobs.double().exp().cumsum(dim=-1)
+    mass = cumulative[:, -1:]
+    points = torch.tensor(uniforms, dtype=torch.float64, device=logits.device)[:, None] * mass
+    tokens = torch.searchsorted(cumulative, points, right=True)
+    # The last token with any mass bounds the draw where rounding leaves the point at the very end.
+    tokens = torch.minimum(tokens, torch.searchsorted(cumulative, mass.contiguous())).squeeze(-1)
+    greedy = torch.tensor([p.temperature == 0 for p in params], device=logits.device)
+    tokens = torch.where(greedy, logits.argmax(dim=-1), tokens)
+    return tokens, logprobs.gather(-1, tokens[:, None]).squeeze(-1)
+
+
+def _truncated(scores: Float[Tensor, "R V"], params: Sequence[SamplingParams]) -> Tensor:
+    """Scores with everything outside top-k and the top-p nucleus at minus infinity."""
+    none = torch.empty(0, dtype=torch.int64)  # the warpers look at no earlier tokens
+    for top_k, top_p in {(p.top_k, p.top_p) for p in params} - {(0, 1.0)}:
+        rows = [row for row, p in enumerate(params) if (p.top_k, p.top_p) == (top_k, top_p)]
+        kept = scores[rows]
+        if top_k:
+            kept = TopKLogitsWarper(top_k)(none, kept)
+        if top_p < 1:
+            kept = TopPLogitsWarper(top_p)(none, kept)
+        scores[rows] = kept
+    return scores
+
+
+class SlotCache(Cache):
+    """Buffers [slots, key-value heads, capacity, head dimension] per layer.
+
+    Slot s holds the keys of one conversation from position 0 on; there is no padding between
+    tokens, so a slot can be extended, copied or dropped without touching the others. Positions
+    beyond a slot's length hold garbage that causal masking hides and later tokens overwrite.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._keys: dict[int, Tensor] = {}
+        self._values: dict[int, Tensor] = {}
+        self._capacity = 0
+        self._rows: Int[Tensor, " R"] | slice = slice(0, 0)
+        self._positions: Int[Tensor, "R Q"] = torch.empty(0, 0, dtype=torch.int64)
+        self._extent = 0
+
+    def aim(
+        self, rows: Int[Tensor, " R"] | int, positions: Int[Tensor, "R Q"], extent: int
+    ) -> None:
+        """Say where the next forward pass writes, and how far (`extent`) its attention looks.
+
+        `rows` as a number n means slots 0..n-1, which are read without a copy.
+        """
+        self._rows = slice(0, rows) if isinstance(rows, int) else rows
+        self._positions = positions
+        self._extent = extent
+        if extent > self._capacity:
+            self._grow(-(-extent // GROWTH) * GROWTH)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **_: object
+    ) -> tuple[Tensor, Tensor]:
+        """Store [R, heads, Q, dim] at the aimed places; return [R, heads, extent, dim]."""
+        if layer_idx not in self._keys:
+            shape = (self._slots, key_states.shape[1], self._capacity, key_states.shape[3])
+            self._keys[layer_idx] = key_states.new_zeros(shape)
+            self._values[layer_idx] = value_states.new_zeros(shape)
+        keys, values = self._keys[layer_idx], self._values[layer_idx]
+        rows = torch.arange(keys.shape[0], device=keys.device)[self._rows][:, None]
+        keys[rows, :, self._positions] = key_states.transpose(1, 2)
+        values[rows, :, self._positions] = value_states.transpose(1, 2)
+        return keys[self._rows, :, : self._extent], values[self._rows, :, : self._extent]
+
+    def copy_slot(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of `target` those of `source`."""
+        for buffer in (*self._keys.values(), *self._values.values()):
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Zero: positions are always given explicitly."""
+        return 0
+
+    def _grow(self, capacity: int) -> None:
+        extra = capacity - self._capacity
+        for buffers in (self._keys, self._values):
+            for layer, buffer in buffers.items():
+                buffers[layer] = torch.nn.functional.pad(buffer, (0, 0, 0, extra))
+        self._capacity = capacity
 
 
 @dataclass(slots=True, eq=False)

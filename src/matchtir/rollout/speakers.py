@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections import defaultdict
@@ -10,15 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from matchtir.rollout.engine import Engine, SamplingParams
-from matchtir.rollout.episode import Attempt, EpisodeLimits, Utterance
+from matchtir.rollout.engine import Engine
+from matchtir.rollout.episode import Attempt, Utterance
 from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
-from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.templates import ChatMessage
 from matchtir.tools.formats import HERMES, CallFormat
-from matchtir.tools.sandbox import Sandbox
-from matchtir.types import Task, ToolResult, Trajectory
+from matchtir.types import Task, ToolResult
 
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
 _BEYOND_CONTEXT = ("context_length", "context length", "context size")
@@ -56,7 +53,7 @@ class TokenSpeaker:
 
 
 class TextSpeaker:
-    """What speakers without tokens have in common."""
+    """What speakers without tokens have in common; by itself, one whose turns come from outside."""
 
     version = 0
     calls: CallFormat = HERMES
@@ -70,6 +67,10 @@ class TextSpeaker:
     ) -> tuple[int, ...]:
         """None."""
         return ()
+
+    async def speak(self, attempt: Attempt, room: int) -> Utterance:
+        """Raises NotImplementedError: turns come from outside."""
+        raise NotImplementedError("the turns of this speaker come from outside")
 
     def release(self, session: str) -> None:
         """Nothing is kept for an episode."""
@@ -226,52 +227,3 @@ def turn_text(message: ChatMessage) -> str:
         block = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
         parts.append(f"<tool_call>\n{block}\n</tool_call>")
     return "\n".join(parts)
-
-
-class Dialogue(TextSpeaker):
-    """One episode of the episode loop, from outside: say a turn, hear its results.
-
-    Args:
-        task: what the episode is about.
-        sandbox: executes the calls.
-        max_turns: where the episode ends at the latest.
-    """
-
-    def __init__(self, task: Task, sandbox: Sandbox, max_turns: int) -> None:
-        self._asked: asyncio.Queue[Attempt] = asyncio.Queue()
-        self._written: asyncio.Queue[str] = asyncio.Queue()
-        runner = EpisodeRunner(self, sandbox, EpisodeLimits(max_turns))
-        self._episode = asyncio.create_task(runner.run_async([task], 1, SamplingParams(), seed=0))
-
-    async def say(self, text: str) -> tuple[ToolResult, ...] | Trajectory:
-        """Write the next turn; the results of its calls, or the whole episode where it ends it.
-
-        Raises:
-            RuntimeError: the episode has ended.
-        """
-        if self._episode.done():
-            raise RuntimeError("the episode has ended")
-        await self._asked.get()  # for this turn
-        self._written.put_nowait(text)
-        asked = asyncio.ensure_future(self._asked.get())  # for the next one
-        try:
-            await asyncio.wait({asked, self._episode}, return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            asked.cancel()  # or it would take what the next turn waits for
-            raise
-        if self._episode.done():
-            asked.cancel()
-            [[trajectory]] = self._episode.result()
-            return trajectory
-        attempt = asked.result()
-        self._asked.put_nowait(attempt)
-        return attempt.turns[-1].results
-
-    async def speak(self, attempt: Attempt, room: int) -> Utterance:
-        """What is written next, however long."""
-        self._asked.put_nowait(attempt)
-        return Utterance(await self._written.get(), stopped=True)
-
-    def abandon(self) -> None:
-        """Begin to end the episode, wherever it is; its session is closed all the same."""
-        self._episode.cancel()

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 from matchtir.policy.packing import use_packed_attention
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import load_full_weights
-from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.engine import Engine, Generation, SamplingParams
 from matchtir.rollout.slot_decoder import Request, Row, SlotDecoder
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """Samples from any full-attention Hugging Face causal LM.
 
     Every tick reads a bounded piece of new context and decodes one token of every running row.

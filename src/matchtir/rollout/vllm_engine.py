@@ -1,6 +1,6 @@
 """vLLM in this process: the same on a GPU and, with vLLM's build for CPUs, without one.
 
-Its settings and requests are also those of a server (`vllm_server`).
+Its settings, requests and order of events are also those of a server (`vllm_server`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +19,7 @@ from torch import nn
 
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import full_weights
-from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.engine import Engine, Generation, SamplingParams
 
 # Ids go in and out, and log-probabilities are those of the distribution that the tokens were drawn
 # from: none of this is a choice.
@@ -30,26 +29,23 @@ FIXED_SETTINGS: Mapping[str, Any] = {
     "logprobs_mode": "processed_logprobs",
     "enable_prefix_caching": True,
 }
+_TAKEN = {*FIXED_SETTINGS, "model", "load_format", "device_ids", "enable_sleep_mode"}
 
 # For vLLM's environment, where the user's has nothing else.
 ENVIRONMENT: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for engine arguments that are not free."""
-    taken = sorted(settings.keys() & {*FIXED_SETTINGS, "model", "load_format"})
-    if taken:
-        raise ValueError(f"these settings of vLLM cannot be chosen: {', '.join(taken)}")
-
-
-def engine_settings(policy: nn.Module, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def engine_settings(
+    policy: nn.Module, folder: Path, settings: Mapping[str, Any], sleep_level: int = 0
+) -> dict[str, Any]:
     """VLLM's engine arguments for a model like the policy's, whose configuration goes to `folder`.
 
     A setting that is None has vLLM's default, but for these. `dtype` is the policy's, since vLLM
-    would make float16 of float32. Without a GPU `enforce_eager` is true, since compiling takes half
-    a minute there and gains nothing; `block_size` is 32, since vLLM's 128 tokens there are more
-    than many a prompt has, and only whole blocks are shared; and prompts are read in one piece,
-    since vLLM 0.32 fails there at a seeded request whose prompt is read in several.
+    would make float16 of float32. With GPUs it gets the one that this process computes on, or as
+    many as `tensor_parallel_size` says. Without one `enforce_eager` is true, since compiling takes
+    half a minute there and gains nothing; `block_size` is 32, since vLLM's 128 tokens there are
+    more than many a prompt has, and only whole blocks are shared; and prompts are read in one
+    piece, since vLLM 0.32 fails there at a seeded request whose prompt is read in several.
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"expected a Policy, got {type(policy).__name__}")
@@ -59,7 +55,12 @@ def engine_settings(policy: nn.Module, folder: Path, settings: Mapping[str, Any]
     config.save_pretrained(folder)
     dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
     ours: dict[str, Any] = {"dtype": dtype}
-    if not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        parts = settings.get("tensor_parallel_size") or 1
+        first = torch.cuda.current_device() * parts
+        ours |= {"device_ids": list(range(first, first + parts))}
+        ours |= {"enable_sleep_mode": True} if sleep_level else {}
+    else:
         whole = max(settings["max_model_len"], 8192)
         ours |= {"enforce_eager": True, "block_size": 32}
         ours |= {"enable_chunked_prefill": False, "max_num_batched_tokens": whole}
@@ -67,58 +68,23 @@ def engine_settings(policy: nn.Module, folder: Path, settings: Mapping[str, Any]
     return {"model": str(folder), **FIXED_SETTINGS, **ours, **given}
 
 
-def cache_salt(version: int) -> str:
-    """What keeps that which older weights have cached out of reach."""
-    return f"weights {version}"
+class VllmBase(Engine):
+    """What vLLM in this process and behind a server have in common: settings and order of events.
 
-
-def fitted(
-    session: str, context: Sequence[int], sampling: SamplingParams, max_model_len: int
-) -> SamplingParams:
-    """The sampling cut to what the model's length leaves.
-
-    Raises:
-        ValueError: nothing is left.
-    """
-    room = max_model_len - len(context)
-    if room < 1 or sampling.max_new_tokens < 1 or not context:
-        raise ValueError(
-            f"session {session}: a context of {len(context)} tokens and {sampling.max_new_tokens} "
-            f"new ones do not fit into max_model_len={max_model_len}"
-        )
-    return replace(sampling, max_new_tokens=min(room, sampling.max_new_tokens))
-
-
-def request_settings(sampling: SamplingParams, seed: int, stop: Sequence[int]) -> dict[str, Any]:
-    """VLLM's sampling parameters of one turn."""
-    return {
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "max_tokens": sampling.max_new_tokens,
-        "seed": seed,
-        "stop_token_ids": list(stop),
-        "ignore_eos": True,  # which of the model's tokens end a turn is the renderer's to say
-        "logprobs": 0,  # of the sampled token alone
-        "detokenize": False,
-    }
-
-
-class VllmEngine:
-    """Samples with an engine of vLLM, which is built at the first `sync`.
-
-    Turns of a conversation and the attempts of a group share their prefixes by vLLM's own cache.
-    The weights go over in memory. Seeds belong to turns, so that a turn is the same alone and among
-    others as far as the arithmetic of batches allows.
+    Sampling, `sleep`, `wake`, `sync`, sampling: asleep it holds neither weights nor KV cache on the
+    GPU; woken it has room for weights; the sync fills them and makes the KV cache again. Any other
+    order is an error. Without a GPU there is nothing to free, but the order is the same.
 
     Args:
         stop_token_ids: tokens that end a turn; part of the generation.
         max_model_len: tokens of a whole conversation, at most.
         settings: further engine arguments of vLLM: dtype, max_num_seqs, ...
         kv_cache_gib: size of the KV cache on a CPU; a GPU has gpu_memory_utilization.
+        sleep_level: 1: asleep, its weights are kept in host memory; 2: nowhere, since a sync
+            follows; 0: it never sleeps, and `sleep` and `wake` do nothing.
 
     Raises:
-        ValueError: settings that are not free, or a model on several GPUs.
+        ValueError: a sleep level out of range, or settings that cannot be chosen.
     """
 
     own_weights = True
@@ -127,18 +93,127 @@ class VllmEngine:
         self,
         stop_token_ids: Sequence[int],
         max_model_len: int,
-        settings: Mapping[str, Any] | None = None,
-        kv_cache_gib: int = 1,
+        settings: Mapping[str, Any] | None,
+        kv_cache_gib: int,
+        sleep_level: int,
     ) -> None:
-        self._settings = {"max_model_len": max_model_len, **(settings or {})}
-        check_settings(self._settings)
-        if self._settings.get("tensor_parallel_size", 1) != 1:
-            raise ValueError("vLLM in this process has one GPU; several need rollout=vllm_server")
+        taken = sorted(_TAKEN.intersection(settings or ()))
+        if taken:
+            raise ValueError(f"these settings of vLLM cannot be chosen: {', '.join(taken)}")
+        if sleep_level not in (0, 1, 2):
+            raise ValueError(f"sleep_level must be 0, 1 or 2, not {sleep_level}")
         self.version = -1
         self.prefill_count = 0  # tokens of context read, for measurements
+        self._settings = {"max_model_len": max_model_len, **(settings or {})}
         self._stop = tuple(stop_token_ids)
-        self._max_model_len = max_model_len
         self._kv_cache_gib = kv_cache_gib
+        self._sleep_level = sleep_level
+        self._state = "without weights"  # then: ready, asleep, woken, ready, ...
+        self._sampling = 0  # turns
+
+    def sleep(self) -> None:
+        """Give the GPU's memory to the update, see `VllmBase`; nothing without a sleep level.
+
+        Raises RuntimeError while turns are being sampled.
+        """
+        if self._sleep_level and self._state in ("ready", "woken"):
+            self._require_rest("the engine goes to sleep")
+            self._send_sleep(self._sleep_level)
+            self._state = "asleep"
+
+    def wake(self) -> None:
+        """Make room for the weights of the next `sync`; nothing for an engine that is awake."""
+        if self._state == "asleep":
+            self._send_wake("weights")
+            self._state = "woken"
+
+    def sync(self, policy: nn.Module, version: int) -> None:
+        """Take over the weights and drop every cache of older ones; the first one starts vLLM.
+
+        Raises:
+            ImportError: vLLM is not installed.
+            RuntimeError: turns are being sampled, the engine is asleep, or a server refuses.
+            TypeError: not a `Policy`.
+        """
+        self._require_rest("weights change")
+        if self._state == "asleep":
+            raise RuntimeError("the engine is asleep: wake it before a sync")
+        self._load(policy, version)
+        if self._state == "woken":
+            self._send_wake("kv_cache")
+        self._state, self.version = "ready", version
+
+    def _require_rest(self, event: str) -> None:
+        if self._sampling:
+            raise RuntimeError(f"{self._sampling} turns are being sampled while {event}")
+
+    def _request(
+        self, session: str, context: Sequence[int], sampling: SamplingParams, seed: int
+    ) -> dict[str, Any]:
+        """VLLM's sampling parameters of one turn, cut to what the model's length leaves.
+
+        Raises:
+            RuntimeError: the engine is not ready.
+            ValueError: nothing is left.
+        """
+        if self._state != "ready":
+            raise RuntimeError(f"the engine is {self._state}: call sync first")
+        longest = self._settings["max_model_len"]
+        room = min(longest - len(context), sampling.max_new_tokens)
+        if room < 1 or not context:
+            raise ValueError(
+                f"session {session}: a context of {len(context)} tokens and "
+                f"{sampling.max_new_tokens} new ones do not fit into max_model_len={longest}"
+            )
+        return {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": room,
+            "seed": seed,
+            "stop_token_ids": list(self._stop),
+            "ignore_eos": True,  # which of the model's tokens end a turn is the renderer's to say
+            "logprobs": 0,  # of the sampled token alone
+            "detokenize": False,
+        }
+
+    @property
+    def _cache_salt(self) -> str:
+        """What keeps that which older weights have cached out of reach."""
+        return f"weights {self.version}"
+
+    def _load(self, policy: nn.Module, version: int) -> None:
+        raise NotImplementedError
+
+    def _send_sleep(self, level: int) -> None:
+        raise NotImplementedError
+
+    def _send_wake(self, tag: str) -> None:
+        raise NotImplementedError
+
+
+class VllmEngine(VllmBase):
+    """Samples with an engine of vLLM, which is built at the first `sync` on this process's GPU.
+
+    Turns of a conversation and the attempts of a group share their prefixes by vLLM's own cache.
+    The weights go over in memory. Seeds belong to turns, so that a turn is the same alone and among
+    others as far as the arithmetic of batches allows. For the arguments see `VllmBase`.
+
+    Raises:
+        ValueError: settings that are not free, or a model on several GPUs.
+    """
+
+    def __init__(
+        self,
+        stop_token_ids: Sequence[int],
+        max_model_len: int,
+        settings: Mapping[str, Any] | None = None,
+        kv_cache_gib: int = 1,
+        sleep_level: int = 0,
+    ) -> None:
+        super().__init__(stop_token_ids, max_model_len, settings, kv_cache_gib, sleep_level)
+        if (self._settings.get("tensor_parallel_size") or 1) != 1:
+            raise ValueError("vLLM in this process has one GPU; several need rollout=vllm_server")
         self._vllm: Any = None
         self._make_params: Any = None
         self._serial = itertools.count()
@@ -154,24 +229,24 @@ class VllmEngine:
         Raises:
             ValueError: the context is too long, or the session is already generating.
         """
-        if self._vllm is None:
-            raise RuntimeError("the engine has no weights yet: call sync first")
+        settings = self._request(session, context, sampling, seed)
         if session in self._ids:
             raise ValueError(f"session {session} is already generating")
-        sampling = fitted(session, context, sampling, self._max_model_len)
         request = str(next(self._serial))
-        prompt = {"prompt_token_ids": list(context), "cache_salt": cache_salt(self.version)}
-        params = self._make_params(**request_settings(sampling, seed, self._stop))
-        self._vllm.add_request(request, prompt, params)
+        prompt = {"prompt_token_ids": list(context), "cache_salt": self._cache_salt}
+        self._vllm.add_request(request, prompt, self._make_params(**settings))
         self._ids[session] = request
         future = self._futures[request] = asyncio.get_running_loop().create_future()
-        self._start_driver()
+        self._sampling += 1
+        if self._driver is None or self._driver.done():
+            self._driver = asyncio.get_running_loop().create_task(self._drive())
         try:
             return await future
         except asyncio.CancelledError:
             self._vllm.abort_request([request])
             raise
         finally:
+            self._sampling -= 1
             del self._ids[session], self._futures[request]
 
     def release(self, session: str) -> None:
@@ -180,29 +255,26 @@ class VllmEngine:
         if request is not None:
             self._futures[request].cancel()
 
-    def sync(self, policy: nn.Module, version: int) -> None:
-        """Take over the weights and drop every cache of older ones.
-
-        Raises:
-            ImportError: vLLM is not installed.
-            RuntimeError: turns are being sampled.
-            TypeError: not a `Policy`.
-        """
-        if self._ids:
-            raise RuntimeError(f"{len(self._ids)} turns are being sampled while weights change")
-        if self._vllm is None:
-            self._vllm = self._start(policy)
-        self._vllm.collective_rpc(
-            "reload_weights", kwargs={"weights_iterator": full_weights(policy)}
-        )
-        self._vllm.reset_prefix_cache()
-        self.version = version
-
     def close(self) -> None:
         """Give up the model and the KV cache."""
         if self._vllm is not None:
             self._vllm.engine_core.shutdown()
-            self._vllm = None
+            self._vllm, self._state = None, "closed"
+
+    # -- vLLM itself -----------------------------------------------------------------------------
+
+    def _load(self, policy: nn.Module, version: int) -> None:
+        if self._vllm is None:
+            self._vllm = self._start(policy)
+        weights = {"weights_iterator": full_weights(policy)}
+        self._vllm.collective_rpc("reload_weights", kwargs=weights)
+        self._vllm.reset_prefix_cache()
+
+    def _send_sleep(self, level: int) -> None:
+        self._vllm.sleep(level=level)
+
+    def _send_wake(self, tag: str) -> None:
+        self._vllm.wake_up(tags=[tag])
 
     def _start(self, policy: nn.Module) -> Any:
         # Read by vLLM when it is imported.
@@ -216,17 +288,12 @@ class VllmEngine:
 
         self._make_params = VllmParams
         with TemporaryDirectory() as folder:
-            settings = engine_settings(policy, Path(folder), self._settings)
+            settings = engine_settings(policy, Path(folder), self._settings, self._sleep_level)
             # The weights come with the sync.
             return LLMEngine.from_engine_args(EngineArgs(**settings, load_format="dummy"))
 
-    # -- the driver: one step after the other while there are requests ---------------------------
-
-    def _start_driver(self) -> None:
-        if self._driver is None or self._driver.done():
-            self._driver = asyncio.get_running_loop().create_task(self._drive())
-
     async def _drive(self) -> None:
+        """One step after the other while there are requests."""
         try:
             await asyncio.sleep(0)  # every episode that starts now is heard before the first step
             while self._vllm.has_unfinished_requests():

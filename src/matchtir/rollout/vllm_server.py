@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,28 +16,17 @@ from torch import nn
 
 from matchtir.policy.weights import full_weights, save_full_weights
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.http import HttpClient
-from matchtir.rollout.vllm_engine import (
-    ENVIRONMENT,
-    cache_salt,
-    check_settings,
-    engine_settings,
-    fitted,
-    request_settings,
-)
+from matchtir.rollout.http import EndpointError, HttpClient
+from matchtir.rollout.vllm_engine import ENVIRONMENT, VllmBase, engine_settings
+from matchtir.utils import guarded
 from matchtir.utils.processes import rank, wait_for_all
 
-# The kernel ends the server with its parent, however that ends. vLLM's `vllm` command would do the
-# same work, but its build for CPUs comes without it.
-_LAUNCH = (
-    "import ctypes, runpy, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
-    "runpy.run_module('vllm.entrypoints.openai.api_server', run_name='__main__')"
-)
 _DEFAULTS = {
     **ENVIRONMENT,
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer is on the same cores
 }
 _NEEDED = {"VLLM_SERVER_DEV_MODE": "1"}  # weights can be changed
+RETRIES = 2  # of a request; seeds belong to turns, so that it samples the same
 
 
 def server_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -49,41 +36,48 @@ def server_flags(settings: Mapping[str, Any]) -> list[str]:
         name = key.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
         else:
             flags += [f"--{name}", str(value)]
     return flags
 
 
 class VllmProcess:
-    """Starts a server on a free port of this machine and waits until it answers.
+    """Starts a server behind a UNIX socket and waits until it answers.
+
+    The socket is in a folder that only this user may enter: the server's means to change weights
+    are nobody else's. The server and all that it starts end with this process, however that ends.
 
     Args:
         settings: engine arguments.
         kv_cache_gib: size of the KV cache on a CPU.
-        log_file: what the server prints.
+        folder: gets the socket, and what the server prints in `server.log`.
         timeout_s: for the start.
 
     Raises:
         RuntimeError: it ended, or did not answer in time; the message has its last lines.
     """
 
+    # vLLM's `vllm` command would do the same work, but its build for CPUs comes without it.
+    program = (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+
     def __init__(
-        self, settings: Mapping[str, Any], kv_cache_gib: int, log_file: Path, timeout_s: float
+        self, settings: Mapping[str, Any], kv_cache_gib: int, folder: Path, timeout_s: float
     ) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self._log_file = log_file
+        socket = folder / "socket"
+        self.url = f"unix:{socket}"
+        self._log_file = folder / "server.log"
+        guard = [sys.executable, guarded.__file__, str(os.getpid())]
         cache = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
-        command = [sys.executable, "-c", _LAUNCH, *server_flags(settings)]
-        with log_file.open("wb") as output:
+        with self._log_file.open("wb") as output:
             self._process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", str(port)],
+                [*guard, *self.program, *server_flags(settings), "--uds", str(socket)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 env={**_DEFAULTS, **os.environ, **_NEEDED, **cache},
+                start_new_session=True,
             )
         try:
             self._wait(timeout_s)
@@ -103,26 +97,27 @@ class VllmProcess:
             time.sleep(0.2)
 
     def _answers(self) -> bool:
-        try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
-                return answer.status == 200
-        except OSError:
+        if not Path(self.url.removeprefix("unix:")).exists():
             return False
+        try:
+            health = HttpClient(self.url, timeout_s=5, retries=0).request(
+                "GET", "/health", empty=True
+            )
+            asyncio.run(health)
+        except EndpointError:
+            return False
+        return True
 
     def _last_lines(self) -> str:
         return "\n".join(self._log_file.read_text(errors="replace").splitlines()[-20:])
 
     def stop(self) -> None:
-        """End the server and wait for it."""
+        """End the server and all that it started, and wait for them."""
         self._process.terminate()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.wait()
 
 
-class VllmServerEngine:
+class VllmServerEngine(VllmBase):
     """Samples with a vLLM server over HTTP, token ids in and out.
 
     The weights go over as one file in a folder that both sides see: in memory (/dev/shm) where the
@@ -130,10 +125,7 @@ class VllmServerEngine:
     error. One process of a distributed run updates a shared server; the others wait.
 
     Args:
-        stop_token_ids: tokens that end a turn; part of the generation.
-        max_model_len: tokens of a whole conversation, at most.
-        settings: further engine arguments of the server that is started.
-        kv_cache_gib: size of its KV cache on a CPU.
+        stop_token_ids, max_model_len, settings, kv_cache_gib, sleep_level: see `VllmBase`.
         url: of a server that runs already; it has been started with the settings that
             docs/rollouts.md names. None: one is started at the first `sync`.
         weights_folder: where weights are handed over; None: a new folder in memory.
@@ -143,35 +135,26 @@ class VllmServerEngine:
         ValueError: settings that are not free, or that a server with a `url` would not hear of.
     """
 
-    own_weights = True
-
     def __init__(
         self,
         stop_token_ids: Sequence[int],
         max_model_len: int,
         settings: Mapping[str, Any] | None = None,
         kv_cache_gib: int = 1,
+        sleep_level: int = 0,
         url: str | None = None,
         weights_folder: str | None = None,
         timeout_s: float = 600.0,
     ) -> None:
-        self._settings = {"max_model_len": max_model_len, **(settings or {})}
-        check_settings(self._settings)
-        if url and settings:
+        super().__init__(stop_token_ids, max_model_len, settings, kv_cache_gib, sleep_level)
+        if url and (settings or sleep_level):
             raise ValueError("the server at url has settings of its own: set none here")
-        self.version = -1
-        self.prefill_count = 0  # tokens of context read, for measurements
-        self._stop = tuple(stop_token_ids)
-        self._max_model_len = max_model_len
-        self._kv_cache_gib = kv_cache_gib
         self._timeout_s = timeout_s
-        self._client = self._client_of(url) if url else None
+        self._client = HttpClient(url.rstrip("/"), timeout_s, RETRIES) if url else None
         self._is_shared = url is not None
-        self._given_folder = weights_folder
-        self._folder: Path | None = None
+        self._folder = Path(weights_folder) if weights_folder else None
         self._temporary: TemporaryDirectory[str] | None = None
         self._process: VllmProcess | None = None
-        self._generating = 0
 
     async def generate(
         self, session: str, context: Sequence[int], sampling: SamplingParams, seed: int
@@ -182,20 +165,16 @@ class VllmServerEngine:
             ValueError: the context is too long.
             RuntimeError: the server refuses, cannot be reached, or has other weights.
         """
-        if self._client is None:
-            raise RuntimeError("the engine has no weights yet: call sync first")
-        sampling = fitted(session, context, sampling, self._max_model_len)
-        body = {
-            "token_ids": list(context),
-            "sampling_params": request_settings(sampling, seed, self._stop),
-            "cache_salt": cache_salt(self.version),
-        }
-        self._generating += 1
+        settings = self._request(session, context, sampling, seed)
+        body = {"token_ids": list(context), "sampling_params": settings}
+        body |= {"cache_salt": self._cache_salt}
+        assert self._client is not None
+        self._sampling += 1
         try:
             answer = await self._client.request("POST", "/inference/v1/generate", body)
             return self._generation(answer, self._client.url)
         finally:
-            self._generating -= 1
+            self._sampling -= 1
 
     def _generation(self, answer: Any, url: str) -> Generation:
         (choice,) = answer["choices"]
@@ -213,69 +192,58 @@ class VllmServerEngine:
     def release(self, session: str) -> None:
         """Nothing is kept for a session: the server ends a request whose connection ends."""
 
-    def sync(self, policy: nn.Module, version: int) -> None:
-        """Take over the weights and drop every cache of older ones.
-
-        Raises:
-            RuntimeError: turns are being sampled, or the server refuses.
-            TypeError: not a `Policy`.
-        """
-        if self._generating:
-            raise RuntimeError(f"{self._generating} turns are being sampled while weights change")
-        if self._folder is None:
-            self._folder = self._handover_folder()
-        if self._is_shared and rank() > 0:
-            for _ in full_weights(policy):  # sharded weights need every process
-                pass
-        else:
-            save_full_weights(policy, self._folder)
-            if self._client is None:
-                self._client = self._start(policy)
-            _reload(self._client, self._folder, version)
-        if self._is_shared:
-            wait_for_all()
-        self.version = version
-
-    def _client_of(self, url: str) -> HttpClient:
-        # Seeds belong to turns: a request that is made again samples the same.
-        return HttpClient(url.rstrip("/"), self._timeout_s, retries=2)
-
-    def _handover_folder(self) -> Path:
-        if self._given_folder:
-            return Path(self._given_folder)
-        memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
-        self._temporary = TemporaryDirectory(prefix="weights", dir=memory)
-        return Path(self._temporary.name)
-
-    def _start(self, policy: nn.Module) -> HttpClient:
-        assert self._folder is not None
-        self._process = VllmProcess(
-            engine_settings(policy, self._folder, self._settings),
-            self._kv_cache_gib,
-            self._folder / "server.log",
-            self._timeout_s,
-        )
-        return self._client_of(self._process.url)
-
     def close(self) -> None:
         """Stop the server that was started, and remove the weights."""
+        self._state = "closed"
         if self._process is not None:
             self._process.stop()
             self._process = None
         if self._temporary is not None:
             self._temporary.cleanup()
 
+    # -- the server itself -----------------------------------------------------------------------
 
-def _reload(client: HttpClient, folder: Path, version: int) -> None:
-    """Have the server read the weights in a folder, and forget what it read with older ones."""
+    def _load(self, policy: nn.Module, version: int) -> None:
+        folder = self._folder or self._own_folder()
+        if self._is_shared and rank() > 0:
+            for _ in full_weights(policy):  # sharded weights need every process
+                pass
+        else:
+            save_full_weights(policy, folder)
+            if self._client is None:
+                settings = engine_settings(policy, folder, self._settings, self._sleep_level)
+                self._process = VllmProcess(
+                    settings, self._kv_cache_gib, self._own_folder(), self._timeout_s
+                )
+                self._client = HttpClient(self._process.url, self._timeout_s, RETRIES)
+            self._reload(folder, version)
+        if self._is_shared:
+            wait_for_all()
 
-    def post(path: str, body: Mapping[str, Any]) -> Any:
-        return asyncio.run(client.request("POST", path, body, empty=True))
+    def _own_folder(self) -> Path:
+        """Of this process alone, in memory where there is such a place."""
+        if self._temporary is None:
+            memory = "/dev/shm" if Path("/dev/shm").is_dir() else None
+            self._temporary = TemporaryDirectory(prefix="weights", dir=memory)
+        return Path(self._temporary.name)
 
-    post("/pause?mode=abort", {})
-    reading = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
-    post("/collective_rpc", reading)
-    if not post("/reset_prefix_cache", {})["success"]:
-        raise RuntimeError(f"{client.url} did not drop the cache of older weights")
-    post("/update_weight_version", {"new_version": str(version)})
-    post("/resume", {})
+    def _reload(self, folder: Path, version: int) -> None:
+        """Have the server read the weights, and forget what it read with older ones."""
+        self._post("/pause?mode=abort", {})
+        reading = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        self._post("/collective_rpc", reading)
+        if not self._post("/reset_prefix_cache", {})["success"]:
+            raise RuntimeError("the server did not drop the cache of older weights")
+        self._post("/update_weight_version", {"new_version": str(version)})
+        if self._state != "woken":  # then the waking of the KV cache does it
+            self._post("/resume", {})
+
+    def _send_sleep(self, level: int) -> None:
+        self._post(f"/sleep?level={level}", {})
+
+    def _send_wake(self, tag: str) -> None:
+        self._post(f"/wake_up?tags={tag}", {})
+
+    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+        assert self._client is not None
+        return asyncio.run(self._client.request("POST", path, body, empty=True))
