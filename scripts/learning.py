@@ -10,12 +10,12 @@ at temperature 1 at every second of them.
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,13 @@ from rich.console import Console
 from rich.table import Table
 
 from matchtir.credit.outcome import succeeds
-from matchtir.evaluation.statistics import Gain, nested_bootstrap
+from matchtir.evaluation.statistics import Gain, nested_bootstrap, nested_difference
 from matchtir.policy.tiny.model import START, load_start
 from matchtir.reports.runs import RunData, read_run
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.utils.loggers import quiet
-from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE
+from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, write_csv
 
 MEASURES = ("success", "solve_p", "solve_r", "solve_f1", "answer_f1", "answered", "calls")
 STAGES = ("before", "after")
@@ -54,6 +54,11 @@ class Row:
     tasks: Sequence[Any]
     scores: dict[str, dict[str, np.ndarray]]  # stage -> measure -> [n]
 
+    @property
+    def key(self) -> tuple[str, int]:
+        """Among the runs of its method."""
+        return self.start, self.seed
+
     def gains(self, measure: str) -> np.ndarray:
         """After minus before, of each task."""
         return self.scores["after"][measure] - self.scores["before"][measure]
@@ -65,7 +70,7 @@ def read(folder: Path, sampled: bool) -> Row:
     run = read_run(folder)
     assert run.before is not None and run.after is not None
     tasks = list(instantiate(config.data).tasks("test"))
-    start = str(config.model.folder or START)
+    start = run.start or str(START)
     scores = {
         stage: {m: np.array([scored[task.task_id][m] for task in tasks]) for m in MEASURES}
         for stage, scored in zip(STAGES, (run.before, run.after), strict=True)
@@ -127,26 +132,7 @@ def write(rows: Sequence[Row], path: Path) -> None:
                 record[f"success_of_{number}_calls_{stage}"] = round(mean, 4)
         records.append(record)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, records[0].keys())
-        writer.writeheader()
-        writer.writerows(records)
-
-
-def nested(rows: Sequence[Row], values: Sequence[np.ndarray]) -> Gain:
-    """The mean of values of runs, with its interval.
-
-    Raises:
-        ValueError: a start has more seeds than another.
-    """
-    by_start: dict[str, list[np.ndarray]] = {}
-    for row, value in zip(rows, values, strict=True):
-        by_start.setdefault(row.start, []).append(value)
-    if len({len(each) for each in by_start.values()}) > 1:
-        raise ValueError(
-            f"seeds of { ({s: len(v) for s, v in by_start.items()}) }: not as many each"
-        )
-    return nested_bootstrap(np.array(list(by_start.values())))
+    write_csv(path, list(records[0]), (record.values() for record in records))
 
 
 def summary(rows: Sequence[Row]) -> list[Table]:
@@ -163,19 +149,18 @@ def summary(rows: Sequence[Row]) -> list[Table]:
     numbers = sorted({len(task.gold_calls) for task in rows[0].tasks})
     for heading in ("method", *map(str, numbers)):
         hops.add_column(heading)
-    base = {(row.start, row.seed): row for row in rows if row.method == "grpo"}
+    base = {row.key: row for row in rows if row.method == "grpo"}
     for method in methods:
         own = [row for row in rows if row.method == method]
         for measure in own[0].scores["after"]:
-            gain = nested(own, [row.gains(measure) for row in own])
+            gains_of = {row.key: row.gains(measure) for row in own}
             means = [np.mean([row.scores[stage][measure] for row in own]) for stage in STAGES]
-            least = min(row.gains(measure).mean() for row in own)
+            least = min(gain.mean() for gain in gains_of.values())
             against = ""
-            if method != "grpo" and all((row.start, row.seed) in base for row in own):
-                differences = [
-                    row.gains(measure) - base[row.start, row.seed].gains(measure) for row in own
-                ]
-                against = shown(nested(own, differences))
+            if method != "grpo" and gains_of.keys() <= base.keys():
+                others = {key: base[key].gains(measure) for key in gains_of}
+                against = shown(nested_difference(others, gains_of))
+            gain = nested_bootstrap(gains_of)
             cells = [f"{mean:.3f}" for mean in means] + [shown(gain), f"{least:+.3f}", against]
             gains.add_row(method, str(len(own)), measure, *cells)
         means = [np.mean([row.validation[step] for row in own]) for step in steps]
@@ -207,7 +192,10 @@ def main() -> None:
     quiet()
     folders = sorted({f.parent for path in options.runs for f in path.rglob(RESULT_FILE)}, key=str)
     rows = [read(folder, not options.greedy) for folder in folders]
-    rows.sort(key=lambda row: (row.method, row.start, row.seed))
+    rows.sort(key=lambda row: (row.method, row.key))
+    for first, second in pairwise(rows):
+        if (first.method, first.key) == (second.method, second.key):
+            raise SystemExit(f"{first.method}, {first.key}: there is a run twice")
     write(rows, options.out)
     console = Console(width=160)
     for table in summary(rows):

@@ -3,10 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from matchtir.evaluation.benchmark import Setting
-from matchtir.evaluation.bfcl import BfclBenchmark, scripted_texts
+from matchtir.evaluation.bfcl import CATEGORIES, BfclBenchmark, scripted_texts
 from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.statistics import value
 from matchtir.tasks.bfcl import entry_from_row
@@ -28,17 +29,20 @@ def test_a_missing_environment_says_how_it_is_made(tmp_path):
 
 
 def test_options_are_checked():
-    with pytest.raises(ValueError, match=r"are played, not \['simple_python'\]"):
+    with pytest.raises(ValueError, match=r"categories=\['simple_python'\]: of multi_turn_base, "):
         bfcl("memory_kv", "simple_python")
     with pytest.raises(ValueError, match="max_tasks must be at least 1"):
         bfcl("memory_kv", max_tasks=0)
 
 
-def test_the_score_is_a_mean_over_families_that_were_run():
-    benchmark = bfcl("multi_turn_base", "multi_turn_miss_func", "memory_kv", "web_search_base")
-    scores = {"multi_turn_base": [1, 1, 0, 0], "multi_turn_miss_func": [0], "memory_kv": [1]}
-    tasks = [{category: score} for category, found in scores.items() for score in found]
-    assert value(benchmark.statistics["bfcl"], tasks) == pytest.approx((0.25 + 1.0) / 2)
+def test_the_score_is_the_papers_mean_or_nothing():
+    statistics = bfcl(*CATEGORIES).statistics
+    tasks = [{category: float(category.startswith("multi_turn"))} for category in CATEGORIES]
+    tasks[CATEGORIES.index("web_search_base")] = {"web_search_base": 1.0}
+    assert value(statistics["web_search"], tasks) == 0.5
+    assert value(statistics["bfcl"], tasks) == pytest.approx((1.0 + (0.0 + 0.5) / 2) / 2)
+    without = [task for task in tasks if "memory_vector" not in task]
+    assert np.isnan(value(statistics["bfcl"], without)) and value(statistics["multi_turn"], without)
 
 
 def test_random_conversations_have_calls_and_an_end_for_every_turn_of_the_user():
@@ -61,12 +65,14 @@ def test_gold_is_right_by_the_official_checker_and_chance_is_not(tmp_path):
     benchmark, gold = play(tmp_path / "gold", "gold", *categories, max_tasks=2)
     values = [record["values"] for record in gold.records]
     assert len(values) == 6
-    assert value(benchmark.statistics["bfcl"], values) == 1.0
-    assert [note.partition(":")[0] for note in gold.notes] == ["web_search_base was not run"]
+    assert value(benchmark.statistics["correct"], values) == 1.0
+    first, second = gold.notes
+    assert first.startswith("web_search_base was not run")
+    assert second.startswith("no BFCL mean") and "web_search_base" in second
     outputs = [c["output"] for r in gold.records for t in r["turns"] for c in t["calls"]]
     assert outputs and all(output is not None for output in outputs)
     benchmark, chance = play(tmp_path / "random", "random", "multi_turn_base", max_tasks=2)
-    assert value(benchmark.statistics["bfcl"], [r["values"] for r in chance.records]) == 0.0
+    assert value(benchmark.statistics["correct"], [r["values"] for r in chance.records]) == 0.0
 
 
 @needs_package

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import distributed
 from torch.multiprocessing import spawn
 
-from matchtir.credit.outcome import contains_answer, final_answer
+from matchtir.credit.outcome import contains_answer
 from matchtir.evaluation.metrics import (
     MEASURES,
     Scoring,
@@ -103,17 +103,13 @@ pairs = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["1", "2", "1 
 
 
 @given(pairs, pairs)
-def test_bounds_and_the_harmonic_mean(calls, gold):
+def test_bounds_the_harmonic_mean_and_a_rate_that_no_call_lowers(calls, gold):
     metrics = score(calls, gold)
     assert all(0 <= value <= 1 for value in (metrics.precision, metrics.rate, metrics.f1))
     if calls and gold and metrics.f1:
         mean = 2 / (1 / metrics.precision + 1 / metrics.rate)
         assert metrics.f1 == pytest.approx(mean)
-
-
-@given(pairs, pairs, st.tuples(st.sampled_from("ab"), st.sampled_from(["1", "2", "x"])))
-def test_a_further_call_never_lowers_the_rate(calls, gold, further):
-    assert score([*calls, further], gold).rate >= score(calls, gold).rate
+    assert metrics.rate >= score(calls[:-1], gold).rate
 
 
 @pytest.mark.skipif(
@@ -186,42 +182,17 @@ def test_measures_of_an_episode_that_never_started():
     assert values == {**dict.fromkeys(MEASURES, 0.0), "solve_p": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("turns", "answer"),
-    [
-        ([saying("<answer>Rome</answer>")], "Rome"),
-        ([saying("Rome")], None),
-        ([saying("<answer>Rome</answer>"), calling("1")], None),  # it went on to call
-        ([], None),
-    ],
-)
-def test_only_the_final_turn_answers(turns, answer):
-    assert final_answer(attempt(*turns)) == answer
-
-
-def test_means_over_updates():
+def test_means_over_updates_and_of_each_task():
     metrics = TrajectoryMetrics()
-    metrics.update([GOOD])
-    metrics.update([POOR, POOR])
+    assert isnan(metrics.compute()["solve_f1"])
+    metrics.update([named("b", *GOOD.turns)])
+    metrics.update([named("b", *POOR.turns), named("a", *POOR.turns)])
     means = metrics.compute()
     assert set(means) == set(MEASURES)
     assert means["solve_f1"] == pytest.approx(1 / 3)
     assert means["calls"] == pytest.approx(4 / 3)
-    assert list(metrics.per_task()) == ["t"]
-
-
-def test_without_trajectories_means_are_nan():
-    assert isnan(TrajectoryMetrics().compute()["solve_f1"])
-
-
-def test_values_of_each_task_are_means_over_its_trajectories():
-    metrics = TrajectoryMetrics()
-    good = named("b", *GOOD.turns)
-    metrics.update([good, named("b", *POOR.turns), named("a", *POOR.turns)])
     values = metrics.per_task()
-    assert list(values) == ["a", "b"]
-    assert values["b"]["solve_f1"] == 0.5
-    assert values["a"]["solve_f1"] == 0.0
+    assert {task: found["solve_f1"] for task, found in values.items()} == {"a": 0.0, "b": 0.5}
 
 
 def labels(trajectory):

@@ -16,7 +16,7 @@ from matchtir.evaluation.statistics import (
     difference,
     estimate,
     nested_bootstrap,
-    paired_bootstrap,
+    nested_difference,
     resample_weights,
     value,
 )
@@ -37,10 +37,10 @@ def test_sums_and_ratios_are_over_all_tasks():
     assert np.isnan(value(Ratio("errors", "a"), [{"errors": 1}]))
 
 
-def test_a_mean_of_statistics_counts_each_once_and_skips_those_without_tasks():
-    parts = MeanOf([Mean("a"), MeanOf([Ratio("errors", "calls"), Mean("missing")])])
-    assert value(parts, TASKS) == pytest.approx((0.5 + 0.1) / 2)
-    assert np.isnan(value(MeanOf([Mean("missing")]), TASKS))
+def test_a_mean_of_statistics_counts_each_once_and_needs_them_all():
+    parts = [Mean("a"), MeanOf([Ratio("errors", "calls")])]
+    assert value(MeanOf(parts), TASKS) == pytest.approx((0.5 + 0.1) / 2)
+    assert np.isnan(value(MeanOf([*parts, Mean("missing")]), TASKS))
 
 
 LABELS = "abcd"
@@ -85,28 +85,32 @@ def test_an_interval_covers_the_mean_and_narrows_with_more_tasks():
     assert narrow.high - narrow.low == pytest.approx(4 * 0.5 / 1000**0.5, rel=0.1)
 
 
+def paired(before, after, **options):
+    """One run before and after."""
+    runs = [{("", 0): np.asarray(scores, dtype=float)} for scores in (before, after)]
+    return nested_difference(*runs, **options)
+
+
 def test_the_difference_of_a_mean_is_the_paired_bootstrap_of_its_tasks():
     generator = np.random.default_rng(0)
     before, after = generator.random(20), generator.random(20)
     tasks = [[{"a": score} for score in scores] for scores in (before, after)]
-    gain = difference(Mean("a"), *tasks, resample_weights(20, seed=3, samples=500))
-    pair = paired_bootstrap(before, after, seed=3, samples=500)
+    gain = difference(Mean("a"), *tasks, resample_weights(20, seed=3))
+    pair = paired(before, after, seed=3)
     assert (gain.low, gain.mean, gain.high) == pytest.approx((pair.low, pair.mean, pair.high))
     with pytest.raises(ValueError, match="20 tasks before, 1 after"):
         difference(Mean("a"), tasks[0], tasks[1][:1], resample_weights(20))
 
 
-@given(st.lists(st.floats(-1, 1), min_size=1, max_size=30), st.floats(-1, 1))
-def test_a_constant_gain_has_no_width(before, gain):
-    result = paired_bootstrap(before, [score + gain for score in before], seed=0, samples=300)
-    assert (result.mean, result.low, result.high) == pytest.approx((gain, gain, gain), abs=1e-9)
+def test_without_tasks_there_are_no_numbers():
+    gain = estimate(Mean("a"), [], resample_weights(0))
+    assert np.isnan([gain.mean, gain.low, gain.high]).all()
 
 
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30))
 def test_swapping_before_and_after_mirrors_the_interval(pairs):
     before, after = zip(*pairs, strict=True)
-    gain = paired_bootstrap(before, after, seed=3, samples=300)
-    loss = paired_bootstrap(after, before, seed=3, samples=300)
+    gain, loss = paired(before, after, seed=3), paired(after, before, seed=3)
     assert (loss.mean, loss.low, loss.high) == pytest.approx((-gain.mean, -gain.high, -gain.low))
 
 
@@ -114,7 +118,7 @@ def test_the_interval_is_the_normal_one_for_many_tasks():
     generator = np.random.default_rng(0)
     before = generator.normal(size=400)
     after = before + generator.normal(0.1, 0.5, size=400)
-    gain = paired_bootstrap(before, after, seed=1)
+    gain = paired(before, after, seed=1)
     error = (after - before).std(ddof=1) / np.sqrt(400)
     assert gain.mean == pytest.approx((after - before).mean())
     assert (gain.low, gain.high) == pytest.approx(
@@ -126,55 +130,55 @@ def test_the_interval_covers_the_true_gain_about_as_often_as_it_says():
     generator = np.random.default_rng(1)
     covered = 0
     for seed in range(200):
-        difference = generator.normal(0.1, 1.0, size=60)
-        gain = paired_bootstrap(np.zeros(60), difference, seed=seed, samples=500)
+        run = {("", 0): generator.normal(0.1, 1.0, size=60)}
+        gain = nested_bootstrap(run, seed=seed, samples=500)
         covered += gain.low <= 0.1 <= gain.high
     assert 0.88 <= covered / 200 <= 0.99
 
 
-def test_the_seed_decides():
-    before, after = [0.0, 0.0, 0.0, 1.0], [1.0, 0.0, 0.5, 1.0]
-    assert paired_bootstrap(before, after, seed=1) == paired_bootstrap(before, after, seed=1)
-
-
 def test_pairing_takes_out_how_hard_a_task_is():
     before = np.linspace(0, 1, 50)
-    paired = paired_bootstrap(before, before + 0.05, seed=0)
-    shuffled = paired_bootstrap(before, np.random.default_rng(0).permutation(before + 0.05), seed=0)
-    assert paired.low > 0 > shuffled.low
+    shuffled = np.random.default_rng(0).permutation(before + 0.05)
+    assert paired(before, before + 0.05).low > 0 > paired(before, shuffled).low
 
 
-@pytest.mark.parametrize(("before", "after"), [([], []), ([1.0], [1.0, 2.0]), ([[1.0]], [[1.0]])])
-def test_scores_that_cannot_be_paired_are_refused(before, after):
-    with pytest.raises(ValueError, match="paired scores of shapes"):
-        paired_bootstrap(before, after, seed=0)
+def grid(values):
+    """Runs of values [starts, seeds, n]."""
+    return {(str(i), j): scores for i, of in enumerate(values) for j, scores in enumerate(of)}
 
 
-def test_starts_and_seeds_widen_an_interval() -> None:
+@pytest.mark.parametrize(
+    "runs", [{}, grid(np.zeros((1, 1, 0))), {("", 1): np.zeros(1), ("", 2): np.zeros(2)}]
+)
+def test_scores_of_no_tasks_or_of_others_are_refused(runs):
+    with pytest.raises(ValueError, match="scores of the same tasks for each run"):
+        nested_bootstrap(runs)
+
+
+def test_starts_and_seeds_widen_an_interval():
     """Two starts that gain 0 and 1 on every task: the tasks alone would say 0.5 exactly."""
-    values = np.broadcast_to(np.array([0.0, 1.0])[:, None, None], (2, 3, 40))
-    gain = nested_bootstrap(values)
+    gain = nested_bootstrap(grid(np.broadcast_to([[[0.0]], [[1.0]]], (2, 3, 40))))
     assert (gain.mean, gain.low, gain.high) == pytest.approx((0.5, 0.0, 1.0))
-    seeds = np.broadcast_to(np.array([0.0, 1.0])[None, :, None], (3, 2, 40))
-    assert 0.0 < nested_bootstrap(seeds).low < 0.5 < nested_bootstrap(seeds).high < 1.0
+    seeds = nested_bootstrap(grid(np.broadcast_to([[[0.0], [1.0]]], (3, 2, 40))))
+    assert 0.0 < seeds.low < 0.5 < seeds.high < 1.0
+
+
+def test_a_start_counts_once_however_many_seeds_it_has():
+    runs = {("a", 1): np.zeros(9), ("b", 1): np.ones(9), ("b", 2): np.ones(9)}
+    gain = nested_bootstrap(runs)
+    assert (gain.mean, gain.low, gain.high) == (0.5, 0.0, 1.0)
 
 
 @given(st.floats(-1, 1), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9))
-def test_where_nothing_differs_the_interval_is_a_point(
-    gain: float, starts: int, seeds: int, tasks: int
-) -> None:
-    found = nested_bootstrap(np.full((starts, seeds, tasks), gain), samples=50)
-    assert (found.low, found.high) == (pytest.approx(gain), pytest.approx(gain))
+def test_where_nothing_differs_the_interval_is_a_point(gain, starts, seeds, tasks):
+    found = nested_bootstrap(grid(np.full((starts, seeds, tasks), gain)), samples=50)
+    assert (found.low, found.mean, found.high) == pytest.approx((gain, gain, gain))
 
 
-def test_tasks_of_one_run_give_the_interval_of_tasks() -> None:
-    scores = np.random.default_rng(0).random(60)
-    nested = nested_bootstrap(scores[None, None])
-    alone = paired_bootstrap(np.zeros(60), scores, seed=0)
-    assert nested.low == pytest.approx(alone.low, abs=0.01)
-    assert nested.high == pytest.approx(alone.high, abs=0.01)
-
-
-def test_no_values_have_no_mean() -> None:
-    with pytest.raises(ValueError, match="shape"):
-        nested_bootstrap(np.zeros((0, 3, 5)))
+def test_runs_of_the_same_starts_and_seeds_are_paired_and_others_are_not():
+    before = {("", seed): np.full(5, float(seed)) for seed in (1, 2, 3)}
+    after = {key: scores + 0.5 for key, scores in before.items()}
+    assert nested_difference(before, after).low == pytest.approx(0.5)
+    other = {("", seed + 3): scores for (_, seed), scores in after.items()}
+    gain = nested_difference(before, other)
+    assert gain.mean == pytest.approx(0.5) and gain.low < 0 < 1 < gain.high

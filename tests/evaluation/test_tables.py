@@ -1,6 +1,7 @@
 """Summaries by group, the table over all benchmarks, and comparisons."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,7 @@ from matchtir.evaluation.tables import (
     Row,
     columns_of,
     compare,
+    endings_table,
     group_table,
     overview,
     score_rows,
@@ -21,7 +23,7 @@ STATISTICS = {"score": Mean("score")}
 
 
 def record(task, score, **groups):
-    calls = [{"result_status": "ok", "output": ""}]
+    calls = [{"status": "ok", "result_status": "ok", "succeeded": True, "output": ""}]
     return {
         "task": task,
         "groups": groups,
@@ -56,10 +58,10 @@ def test_a_summary_has_every_group_of_every_kind():
     }
     assert groups["size"]["small"]["score"] == {"mean": 1.0, "low": 1.0, "high": 1.0}
     assert summary["stop_reasons"] == {"answer": 3}
-    assert summary["result_statuses"] == {"ok": 3}
+    assert summary["calls"] == {"ok": 3}
     text = text_of(group_table(summary, ["score"], "three, policy gold"))
     assert "single" in text and "0.00-1.00" in text
-    assert len(list(score_rows("three", summary))) == 4
+    assert len(list(score_rows({"three": summary}))) == 4
 
 
 def test_policies_are_compared_on_the_tasks_that_both_attempted():
@@ -74,39 +76,70 @@ def number(mean):
     return Gain(mean, mean - 0.1, mean + 0.1)
 
 
-def row(label, **numbers):
-    named = {tuple(key.split("__")): number(mean) for key, mean in numbers.items()}
-    return Row(label, named)
+def row(label, numbers):
+    return Row(label, {column: number(mean) for column, mean in numbers.items()})
 
 
 def test_the_table_has_the_papers_columns_and_average_first():
     # The paper's Table 1, MatchTIR (KM) at 8B: 36.33, 44.18, 37.33, 34.32, 46.16, average 39.92
-    ours = row(
-        "KM",
-        nestful__Win=0.5,
-        toolhop__mandatory=0.4616,
-        ftrl__P=0.3633,
-        ftrl__R=0.4418,
-        ftrl__F1=0.3733,
-        bfcl__BFCL=0.3432,
-    )
+    numbers = {
+        ("nestful", "Win"): 0.5,
+        ("toolhop", "mandatory"): 0.4616,
+        ("ftrl", "success"): 0.9,
+        ("ftrl", "Solve-P"): 0.3633,
+        ("ftrl", "Solve-R"): 0.4418,
+        ("ftrl", "Solve-F1"): 0.3733,
+        ("bfcl", "BFCL"): 0.3432,
+    }
+    ours, part = row("KM", numbers), row("part", {("ftrl", "Solve-P"): 0.1})
     assert [name for name, _ in columns_of([ours])] == [
-        *["ftrl"] * 3,
+        *["ftrl"] * 4,
         *["bfcl", "toolhop", "nestful"],
     ]
     assert ours.average() == pytest.approx(0.3992, abs=5e-5)
-    text = text_of(overview([ours, row("part", ftrl__P=0.1)]))
+    text = text_of(overview([ours, part]))
     headings = next(line for line in text.splitlines() if "mandatory" in line).split("┃")
-    assert [heading.strip() for heading in headings[2:-1]][:7] == [
-        *["P", "R", "F1", "BFCL", "mandatory", "Avg", "Win"],
+    assert [heading.strip() for heading in headings[2:-1]][:8] == [
+        *["success", "Solve-P", "Solve-R", "Solve-F1", "BFCL", "mandatory", "Avg", "Win"],
     ]
     assert "39.92" in text and "26.3-46.3" in text
-    first, second = table_rows([ours, row("part", ftrl__P=0.1)])
+    missing = "blank without ftrl Solve-R, ftrl Solve-F1, bfcl BFCL, toolhop mandatory"
+    assert missing in re.sub(r"\s+", " ", text)
+    first, second = table_rows([ours, part])
     assert first["Avg"] == pytest.approx(39.92, abs=5e-3)
     assert second["Avg"] is None and second["bfcl BFCL"] is None
-    assert list(first)[:4] == ["policy", "ftrl P", "ftrl P low", "ftrl P high"]
+    assert list(first)[:4] == ["policy", "ftrl success", "ftrl success low", "ftrl success high"]
 
 
 def test_differences_are_signed():
     gain = Row("gain", {("ftrl", "P"): Gain(0.1, 0.05, 0.15)}, is_difference=True)
     assert "+10.00" in text_of(overview([gain]))
+
+
+@pytest.mark.parametrize(
+    ("status", "result", "succeeded", "ending"),
+    [
+        ("unknown_tool", "rejected", False, "unknown_tool"),
+        ("ok", "timeout", False, "timeout"),
+        ("ok", "ok", False, "reports_error"),
+        ("ok", None, False, "no_result"),
+        ("ok", "truncated", True, "truncated"),
+    ],
+)
+def test_calls_are_counted_by_how_they_ended(status, result, succeeded, ending):
+    call = {"status": status, "result_status": result, "succeeded": succeeded}
+    summary = summarise([record("a", 1.0) | {"turns": [{"calls": [call]}]}], STATISTICS)
+    assert summary["calls"] == {ending: 1}
+    text = text_of(endings_table({"one": summary, "two": summarise(RECORDS, STATISTICS)}))
+    counts = {"calls: ok": ["0", "3"], f"calls: {ending}": ["1", "0"]}
+    for name, numbers in counts.items():
+        (line,) = [line for line in text.splitlines() if f"{name} " in line]
+        assert [cell.strip() for cell in line.split("│")[2:4]] == numbers
+
+
+def test_a_benchmark_that_could_run_nothing_has_a_table_without_numbers():
+    empty = summarise([], STATISTICS)
+    assert "-" in text_of(group_table(empty, ["score"], "bfcl, policy gold"))
+    nothing = Row("gold", {("bfcl", "BFCL"): Gain(*[float("nan")] * 3)})
+    assert nothing.average() is None and "bfcl BFCL" in nothing.missing()
+    assert "BFCL" in text_of(overview([nothing]))

@@ -69,19 +69,55 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-def test_runs_that_differ_in_their_seed_are_one_method(sweep: Path) -> None:
-    found = methods(find_runs([sweep]))
-    assert [(m.label, [r.seed for r in m.runs]) for m in found] == [
-        ("lr=0.1", [1, 2, 3]),
-        ("lr=0.2", [1, 2, 3]),
+def labels(*folders: Path) -> list[tuple[str, list[tuple[str, int]]]]:
+    found = methods(find_runs(folders))
+    return [(m.label, [(r.start, r.seed) for r in m.runs]) for m in found]
+
+
+def test_runs_that_differ_in_seed_or_start_are_one_method(sweep: Path, tmp_path: Path) -> None:
+    for start in ("a", "b"):
+        group, model = f"grpo lr=0.1 model.folder={start}", {"folder": start}
+        make_run(tmp_path / "starts" / start, group=group, model=model, warm_start=model)
+    assert labels(sweep, tmp_path / "starts") == [
+        ("grpo lr=0.1", [("", 1), ("", 2), ("", 3), ("a", 1), ("b", 1)]),
+        ("grpo lr=0.2", [("", 1), ("", 2), ("", 3)]),
     ]
-    assert [run.seed for run in found[1].finished] == [1, 2]
 
 
-def test_methods_of_one_name_are_kept_apart(tmp_path: Path) -> None:
-    make_run(tmp_path / "0", lr=0.1)
-    make_run(tmp_path / "1", lr=0.2)
-    assert [m.label for m in methods(find_runs([tmp_path]))] == ["grpo", "grpo #2"]
+def test_labels_are_the_experiment_and_what_differs(tmp_path: Path) -> None:
+    for number, group in enumerate(("hard data=x", "grpo data=x lr=1", "grpo data=x lr=2 kl=0")):
+        make_run(tmp_path / str(number), group=group, lr=number)
+    assert [label for label, _ in labels(tmp_path)] == ["hard", "grpo lr=1", "grpo lr=2 kl=0"]
+    runs = find_runs([tmp_path])
+    for name, label in (("hard", "hard"), ("kl=0", "grpo lr=2 kl=0"), ("lr=1", "grpo lr=1")):
+        assert compare_runs(runs, baseline=name).baseline == label
+    with pytest.raises(ValueError, match="baseline='grpo' names no single one of: hard; grpo lr=1"):
+        compare_runs(runs, baseline="grpo")
+
+
+def test_a_repeated_seed_is_no_further_seed(sweep: Path) -> None:
+    again = make_run(sweep / "again", 1, level=0.5, group="grpo lr=0.1", lr=0.1)
+    make_run(sweep / "broken", 2, group="grpo lr=0.1", lr=0.1, finished=False)
+    comparison = compare_runs(find_runs([sweep, sweep / "again"]))
+    row = comparison.final[0]
+    assert (row["seeds"], row["runs"]) == ([1, 2, 3], 3)
+    assert row["scores"]["solve_p"]["mean"] == pytest.approx((0.51 + 0.12 + 0.13) / 3)
+    assert comparison.notes == [
+        f"{sweep / '0'} is left out: {again} has its settings and its seed",
+        f"{sweep / 'broken'} is left out: {sweep / '1'} has its settings and its seed",
+    ]
+
+
+def test_seeds_and_starts_widen_the_intervals(sweep: Path, tmp_path: Path) -> None:
+    gain = compare_runs(find_runs([sweep])).final[0]["scores"]["solve_p"]["gain"]
+    assert gain["low"] < 0.115 < 0.125 < gain["high"]  # all tasks are alike: seeds alone differ
+    for start, level in (("a", 0.0), ("b", 1.0)):
+        for seed in (1, 2):
+            make_run(tmp_path / start / str(seed), seed, level=level, model={"folder": start})
+    (row,) = compare_runs(find_runs([tmp_path / "a", tmp_path / "b"])).final
+    gain = row["scores"]["solve_p"]["gain"]
+    assert (row["starts"], row["seeds"], row["runs"]) == (2, [1, 2], 4)
+    assert gain["low"] < 0.1 and gain["high"] > 0.9
 
 
 def test_jobs_come_in_order_of_their_numbers(tmp_path: Path) -> None:
@@ -148,7 +184,7 @@ def test_settings_that_differ_and_cost(sweep: Path) -> None:
     # module.lr repeats lr, seeds are no setting, and folders neither
     assert setting_differences(found) == [{"key": "lr", "values": ["0.1", "0.2"]}]
     assert cost(found[0]) == {
-        "method": "lr=0.1",
+        "method": "grpo lr=0.1",
         "runs": 3,
         "tokens": 600.0,
         "rollout": 45.0,
@@ -161,7 +197,7 @@ def test_settings_that_differ_and_cost(sweep: Path) -> None:
 
 
 def test_the_csv_files_have_the_numbers_of_the_page(sweep: Path) -> None:
-    comparison = compare_runs(find_runs([sweep]), baseline="lr=0.2")
+    comparison = compare_runs(find_runs([sweep]), baseline="grpo lr=0.2")
     written = write_comparison(comparison, sweep / "compare.html")
     names = ["html", "curves", "final", "settings", "cost"]
     assert [path.stem.removeprefix("compare_") for path in written[1:]] == names[1:]
@@ -172,19 +208,21 @@ def test_the_csv_files_have_the_numbers_of_the_page(sweep: Path) -> None:
 
     validated = [row for row in rows("curves") if row["metric"] == "val/solve_f1"]
     assert len(validated) == 2 * 3 and validated[0]["seeds"] == "3"
-    (found,) = [r for r in rows("final") if (r["method"], r["measure"]) == ("lr=0.1", "solve_f1")]
+    (found,) = [
+        r for r in rows("final") if (r["method"], r["measure"]) == ("grpo lr=0.1", "solve_f1")
+    ]
     score = comparison.final[0]["scores"]["solve_f1"]
     assert float(found["after"]) == score["mean"]
     assert float(found["difference_mean"]) == score["difference"]["mean"]
     assert float(found["gain_low"]) == score["gain"]["low"]
-    assert rows("settings") == [{"key": "lr", "lr=0.1": "0.1", "lr=0.2": "0.2"}]
+    assert rows("settings") == [{"key": "lr", "grpo lr=0.1": "0.1", "grpo lr=0.2": "0.2"}]
     assert np.isclose(float(rows("cost")[0]["tokens"]), 600)
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path, sweep: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no run .* is there"):
         find_runs([tmp_path / "nowhere"])
-    with pytest.raises(ValueError, match="baseline='sft' is not one of: lr=0.1; lr=0.2"):
+    with pytest.raises(ValueError, match="baseline='sft' names no single one of: grpo lr=0.1; "):
         compare_runs(find_runs([sweep]), baseline="sft")
     (sweep / "0" / "after.json").write_text("{")
     with pytest.raises(ValueError, match=r"0/after.json: not JSON"):

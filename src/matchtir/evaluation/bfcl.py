@@ -39,14 +39,21 @@ from matchtir.types import (
 
 log = logging.getLogger(__name__)
 
-FAMILIES = ("multi_turn", "memory", "web_search")
+FAMILIES = {
+    "multi_turn": ("base", "miss_func", "miss_param", "long_context"),
+    "memory": ("kv", "rec_sum", "vector"),
+    "web_search": ("base", "no_snippet"),
+}
+CATEGORIES = tuple(f"{family}_{kind}" for family, kinds in FAMILIES.items() for kind in kinds)
 
 
 class BfclBenchmark:
-    """Categories of BFCL, each with its accuracy; `bfcl` is the mean over their families.
+    """Categories of BFCL, each with its accuracy.
 
-    A category that cannot be run here is named in the notes, with the reason: web search wants a
-    key, the vector memory a model of sentence-transformers.
+    `bfcl` is the paper's mean(multi-turn, agentic), where agentic is mean(memory, web search) and a
+    family the mean of its categories. It is NaN, as a family is, where a category is missing: one
+    that was not asked for, or cannot be run here (web search wants a key, the vector memory a model
+    of sentence-transformers). The notes say which and why.
 
     Args:
         python: of the environment that has `bfcl-eval`.
@@ -81,16 +88,20 @@ class BfclBenchmark:
             )
         self.name = name
         self.categories = list(categories)
-        by_family = {family: [c for c in categories if c.startswith(family)] for family in FAMILIES}
-        odd = set(categories) - {c for found in by_family.values() for c in found}
-        if odd or not categories:
-            raise ValueError(f"categories of {', '.join(FAMILIES)} are played, not {sorted(odd)}")
-        families = [MeanOf([Mean(c) for c in found]) for found in by_family.values() if found]
-        self.details = ["correct", "turns", "calls", "reward"]
-        self.statistics: dict[str, Statistic] = {
-            "bfcl": MeanOf(families),
-            **{name: Mean(name) for name in self.details},
+        if not categories or (odd := sorted(set(categories) - set(CATEGORIES))):
+            raise ValueError(f"categories={odd if categories else []}: of {', '.join(CATEGORIES)}")
+        families = {
+            family: MeanOf([Mean(f"{family}_{kind}") for kind in kinds])
+            for family, kinds in FAMILIES.items()
         }
+        agentic = MeanOf([families["memory"], families["web_search"]])
+        common = ("correct", "turns", "calls", "reward")
+        self.statistics: dict[str, Statistic] = {
+            "bfcl": MeanOf([families["multi_turn"], agentic]),
+            **families,
+            **{name: Mean(name) for name in common},
+        }
+        self.details = [*FAMILIES, *common]
         self.columns = dict(columns)
         self.limits = EpisodeLimits(
             max_prompt_tokens=max_prompt_tokens, max_turn_tokens=max_turn_tokens
@@ -108,6 +119,9 @@ class BfclBenchmark:
         categories = [name for name in self.categories if name not in described["gaps"]]
         log.info("%s: %d conversations; %s", self.name, len(chosen), folder / "worker.log")
         notes = [f"{name} was not run: {why}" for name, why in described["gaps"].items()]
+        if missing := [name for name in CATEGORIES if name not in categories]:
+            notes.append(f"no BFCL mean, which is over all categories: no {', '.join(missing)}")
+        lines = []
         if categories:
             for file in folder.rglob("*_result.json"):
                 drop_unfinished_line(file)  # of a process that was killed
@@ -121,8 +135,6 @@ class BfclBenchmark:
                 self._worker(folder, arguments, address)
             lines = read_jsonl(folder / "scored.jsonl")
             notes += _troubles(lines, address)
-        else:
-            lines = []
         attempts = setting.attempts(self.name)
         for number, line in enumerate(lines):
             record = _record(number, entries[line["id"]], line, setting)

@@ -26,13 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from matchtir.policy.loading import load_policy
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.chat_server import MODEL, ChatServer, serve
-from matchtir.rollout.engine import (
-    Engine,
-    SamplingParams,
-    ScriptedEngine,
-    replay,
-    turn_by_sample,
-)
+from matchtir.rollout.engine import Engine, SamplingParams, ScriptedEngine, replay, turn_by_sample
 from matchtir.rollout.episode import EpisodeLimits, Speaker
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.speakers import ChatEndpoint, TokenSpeaker
@@ -283,15 +277,11 @@ def random_value(schema: Any, words: Sequence[str], generator: random.Random) ->
 
 
 def _whole_number(schema: Mapping[str, Any], generator: random.Random) -> int:
-    """A number within the schema's bounds, between 0 and 100 where it has none."""
-    lowest, highest = _bound(schema.get("minimum")), _bound(schema.get("maximum"))
+    """A number within the schema's bounds, between 0 and 100 where it has none that are numbers."""
+    lowest, highest = (
+        int(bound) if isinstance(bound, int | float) and math.isfinite(bound) else None
+        for bound in (schema.get("minimum"), schema.get("maximum"))
+    )
     if lowest is None:
-        lowest = 0 if highest is None else min(0, highest)
-    if highest is None:
-        highest = lowest + 100
-    return generator.randint(lowest, max(lowest, highest))
-
-
-def _bound(value: Any) -> int | None:
-    """A bound as a whole number; None where the schema states none that can be read."""
-    return int(value) if isinstance(value, int | float) and math.isfinite(value) else None
+        lowest = min(0, highest or 0)
+    return generator.randint(lowest, max(lowest, lowest + 100 if highest is None else highest))

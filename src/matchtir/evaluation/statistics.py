@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 RESAMPLES = 2_000
 CHUNK = 256  # resamples drawn at once
 Values = Mapping[str, Any]  # of one task, by measure
+Runs = Mapping[tuple[str, int], Float[np.ndarray, " n"]]  # by starting weights and seed
 Weights = Float[np.ndarray, "R n"]
 Numbers = Float[np.ndarray, " R"]
 
@@ -79,16 +80,14 @@ class Ratio:
 
 
 class MeanOf:
-    """The mean of other statistics, each counting once; those that are NaN are left out."""
+    """The mean of other statistics, each counting once; NaN where one of them is."""
 
     def __init__(self, parts: Sequence[Statistic]) -> None:
         self.parts = parts
 
     def __call__(self, tasks: Sequence[Values], weights: Weights) -> Numbers:
         """Means over the parts."""
-        parts = np.stack([part(tasks, weights) for part in self.parts])
-        known = ~np.isnan(parts)
-        return _divide(np.where(known, parts, 0.0).sum(axis=0), known.sum(axis=0).astype(float))
+        return np.mean([part(tasks, weights) for part in self.parts], axis=0)
 
 
 class MacroF1:
@@ -145,7 +144,7 @@ def resample_weights(count: int, seed: int = 0, samples: int = RESAMPLES) -> np.
     """How often each of `count` tasks is drawn in each resample with replacement, [R, n]."""
     generator = np.random.default_rng(seed)
     weights = np.empty((samples, count))
-    for rows in np.split(weights, range(CHUNK, samples, CHUNK)):
+    for rows in np.split(weights, range(CHUNK, samples, CHUNK)) if count else ():
         drawn = generator.integers(count, size=rows.shape)
         drawn += count * np.arange(len(rows))[:, None]  # a place for each cell of these rows
         rows[:] = np.bincount(drawn.ravel(), minlength=rows.size).reshape(rows.shape)
@@ -173,44 +172,57 @@ def difference(
     return _interval(value(statistic, after) - value(statistic, before), resampled)
 
 
-def paired_bootstrap(
-    before: Sequence[float], after: Sequence[float], seed: int, samples: int = 10_000
-) -> Gain:
-    """Mean of `after - before` over tasks, scores [n] in the same order, with its 95 % interval.
-
-    Raises:
-        ValueError: the lengths differ or there are no tasks.
-    """
-    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    if first.shape != second.shape or first.ndim != 1 or len(first) == 0:
-        raise ValueError(f"paired scores of shapes {first.shape} and {second.shape}")
-    gains = second - first
-    resampled = resample_weights(len(gains), seed, samples) @ gains / len(gains)
-    return _interval(float(gains.mean()), resampled)
-
-
-def nested_bootstrap(
-    values: Float[np.ndarray, "starts seeds n"], seed: int = 0, samples: int = RESAMPLES
-) -> Gain:
+def nested_bootstrap(runs: Runs, seed: int = 0, samples: int = RESAMPLES) -> Gain:
     """The mean of what runs scored on the same tasks, with its 95 % interval.
 
     Starting weights are resampled, the seeds of each, and the tasks: what another researcher's
     starts, seeds and tasks might have given. Resampling tasks alone says how well these runs are
-    known, not the method.
+    known, not the method; that is what it comes to for a single run.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: there are no values, or runs have other numbers of tasks.
     """
-    if not values.size:
-        raise ValueError(f"values of shape {values.shape}")
-    starts, seeds, count = values.shape
-    weights = resample_weights(count, seed, samples) / count
-    means = (weights @ values.reshape(-1, count).T).reshape(samples, starts, seeds)
-    generator = np.random.default_rng((seed, 1))
-    rows = np.arange(samples)[:, None, None]
-    start = generator.integers(starts, size=(samples, starts, 1))
-    drawn = means[rows, start, generator.integers(seeds, size=(samples, starts, seeds))]
-    return _interval(float(values.mean()), drawn.mean(axis=(1, 2)))
+    return _interval(*_nested(runs, seed, 1, samples))
+
+
+def nested_difference(before: Runs, after: Runs, seed: int = 0) -> Gain:
+    """The mean of `after` less that of `before` on the same tasks, with its 95 % interval.
+
+    Runs of the same starts and seeds are paired; otherwise each side is resampled by itself.
+    Tasks are paired in any case, so that how hard a task is cancels out.
+
+    Raises:
+        ValueError: as `nested_bootstrap`.
+    """
+    if before.keys() == after.keys():
+        return nested_bootstrap({key: after[key] - before[key] for key in before}, seed)
+    first, resampled_first = _nested(before, seed, 1)
+    second, resampled_second = _nested(after, seed, 2)
+    return _interval(second - first, resampled_second - resampled_first)
+
+
+def _nested(
+    runs: Runs, seed: int, stream: int, samples: int = RESAMPLES
+) -> tuple[float, np.ndarray]:
+    """The mean over starts of the mean over their seeds, and resamples of it [R]."""
+    sizes = {len(scores) for scores in runs.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"scores of the same tasks for each run, not of {sorted(sizes)} tasks")
+    (count,) = sizes
+    by_start: dict[str, list[np.ndarray]] = {}
+    for (start, _), scores in runs.items():
+        by_start.setdefault(start, []).append(scores)
+    values = np.array([scores for found in by_start.values() for scores in found])
+    means = resample_weights(count, seed, samples) / count @ values.T  # [R, runs]
+    seeds = np.array([len(found) for found in by_start.values()])
+    generator = np.random.default_rng((seed, stream))
+    chosen = generator.integers(len(seeds), size=(samples, len(seeds), 1))
+    drawn = generator.integers(seeds[chosen], size=(samples, len(seeds), seeds.max()))
+    is_one = np.arange(seeds.max()) < seeds[chosen]  # a start with fewer seeds draws fewer
+    run = (seeds.cumsum() - seeds)[chosen] + drawn
+    found = np.take_along_axis(means[:, None], run, axis=2)
+    mean = float(np.mean([np.mean(each) for each in by_start.values()]))
+    return mean, np.mean((found * is_one).sum(axis=2) / seeds[chosen][..., 0], axis=1)
 
 
 def _interval(mean: float, resampled: np.ndarray) -> Gain:

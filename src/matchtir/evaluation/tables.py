@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import re
@@ -18,17 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from matchtir.evaluation.benchmark import Benchmark, Outcome
-from matchtir.evaluation.statistics import (
-    Gain,
-    Statistic,
-    difference,
-    estimate,
-    resample_weights,
-)
+from matchtir.evaluation.statistics import Gain, Statistic, difference, estimate, resample_weights
 from matchtir.evaluation.traces import Record
 from matchtir.tasks.rows import read_jsonl
 from matchtir.types import ResultStatus
-from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, finite
+from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, finite, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +30,12 @@ _MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 _CELL = len("0.00-1.00")  # characters of an interval
 _BROKEN = (ResultStatus.EXCEPTION, ResultStatus.BROKEN_TOOL)
 _WIDTH = 160  # of the tables in a file or a pipe, where it would be 80
-# The paper's order; its "Avg" is the mean of these, FTRL counting with the mean of its columns.
-TABLE_1 = ("ftrl", "bfcl", "toolhop")
+BOUNDS = ("mean", "low", "high")
+# The paper's Table 1: the columns of each benchmark. "Avg" is the mean of the benchmarks, each the
+# mean of its columns.
+TABLE_1 = {"ftrl": ("Solve-P", "Solve-R", "Solve-F1"), "bfcl": ("BFCL",), "toolhop": ("mandatory",)}
 AVERAGE = "Avg"
 
-Groups = Mapping[str, Mapping[str, Mapping[str, Any]]]  # kind -> group -> statistic -> number
 Column = tuple[str, str]  # benchmark, heading
 Played = Sequence[tuple[Benchmark, Outcome]]
 
@@ -51,7 +45,7 @@ def summarise(records: Sequence[Record], statistics: Mapping[str, Statistic]) ->
 
     Returns:
         `groups`: kind -> group -> {"tasks": count, statistic: {"mean", "low", "high"}}, the kind
-        "all" first; `stop_reasons` and `result_statuses`: counts.
+        "all" first; `stop_reasons` and `calls`: how episodes and calls ended, with counts.
     """
     members: dict[str, dict[str, list[Record]]] = {ALL: {ALL: list(records)}}
     for record in records:
@@ -59,23 +53,38 @@ def summarise(records: Sequence[Record], statistics: Mapping[str, Statistic]) ->
             members.setdefault(kind, {}).setdefault(group, []).append(record)
     return {
         "groups": {
-            kind: {group: _numbers(found, statistics) for group, found in sorted(groups.items())}
+            kind: {
+                group: {
+                    "tasks": len(found),
+                    **{n: asdict(each) for n, each in _estimates(found, statistics).items()},
+                }
+                for group, found in sorted(groups.items())
+            }
             for kind, groups in members.items()
         },
-        "stop_reasons": dict(Counter(r["stop_reason"] for r in records if "stop_reason" in r)),
-        "result_statuses": dict(Counter(c["result_status"] for r in records for c in _calls(r))),
+        "stop_reasons": dict(Counter(record["stop_reason"] for record in records)),
+        "calls": dict(Counter(call_ending(call) for record in records for call in _calls(record))),
     }
-
-
-def _numbers(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Any]:
-    found = _estimates(records, statistics)
-    return {"tasks": len(records), **{name: asdict(number) for name, number in found.items()}}
 
 
 def _estimates(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Gain]:
     values = [record["values"] for record in records]
     weights = resample_weights(len(records))
     return {name: estimate(each, values, weights) for name, each in statistics.items()}
+
+
+def _calls(record: Record) -> Iterator[Mapping[str, Any]]:
+    return (call for turn in record["turns"] for call in turn["calls"])
+
+
+def call_ending(call: Mapping[str, Any]) -> str:
+    """How a traced call ended: what the parser refused it for, else how its execution ended."""
+    if call["status"] != "ok":
+        return call["status"]
+    if call["result_status"] is None:
+        return "no_result"
+    reports_error = call["result_status"] == "ok" and not call["succeeded"]
+    return "reports_error" if reports_error else call["result_status"]
 
 
 def compare(
@@ -89,49 +98,9 @@ def compare(
     pairs = [(earlier[r["task"]], r["values"]) for r in after if r["task"] in earlier]
     if not pairs:
         return 0, {}
-    first, second = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    first, second = zip(*pairs, strict=True)
     weights = resample_weights(len(pairs))
     return len(pairs), {n: difference(s, first, second, weights) for n, s in statistics.items()}
-
-
-def group_table(summary: Mapping[str, Any], names: Sequence[str], title: str) -> Table:
-    """Some statistics of one benchmark, a row for each group."""
-    groups: Groups = summary["groups"]
-    result = Table(title=title, caption="95 % bootstrap intervals over tasks below the numbers")
-    result.add_column("", no_wrap=True)
-    result.add_column("tasks", justify="right")
-    for name in names:
-        result.add_column(name.replace("_", " "), justify="right", min_width=_CELL)
-    for kind in [*[kind for kind in groups if kind != ALL], ALL]:
-        for group, numbers in groups[kind].items():
-            cells = [_cell(numbers[name]) for name in names]
-            label = ALL if kind == ALL else group
-            result.add_row(label, str(numbers["tasks"]), *cells)
-        result.add_section()
-    return result
-
-
-def _cell(number: Mapping[str, float]) -> str:
-    mean, low, high = number["mean"], number["low"], number["high"]
-    if np.isnan(mean):
-        return "-"
-    text = _digits(mean, 3)
-    return text if low == high else f"{text}\n[dim]{_digits(low, 2)}-{_digits(high, 2)}[/dim]"
-
-
-def _digits(number: float, decimals: int) -> str:
-    """Fewer decimals for larger numbers."""
-    return f"{number:.{decimals if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"
-
-
-def score_rows(benchmark: str, summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One flat row for each statistic of each group, for a CSV file."""
-    for kind, groups in summary["groups"].items():
-        for group, numbers in groups.items():
-            for name, number in numbers.items():
-                if name != "tasks":
-                    where = {"benchmark": benchmark, "kind": kind, "group": group}
-                    yield {**where, "statistic": name, "tasks": numbers["tasks"], **number}
 
 
 def missing_modules(records: Sequence[Record]) -> set[str]:
@@ -148,8 +117,49 @@ def missing_modules(records: Sequence[Record]) -> set[str]:
     }
 
 
-def _calls(record: Record) -> Iterator[Mapping[str, Any]]:
-    return (call for turn in record["turns"] for call in turn["calls"])
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def group_table(summary: Mapping[str, Any], names: Sequence[str], title: str) -> Table:
+    """Some statistics of one benchmark, a row for each group."""
+    groups = summary["groups"]
+    result = Table(title=title, caption="95 % bootstrap intervals over tasks below the numbers")
+    result.add_column("", no_wrap=True)
+    result.add_column("tasks", justify="right")
+    for name in names:
+        result.add_column(name.replace("_", " "), justify="right", min_width=_CELL)
+    for kind in [*[kind for kind in groups if kind != ALL], ALL]:
+        for group, numbers in groups[kind].items():
+            cells = [_cell(**numbers[name]) for name in names]
+            result.add_row(group, str(numbers["tasks"]), *cells)
+        result.add_section()
+    return result
+
+
+def _cell(mean: float, low: float, high: float) -> str:
+    if np.isnan(mean):
+        return "-"
+    text = _digits(mean, 3)
+    return text if low == high else f"{text}\n[dim]{_digits(low, 2)}-{_digits(high, 2)}[/dim]"
+
+
+def _digits(number: float, decimals: int) -> str:
+    """Fewer decimals for larger numbers."""
+    return f"{number:.{decimals if abs(number) < 10 else 1 if abs(number) < 100 else 0}f}"
+
+
+def endings_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """How episodes and calls ended, a column for each benchmark."""
+    table = Table("", *summaries, title="how episodes and calls ended")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for kind, what in (("stop_reasons", "episodes"), ("calls", "calls")):
+        total: Counter[str] = sum((Counter(s[kind]) for s in summaries.values()), Counter())
+        for ending, _ in total.most_common():
+            counts = [f"{summary[kind].get(ending, 0):,}" for summary in summaries.values()]
+            table.add_row(f"{what}: {ending}", *counts)
+        table.add_section()
+    return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,14 +170,20 @@ class Row:
     numbers: Mapping[Column, Gain]
     is_difference: bool = False
 
+    def missing(self) -> list[str]:
+        """The columns of Table 1 that have no number."""
+        unknown = Gain(np.nan, np.nan, np.nan)
+        columns = [(name, heading) for name, headings in TABLE_1.items() for heading in headings]
+        return [" ".join(c) for c in columns if np.isnan(self.numbers.get(c, unknown).mean)]
+
     def average(self) -> float | None:
-        """The mean over the benchmarks of Table 1; None where one of them is missing."""
-        means = []
-        for name in TABLE_1:
-            found = [number.mean for (of, _), number in self.numbers.items() if of == name]
-            if not found or np.isnan(found).any():
-                return None
-            means.append(float(np.mean(found)))
+        """The paper's mean over the benchmarks of Table 1; None where one of them is missing."""
+        if self.missing():
+            return None
+        means = [
+            np.mean([self.numbers[name, heading].mean for heading in headings])
+            for name, headings in TABLE_1.items()
+        ]
         return float(np.mean(means))
 
 
@@ -179,23 +195,39 @@ def columns_of(rows: Sequence[Row]) -> list[Column]:
 
 
 def overview(rows: Sequence[Row]) -> Table:
-    """The table, in percent; below each number its interval."""
+    """The table, in percent; below each number its interval.
+
+    The average stands behind the columns of Table 1, if there are any.
+    """
     columns = columns_of(rows)
-    table = Table(
-        title="in %, with 95 % bootstrap intervals over tasks",
-        caption=f"{AVERAGE}: of FTRL (mean of its columns), BFCL and ToolHop",
-    )
+    place = sum(name in TABLE_1 for name, _ in columns)
+    table = Table(title="in %, with 95 % bootstrap intervals over tasks")
+    headings = [f"{name}\n{heading}" for name, heading in columns]
+    cells = [[_percent(row.numbers.get(c), row.is_difference) for c in columns] for row in rows]
+    if place:
+        table.caption = f"{AVERAGE}: of FTRL (mean of Solve-P, -R and -F1), BFCL and ToolHop"
+        if missing := dict.fromkeys(name for row in rows for name in row.missing()):
+            table.caption += f"; blank without {', '.join(missing)}"
+        headings.insert(place, AVERAGE)
+        for row, found in zip(rows, cells, strict=True):
+            mean, sign = row.average(), "+" if row.is_difference else ""
+            found.insert(place, "-" if mean is None else f"{100 * mean:{sign}.2f}")
     table.add_column("policy")
-    for heading in _with_average(columns, [f"{name}\n{heading}" for name, heading in columns]):
+    for heading in headings:
         table.add_column(heading, justify="right")
-    for row in rows:
-        cells = [_percent_cell(row.numbers.get(column), row.is_difference) for column in columns]
-        average = row.average()
-        mean = "-" if average is None else f"{100 * average:{'+' if row.is_difference else ''}.2f}"
-        table.add_row(row.label, *_with_average(columns, cells, mean))
-        if row.is_difference:
-            table.add_section()
+    for row, found in zip(rows, cells, strict=True):
+        table.add_row(row.label, *found, end_section=row.is_difference)
     return table
+
+
+def _percent(number: Gain | None, is_difference: bool) -> str:
+    if number is None or np.isnan(number.mean):
+        return "-"
+    mean, low, high = (100 * value for value in (number.mean, number.low, number.high))
+    if not is_difference:
+        return f"{mean:.2f}" + (f"\n[dim]{low:.1f}-{high:.1f}[/dim]" if low != high else "")
+    colour = "green" if low > 0 else "red" if high < 0 else "default"
+    return f"[{colour}]{mean:+.2f}[/]\n[dim]{low:+.1f} to {high:+.1f}[/dim]"
 
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -205,7 +237,7 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
         flat: dict[str, Any] = {"policy": row.label}
         for name, heading in columns_of(rows):
             number = row.numbers.get((name, heading))
-            for bound in ("mean", "low", "high"):
+            for bound in BOUNDS:
                 key = f"{name} {heading}" + ("" if bound == "mean" else f" {bound}")
                 flat[key] = None if number is None else round(100 * getattr(number, bound), 4)
         average = row.average()
@@ -214,22 +246,7 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return result
 
 
-def _with_average(
-    columns: Sequence[Column], cells: Sequence[str], average: str = AVERAGE
-) -> list[str]:
-    """The cells with the average behind those of Table 1, if there are any."""
-    place = sum(name in TABLE_1 for name, _ in columns)
-    return [*cells[:place], average, *cells[place:]] if place else list(cells)
-
-
-def _percent_cell(number: Gain | None, is_difference: bool) -> str:
-    if number is None or np.isnan(number.mean):
-        return "-"
-    mean, low, high = (100 * value for value in (number.mean, number.low, number.high))
-    if not is_difference:
-        return f"{mean:.2f}" + (f"\n[dim]{low:.1f}-{high:.1f}[/dim]" if low != high else "")
-    colour = "green" if low > 0 else "red" if high < 0 else "default"
-    return f"[{colour}]{mean:+.2f}[/]\n[dim]{low:+.1f} to {high:+.1f}[/dim]"
+# -- the report ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,19 +302,22 @@ def report(
     table = table_rows(rows)
     result = finite({**facts, "benchmarks": benchmarks, "table": table, "differences": differences})
     (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    write_csv(folder / "table.csv", table)
-    scores = [row for name, summary in summaries.items() for row in score_rows(name, summary)]
-    write_csv(folder / "scores.csv", scores)
+    write_csv(folder / "table.csv", list(table[0]), (flat.values() for flat in table))
+    where = ("benchmark", "kind", "group", "statistic", "tasks")
+    write_csv(folder / "scores.csv", [*where, *BOUNDS], score_rows(summaries))
     _show(folder, label, played, summaries, rows)
     return result
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows with the same keys; None is a blank."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
+def score_rows(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Any]]:
+    """One row for each statistic of each group of each benchmark."""
+    for benchmark, summary in summaries.items():
+        for kind, groups in summary["groups"].items():
+            for group, numbers in groups.items():
+                for name, number in numbers.items():
+                    if name != "tasks":
+                        ends = (number[bound] for bound in BOUNDS)
+                        yield [benchmark, kind, group, name, numbers["tasks"], *ends]
 
 
 def _row(label: str, records: Mapping[str, Sequence[Record]], played: Played) -> Row:
@@ -341,6 +361,7 @@ def _show(
             console.print(f"{b.name}: {note}", soft_wrap=True)
         for module in sorted(missing_modules(outcome.records)):
             log.warning("%s: tools want the Python module %s: install it, repeat", b.name, module)
+    console.print(endings_table(summaries))
     console.print(overview(rows))
     seconds = sum(outcome.seconds for _, outcome in played)
     tasks = sum(len(outcome.records) for _, outcome in played)

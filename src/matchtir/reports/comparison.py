@@ -1,8 +1,7 @@
-"""Runs compared by method over seeds: curves, final scores, settings, cost; as page, CSV, table."""
+"""Runs compared by method over starts and seeds: curves, final scores, settings, cost."""
 
 from __future__ import annotations
 
-import csv
 import gzip
 import json
 import math
@@ -18,15 +17,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy.special import stdtrit
 
-from matchtir.evaluation.statistics import paired_bootstrap
+from matchtir.evaluation.statistics import Runs, nested_bootstrap, nested_difference
 from matchtir.reports.page import write_page
-from matchtir.reports.progress import SMOOTHING, Scores, trailing_mean
-from matchtir.reports.runs import RunData
+from matchtir.reports.progress import SMOOTHING, trailing_mean
+from matchtir.reports.runs import START, RunData
+from matchtir.utils.run_folder import write_csv
 
 SMOOTHED = ("train/", "credit/", "time/")  # drawn as trailing means over `SMOOTHING` iterations
 POINTS = 400  # at most, of a curve
 STAGES = ("rollout", "tools", "credit", "update")
-# The paper's columns; the average of the first three is what its ablation reports.
+# The paper's columns; the average of these three is what its ablation reports.
 AVERAGED = ("solve_p", "solve_r", "solve_f1")
 AVERAGE = "solve_avg"
 HEADINGS = {
@@ -39,11 +39,16 @@ HEADINGS = {
     "answered": "Answered",
 }
 ENDS = ("mean", "low", "high")  # of an interval
+CHANGES = ("gain", "difference")  # over training, from the baseline
+FINAL = (
+    *("method", "starts", "seeds", "tasks", "measure", "before", "after"),
+    *(f"{change}_{end}" for change in CHANGES for end in ENDS),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """Runs that differ in their seed alone."""
+    """Runs that differ in starting weights and seed alone, each pair of these once."""
 
     label: str
     runs: tuple[RunData, ...]
@@ -64,6 +69,7 @@ class Comparison:
     final: list[dict[str, Any]]
     settings: list[dict[str, Any]]
     cost: list[dict[str, Any]]
+    notes: list[str]  # runs that do not count, and why
 
 
 def compare_runs(runs: Sequence[RunData], baseline: str | None = None) -> Comparison:
@@ -71,18 +77,17 @@ def compare_runs(runs: Sequence[RunData], baseline: str | None = None) -> Compar
 
     Args:
         runs: at least one.
-        baseline: label of the method that the others are subtracted from; the first by default.
+        baseline: what the others are compared with: the label of a method, or a part of it that no
+            other has; the first by default.
 
     Raises:
-        ValueError: no method has that label.
+        ValueError: no method, or more than one, is called so.
     """
-    found = methods(runs)
-    labels = [method.label for method in found]
-    if baseline is not None and baseline not in labels:
-        raise ValueError(f"baseline={baseline!r} is not one of: {'; '.join(labels)}")
-    base = found[labels.index(baseline) if baseline else 0]
+    counted, notes = distinct_runs(runs)
+    found = methods(counted)
+    base = _named(found, baseline) if baseline else found[0]
     curves: dict[str, dict[str, Any]] = {}
-    for metric in dict.fromkeys(name for run in runs for name in run.curves):
+    for metric in dict.fromkeys(name for run in counted for name in run.curves):
         drawn = {method.label: curve(method, metric) for method in found}
         if any(drawn.values()):
             curves[metric] = {label: points for label, points in drawn.items() if points}
@@ -93,35 +98,71 @@ def compare_runs(runs: Sequence[RunData], baseline: str | None = None) -> Compar
         final_scores([method for method in found if method.finished], base),
         setting_differences(found),
         [cost(method) for method in found],
+        notes,
     )
+
+
+def distinct_runs(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
+    """The runs without those that repeat another's settings, start and seed; notes that name these.
+
+    A repetition is no further seed. Of such runs the last finished one counts.
+    """
+    kept: list[RunData] = []
+    notes = []
+    for run in runs:
+        twins = [k for k in kept if _identity(k) == _identity(run)]
+        if not twins:
+            kept.append(run)
+            continue
+        (other,) = twins
+        left, counts = (other, run) if run.after or not other.after else (run, other)
+        kept[kept.index(other)] = counts
+        notes.append(f"{left.folder} is left out: {counts.folder} has its settings and its seed")
+    return kept, notes
+
+
+def _identity(run: RunData) -> tuple[Any, ...]:
+    return run.settings, run.start, run.seed
 
 
 def methods(runs: Sequence[RunData]) -> list[Method]:
     """The runs by their settings, in order of appearance, each method with a label of its own.
 
-    Words that all labels have are left out of them.
+    The label is the experiment, and of the choices those that not all methods of this experiment
+    have.
     """
     grouped: list[list[RunData]] = []
     for run in runs:
         same = [group for group in grouped if group[0].settings == run.settings]
         (same[0].append if same else lambda new: grouped.append([new]))(run)
-    names = [group[0].group.split() for group in grouped]
-    common = set.intersection(*map(set, names)) if len(names) > 1 else set()
+    names = [[w for w in g[0].group.split() if not w.startswith(f"{START}=")] for g in grouped]
     labels: list[str] = []
-    for words in names:
-        label = " ".join(word for word in words if word not in common) or " ".join(words)
+    for experiment, *choices in names:
+        others = [set(words) for words in names if words[0] == experiment]
+        common = set.intersection(*others)
+        label = " ".join([experiment, *(word for word in choices if word not in common)])
         number = 1 + sum(each.partition(" #")[0] == label for each in labels)
         labels.append(label if number == 1 else f"{label} #{number}")
     return [
-        Method(label, tuple(sorted(group, key=lambda run: run.seed)))
+        Method(label, tuple(sorted(group, key=lambda run: (run.start, run.seed))))
         for label, group in zip(labels, grouped, strict=True)
     ]
 
 
-def curve(method: Method, metric: str) -> dict[str, list[Any]] | None:
-    """Mean over seeds at each step where all that got so far measured it, and its 95 % interval.
+def _named(found: Sequence[Method], name: str) -> Method:
+    """The method of this label, else the only one whose label has it as a word, else as a part."""
+    for fits in (str.__eq__, lambda label, part: part in label.split(), str.__contains__):
+        matching = [method for method in found if fits(method.label, name)]
+        if len(matching) == 1:
+            return matching[0]
+    labels = "; ".join(method.label for method in found)
+    raise ValueError(f"baseline={name!r} names no single one of: {labels}")
 
-    The interval is Student's, from three seeds on. `seeds` has the single curves.
+
+def curve(method: Method, metric: str) -> dict[str, list[Any]] | None:
+    """Mean over runs at each step where all that got so far measured it, and its 95 % interval.
+
+    The interval is Student's, from three runs on. `seeds` has the single curves.
     """
     single: list[dict[int, float]] = []
     for run in method.runs:
@@ -153,63 +194,65 @@ def curve(method: Method, metric: str) -> dict[str, list[Any]] | None:
 def final_scores(compared: Sequence[Method], baseline: Method) -> list[dict[str, Any]]:
     """A row per method: means of the test scores, gains over training, differences from a baseline.
 
-    Gains and differences are paired by test task, each with its mean over the seeds, and have a
-    95 % bootstrap interval over tasks. Where the test tasks are others there is no difference.
+    Gains and differences have 95 % bootstrap intervals over starts, seeds and tasks. Where the test
+    tasks are others there is no difference.
     """
-    reference = _task_means(baseline, "after")
+    base = _task_scores(baseline, "after") if baseline.finished else {}
     rows = []
     for method in compared:
-        before, after = (_task_means(method, side) for side in ("before", "after"))
+        before, after = (_task_scores(method, side) for side in ("before", "after"))
+        same = method is not baseline and baseline.finished and _tasks(method) == _tasks(baseline)
         scores = {}
-        for measure, values in after.items():
-            others = reference.get(measure, {}) if method is not baseline else {}
+        for measure, runs in after.items():
+            first, others = before[measure], base.get(measure) if same else None
             scores[measure] = {
-                "mean": fmean(values.values()),
-                "before": fmean(before[measure].values()),
-                "gain": _difference(before[measure], values),
-                "by_seed": [_gain_of_run(run, measure) for run in method.finished],
-                "difference": _difference(others, values),
+                "mean": nested_bootstrap(runs).mean,
+                "before": nested_bootstrap(first).mean,
+                "gain": asdict(nested_difference(first, runs)),
+                "by_seed": [float(np.mean(runs[key] - first[key])) for key in runs],
+                "difference": asdict(nested_difference(others, runs)) if others else None,
             }
-        seeds, tasks = [run.seed for run in method.finished], len(next(iter(after.values())))
-        rows.append({"method": method.label, "seeds": seeds, "tasks": tasks, "scores": scores})
+        rows.append(
+            {
+                "method": method.label,
+                "starts": len({run.start for run in method.finished}),
+                "seeds": sorted({run.seed for run in method.finished}),
+                "runs": len(method.finished),
+                "tasks": len(_tasks(method)),
+                "scores": scores,
+            }
+        )
     return rows
 
 
-def _task_means(method: Method, side: str) -> dict[str, dict[str, float]]:
-    """Of each measure and task, the mean over the finished runs."""
-    scores = [_with_average(getattr(run, side)) for run in method.finished]
-    if not scores:
-        return {}
-    if any(each.keys() != scores[0].keys() for each in scores):
+def _tasks(method: Method) -> list[str]:
+    """The test tasks of a method's finished runs.
+
+    Raises:
+        ValueError: they are not the same.
+    """
+    found = [sorted(run.after or ()) for run in method.finished]
+    if any(tasks != found[0] for tasks in found):
         raise ValueError(f"{method.label}: its runs were tested on different tasks")
-    return {
-        measure: {task: fmean(each[task][measure] for each in scores) for task in scores[0]}
-        for measure in next(iter(scores[0].values()))
-    }
+    return found[0]
 
 
-def _with_average(scores: Scores) -> dict[str, dict[str, float]]:
-    """The scores of each task, where it has the paper's columns these first, with their mean."""
-    result = {}
-    for task, values in scores.items():
-        paper = {name: values[name] for name in AVERAGED if name in values}
-        if len(paper) == len(AVERAGED):
-            paper[AVERAGE] = fmean(paper.values())
-        result[task] = {**paper, **values}
-    return result
+def _task_scores(method: Method, side: str) -> dict[str, Runs]:
+    """Of each measure, the scores of the finished runs at each test task.
 
-
-def _gain_of_run(run: RunData, measure: str) -> float:
-    assert run.before is not None and run.after is not None
-    before, after = _with_average(run.before), _with_average(run.after)
-    return fmean(after[task][measure] - before[task][measure] for task in after)
-
-
-def _difference(first: Mapping[str, float], second: Mapping[str, float]) -> dict | None:
-    if not first or first.keys() != second.keys():
-        return None
-    pairs = list(first.values()), [second[task] for task in first]
-    return asdict(paired_bootstrap(*pairs, seed=0, samples=4_000))
+    Where a run has the paper's columns their mean comes behind them.
+    """
+    tasks = _tasks(method)
+    scores: dict[str, dict[tuple[str, int], np.ndarray]] = {}
+    for run in method.finished:
+        measured = getattr(run, side)
+        found = {m: np.array([measured[t][m] for t in tasks]) for m in measured[tasks[0]]}
+        if found.keys() >= set(AVERAGED):
+            found[AVERAGE] = np.mean([found[name] for name in AVERAGED], axis=0)
+        for measure, values in found.items():
+            scores.setdefault(measure, {})[run.start, run.seed] = values
+    order = [measure for measure in HEADINGS if measure in scores]
+    return {measure: scores[measure] for measure in dict.fromkeys([*order, *scores])}
 
 
 def setting_differences(compared: Sequence[Method]) -> list[dict[str, Any]]:
@@ -265,8 +308,8 @@ def publish(runs: Sequence[RunData], baseline: str | None, out: Path) -> None:
     console.width = max(console.width, 140)
     if comparison.final:
         console.print(final_table(comparison))
-    for file in written:
-        console.print(str(file), soft_wrap=True)
+    for line in [*comparison.notes, *written]:
+        console.print(str(line), soft_wrap=True)
 
 
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
@@ -292,21 +335,18 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     )
     labels = [method.label for method in comparison.methods]
     tables = {
-        "curves": _curve_rows(comparison),
-        "final": _final_rows(comparison),
-        "settings": [["key", *labels], *([r["key"], *r["values"]] for r in comparison.settings)],
-        "cost": [list(comparison.cost[0]), *(list(row.values()) for row in comparison.cost)],
+        "curves": (["metric", "method", "step", *ENDS, "seeds"], _curve_rows(comparison)),
+        "final": (FINAL, _final_rows(comparison)),
+        "settings": (["key", *labels], ([r["key"], *r["values"]] for r in comparison.settings)),
+        "cost": (list(comparison.cost[0]), (row.values() for row in comparison.cost)),
     }
-    written = [out]
-    for name, rows in tables.items():
-        written.append(out.with_name(f"{out.stem}_{name}.csv"))
-        with written[-1].open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
-    return written
+    files = {name: out.with_name(f"{out.stem}_{name}.csv") for name in tables}
+    for name, (columns, rows) in tables.items():
+        write_csv(files[name], columns, rows)
+    return [out, *files.values()]
 
 
 def _curve_rows(comparison: Comparison) -> Iterator[list[Any]]:
-    yield ["metric", "method", "step", *ENDS, "seeds"]
     for metric, drawn in comparison.curves.items():
         for label, points in drawn.items():
             for index, step in enumerate(points["steps"]):
@@ -315,29 +355,28 @@ def _curve_rows(comparison: Comparison) -> Iterator[list[Any]]:
 
 
 def _final_rows(comparison: Comparison) -> Iterator[list[Any]]:
-    pairs = [(kind, end) for kind in ("gain", "difference") for end in ENDS]
-    names = [f"{kind}_{end}" for kind, end in pairs]
-    yield ["method", "seeds", "tasks", "measure", "before", "after", *names]
     for row in comparison.final:
         seeds = " ".join(map(str, row["seeds"]))
         for measure, score in row["scores"].items():
-            ends = [(score[kind] or {}).get(end) for kind, end in pairs]
+            changes = [(score[kind] or {}).get(end) for kind in CHANGES for end in ENDS]
             means = [score["before"], score["mean"]]
-            yield [row["method"], seeds, row["tasks"], measure, *means, *ends]
+            yield [row["method"], row["starts"], seeds, row["tasks"], measure, *means, *changes]
 
 
 def final_table(comparison: Comparison) -> Table:
     """The final scores in the paper's layout, with gains over training and their intervals."""
-    table = Table(title="test scores; gain over training; its 95 % interval over tasks")
+    table = Table(title="test scores; gain over training; its 95 % interval over runs and tasks")
     longest = max(len(row["method"]) for row in comparison.final)
     table.add_column("method", min_width=min(longest, 36), max_width=36, overflow="fold")
-    table.add_column("seeds", no_wrap=True)
+    table.add_column("runs", no_wrap=True)
     shown = [m for m in HEADINGS if any(m in row["scores"] for row in comparison.final)]
     for measure in shown:
         table.add_column(HEADINGS[measure], justify="right", no_wrap=True)
     for row in comparison.final:
         cells = [_cell(row["scores"].get(measure)) for measure in shown]
-        table.add_row(row["method"], " ".join(map(str, row["seeds"])), *cells)
+        starts = f"{row['starts']} starts, " if row["starts"] > 1 else ""
+        seeds = ", ".join(map(str, row["seeds"]))
+        table.add_row(row["method"], f"{row['runs']}: {starts}\nseeds {seeds}", *cells)
     return table
 
 
@@ -345,8 +384,6 @@ def _cell(score: Mapping[str, Any] | None) -> str:
     if score is None:
         return "-"
     gain = score["gain"]
-    if gain is None:
-        return f"{score['mean']:.3f}"
     ends = f"\\[{gain['low']:+.2f}, {gain['high']:+.2f}]"
     return f"{score['mean']:.3f}\n[dim]{gain['mean']:+.3f}\n{ends}"
 

@@ -20,7 +20,7 @@ _PAGE = """<!doctype html>
 <style>{style}</style>
 </head>
 <body>
-{data}
+{body}
 <script>{script}</script>
 </body>
 </html>
@@ -33,11 +33,13 @@ def write_page(
     styles: Sequence[str],
     scripts: Sequence[str],
     data: Mapping[str, bytes],
+    body: str = "",
 ) -> None:
     """Write a page whose own script is all that may run in it.
 
     The page forbids every other script, and any connection, by a content security policy with the
-    hashes of its own style and script; data are in base64, so that no text can end their element.
+    hashes of its own style and script (any style where there is a body); data are in base64, so
+    that no text can end their element.
 
     Args:
         path: of the file.
@@ -45,12 +47,14 @@ def write_page(
         styles: names of files in `pages/`, put together in this order.
         scripts: likewise; one scope for all of them.
         data: gzipped JSON by the id under which the script finds it.
+        body: markup, for what no script has to make; texts in it are escaped already.
     """
     style = "\n".join((PAGES / name).read_text(encoding="utf-8") for name in styles)
     script = "\n".join((PAGES / name).read_text(encoding="utf-8") for name in scripts)
     script = f'"use strict";\n(() => {{\n{script}\n}})();\n'
+    styles_from = "unsafe-inline" if body else _hash(style)
     policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{styles_from}'; "
         "base-uri 'none'; form-action 'none'"
     )
     blocks = "\n".join(
@@ -58,7 +62,7 @@ def write_page(
         for name, value in data.items()
     )
     text = _PAGE.format(
-        policy=policy, title=html.escape(title), style=style, data=blocks, script=script
+        policy=policy, title=html.escape(title), style=style, body=body + blocks, script=script
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from matchtir.evaluation.statistics import Gain, paired_bootstrap
+from matchtir.evaluation.statistics import Gain, nested_difference
 from matchtir.utils.run_folder import finite
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values of each metric
@@ -155,9 +156,7 @@ def number(value: float) -> str:
 
 def clock(seconds: float) -> str:
     """Hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}"
+    return str(timedelta(seconds=round(seconds)))
 
 
 # -- curves --------------------------------------------------------------------------------------
@@ -172,11 +171,12 @@ def draw_curves(curves: Curves, path: Path) -> None:
         curves: steps and values of each metric.
         path: of the PNG file.
     """
+    measured = {name for name, (steps, _) in curves.items() if len(steps)}
     panels = {
-        title: [name for name in names if len(curves.get(name, ((), ()))[0])]
+        title: [name for name in names if name in measured]
         for title, names in PANELS.items()
+        if measured & {*names}
     }
-    panels = {title: names for title, names in panels.items() if names}
     if not panels:
         return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -204,13 +204,13 @@ def draw_curves(curves: Curves, path: Path) -> None:
 def trailing_mean(values: Sequence[float], width: int) -> np.ndarray:
     """Mean of each value and up to `width - 1` before it, those that are finite; [n] -> [n]."""
     array = np.asarray(values, dtype=np.float64)
-    finite = np.isfinite(array)
-    sums = np.concatenate([[0.0], np.cumsum(np.where(finite, array, 0.0))])
-    counts = np.concatenate([[0], np.cumsum(finite)])
-    ends = np.arange(1, len(array) + 1)
-    starts = np.maximum(ends - width, 0)
+    if not len(array):
+        return array
+    known = np.isfinite(array)
+    columns = (np.where(known, array, 0.0), known)
+    sums, counts = (np.convolve(each, np.ones(width))[: len(array)] for each in columns)
     with np.errstate(invalid="ignore"):  # no finite value: 0 / 0 is the honest result
-        return (sums[ends] - sums[starts]) / (counts[ends] - counts[starts])
+        return sums / counts
 
 
 # -- the end ---------------------------------------------------------------------------------------
@@ -227,7 +227,7 @@ class Change:
 
 
 def compare(before: Scores, after: Scores, seed: int) -> list[Change]:
-    """Each metric's means over tasks, and the paired bootstrap interval of their difference.
+    """Each metric's means over tasks, and the bootstrap interval of their paired difference.
 
     Args:
         before: scores of each task: {task id: {metric: score}}.
@@ -238,24 +238,22 @@ def compare(before: Scores, after: Scores, seed: int) -> list[Change]:
         ValueError: there are no tasks, or the two have other tasks or metrics.
     """
     if not before or before.keys() != after.keys():
-        odd = sorted(before.keys() ^ after.keys())[:5]
+        odd = ", ".join(sorted(before.keys() ^ after.keys())[:5])
         raise ValueError(
-            f"{len(before)} tasks before, {len(after)} after; not in both: {', '.join(odd) or '-'}"
+            f"{len(before)} tasks before, {len(after)} after; not in both: {odd or '-'}"
         )
     metrics = list(next(iter(before.values())))
+    for task in before:
+        for metric in metrics:
+            if metric not in before[task] or metric not in after[task]:
+                raise ValueError(f"task {task} has no {metric}")
     changes = []
     for metric in metrics:
-        first, second = _column(before, metric, before), _column(after, metric, before)
-        gain = paired_bootstrap(first, second, seed)
-        changes.append(Change(metric, float(np.mean(first)), float(np.mean(second)), gain))
+        sides = [np.array([side[task][metric] for task in before]) for side in (before, after)]
+        first, second = sides
+        gain = nested_difference({("", 0): first}, {("", 0): second}, seed)
+        changes.append(Change(metric, float(first.mean()), float(second.mean()), gain))
     return changes
-
-
-def _column(scores: Scores, metric: str, tasks: Iterable[str]) -> list[float]:
-    for task in tasks:
-        if metric not in scores[task]:
-            raise ValueError(f"task {task} has no {metric}")
-    return [scores[task][metric] for task in tasks]
 
 
 def final_table(changes: Sequence[Change], tasks: int) -> Table:

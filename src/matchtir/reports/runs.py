@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from matchtir.reports.progress import Scores
+from matchtir.reports.progress import Curves, Scores
 from matchtir.utils.run_folder import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -21,21 +21,27 @@ from matchtir.utils.run_folder import (
     read_metrics,
 )
 
-Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values of each metric
+START = "model.folder"  # the setting that says where a run's weights come from
 
 
 @dataclass(frozen=True, slots=True)
 class RunData:
     """One training run; `before` and `after` are None where it has not come to its end."""
 
-    name: str  # with the seed
-    group: str  # the name without the seed
+    folder: Path
+    group: str  # its experiment and choices, without the seed
     seed: int
-    settings: Mapping[str, Any]  # by dotted key, without the seed and without `WATCHING`
+    start: str  # where its starting weights come from; "": the configured ones
+    settings: Mapping[str, Any]  # by dotted key, without seed, start and `WATCHING`
     curves: Curves
     before: Scores | None
     after: Scores | None
     seconds: float | None  # of the whole run
+
+    @property
+    def name(self) -> str:
+        """Group and seed."""
+        return f"{self.group} seed={self.seed}"
 
 
 def find_runs(paths: Sequence[Path]) -> list[RunData]:
@@ -47,14 +53,15 @@ def find_runs(paths: Sequence[Path]) -> list[RunData]:
         FileNotFoundError: a path has no run.
         ValueError: a file of a run cannot be read as what it should be.
     """
-    folders: list[Path] = []
+    folders: dict[Path, Path] = {}  # as given, by where it is: one run however often it is named
     for path in [path for path in paths if not path.is_file()] or paths:
         below = [file.parent for file in path.rglob(CONFIG_FILE)] if path.is_dir() else []
         found = sorted((f for f in below if (f / METRICS_FILE).exists()), key=_in_order)
         if not found:
             raise FileNotFoundError(f"{path}: no run ({CONFIG_FILE} and {METRICS_FILE}) is there")
-        folders += [folder for folder in found if folder not in folders]
-    return [read_run(folder) for folder in folders]
+        for folder in found:
+            folders.setdefault(folder.resolve(), folder)
+    return [read_run(folder) for folder in folders.values()]
 
 
 def _in_order(folder: Path) -> list[tuple[bool, int, str]]:
@@ -67,13 +74,14 @@ def read_run(folder: Path) -> RunData:
     config: Any = OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE))
     finished = (folder / RESULT_FILE).exists()
     result = _json(folder / RESULT_FILE) if finished else {}
-    identity = config.get("identity") or {}
+    seed, start = int(config["seed"]), (config.get("model") or {}).get("folder")
     named = "/".join(folder.resolve().parts[-3:])
     return RunData(
-        name=identity.get("name", named),
-        group=identity.get("group", named),
-        seed=int(config["seed"]),
-        settings=method_settings(config),
+        folder=folder,
+        group=(config.get("identity") or {}).get("group", named),
+        seed=seed,
+        start=str(start or ""),
+        settings=_method_settings(config, seed, start),
         curves=read_metrics(folder / METRICS_FILE),
         before=_json(folder / "before.json") if finished else None,
         after=_json(folder / "after.json") if finished else None,
@@ -81,13 +89,15 @@ def read_run(folder: Path) -> RunData:
     )
 
 
-def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def _method_settings(config: Mapping[str, Any], seed: int, start: str | None) -> dict[str, Any]:
     """The settings by which two runs are different methods."""
-    seed = config["seed"]
     return {
         key: value
         for key, value in leaves(config).items()
-        if not matches(key, WATCHING) and not (key.rsplit(".")[-1] == "seed" and value == seed)
+        if not matches(key, WATCHING)
+        and not (key.rpartition(".")[2] == "seed" and value == seed)
+        and key != START
+        and (start is None or value != start)
     }
 
 

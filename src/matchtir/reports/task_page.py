@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,22 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from rich.console import RenderableType
 from rich.table import Table
 
-from matchtir.reports.page import PAGES
+from matchtir.reports.page import write_page
 from matchtir.reports.task_statistics import GoldReplay, Pair, Profile
 
 MOST_ROWS = 40  # of a table whose length has no bound; the rest is counted
-_STYLES = ("base.css", "tasks.css")
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body><main><h1>{title}</h1>{plots}{tables}</main></body>
-</html>
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +76,11 @@ def profile_section(profiles: Sequence[Profile]) -> Section:
 
 def shares_section(title: str, what: str, counts: Mapping[str, Mapping[str, int]]) -> Section:
     """A column for each split, a row for each kind, the most frequent first."""
-    totals: dict[str, int] = {}
-    for column in counts.values():
-        for kind, count in column.items():
-            totals[kind] = totals.get(kind, 0) + count
-    kinds = sorted(totals, key=lambda kind: -totals[kind])
-    rows = [[kind, *(f"{column.get(kind, 0):,}" for column in counts.values())] for kind in kinds]
+    totals: Counter[str] = sum(map(Counter, counts.values()), Counter())
+    rows = [
+        [kind, *(f"{column.get(kind, 0):,}" for column in counts.values())]
+        for kind, _ in totals.most_common()
+    ]
     return Section(title, [what, *counts], rows)
 
 
@@ -160,12 +148,9 @@ def write_task_page(
     path: Path, title: str, sections: Sequence[Section], profiles: Sequence[Profile]
 ) -> None:
     """Write the page; it opens from disk and loads nothing."""
-    style = "".join((PAGES / name).read_text(encoding="utf-8") for name in _STYLES)
-    body = "".join(section.html() for section in sections if section.rows or section.note)
-    name = html.escape(title)
-    text = _PAGE.format(title=name, style=style, plots=_histograms(profiles), tables=body)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    tables = "".join(section.html() for section in sections if section.rows or section.note)
+    body = f"<main><h1>{html.escape(title)}</h1>{_histograms(profiles)}{tables}</main>"
+    write_page(path, title, ("base.css", "tasks.css"), ("base.js",), {}, body)
 
 
 def _histograms(profiles: Sequence[Profile]) -> str:
@@ -185,24 +170,20 @@ def _histogram(measure: str, splits: Sequence[Profile]) -> str:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     weights = [[1 / len(column)] * len(column) for column in columns.values()]
-    bins = _bins([value for column in columns.values() for value in column])
+    values = [value for column in columns.values() for value in column]
+    low, high = min(values), max(values)
+    whole = high - low < 24 and all(value.is_integer() for value in values)
+    bins: Any = np.arange(low - 0.5, high + 1) if whole else 12  # one for each whole number
     axes.hist(list(columns.values()), bins=bins, weights=weights, label=list(columns))
     axes.set(title=measure, ylabel="share of tasks", ymargin=0.3)  # room for the legend
     axes.autoscale_view()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=isinstance(bins, np.ndarray)))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=whole))
     axes.legend(fontsize="small", frameon=False)
     text = io.StringIO()
     figure.savefig(text, format="svg")
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
-
-
-def _bins(values: Sequence[float]) -> Any:
-    """One bin for each whole number, where all are whole and not too many; else 12 bins."""
-    low, high = min(values), max(values)
-    whole = all(value.is_integer() for value in values)
-    return np.arange(low - 0.5, high + 1) if whole and high - low < 24 else 12
 
 
 def _number(value: float | None) -> str:

@@ -6,6 +6,8 @@ import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -103,25 +105,23 @@ def _part(groups: Sequence[Group]) -> Part:
 
 
 def _groups(files: list[Path]) -> Iterator[Group]:
-    """The records of each group, and its place and number; its attempts follow one another.
+    """The records of each group, and its place and number; its attempts follow one another."""
+    for key, found in groupby(_records(files), key=itemgetter(0)):
+        yield key, [text for _, text in found]
+
+
+def _records(files: list[Path]) -> Iterator[tuple[tuple[str, int], str]]:
+    """Place and group of each record, and its text.
 
     The place is the iteration, and of an evaluation the name of the file: its benchmark.
     """
-    key: tuple[str, int] | None = None
-    lines: list[str] = []
     for file in files:
         place = file.stem.removeprefix("iteration_").lstrip("0")
-        with file.open(encoding="utf-8") as text:
-            for number, line in enumerate(text, start=1):
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
                 record = _read(line, f"{file}, line {number}")
-                found = (place, record["group"])
-                if key is not None and found != key:
-                    yield key, lines
-                    lines = []
-                key = found
-                lines.append(f'{{"place": {json.dumps(place)}, {line.strip()[1:]}')
-    if key is not None:
-        yield key, lines
+                text = f'{{"place": {json.dumps(place)}, {line.strip()[1:]}'
+                yield (place, record["group"]), text
 
 
 def _read(line: str, where: str) -> dict[str, Any]:

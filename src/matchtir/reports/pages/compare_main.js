@@ -58,7 +58,7 @@ const LEADING = ["success", "solve_p", "solve_r", "solve_f1", "solve_avg", "answ
 function interval(gain, name) {
   if (!gain) return null;
   const kind = gain.low > 0 ? "up" : gain.high < 0 ? "down" : "";
-  return h("span", { class: `gain ${kind}`, title: `${name}: ${signed(gain.mean, 3)}, 95 % interval over tasks [${signed(gain.low, 3)}, ${signed(gain.high, 3)}]` },
+  return h("span", { class: `gain ${kind}`, title: `${name}: ${signed(gain.mean, 3)}, 95 % interval [${signed(gain.low, 3)}, ${signed(gain.high, 3)}]` },
     `${signed(gain.mean, 3)} `, h("small", {}, `[${signed(gain.low, 3)}, ${signed(gain.high, 3)}]`));
 }
 function finalTable(data) {
