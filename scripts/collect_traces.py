@@ -34,6 +34,7 @@ from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.custom.rows import row_from_task
 from matchtir.utils.config_check import check
+from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import keep_config, register_resolvers
 
 KNOWN_KEYS = f"""{train.KNOWN_KEYS}
@@ -123,4 +124,5 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     register_resolvers()
+    sys.argv[1:] = with_current_names(sys.argv[1:])
     main()

@@ -38,6 +38,7 @@ from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tasks.splits import split_tasks, spread
 from matchtir.types import Task
 from matchtir.utils.config_check import check
+from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
 KNOWN_KEYS = f"{train.KNOWN_KEYS} tokenizer max_tasks replay near page split"
@@ -135,4 +136,5 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     register_resolvers()
+    sys.argv[1:] = with_current_names(sys.argv[1:])
     main()

@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import train
 from matchtir.utils.config_check import check
+from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
 
@@ -57,4 +58,5 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     register_resolvers()
+    sys.argv[1:] = with_current_names(sys.argv[1:])
     main()

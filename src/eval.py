@@ -23,6 +23,7 @@ from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.tables import Earlier, report
 from matchtir.utils.config_check import check
 from matchtir.utils.loggers import quiet
+from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import (
     CONFIG_FILE,
     LAST,
@@ -33,7 +34,7 @@ from matchtir.utils.run_folder import (
 
 KNOWN_KEYS = """
     benchmark max_tasks policy label against seed max_concurrent sandbox assignment reward penalties
-    turn_reduction renderer engine endpoint ckpt_path paths
+    turn_reduction renderer rollout.engine endpoint ckpt_path paths
 """
 
 
@@ -50,7 +51,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     policy = find_policy(
         config.policy,
         renderer=instantiate(config.get("renderer")),
-        engine=instantiate(config.engine),
+        engine=instantiate(config.rollout.engine),
         endpoint=instantiate(config.endpoint),
         seed=config.seed,
     )
@@ -83,5 +84,5 @@ def main(config: DictConfig) -> None:
 
 if __name__ == "__main__":
     register_resolvers()
-    sys.argv[1:] = with_lists(sys.argv[1:])
+    sys.argv[1:] = with_lists(with_current_names(sys.argv[1:]))
     main()

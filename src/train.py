@@ -8,6 +8,7 @@ python src/train.py experiment=matchtir_soft scale=paper_8b dry_run=true    # wh
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -31,6 +32,7 @@ from matchtir.training.run import (
 from matchtir.utils.config_check import check, instantiate_group
 from matchtir.utils.loggers import close, quiet
 from matchtir.utils.processes import end_with_the_first, terminated_with_status, wait_for_all
+from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import checkpoint_to_load, keep_config, register_resolvers
 from matchtir.utils.sweep import run_job
 
@@ -98,4 +100,5 @@ def main(config: DictConfig) -> float | None:
 
 if __name__ == "__main__":
     register_resolvers()
+    sys.argv[1:] = with_current_names(sys.argv[1:])
     main()

@@ -57,8 +57,9 @@ def sweep(
 
     def run(*arguments: str) -> None:
         log_dir = f"paths.log_dir={tmp_path}"
-        chosen = [] if "hparams_search=ablation" in arguments else ["experiment=smoke"]
-        command = ["train.py", "-m", *chosen, *arguments, log_dir]
+        chosen = any(argument.startswith("experiment=") for argument in arguments)
+        smoke = [] if chosen else ["experiment=smoke"]
+        command = ["train.py", "-m", *smoke, *arguments, log_dir]
         monkeypatch.setattr(sys, "argv", command)
         GlobalHydra.instance().clear()
         main = hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
@@ -168,12 +169,12 @@ def test_a_search_repeats_itself_up_to_where_it_was_stopped(
 def test_a_search_of_the_papers_table_2(
     tmp_path: Path, program: Program, sweep: Callable[..., None]
 ) -> None:
-    sweep("hparams_search=ablation")
+    sweep("experiment=matchtir_hard", "hparams_search=ablation")
     (folder,) = tmp_path.glob("*/multiruns/*")
-    assert len(states(folder)) == 7
+    assert len(states(folder)) == 6
     kept = [OmegaConf.load(job / "config.yaml") for job in sorted(folder.glob("[0-9]"))]
     parts = [(c.advantage._target_.rsplit(".")[-1], c.reward.rewards) for c in kept]
-    assert len(set(parts)) == 7 and parts[0] == ("TrajectoryAdvantage", "outcome")
+    assert len(set(parts)) == 6 and parts[0] == ("TrajectoryAdvantage", "turn")
 
 
 def test_a_job_that_would_start_processes_of_its_own_is_refused(

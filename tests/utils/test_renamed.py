@@ -1,0 +1,38 @@
+import logging
+
+import pytest
+
+from matchtir.utils.renamed import RENAMED, with_current_names
+from tests.test_configs import check_program
+
+TABLE = {"old": "new.place", "group=a": "group=b key=1"}
+
+
+@pytest.mark.parametrize(
+    ("given", "current"),
+    [
+        ("old=1", ["new.place=1"]),
+        ("+old.under=x=y", ["+new.place.under=x=y"]),
+        ("~old", ["~new.place"]),
+        ("group=a", ["group=b", "key=1"]),
+        ("older=1", ["older=1"]),
+        ("group=ab", ["group=ab"]),
+        ("-m", ["-m"]),
+    ],
+)
+def test_former_names_are_replaced_and_said(
+    given: str, current: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert with_current_names([given, "seed=1"], TABLE) == [*current, "seed=1"]
+    assert len(caplog.records) == (current != [given])
+
+
+def test_a_former_option_in_a_sweep_is_refused_with_its_new_words() -> None:
+    with pytest.raises(SystemExit, match="group=a is a former name of `group=b key=1`"):
+        with_current_names(["-m", "group=b,a"], TABLE)
+
+
+@pytest.mark.parametrize("former", [name for name in RENAMED if "=" in name])
+def test_what_stands_for_a_former_option_composes(former: str) -> None:
+    check_program("train", *RENAMED[former].split())
