@@ -19,7 +19,7 @@ from matchtir.rollout.engine import Engine, Generation, SamplingParams, session_
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.http import LoopThread
 from matchtir.rollout.renderer import Renderer
-from matchtir.tools.formats import HERMES, CallFormat
+from matchtir.tools.formats import HERMES, CallFormat, spoken_text
 from matchtir.types import CallStatus, ToolCall
 
 MODEL = "policy"  # the name under which the engine's model is served
@@ -158,12 +158,13 @@ def assistant_message(
 
     Calls that cannot be read stay in the text.
     """
-    reasoning, thought, spoken = text.rpartition("</think>")
+    spoken = spoken_text(text)
+    reasoning = text.removesuffix(spoken).strip().removeprefix("<think>").removesuffix("</think>")
     found = [call for call in calls if call.status is CallStatus.OK]
     content = call_format.before_calls(spoken) if found else spoken
     message: dict[str, Any] = {"role": "assistant", "content": content.strip()}
-    if thought:
-        message["reasoning_content"] = reasoning.removeprefix("<think>").strip()
+    if len(spoken) < len(text) and text.endswith(spoken):
+        message["reasoning_content"] = reasoning.strip()
     if found:
         message["tool_calls"] = [
             {

@@ -70,10 +70,11 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """What was said in a turn; its calls are not read yet."""
+    """What was said in a turn."""
 
     text: str
     stopped: bool  # False: cut, or there was no room for it
+    calls: tuple[ToolCall, ...] | None = None  # None: they stand in the text, not read yet
     token_ids: tuple[int, ...] = ()  # none where the speaker has only text
     logprobs: tuple[float, ...] = ()
 
@@ -259,7 +260,8 @@ class Episode:
         A turn that another one follows goes into `attempt`, with its observation.
         """
         number, names = len(self.attempt.turns), {spec.name for spec in self.attempt.task.tools}
-        calls = self.speaker.calls.parse(said.text, names) if said.stopped else ()
+        calls = self.speaker.calls.parse(said.text, names) if said.calls is None else said.calls
+        calls = calls if said.stopped else ()
         with self.watchdog.stage(self.attempt.session, f"tools of turn {number}"):
             results = await _execute(await self._tools(), calls) if calls else ()
         version = self.speaker.version

@@ -5,6 +5,7 @@ The ids that a policy sampled are never decoded and encoded again: what follows 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from matchtir.rollout.templates import OTHER_ENDS, ChatMessage, read_format
+from matchtir.rollout.templates import OTHER_ENDS, ChatMessage, plain_text, read_format
 from matchtir.types import Task, ToolResult
 
 DEFAULT_SYSTEM_PROMPT = (
@@ -110,7 +111,7 @@ class Renderer:
 
         System messages of the history join the renderer's own at the beginning.
         """
-        said = [(m.role, self._data.text(m.content)) for m in task.history]
+        said = [(m.role, self._inert(m.role).text(m.content)) for m in task.history]
         system = [text for role, text in said if role == "system"]
         if self.system_prompt:
             system.insert(0, self.system_prompt)
@@ -133,12 +134,21 @@ class Renderer:
         Raises what the template raises for messages that it does not render.
         """
         inert = [
-            (self._policy if message["role"] == "assistant" else self._data).json(
-                {**message, "content": message.get("content") or ""}
+            self._inert(message["role"]).json(
+                {
+                    **message,
+                    "content": plain_text(message.get("content")),
+                    # Templates that write JSON would write a text of JSON as a string.
+                    "tool_calls": [_with_object(call) for call in message.get("tool_calls") or ()],
+                }
             )
             for message in messages
         ]
         return self._encode(self._render(inert, [self._data.json(tool) for tool in tools]))
+
+    def _inert(self, role: str) -> _Inert:
+        """What cuts control tokens in a message; calls and thinking of the policy are live."""
+        return self._policy if role == "assistant" else self._data
 
     def observation_ids(
         self, results: Sequence[ToolResult], turn_ids: Sequence[int] = ()
@@ -214,3 +224,13 @@ class Renderer:
         if self._decode(pieces) != self._decode(self._encode(conversation)):
             name = self.tokenizer.name_or_path
             raise ValueError(f"tokenizer {name!r} cannot encode a conversation in parts")
+
+
+def _with_object(call: ChatMessage) -> ChatMessage:
+    """A call of the protocol, its arguments an object where they are the JSON of one."""
+    function = call.get("function") or call
+    try:
+        arguments = json.loads(function["arguments"])
+    except (KeyError, TypeError, ValueError):
+        return call
+    return {"type": "function", "function": {**function, "arguments": arguments}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,11 +14,12 @@ from matchtir.rollout.engine import Engine
 from matchtir.rollout.episode import Attempt, Utterance
 from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
-from matchtir.rollout.templates import ChatMessage
-from matchtir.tools.formats import HERMES, CallFormat
+from matchtir.rollout.templates import ChatMessage, plain_text
+from matchtir.tools.formats import HERMES, CallFormat, given_call
 from matchtir.types import Task, ToolResult
 
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
+_THINK_TAG = re.compile(r"</?think>")
 _BEYOND_CONTEXT = ("context_length", "context length", "context size")
 
 
@@ -45,7 +47,12 @@ class TokenSpeaker:
             attempt.turn_seed,
         )
         text = self.renderer.decode(generation.token_ids)
-        return Utterance(text, generation.stopped, generation.token_ids, generation.logprobs)
+        return Utterance(
+            text,
+            generation.stopped,
+            token_ids=generation.token_ids,
+            logprobs=generation.logprobs,
+        )
 
     def release(self, session: str) -> None:
         """The engine may forget the episode."""
@@ -79,9 +86,9 @@ class TextSpeaker:
 class ChatEndpoint(TextSpeaker):
     """A model behind a server of the OpenAI-compatible chat-completions protocol.
 
-    A turn's text has the calls that the server found in the form that the project's parser reads:
-    it remains the one reader of calls. The history goes back as the server gave it, without the
-    reasoning, as servers expect.
+    Calls that the server found are executed as it gave them, and nothing that the text may hold
+    besides; where it gave none they are read in the text. Reasoning is never read. The history goes
+    back as the server gave it, without the reasoning, as servers expect.
 
     Args:
         url: of the API, as http://localhost:8000/v1; without a path, /v1 is added.
@@ -141,10 +148,14 @@ class ChatEndpoint(TextSpeaker):
             for kind in {"prompt_tokens", "completion_tokens"} & usage.keys():
                 self.client.counts[kind] += usage[kind]
             choice = answer["choices"][0]
-            said = Utterance(turn_text(choice["message"]), choice["finish_reason"] != "length")
+            message, stopped = choice["message"], choice["finish_reason"] != "length"
+            names = {tool.name for tool in attempt.task.tools}
+            given = [call["function"] for call in message.get("tool_calls") or ()]
+            calls = tuple(given_call(c["name"], c.get("arguments"), names) for c in given)
+            said = Utterance(turn_text(message), stopped, calls or None)
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise EndpointError(f"{self.client.url} answered {str(answer)[:500]}") from error
-        self._said[attempt.session].append(choice["message"])
+        self._said[attempt.session].append(message)
         return said
 
     def release(self, session: str) -> None:
@@ -198,7 +209,7 @@ class ChatEndpoint(TextSpeaker):
                 {**call, "id": call.get("id") or f"call_{len(messages)}_{number}"}
                 for number, call in enumerate(said.get("tool_calls") or ())
             ]
-            kept = {"role": "assistant", "content": said.get("content") or ""}
+            kept = {"role": "assistant", "content": plain_text(said.get("content"))}
             messages.append(kept | ({"tool_calls": calls} if calls else {}))
             for number, result in enumerate(turn.results):
                 name = calls[number]["id"] if number < len(calls) else f"call_{len(messages)}"
@@ -213,17 +224,16 @@ def api_url(url: str) -> str:
 
 
 def turn_text(message: ChatMessage) -> str:
-    """An assistant message as the project's format of turns writes it."""
+    """An assistant message as the project's format of turns writes it, for readers of traces."""
     parts = []
     reasoning = message.get("reasoning_content") or message.get("reasoning")
-    if reasoning:
-        parts.append(f"<think>\n{reasoning}\n</think>\n")
-    if message.get("content"):
-        parts.append(message["content"])
+    if reasoning:  # a tag of its own would end it
+        parts.append(f"<think>\n{_THINK_TAG.sub('', reasoning)}\n</think>\n")
+    parts.append(plain_text(message.get("content")))
     for call in message.get("tool_calls") or ():
         name, arguments = call["function"]["name"], call["function"].get("arguments") or "{}"
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
         block = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
         parts.append(f"<tool_call>\n{block}\n</tool_call>")
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)

@@ -17,6 +17,14 @@ ChatMessage = dict[str, Any]  # of the chat-completions protocol
 # Messages to text; whether the next turn is begun behind them, by a policy that thinks or not.
 Render = Callable[[Sequence[ChatMessage], bool, bool], str]
 
+
+def plain_text(content: Any) -> str:
+    """The content of a message: a text, a list of parts of which the texts count, or none."""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text") or "" for part in content or () if part.get("type") == "text")
+
+
 # Besides the token that a template writes behind a turn, these end one.
 OTHER_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")
 

@@ -6,8 +6,9 @@ Llama 3.1 and its successors. Decisions, each held by a test:
 * The tags of calls and of thinking are tokens of the vocabulary: they structure the text wherever
   they stand, also inside a JSON string.
 * Thinking is not execution: blocks inside ``<think>...</think>`` are no calls, and what is said
-  there is no answer. A ``</think>`` that no ``<think>`` precedes ends a thinking part that the
-  prompt had opened; an open ``<think>`` reaches to the end of the text.
+  there is no answer; but a tag of thinking inside a block that is JSON is part of an argument. A
+  ``</think>`` that no ``<think>`` precedes ends a thinking part that the prompt had opened; an open
+  ``<think>`` reaches to the end of the text.
 * A new ``<tool_call>``, a ``<think>`` or the end of the text before ``</tool_call>`` leaves the
   block unclosed. A lone ``</tool_call>`` is plain text.
 * JSON as RFC 8259 has it, one value and nothing after it: NaN and Infinity are refused, as are
@@ -32,6 +33,8 @@ PYTHON_TAG = "<|python_tag|>"  # Llama may write it before a call
 MAX_DEPTH = 100  # levels of objects and arrays; far below the recursion limit of what reads them
 
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_THINK_TAG = re.compile(r"</?think>")
+_BLOCK = re.compile(r"<tool_call>((?:(?!</?tool_call>).)*)</tool_call>", re.DOTALL)
 _CALL_TAG = re.compile(r"</?tool_call>")
 # An opening tag may not stand inside: of "<answer>a <answer>b</answer>" the answer is "b".
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
@@ -46,6 +49,17 @@ def parse_calls(text: str, tool_names: Collection[str] | None) -> tuple[ToolCall
     (None if there are none). Never raises for what the text holds.
     """
     return tuple(_call(block, closed, tool_names) for block, closed in _blocks(text))
+
+
+def given_call(name: Any, arguments: Any, tool_names: Collection[str]) -> ToolCall:
+    """A call that a server gave apart from the text: its arguments as an object, or as JSON.
+
+    It is read as strictly as one in the text; markup in it is part of its arguments.
+    """
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+    text = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments or "{}"}}}'
+    return _call(text, True, tool_names)
 
 
 def render_call(name: str, arguments: Any) -> str:
@@ -89,10 +103,26 @@ def spoken_text(text: str) -> str:
 
 def _spoken(text: str) -> list[str]:
     """The parts of a turn outside thinking."""
-    before, close, after = text.partition("</think>")
-    if close and "<think>" not in before:
-        text = after
-    return _THINKING.split(text)
+    masked = _BLOCK.sub(_without_think_tags, text)
+    before, close, _ = masked.partition("</think>")
+    start = len(before + close) if close and "<think>" not in before else 0
+    parts = []
+    for thought in _THINKING.finditer(masked, start):
+        parts.append(text[start : thought.start()])
+        start = thought.end()
+    return [*parts, text[start:]]
+
+
+def _without_think_tags(block: re.Match[str]) -> str:
+    """A block as long as it was, in whose JSON, if it is JSON, tags of thinking are blanked."""
+    whole = block.group()
+    if not _THINK_TAG.search(whole):
+        return whole
+    try:
+        _load(block[1])
+    except ValueError:
+        return whole
+    return _THINK_TAG.sub(lambda tag: " " * len(tag.group()), whole)
 
 
 def _blocks(text: str) -> Iterator[tuple[str, bool]]:
