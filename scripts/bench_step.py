@@ -62,7 +62,12 @@ def our_steps(iterations: int) -> Steps:
     with tempfile.TemporaryDirectory() as folder:
         one_core(
             [
-                *(sys.executable, "src/train.py", "experiment=matchtir_hard", "silent=keep"),
+                *(
+                    sys.executable,
+                    "src/train.py",
+                    "experiment=matchtir_hard",
+                    "zero_advantage=keep",
+                ),
                 *(f"iterations={iterations}", f"data.sizes={sizes}", f"paths.run_dir={folder}"),
                 "trainer.limit_val_batches=0",
             ]

@@ -40,7 +40,8 @@ SAME = 1e-4  # nats, in the precision of the run: what another order of sums may
 
 # Settings that say what was done; a card lists those that the run has.
 SHOWN = (
-    *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "seed", "silent"),
+    *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "seed"),
+    "zero_advantage",
     *("module.sampling.temperature", "module.max_grad_norm", "optimizer._target_", "optimizer.lr"),
     *("reward._target_", "assignment._target_", "advantage._target_", "advantage.gamma"),
     "advantage.turn_groups",

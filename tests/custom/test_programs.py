@@ -61,7 +61,7 @@ def test_the_chain_holds_from_the_example_to_an_evaluated_policy(tmp_path):
     logs = f"paths.log_dir={tmp_path}"
     assert "LEAK" not in run("scripts/inspect_data.py", *EXAMPLE, logs)
     few = [f"warm_start.datamodule.stages.{stage}.iterations=2" for stage in range(3)]
-    few += ["iterations=2", "tasks_per_iteration=2", "group_size=2", "silent=keep", logs]
+    few += ["iterations=2", "tasks_per_iteration=2", "group_size=2", "zero_advantage=keep", logs]
     run("src/train.py", "experiment=matchtir_hard", *EXAMPLE, *few)
     (folder,) = (tmp_path / "matchtir_hard" / "runs").iterdir()
     result = json.loads((folder / "result.json").read_text())

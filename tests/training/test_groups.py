@@ -9,7 +9,6 @@ from lightning import Callback
 
 from matchtir.policy.losses import MismatchCorrection
 from matchtir.rollout.transformers_engine import TransformersEngine
-from matchtir.training.groups import GroupSource
 from tests.training.training_parts import (
     ATTEMPTS,
     Recorder,
@@ -79,14 +78,10 @@ def test_what_sampling_ahead_raises_ends_the_run(tmp_path: Path) -> None:
         fit(ahead_module(Fails), tmp_path, tasks(8), iterations=3)
 
 
-def test_nothing_on_order() -> None:
-    assert GroupSource().wait() is None and GroupSource().take() is None
-
-
 # -- partial rollouts -----------------------------------------------------------------------------
 def partial_module() -> Recorder:
     """The second sample of task t0 hangs in its first two iterations."""
-    module = policy_gradient(loss=CORRECTED, carried_groups=1, most_carries=9)
+    module = policy_gradient(loss=CORRECTED, partial_groups=1, max_partial_iterations=9)
     engine = module.engine
     generate = engine.generate
 
@@ -108,15 +103,17 @@ def test_a_group_that_takes_long_is_carried_over_with_its_turns(tmp_path: Path) 
     fit(module, tmp_path, tasks(6), iterations=3, batch_size=2)
     counts = [len(groups) for groups in module.groups]
     assert counts[0] == 1 and sum(counts) + len(module.source.partial) == 6
-    assert logged(tmp_path, "train/carried")[:2] == [1, 1]
+    assert logged(tmp_path, "train/partial_groups")[:2] == [1, 1]
     late = [t for groups in module.groups for g in groups for t in g if t.policy_version == 1]
     assert late and max(logged(tmp_path, "train/staleness")) > 0
 
 
-@pytest.mark.parametrize("most_carries", [1, 2, 99])
-def test_a_group_is_waited_for_in_the_end(tmp_path: Path, most_carries: int) -> None:
+@pytest.mark.parametrize("max_partial_iterations", [1, 2, 99])
+def test_a_group_is_waited_for_in_the_end(tmp_path: Path, max_partial_iterations: int) -> None:
     """An attempt that is slower than all others is left until its group may be left no more."""
-    module = policy_gradient(loss=CORRECTED, carried_groups=1, most_carries=most_carries)
+    module = policy_gradient(
+        loss=CORRECTED, partial_groups=1, max_partial_iterations=max_partial_iterations
+    )
     engine, slow = module.engine, []
     generate = engine.generate
 
@@ -135,10 +132,10 @@ def test_a_group_is_waited_for_in_the_end(tmp_path: Path, most_carries: int) -> 
         for number, groups in enumerate(module.groups)
         if any(group[0].task.task_id == name for group in groups)
     ]
-    assert trained == ([most_carries] if most_carries < 4 else [])
+    assert trained == ([max_partial_iterations] if max_partial_iterations < 4 else [])
 
 
-def test_carried_groups_outlive_an_interruption(tmp_path: Path) -> None:
+def test_partial_groups_outlive_an_interruption(tmp_path: Path) -> None:
     broken = partial_module()
     checkpoint = tmp_path / "broken.ckpt"
     fit(broken, tmp_path / "b", tasks(6), iterations=3, callbacks=[Breaking(checkpoint, 1)])
@@ -153,7 +150,7 @@ def test_carried_groups_outlive_an_interruption(tmp_path: Path) -> None:
 @pytest.mark.parametrize("differ_from", [0, 1, 99])
 def test_groups_without_advantages_are_replaced_by_others(tmp_path: Path, differ_from: int) -> None:
     """All attempts at a task are alike until a rollout in which they differ."""
-    module = policy_gradient(silent="replace")
+    module = policy_gradient(zero_advantage="replace")
     rollouts = []
 
     def alike(session: str, turn: int) -> str:
@@ -168,11 +165,13 @@ def test_groups_without_advantages_are_replaced_by_others(tmp_path: Path, differ
     assert len(dict.fromkeys(rollouts)) == 1 + rounds
     (groups,) = module.groups[-1:]
     assert len(groups) == 2
-    assert logged(tmp_path, "train/silent") == [1.0 if differ_from == 99 else pytest.approx(0)]
+    assert logged(tmp_path, "train/zero_advantage") == [
+        1.0 if differ_from == 99 else pytest.approx(0)
+    ]
 
 
 def test_groups_with_advantages_are_kept(tmp_path: Path) -> None:
-    module = policy_gradient(silent="replace")
+    module = policy_gradient(zero_advantage="replace")
     first: set[str] = set()
 
     def script_of(session: str, turn: int) -> str:
@@ -193,11 +192,11 @@ def test_groups_with_advantages_are_kept(tmp_path: Path) -> None:
     ("options", "named"),
     [
         ({"ahead": True}, "loss=truncated_is"),
-        ({"carried_groups": 1}, "loss=truncated_is"),
-        ({"ahead": True, "silent": "replace", "loss": CORRECTED}, "silent=replace"),
+        ({"partial_groups": 1}, "loss=truncated_is"),
+        ({"ahead": True, "zero_advantage": "replace", "loss": CORRECTED}, "zero_advantage=replace"),
         ({"ahead": True, "scripted": False, "loss": CORRECTED}, "own_weights=true"),
-        ({"carried_groups": -1}, "0 or more"),
-        ({"silent": "other"}, "silent='other'"),
+        ({"partial_groups": -1}, "0 or more"),
+        ({"zero_advantage": "other"}, "zero_advantage='other'"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, named: str) -> None:

@@ -258,10 +258,10 @@ class Alike(Callback):
 
 @pytest.mark.parametrize("drop", [True, False])
 def test_groups_in_which_all_attempts_are_alike(tmp_path: Path, drop: bool) -> None:
-    module = policy_gradient(silent="drop" if drop else "keep", loss=NO_REGULARISER)
+    module = policy_gradient(zero_advantage="drop" if drop else "keep", loss=NO_REGULARISER)
     before = weights(module)
     fit(module, tmp_path, iterations=2, callbacks=[Alike()])
-    assert logged(tmp_path, "train/silent") == [1.0, 1.0]
+    assert logged(tmp_path, "train/zero_advantage") == [1.0, 1.0]
     assert bool(module.inputs) is not drop
     for name, after in weights(module).items():
         torch.testing.assert_close(before[name], after, atol=1e-6, rtol=0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from matchtir.evaluation.benchmark import TaskBenchmark
-from matchtir.evaluation.metrics import Scoring, TrajectoryMetrics
+from matchtir.evaluation.metrics import TrajectoryMetrics
 from matchtir.policy.batching import TokenBatch, micro_batches
 from matchtir.policy.policy import Policy
 from matchtir.policy.prefixes import shared_prefixes
@@ -26,6 +26,7 @@ from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.optim import OptimizerFactory
 from matchtir.training.parallel import ShardedStrategy, sum_gradients
+from matchtir.training.phases import Phases
 from matchtir.types import Task
 from matchtir.utils.loggers import CsvLogger
 from matchtir.utils.processes import largest
@@ -73,9 +74,14 @@ class PolicyModule(LightningModule):
         self.micro_batch_tokens = micro_batch_tokens
         self.max_grad_norm = max_grad_norm
         self.seed = seed
-        self.held_out = TrajectoryMetrics()
+        self.phases = Phases(self.device)  # of the iteration under way
         self.last_rollout: Any = None  # what the traces show, where there is one
         self.test_scores: Mapping[str, Mapping[str, float]] = {}  # of each task, by measure
+
+    @property
+    def policies(self) -> list[Policy]:
+        """The models that a sharding strategy shards."""
+        return [self.policy]
 
     @property
     def iteration(self) -> int:
@@ -86,11 +92,6 @@ class PolicyModule(LightningModule):
         return self.trainer.fit_loop.total_batch_idx + 1
 
     # -- processes ------------------------------------------------------------------------------
-
-    @property
-    def policies(self) -> list[Policy]:
-        """The models that a sharding strategy shards."""
-        return [self.policy]
 
     def configure_model(self) -> None:
         """Shard the weights, where the trainer's strategy says so."""
@@ -103,8 +104,11 @@ class PolicyModule(LightningModule):
 
     def passes(
         self, batch: TokenBatch, max_tokens: int, rows: Tensor | None = None
-    ) -> list[Tensor]:
-        """Micro-batches of rows, as many in every process: the last ones may have no rows."""
+    ) -> Iterator[tuple[Tensor, TokenBatch]]:
+        """Micro-batches of rows, as many in every process: the last ones may have no rows.
+
+        A pass without rows is made over padding, so that no process waits for it in vain.
+        """
         if rows is None:
             rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
         packed = None
@@ -112,13 +116,11 @@ class PolicyModule(LightningModule):
             packed = shared_prefixes(batch.input_ids[rows], batch.sampled[rows])
         parts = micro_batches(batch.lengths[rows], max_tokens, packed)
         missing = largest(len(parts), self.device) - len(parts)
-        return [rows[part.to(rows.device)] for part in parts] + [rows[:0]] * missing
-
-    def tokens_of(self, batch: TokenBatch, rows: Tensor) -> TokenBatch:
-        """Rows of the batch; where there are none, padding, so that the pass is made."""
-        if len(rows):
-            return batch.rows(rows)
-        return TokenBatch.padding(self.renderer.pad_id).to(self.device)
+        for part in parts:
+            index = rows[part.to(rows.device)]
+            yield index, batch.rows(index)
+        for _ in range(missing):
+            yield rows[:0], TokenBatch.padding(self.renderer.pad_id).to(self.device)
 
     def on_fit_start(self) -> None:
         """Gradients are summed once per optimizer step, and by this module itself.
@@ -176,79 +178,82 @@ class PolicyModule(LightningModule):
         """Clip the gradients, step, clear them; returns the norm before clipping."""
         sum_gradients(self.policy.parameters())
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        optimizers = self.optimizers()
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+        for optimizer in _listed(self.optimizers()):
             optimizer.step()
             optimizer.zero_grad()
         return float(full_tensor(norm))
 
     def step_schedules(self) -> None:
         """Once per iteration."""
-        schedules = self.lr_schedulers()
-        for schedule in schedules if isinstance(schedules, list) else [schedules]:
-            assert schedule is not None
+        for schedule in _listed(self.lr_schedulers()):
             schedule.step()
 
-    @contextmanager
-    def policy_at_rest(self) -> Iterator[None]:
-        """No dropout for as long."""
-        self.policy.eval()
-        try:
-            yield
-        finally:
-            self.policy.train()
+    # -- sampling -----------------------------------------------------------------------------
 
     def sync_engine(self) -> None:
         """Sample from the policy as it is now; every process must call this."""
-        self.engine.sync(self.policy, version=self.iteration)
+        with self.phases.measured("sync"):
+            self.engine.sync(self.policy, version=self.iteration)
+
+    @contextmanager
+    def rollouts(self) -> Iterator[None]:
+        """The engine has the weights as they are now, and the policy no dropout, for as long."""
+        self.sync_engine()
+        self.policy.eval()
+        try:
+            with self.phases.measured("rollout"):
+                yield
+        finally:
+            self.policy.train()
 
     # -- held-out tasks -----------------------------------------------------------------------
 
-    def attempt(self, tasks: Sequence[Task], benchmark: TaskBenchmark | None = None) -> None:
+    def _begin_attempts(self, benchmark: TaskBenchmark | None) -> None:
+        self.benchmark = benchmark
+        self.held_out = TrajectoryMetrics(benchmark.scoring if benchmark else None)
+        self._attempts = ExitStack()
+        self._attempts.enter_context(self.rollouts())
+
+    def _attempt(self, tasks: Sequence[Task]) -> None:
         """One greedy attempt at each task, measured; a benchmark brings its own limits."""
         episodes, sampling = self.episodes, GREEDY
-        if benchmark is not None:
-            sampling = benchmark.sampling
-            episodes = self.make_episodes(limits=benchmark.limits)
-        with self.policy_at_rest():
-            groups = episodes.run(tasks, group_size=1, sampling=sampling, seed=self.seed)
+        if self.benchmark is not None:
+            episodes = self.make_episodes(limits=self.benchmark.limits)
+            sampling = self.benchmark.sampling
+        groups = episodes.run(tasks, group_size=1, sampling=sampling, seed=self.seed)
         self.held_out.update([trajectory for group in groups for trajectory in group])
 
-    @property
-    def validation(self) -> TaskBenchmark | None:
-        """The benchmark that validates; None: the validation split of the held-out tasks."""
-        return self.trainer.datamodule.validation  # type: ignore[attr-defined]
+    def _end_attempts(self, split: str) -> None:
+        self._attempts.close()
+        means = self.held_out.compute()
+        self.log_row({f"{split}/{name}": torch.tensor(value) for name, value in means.items()})
 
     def on_validation_epoch_start(self) -> None:
-        """Measure what the benchmark measures."""
-        benchmark = self.validation
-        self._measure(None if benchmark is None else benchmark.scoring)
+        """Measure what the benchmark that validates measures, if there is one."""
+        self._begin_attempts(self.trainer.datamodule.validation)  # type: ignore[attr-defined]
 
     def validation_step(self, tasks: list[Task], batch_index: int) -> None:
         """Attempt validation tasks."""
-        self.attempt(tasks, self.validation)
+        self._attempt(tasks)
 
     def on_validation_epoch_end(self) -> None:
         """Log val/<measure>."""
-        self._log_held_out("val")
+        self._end_attempts("val")
 
     def on_test_epoch_start(self) -> None:
         """Measure what every task set has."""
-        self._measure(None)
+        self._begin_attempts(None)
 
     def test_step(self, tasks: list[Task], batch_index: int) -> None:
         """Attempt test tasks."""
-        self.attempt(tasks)
+        self._attempt(tasks)
 
     def on_test_epoch_end(self) -> None:
         """Log test/<measure>, and keep the score of each task."""
         self.test_scores = self.held_out.per_task()
-        self._log_held_out("test")
+        self._end_attempts("test")
 
-    def _measure(self, scoring: Scoring | None) -> None:
-        self.held_out = TrajectoryMetrics(scoring)
-        self.sync_engine()
 
-    def _log_held_out(self, split: str) -> None:
-        means = self.held_out.compute()
-        self.log_row({f"{split}/{name}": torch.tensor(value) for name, value in means.items()})
+def _listed(one_or_several: Any) -> list[Any]:
+    """Lightning gives a list where there are several."""
+    return one_or_several if isinstance(one_or_several, list) else [one_or_several]

@@ -1,4 +1,4 @@
-"""Where the groups of an iteration come from, and what becomes of those that teach nothing.
+"""Where the groups of an iteration come from, and what is measured of them.
 
 A group is sampled for its iteration, ahead of it, or over several of them (a partial rollout);
 groups without any advantage may be replaced.
@@ -10,26 +10,30 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from matchtir.credit.advantages import RewardBatch
 from matchtir.credit.rewards import Credit
+from matchtir.evaluation.metrics import measure
 from matchtir.rollout.episode import Attempt
-from matchtir.rollout.runner import EpisodeRunner, PartialGroup, is_complete
-from matchtir.types import ResultStatus, StopReason, Trajectory
-from matchtir.utils.options import check_at_least
+from matchtir.rollout.runner import PartialGroup, is_complete
+from matchtir.types import ResultStatus, StopReason, Task, Trajectory
+from matchtir.utils.options import check_at_least, check_option
 from matchtir.utils.processes import gathered, rank, world_size
+
+if TYPE_CHECKING:
+    from matchtir.training.module import PolicyGradientModule
 
 log = logging.getLogger(__name__)
 
 ZERO = 1e-6  # advantages below are the rounding of a zero
-MOST_ROUNDS = 3  # of replacements in one iteration
+MAX_ROUNDS = 3  # of replacements in one iteration
 
 Groups = list[list[Trajectory]]
 
@@ -50,14 +54,15 @@ class ScoredRollout:
 
 
 class GroupSource:
-    """Groups that outlive their iteration, and the replacing of those without advantages.
+    """The groups of each iteration of a module.
 
     Args:
-        replace: a group without any advantage gives way to one of another task, up to three times
-            (DAPO's dynamic sampling).
+        module: its `rollout` samples, from tasks of its trainer's data module.
+        zero_advantage: "replace": a group without any advantage gives way to one of another task,
+            up to three times (DAPO's dynamic sampling, 2503.14476).
         ahead: the next iteration's groups are sampled, in a thread, while the policy is updated.
-        most_partial: so many groups are left under way at the end of an iteration; 0: none.
-        most_carries: how often a group may be left; it is waited for then.
+        partial_groups: so many groups are left under way at the end of an iteration.
+        max_partial_iterations: how often a group may be left; it is waited for then.
 
     Raises:
         ValueError: options out of range, or that do not go together.
@@ -65,60 +70,99 @@ class GroupSource:
 
     def __init__(
         self,
-        replace: bool = False,
-        ahead: bool = False,
-        most_partial: int = 0,
-        most_carries: int = 1,
+        module: PolicyGradientModule,
+        zero_advantage: str,
+        ahead: bool,
+        partial_groups: int,
+        max_partial_iterations: int,
     ) -> None:
-        check_at_least(0, carried_groups=most_partial)
-        check_at_least(1, most_carries=most_carries)
-        self.replace = replace
+        check_option("zero_advantage", zero_advantage, ("keep", "drop", "replace"))
+        check_at_least(0, partial_groups=partial_groups)
+        check_at_least(1, max_partial_iterations=max_partial_iterations)
+        self.module = module
+        self.replaces = zero_advantage == "replace"
         self.ahead = ahead
-        self.most_partial = most_partial
-        self.most_carries = most_carries
-        if replace and self.off_policy:
-            raise ValueError("silent=replace does not go together with ahead or carried groups")
+        self.partial_groups = partial_groups
+        self.max_partial_iterations = max_partial_iterations
+        self.off_policy = ahead or partial_groups > 0
+        if self.replaces and self.off_policy:
+            raise ValueError("zero_advantage=replace does not go with ahead or partial_groups")
+        if ahead and not module.engine.own_weights:
+            raise ValueError(
+                "ahead: the engine samples from the weights that are being updated meanwhile; it "
+                "needs its own (rollout.engine.own_weights=true, or rollout=vllm)"
+            )
+        self.seconds = 0.0  # of sampling the groups of this iteration
+        self.rounds = self.replaced = 0  # of replacements in it; groups that were replaced
         self.partial: list[tuple[int, PartialGroup]] = []  # how often it was left, and the group
-        self._future: Future[tuple[Groups, float]] | None = None
+        self._next: Future[tuple[Groups, float]] | None = None  # sampled ahead
 
-    @property
-    def off_policy(self) -> bool:
-        """Whether groups may come from older weights than those that learn from them."""
-        return self.ahead or self.most_partial > 0
+    def sample(self, tasks: Sequence[Task]) -> Groups:
+        """The groups of this iteration; with `ahead` those of the next one are begun with."""
+        module = self.module
+        with module.phases.measured("rollout"):
+            taken, self._next = self.wait(), None
+        if taken is None:
+            with module.rollouts():
+                taken = self._rollout(tasks, module.iteration)
+        if self.ahead:
+            self._begin(module.trainer.datamodule.tasks_of(module.iteration + 1))  # type: ignore[attr-defined]
+        groups, self.seconds = taken
+        self.rounds = self.replaced = 0
+        return groups
 
-    # -- sampled ahead ---------------------------------------------------------------------------
+    def replace(self, groups: Groups, scored: ScoredRollout) -> Groups | None:
+        """Groups of other tasks in place of those without advantages; None: it is done with."""
+        if not self.replaces or self.rounds == MAX_ROUNDS:
+            return None
+        zero, number = scored.zero_advantage, scored.rewards.group
+        kept = [group for n, group in enumerate(groups) if not zero[number == n].all()]
+        missing = len(groups) - len(kept)
+        if not any(gathered(missing)):  # processes go round together
+            return None
+        self.rounds += 1
+        self.replaced += missing
+        module = self.module
+        place = module.iteration, self.rounds
+        tasks = module.trainer.datamodule.spare_tasks(*place, missing)  # type: ignore[attr-defined]
+        with module.rollouts():
+            others, seconds = self._rollout(tasks, *place)
+        self.seconds += seconds
+        return [*kept, *others]
 
-    def start(self, sample: Callable[[], Groups]) -> None:
-        """Begin to sample ahead; only one rollout is ever under way."""
-        assert self._future is None
+    def _rollout(self, tasks: Sequence[Task], *place: int) -> tuple[Groups, float]:
+        """Groups of tasks and the seconds they took; seeds depend on iteration and round."""
+        sequence = np.random.SeedSequence((self.module.seed, *place))
+        started = time.perf_counter()
+        groups = self.module.rollout(tasks, int(sequence.generate_state(1)[0])) if tasks else []
+        return groups, time.perf_counter() - started
 
-        def timed() -> tuple[Groups, float]:
-            started = time.perf_counter()
-            return sample(), time.perf_counter() - started
+    def _begin(self, tasks: Sequence[Task]) -> None:
+        """Sample the next iteration's groups in a thread; only one rollout is ever under way."""
+        if not tasks:
+            return
+        module, iteration = self.module, self.module.iteration + 1
+        module.sync_engine()
+
+        def sample() -> tuple[Groups, float]:
+            # The trainer's precision holds in its own thread only.
+            with module.trainer.precision_plugin.forward_context():
+                return self._rollout(tasks, iteration)
 
         executor = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-        self._future = executor.submit(timed)
+        self._next = executor.submit(sample)
         executor.shutdown(wait=False)  # no more than this one
 
     def wait(self) -> tuple[Groups, float] | None:
-        """The groups sampled ahead and the seconds that they took; None: none are on order.
+        """The groups sampled ahead and their seconds, if any; raises what sampling did."""
+        return self._next.result() if self._next else None
 
-        Raises what sampling raised.
-        """
-        return self._future.result() if self._future else None
-
-    def take(self) -> tuple[Groups, float] | None:
-        """`wait`, and the groups are no longer kept."""
-        taken, self._future = self.wait(), None
-        return taken
-
-    # -- partial rollouts ------------------------------------------------------------------------
-
-    def complete(self, episodes: EpisodeRunner, fresh: Sequence[Sequence[Attempt]]) -> Groups:
-        """Go on with partial groups and `fresh` ones, until all but `most_partial` are whole."""
+    def complete(self, fresh: Sequence[Sequence[Attempt]]) -> Groups:
+        """Go on with partial and `fresh` groups, until all but `partial_groups` have ended."""
         under_way = [*self.partial, *((0, group) for group in fresh)]  # the oldest first
-        urgent = sum(left >= self.most_carries for left, _ in under_way)
-        enough = max(1, len(under_way) - self.most_partial)
+        urgent = sum(left >= self.max_partial_iterations for left, _ in under_way)
+        enough = max(1, len(under_way) - self.partial_groups)
+        episodes = self.module.episodes
         groups = asyncio.run(episodes.go_on([group for _, group in under_way], enough, urgent))
         self.partial = [
             (left + 1, group)
@@ -131,39 +175,11 @@ class GroupSource:
             if is_complete(group)
         ]
 
-    # -- replaced where all advantages are zero --------------------------------------------------
-
-    def replaced(
-        self,
-        groups: Groups,
-        scored: ScoredRollout,
-        sample: Callable[[int, int], Groups],
-        score: Callable[[Groups], ScoredRollout],
-    ) -> tuple[ScoredRollout, int]:
-        """Groups with advantages as far as they can be had, scored, and how many are new.
-
-        Args:
-            groups, scored: as they were sampled.
-            sample: as many groups of other tasks as are wanted, for a round of replacements.
-            score: groups to their advantages.
-        """
-        replaced = 0
-        for round_ in range(1, MOST_ROUNDS + 1 if self.replace else 1):
-            zero, number = scored.zero_advantage, scored.rewards.group
-            kept = [group for n, group in enumerate(groups) if not zero[number == n].all()]
-            missing = len(groups) - len(kept)
-            if not any(gathered(missing)):  # processes go round together
-                break
-            groups = [*kept, *sample(round_, missing)]
-            replaced += missing
-            scored = score(groups)
-        return scored, replaced
-
     # -- groups under way outlive an interruption ------------------------------------------------
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Groups sampled ahead and partial ones, of all processes; every process must call this."""
-        return gathered({"ahead": self.wait(), "carried": self.partial})
+        return gathered({"ahead": self.wait(), "partial": self.partial})
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         """Go on with the groups of this process; with more or fewer processes, without any."""
@@ -175,34 +191,37 @@ class GroupSource:
             )
             return
         state = states[rank()]
-        self.partial = state["carried"]
+        self.partial = state["partial"]
         if state["ahead"] is not None:
-            self._future = Future()
-            self._future.set_result(state["ahead"])
+            self._next = Future()
+            self._next.set_result(state["ahead"])
 
 
-def rollout_metrics(trajectories: Sequence[Trajectory], seconds: float) -> dict[str, float]:
-    """Means and shares over the trajectories of one rollout that took `seconds`.
+def rollout_metrics(scored: ScoredRollout, seconds: float, iteration: int) -> dict[str, float]:
+    """Means and shares over the trajectories of one rollout that took `seconds` (docs/metrics.md).
 
-    `train/turns`, `train/calls`: mean per trajectory. `train/stop/<reason>`: share of the
-    trajectories. `train/tool/<status>`: share of the calls. `train/tokens_per_s`: sampled tokens
-    per second. `time/tools`: seconds spent in tools, summed over calls that may overlap.
-    Every reason and status is there, at 0 where nothing ended so.
+    Every reason to stop and every status is there, at 0 where nothing ended so.
     """
+    trajectories = scored.trajectories
     results = [result for trajectory in trajectories for result in trajectory.results]
     turns = [turn for trajectory in trajectories for turn in trajectory.turns]
     stops = Counter(trajectory.stop_reason for trajectory in trajectories)
     statuses = Counter(result.status for result in results)
-    count = max(len(trajectories), 1)
+    measured = [measure(trajectory) for trajectory in trajectories]
+    count, calls = max(len(trajectories), 1), max(len(results), 1)
+    ages = [iteration - turn.policy_version for turn in turns]
     sampled = sum(len(turn.token_ids) for turn in turns)
     return {
+        **{
+            f"train/{name}": sum(values[name] for values in measured) / count
+            for name in ("success", "solve_f1", "answer_f1", "answered")
+        },
+        "train/reward": sum(credit.total for credit in scored.credits) / count,
+        "train/staleness": sum(ages) / max(len(turns), 1),
         "train/turns": len(turns) / count,
         "train/calls": len(results) / count,
         **{f"train/stop/{reason}": stops[reason] / count for reason in StopReason},
-        **{
-            f"train/tool/{status}": statuses[status] / max(len(results), 1)
-            for status in ResultStatus
-        },
+        **{f"train/tool/{status}": statuses[status] / calls for status in ResultStatus},
         "train/tokens_per_s": sampled / seconds if seconds > 0 else 0.0,
         "time/tools": sum(result.seconds for result in results),
     }

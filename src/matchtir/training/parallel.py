@@ -34,7 +34,7 @@ from matchtir.policy.policy import Policy
 from matchtir.utils.processes import gathered, rank, summed, world_size
 
 NUMBERS = ("group", "states", "actions")  # fields that name things: those of others are others
-SUMMED = ("train/tokens_per_s", "train/carried", "train/replaced")
+SUMMED = ("train/tokens_per_s", "train/partial_groups", "train/replaced")
 
 
 def advantages_of(advantage: Advantage, own: RewardBatch) -> Float[np.ndarray, "N T"]:

@@ -40,8 +40,7 @@ class SupervisedModule(PolicyModule):
         batch = collate(self.demonstrations(tasks), self.renderer.pad_id).to(self.device)
         count = summed(batch.sampled.sum())
         total, entropy = 0.0, 0.0
-        for rows in self.passes(batch, self.micro_batch_tokens):
-            part = self.tokens_of(batch, rows)
+        for _, part in self.passes(batch, self.micro_batch_tokens):
             scores = self.policy(part.input_ids, part.sampled, attention_mask=part.attention_mask)
             loss = -scores.logprobs.sum() / count
             self.manual_backward(loss)
