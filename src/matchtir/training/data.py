@@ -59,6 +59,7 @@ class TaskBatches:
         self.rank = rank
         self.world_size = world_size
         self._given = 0
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
         return sum(stage.iterations for stage in self.stages)
@@ -81,18 +82,18 @@ class TaskBatches:
 
     def stage_of(self, iteration: int) -> tuple[int, int]:
         """Number of the stage of an iteration, and which iteration of the stage it is."""
-        number, within = 0, iteration
-        while within >= self.stages[number].iterations:
-            within -= self.stages[number].iterations
+        number = 0
+        while iteration >= self.stages[number].iterations:
+            iteration -= self.stages[number].iterations
             number += 1
-        return number, within
+        return number, iteration
 
     def _place(self, stage: int, size: int, place: int) -> int:
         epoch, position = divmod(place, size)
-        if (stage, size, epoch) != getattr(self, "_order_key", None):
-            self._order_key = (stage, size, epoch)
-            self._order = np.random.default_rng((self.seed, stage, epoch)).permutation(size)
-        return int(self._order[position])
+        if (stage, epoch) not in self._orders:
+            order = np.random.default_rng((self.seed, stage, epoch)).permutation(size)
+            self._orders = {(stage, epoch): order}  # of the last one alone
+        return int(self._orders[stage, epoch][position])
 
     def state_dict(self) -> dict[str, Any]:
         """Lightning keeps this in checkpoints."""
@@ -165,29 +166,29 @@ class TaskDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[list[Task]]:
         """Validation tasks in lists of `eval_batch_size`."""
-        tasks = self.validation.select() if self.validation else self._held_out("validation")
-        return self._eval_loader("validation", tasks)
+        chosen = None if self.validation is None else self.validation.select()
+        return self._eval_loader("validation", chosen)
 
     def test_dataloader(self) -> DataLoader[list[Task]]:
         """Test tasks in lists of `eval_batch_size`."""
-        return self._eval_loader("test", self._held_out("test"))
+        return self._eval_loader("test")
 
-    def _held_out(self, split: str) -> Sequence[Task]:
-        if self.held_out is None:
-            raise RuntimeError(f"{split}: there are no held-out tasks")
-        return self.held_out.tasks(split)
-
-    def _eval_loader(self, split: str, tasks: Sequence[Task]) -> DataLoader[list[Task]]:
+    def _eval_loader(
+        self, split: str, tasks: Sequence[Task] | None = None
+    ) -> DataLoader[list[Task]]:
+        """These tasks, or those of the held-out split; with several processes a part of them."""
+        if tasks is None:
+            if self.held_out is None:
+                raise RuntimeError(f"{split}: there are no held-out tasks")
+            tasks = self.held_out.tasks(split)
         rank, world_size = self._place()
         if len(tasks) < world_size:  # a process without tasks would not take part in the means
             raise ValueError(f"{len(tasks)} {split} tasks for {world_size} processes")
-        mine: Any = [tasks[index] for index in range(rank, len(tasks), world_size)]
+        mine: Any = tasks[rank::world_size]
         return DataLoader(mine, batch_size=self.eval_batch_size, collate_fn=list)
 
     def _place(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Tasks are records of text: they stay where they are."""

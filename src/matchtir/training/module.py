@@ -195,7 +195,7 @@ class PolicyGradientModule(PolicyModule):
             self.manual_backward(output.loss)
             for name, value in output.metrics.items():
                 totals[name] += float(value)
-        return summed_metrics(totals, self.device) | {"grad_norm": self.step_optimizers()}
+        return summed_metrics(totals) | {"grad_norm": self.step_optimizers()}
 
     def _loss_inputs(
         self, tokens: TokenBatch, rows: Tensor, known: Mapping[str, Tensor | None]

@@ -11,11 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from matchtir.utils.options import check_option
+from matchtir.utils.options import check_at_least, check_option
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, as in `torch.optim.Muon`
-STEPS = 5
-EPSILON = 1e-7
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic, as in `torch.optim.Muon`; 5 steps of it
 
 
 class Scheduled(NamedTuple):
@@ -29,7 +27,7 @@ OptimizerFactory = Callable[[nn.Module, int], list[Scheduled]]  # (policy, itera
 
 
 class AdamW:
-    """AdamW on every trained parameter.
+    """AdamW on every trained parameter, made for a policy and a run of so many iterations.
 
     Args:
         lr, betas, weight_decay: as in `torch.optim.AdamW`.
@@ -45,14 +43,13 @@ class AdamW:
         warmup: int = 0,
         decay: str = "constant",
     ) -> None:
-        self.factor = _Factor(warmup, decay)
-        self.settings: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay}
-        self.settings["betas"] = tuple(betas)
+        self.schedule = Schedule(warmup, decay)
+        self.settings: Any = {"lr": lr, "betas": tuple(betas), "weight_decay": weight_decay}
 
     def __call__(self, policy: nn.Module, iterations: int) -> list[Scheduled]:
         """The optimizer of `policy` for a run of so many iterations."""
-        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        return [self.factor.schedule(torch.optim.AdamW(trained, **self.settings), iterations)]
+        trained = [each for each in policy.parameters() if each.requires_grad]
+        return [self.schedule(torch.optim.AdamW(trained, **self.settings), iterations)]
 
 
 class MuonAdamW:
@@ -70,41 +67,40 @@ class MuonAdamW:
     def __init__(
         self, matrix_lr: float, lr: float, warmup: int = 0, decay: str = "constant"
     ) -> None:
-        self.factor = _Factor(warmup, decay)
+        self.schedule = Schedule(warmup, decay)
         self.matrix_lr = matrix_lr
         self.lr = lr
 
     def __call__(self, policy: nn.Module, iterations: int) -> list[Scheduled]:
-        """The two optimizers of `policy`."""
+        """The optimizers of `policy`; adapters are matrices alone, and have Muon alone."""
         matrices: list[nn.Parameter] = []
         others: list[nn.Parameter] = []
-        trained = [each for each in policy.named_parameters() if each[1].requires_grad]
-        for name, parameter in trained:
+        for name, parameter in policy.named_parameters():
             is_matrix = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
-            (matrices if is_matrix else others).append(parameter)
+            if parameter.requires_grad:
+                (matrices if is_matrix else others).append(parameter)
         optimizers: list[torch.optim.Optimizer] = [Muon(matrices, self.matrix_lr)]
-        if others:  # adapters are matrices alone
-            optimizers.append(
-                torch.optim.AdamW(others, lr=self.lr, betas=(0.9, 0.95), weight_decay=0.0)
-            )
-        return [self.factor.schedule(optimizer, iterations) for optimizer in optimizers]
+        if others:
+            settings: Any = {"betas": (0.9, 0.95), "weight_decay": 0.0}
+            optimizers.append(torch.optim.AdamW(others, lr=self.lr, **settings))
+        return [self.schedule(optimizer, iterations) for optimizer in optimizers]
 
 
-class _Factor:
-    """The factor on the learning rate at an iteration."""
+class Schedule:
+    """The learning rate over the iterations of a run; see `AdamW`."""
 
     def __init__(self, warmup: int, decay: str) -> None:
         check_option("decay", decay, ("constant", "linear"))
-        if warmup < 0:
-            raise ValueError(f"warmup={warmup} must not be negative")
+        check_at_least(0, warmup=warmup)
         self.warmup = warmup
         self.linear = decay == "linear"
 
-    def schedule(self, optimizer: torch.optim.Optimizer, iterations: int) -> Scheduled:
+    def __call__(self, optimizer: torch.optim.Optimizer, iterations: int) -> Scheduled:
+        """The optimizer with its schedule."""
+
         def factor(iteration: int) -> float:
             rise = min(1.0, (iteration + 1) / (self.warmup + 1))
-            fall = max(0.0, 1 - iteration / iterations) if self.linear else 1.0
-            return rise * fall
+            return rise * max(0.0, 1 - iteration / iterations) if self.linear else rise
 
         return Scheduled(optimizer, LambdaLR(optimizer, factor))
 
@@ -126,19 +122,16 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every matrix that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """One update of every matrix that has a gradient; the closure, if given, computes them."""
+        loss = None if closure is None else closure()
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     self._update(matrix, matrix.grad, group["lr"], group["momentum"])
         return loss
 
+    @torch.no_grad()
     def _update(self, matrix: Tensor, gradient: Tensor, lr: float, momentum: float) -> None:
         state = self.state[matrix]
         if not state:
@@ -153,8 +146,8 @@ def orthogonalized(matrix: Float[Tensor, "M N"]) -> Float[Tensor, "M N"]:
     a, b, c = COEFFICIENTS
     tall = matrix.shape[0] > matrix.shape[1]
     found = matrix.T if tall else matrix
-    found = found / found.norm().clamp(min=EPSILON)
-    for _ in range(STEPS):
+    found = found / found.norm().clamp(min=1e-7)
+    for _ in range(5):
         gram = found @ found.T
         found = a * found + (b * gram + c * gram @ gram) @ found
     return found.T if tall else found

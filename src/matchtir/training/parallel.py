@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_map
 
 from matchtir.credit.advantages import Advantage, RewardBatch
 from matchtir.policy.policy import Policy
-from matchtir.utils.processes import gathered, rank, summed, world_size
+from matchtir.utils.processes import gathered, rank, world_size
 
 NUMBERS = ("group", "states", "actions")  # fields that name things: those of others are others
 SUMMED = ("train/tokens_per_s", "train/partial_groups", "train/replaced")
@@ -52,21 +52,21 @@ def joined(parts: Sequence[RewardBatch]) -> RewardBatch:
     turns = max(part.turn_mask.shape[1] for part in parts)
     columns: dict[str, Any] = {}
     for field in fields(RewardBatch):
-        values, taken = [], 0
-        for part in parts:
-            value = getattr(part, field.name)
-            if value is None:
-                break
+        values = [getattr(part, field.name) for part in parts]
+        if any(value is None for value in values):
+            columns[field.name] = None
+            continue
+        fill = -1 if field.name in NUMBERS else 0
+        taken = 0
+        for place, value in enumerate(values):
             if field.name in NUMBERS:
-                named = value >= 0
-                value = np.where(named, value + taken, value)
+                value = np.where(value >= 0, value + taken, value)
                 taken = max(taken, int(value.max(initial=-1)) + 1)
             if value.ndim == 2:
-                fill = -1 if field.name in NUMBERS else 0
-                missing = turns - value.shape[1]
-                value = np.pad(value, ((0, 0), (0, missing)), constant_values=fill)
-            values.append(value)
-        columns[field.name] = np.concatenate(values) if len(values) == len(parts) else None
+                missing = (0, 0), (0, turns - value.shape[1])
+                value = np.pad(value, missing, constant_values=fill)
+            values[place] = value
+        columns[field.name] = np.concatenate(values)
     return RewardBatch(**columns)
 
 
@@ -109,25 +109,23 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             distributed.all_reduce(parameter.grad)
 
 
-def summed_metrics(totals: Mapping[str, float], device: torch.device) -> dict[str, float]:
+def summed_metrics(totals: Mapping[str, float]) -> dict[str, float]:
     """Sums over processes of sums; every process has the same names."""
-    if world_size() == 1:
-        return dict(totals)
-    values: Tensor = summed(torch.tensor(list(totals.values()), dtype=torch.float64, device=device))
-    return dict(zip(totals, values.tolist(), strict=True))
+    rows = gathered(dict(totals))
+    return {name: sum(row[name] for row in rows) for name in totals}
 
 
 def metrics_of_all(own: Mapping[str, float]) -> dict[str, float]:
     """One row for all: means over those that measured, the most time and memory, summed rates."""
     rows = gathered(dict(own))
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return {name: _one([row[name] for row in rows if name in row], name) for name in names}
-
-
-def _one(values: Sequence[float], name: str) -> float:
-    if name.startswith(("time/", "memory/")):
-        return max(values)
-    return float(sum(values)) if name in SUMMED else float(np.mean(values))
+    joint = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if name in row]
+        if name.startswith(("time/", "memory/")):
+            joint[name] = max(values)
+        else:
+            joint[name] = float(sum(values) if name in SUMMED else np.mean(values))
+    return joint
 
 
 class ShardedStrategy(ModelParallelStrategy):

@@ -48,5 +48,5 @@ class SupervisedModule(PolicyModule):
             entropy += float(scores.entropy.detach().sum() / count)
         norm = self.step_optimizers()
         self.step_schedules()
-        sums = summed_metrics({"train/loss": total, "train/entropy": entropy}, self.device)
+        sums = summed_metrics({"train/loss": total, "train/entropy": entropy})
         self.log_row(sums | {"train/grad_norm": norm})
