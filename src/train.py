@@ -39,8 +39,7 @@ from matchtir.utils.sweep import run_job
 KNOWN_KEYS = """
     seed ckpt_path objective identity paths dry_run plan extras.print_config
     extras.threads extras.matmul_precision
-    iterations tasks_per_iteration group_size mini_batches zero_advantage ahead
-    partial_groups
+    iterations tasks_per_iteration group_size mini_batches zero_advantage ahead partial_groups
     penalties turn_reduction turn_groups singleton assignment reward advantage loss optimizer module
     model renderer rollout.engine rollout.limits rollout.episodes sandbox data validation datamodule
     warm_start.module warm_start.datamodule warm_start.cache_dir trainer callbacks logger

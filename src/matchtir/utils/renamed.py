@@ -20,6 +20,7 @@ RENAMED = {
     "assignment=soft_release": (
         "assignment=soft +assignment.max_iterations=1000 +assignment.finish=none"
     ),
+    "carried_groups": "partial_groups",
     "engine": "rollout.engine",
     "engine=transformers": "rollout=transformers",
     "engine=vllm": "rollout=vllm",
@@ -50,6 +51,8 @@ RENAMED = {
     ),
     "reward=toolrl_multi": "reward=toolrl",
     "reward=toolrl_single": "reward=toolrl reward.scope=turn",
+    "module.most_carries": "module.max_partial_iterations",
+    "silent": "zero_advantage",
     "trainer=default": "trainer=cpu trainer.accelerator=auto",
 }
 
