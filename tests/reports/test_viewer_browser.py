@@ -9,7 +9,15 @@ import pytest
 from matchtir.evaluation.traces import write_traces
 from matchtir.reports import viewer
 from matchtir.reports.viewer import write_viewer
-from tests.reports.trace_files import MARKUP, a_hostile_run, a_run, answering, calling, record
+from tests.reports.trace_files import (
+    MARKUP,
+    a_hostile_run,
+    a_run,
+    answering,
+    calling,
+    malformed,
+    record,
+)
 
 WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 850}
 
@@ -68,12 +76,47 @@ def test_an_attempt_shows_its_turns_and_their_credit(page: Any, url: str) -> Non
     assert not folded.is_visible()
     page.click(".result summary")
     assert folded.is_visible() and folded.inner_text() == "beta"
-    # the matrix: a call, two gold calls, one circle for the matched pair
+    # the matrix: a call, two gold calls, what the matched pair paid, the sum of the row
     assert len(page.query_selector_all(".matrix .cell")) == 2
-    assert len(page.query_selector_all(".matrix .mass")) == 1
-    assert "similarity 0.8000, plan 1.00000" in page.text_content(".matrix .cell title")
+    assert page.locator(".matrix .paid").all_text_contents() == [".80"]
+    assert "similarity 0.8000 × mass 1.00000 = paid 0.8000" in page.text_content(".cell title")
+    assert page.locator(".matrix .earned").all_text_contents() == [".80", "+0.80"]
     assert page.inner_text(".gold li:nth-child(2) .missing") == "not matched"
     assert len(page.query_selector_all(".credit tbody tr")) == 2
+    facts = re.sub(r"\s+", " ", page.inner_text(".facts"))
+    assert facts == "answer 3 kg gold 3 kg reward +1.50 outcome 0.50 answer"
+
+
+def test_the_first_attempt_is_shown_and_its_credit_is_above_the_fold(page: Any, url: str) -> None:
+    page.set_viewport_size({"width": 1280, "height": 800})
+    opened(page, url)
+    assert page.inner_text(".detail h2") == "How heavy is it?"
+    assert page.get_attribute(".row[aria-current]", "data-key") == "1/0/0"
+    box = page.locator(".credit").bounding_box()
+    assert box["y"] + box["height"] < 800
+    # the attempts at a task stand under its question
+    assert page.locator(".task").count() == 2
+    assert page.locator(".task:first-child .row").count() == 3
+
+
+def test_a_tools_error_and_penalties_are_named(page: Any, tmp_path: Path) -> None:
+    error = calling("find", '{"error": "no such place"}')
+    unlike = record([error, malformed("{"), answering("so?")], similarity=0.0)
+    unlike["turns"][1]["calls"][0]["reward"] = -0.25
+    unlike |= {"outcome": 0.0, "outcome_reward": -0.5}
+    write_traces(tmp_path / "traces" / "iteration_000001.jsonl", [unlike])
+    (file,) = write_viewer(tmp_path, tmp_path / "view.html")
+    opened(page, f"{file.as_uri()}#/1/0/0")
+    chips = page.locator(".call .chip")
+    assert chips.all_text_contents() == ["tool error", "invalid_json"]
+    assert page.locator(".call .chip.bad").count() == 2
+    assert page.inner_text(".facts .missing") == "none"
+    assert page.locator(".side .penalty").all_text_contents() == [
+        "Unmatched: p2 −0.25, the penalty for a call that no gold call pays.",
+        "No answer: −0.50 in the last turn.",
+    ]
+    page.select_option("select[name=error]", "tool error")
+    assert shown(page) == ["1/0/0"]
 
 
 def test_mass_without_similarity_is_shown_as_unpaid(page: Any, tmp_path: Path) -> None:
@@ -83,7 +126,7 @@ def test_mass_without_similarity_is_shown_as_unpaid(page: Any, tmp_path: Path) -
     opened(page, f"{file.as_uri()}#/1/0/0")
     assert made["plan"] == [[1.0, 0.0]]
     assert page.inner_text("#turn-1 .call-facts .missing") == "unpaid: like no gold call"
-    assert not page.query_selector_all(".matrix .mass")
+    assert not page.query_selector_all(".matrix .paid")
     assert [item.inner_text() for item in page.query_selector_all(".gold .missing")] == [
         "not matched"
     ] * 2

@@ -24,7 +24,7 @@ function legend(methods) {
         button.setAttribute("aria-pressed", String(!off));
         for (const element of document.querySelectorAll(`[data-method="${index}"]`)) element.classList.toggle("off", off);
       } },
-    h("i", {}), method.label, h("span", { class: "muted" }, done === method.runs.length ? ` ${done} seed${done > 1 ? "s" : ""}` : ` ${done} of ${method.runs.length} finished`));
+    h("i", {}), method.label, done === method.runs.length ? null : h("span", { class: "muted" }, ` ${done} of ${method.runs.length} runs finished`));
     return button;
   }));
 }
@@ -54,10 +54,19 @@ function curves(data) {
   });
 }
 
+const NEITHER = ["turns", "calls"]; // fewer of them is neither better nor worse
 const LEADING = ["success", "solve_p", "solve_r", "solve_f1", "solve_avg", "answer_f1", "answered"];
-function interval(gain, name) {
+// Of which runs the numbers are: starts and seeds.
+const runsOf = (row) => `${row.starts > 1 ? `${row.starts} starts, ` : ""}seed${row.seeds.length > 1 ? "s" : ""} ${row.seeds.join(", ")}`;
+
+// A table whose rows become blocks on narrow screens, each cell under the name of its column.
+function table(kind, headings, rows) {
+  return h("table", { class: `${kind} stack` }, h("thead", {}, h("tr", {}, headings.map((text) => h("th", {}, breakable(text))))),
+    h("tbody", {}, rows.map((cells) => h("tr", {}, cells.map((cell, index) => fill(cell, { "data-label": headings[index] }, []))))));
+}
+function interval(gain, name, measure) {
   if (!gain) return null;
-  const kind = gain.low > 0 ? "up" : gain.high < 0 ? "down" : "";
+  const kind = NEITHER.includes(measure) ? "" : gain.low > 0 ? "up" : gain.high < 0 ? "down" : "";
   return h("span", { class: `gain ${kind}`, title: `${name}: ${signed(gain.mean, 3)}, 95 % interval [${signed(gain.low, 3)}, ${signed(gain.high, 3)}]` },
     `${signed(gain.mean, 3)} `, h("small", {}, `[${signed(gain.low, 3)}, ${signed(gain.high, 3)}]`));
 }
@@ -68,49 +77,48 @@ function finalTable(data) {
   for (const measure of measures.filter((m) => LEADING.includes(m))) {
     best[measure] = [...new Set(data.final.map((row) => row.scores[measure]?.mean))].sort((a, b) => b - a);
   }
+  const same = new Set(data.final.map(runsOf)).size === 1;
   const cell = (row, measure) => {
     const score = row.scores[measure];
     if (!score) return h("td", {}, "–");
     const place = best[measure]?.length > 1 ? best[measure].indexOf(score.mean) : -1;
     return h("td", {}, h("span", { class: `score ${["best", "second"][place] || ""}` }, number(score.mean, 3)),
-      interval(score.gain, `gain over training; by seed: ${score.by_seed.map((value) => signed(value, 3)).join(", ")}`),
-      score.difference ? h("span", { class: "versus" }, h("small", { class: "muted" }, "vs "), interval(score.difference, `difference from ${data.baseline}`)) : null);
+      interval(score.gain, `gain over training; by run: ${score.by_seed.map((value) => signed(value, 3)).join(", ")}`, measure),
+      score.difference ? h("span", { class: "versus" }, h("small", { class: "muted" }, "vs "), interval(score.difference, `difference from ${data.baseline}`, measure)) : null);
   };
-  return h("div", { class: "scroll" }, h("table", { class: "final number" },
-    h("thead", {}, h("tr", {}, h("th", {}, "method"), h("th", {}, "seeds"), measures.map((m) => h("th", {}, data.headings[m] || m)))),
-    h("tbody", {}, data.final.map((row) => h("tr", {}, h("td", { class: "wrap" }, h("b", {}, breakable(row.method)),
-      row.method === data.baseline ? h("small", { class: "muted" }, " baseline") : null), h("td", {}, row.seeds.join(" ")), measures.map((m) => cell(row, m)))))));
+  const name = (row) => h("td", { class: "wrap" }, h("b", {}, breakable(row.method)),
+    row.method === data.baseline ? h("small", { class: "muted" }, " baseline") : null, same ? null : h("small", { class: "muted runs" }, runsOf(row)));
+  return [h("p", { class: "note muted" }, `${data.final[0].tasks} test tasks`, same ? `, ${runsOf(data.final[0])}` : "", "."),
+    table("final number", ["method", ...measures.map((m) => data.headings[m] || m)],
+      data.final.map((row) => [name(row), ...measures.map((measure) => cell(row, measure))]))];
 }
 
 function settingsTable(data) {
   if (data.methods.length < 2) return h("p", { class: "muted" }, "There is one method.");
   if (!data.settings.length) return h("p", { class: "muted" }, "The settings are the same.");
-  return h("div", { class: "scroll" }, h("table", { class: "settings" },
-    h("thead", {}, h("tr", {}, h("th", {}, "setting"), data.methods.map((method) => h("th", { class: "wrap" }, breakable(method.label))))),
-    h("tbody", {}, data.settings.map((row) => h("tr", {}, h("td", {}, h("code", {}, row.key)),
-      row.values.map((value) => h("td", {}, h("code", {}, value.replace(/^matchtir\.(\w+\.)*/, "")))))))));
+  return table("settings", ["setting", ...data.methods.map((method) => method.label)], data.settings.map((row) =>
+    [h("td", {}, h("code", {}, row.key)), ...row.values.map((value) => h("td", {}, h("code", {}, value.replace(/^matchtir\.(\w+\.)*/, ""))))]));
 }
 
 function costTable(data) {
   const most = Math.max(1e-9, ...data.cost.map((row) => STAGES.reduce((sum, [stage]) => sum + (row[stage] || 0), 0)));
   const seconds = (value) => value === null ? "–" : value < 10 ? number(value, 1) : Math.round(value).toLocaleString("en");
+  const bar = (row) => h("span", { class: "bar" }, STAGES.map(([stage, hue]) =>
+    h("i", { title: `${stage}: ${seconds(row[stage])} s`, "--hue": hue, "--share": ((row[stage] || 0) / most).toFixed(4) })));
   return [h("p", { class: "legend muted" }, STAGES.map(([stage, hue]) => [h("i", { class: "swatch", "--hue": hue }), stage])),
-    h("div", { class: "scroll" }, h("table", { class: "cost number" },
-      h("thead", {}, h("tr", {}, ["method", "", "seconds", ...STAGES.map(([stage]) => stage), "sampled tokens"].map((text) => h("th", {}, text)))),
-      h("tbody", {}, data.cost.map((row) => h("tr", {}, h("td", { class: "wrap" }, breakable(row.method)),
-        h("td", {}, h("span", { class: "bar" }, STAGES.map(([stage, hue]) => h("i", { title: `${stage}: ${seconds(row[stage])} s`, "--hue": hue, "--share": ((row[stage] || 0) / most).toFixed(4) })))),
-        h("td", {}, seconds(row.seconds)), STAGES.map(([stage]) => h("td", {}, seconds(row[stage]))),
-        h("td", {}, row.tokens === null ? "–" : Math.round(row.tokens).toLocaleString("en")))))))];
+    table("cost number", ["method", "time", "seconds", ...STAGES.map(([stage]) => stage), "sampled tokens"], data.cost.map((row) => [
+      h("td", { class: "wrap" }, breakable(row.method)), h("td", {}, bar(row)), h("td", {}, seconds(row.seconds)),
+      ...STAGES.map(([stage]) => h("td", {}, seconds(row[stage]))), h("td", {}, row.tokens === null ? "–" : Math.round(row.tokens).toLocaleString("en"))]))];
 }
 
 unpack("comparison").then((data) => {
   const section = (title, note, ...content) => h("section", {}, h("h2", {}, title), note ? h("p", { class: "note muted" }, note) : null, content);
   document.body.append(h("div", { class: "compare" },
     h("header", { class: "topbar" }, h("h1", { class: "grow" }, data.title), h("button", { onclick: toggleTheme, "aria-label": "light or dark" }, "◐")),
-    h("main", {}, h("div", { class: "sticky" }, legend(data.methods)),
-      section("Final scores", data.final.length ? "Means over test tasks and seeds. Below: the gain over training, and the difference from the baseline (vs), each paired by task with its 95 % bootstrap interval. Bold: best; underlined: second." : null,
+    h("main", {}, h("div", { class: "sticky" }, legend(data.methods)), data.notes.map((note) => h("p", { class: "note muted" }, note)),
+      section("Final scores", data.final.length ? "Means over test tasks and runs. Below: the gain over training, and the difference from the baseline (vs), each paired by task with its 95 % interval of a bootstrap over starts, seeds and tasks. Bold: best; underlined: second." : null,
         data.final.length ? finalTable(data) : h("p", { class: "muted" }, "No run has finished.")),
-      section("Curves", "Mean over seeds; the band is Student's 95 % interval, from three seeds on; faint lines are the seeds. Training metrics are means of the last 10 iterations.", curves(data)),
+      section("Curves", "Mean over runs; the band is Student's 95 % interval, from three runs on; faint lines are single runs. Training metrics are means of the last 10 iterations.", curves(data)),
       section("Settings that differ", null, settingsTable(data)),
-      section("Cost", "Seconds and tokens of one run, means over seeds. Rollout is without its tools, other is the warm start, validation and tests.", costTable(data)))));
+      section("Cost", "Seconds and tokens of one run, means over its runs. Rollout is without its tools, other is the warm start, validation and tests.", costTable(data)))));
 });

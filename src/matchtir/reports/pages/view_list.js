@@ -30,19 +30,26 @@ function squares(record, scale) {
     record.turns.map((turn) => h("i", tint(turn.advantage, scale))));
 }
 
-function row(item, state, scale) {
+function row(item, state, scale, alone) {
   const { record, errors } = item;
   const current = item.key === state.key;
   return h("a", { class: "row", href: address(state, { key: item.key, turn: null }), "data-key": item.key,
     "aria-current": current ? "true" : null },
   h("span", { class: "row-top" },
+    alone ? null : h("span", { class: "muted number" }, `${record.attempt + 1}`),
     h("b", { class: "number" }, signed(record.total)),
     squares(record, scale),
     errors.length ? h("span", { class: "chip bad" }, errors[0] + (errors.length > 1 ? ` +${errors.length - 1}` : "")) : null,
     record.stop_reason === "answer" ? null : h("span", { class: "chip" }, record.stop_reason)),
-  h("span", { class: "row-title" }, asked(record)),
-  h("span", { class: "row-sub muted number" },
-    `${record.place}/${record.group}/${record.attempt}  ${record.scenario || record.task}`));
+  alone ? title(item) : null);
+}
+const title = ({ record }) => [h("span", { class: "row-title" }, asked(record)),
+  h("span", { class: "row-sub muted number" }, `${record.place}/${record.group}  ${record.scenario || record.task}`)];
+
+// The attempts at a task under its question; a task's only attempt is one row.
+function taskRows(members, alone, state, scale) {
+  if (alone) return members.map((item) => row(item, state, scale, true));
+  return h("section", { class: "task" }, h("header", {}, title(members[0])), members.map((item) => row(item, state, scale, false)));
 }
 
 // Rows are made page by page, so that ten thousand attempts open at once.
@@ -50,7 +57,9 @@ function list(found, state, rows, more) {
   if (!found.length) return h("p", { class: "empty muted" }, "No attempt fits these filters.");
   const shown = found.slice(0, rows);
   const scale = scaleOf(shown.map((item) => item.record));
-  return h("nav", { class: "rows", "aria-label": "attempts" }, shown.map((item) => row(item, state, scale)),
+  const tasks = Map.groupBy(shown, (item) => groupKey(item.record));
+  return h("nav", { class: "rows", "aria-label": "attempts" },
+    [...tasks].map(([key, members]) => taskRows(members, groups.get(key).length === 1, state, scale)),
     found.length > rows
       ? h("button", { class: "more", onclick: more }, `show ${Math.min(PAGE_ROWS, found.length - rows)} more of ${found.length - rows}`)
       : null);

@@ -12,8 +12,8 @@ let meta, items, groups, state, found, rows = PAGE_ROWS;
 
 const go = (changes) => { location.hash = address(state, changes); };
 const replace = (changes) => { history.replaceState(null, "", address(state, changes)); render(); };
-const current = () => items.find((item) => item.key === state.key);
-const groupKey = (record) => `${record.place}/${record.group}`;
+// Without a choice the first attempt of the list is shown, where there is room beside it.
+const current = () => state.key ? items.find((item) => item.key === state.key) : found[0];
 const groupOf = (record) => groups.get(groupKey(record));
 
 function step(sequence, by) {
@@ -23,7 +23,7 @@ function step(sequence, by) {
 }
 function stepTurn(by) {
   const item = current();
-  if (item) go({ turn: Math.max(1, Math.min(item.record.turns.length, (state.turn || (by > 0 ? 0 : 2)) + by)), view: "one" });
+  if (item) go({ key: item.key, turn: Math.max(1, Math.min(item.record.turns.length, (state.turn || (by > 0 ? 0 : 2)) + by)), view: "one" });
 }
 function highlight(call, gold) {
   for (const element of root.querySelectorAll("[data-call],[data-gold]")) {
@@ -37,7 +37,7 @@ const ACTIONS = {
   j: () => step(found, 1), k: () => step(found, -1),
   l: () => current() && step(groupOf(current().record), 1), h: () => current() && step(groupOf(current().record), -1),
   n: () => stepTurn(1), p: () => stepTurn(-1),
-  g: () => go({ view: state.view === "group" ? "one" : "group", turn: null }),
+  g: () => current() && go({ key: current().key, view: state.view === "group" ? "one" : "group", turn: null }),
   c: () => replace({ color: COLORS[(COLORS.indexOf(state.color) + 1) % COLORS.length] }),
   r: () => { const all = [...root.querySelectorAll("details.result")]; const open = all.some((d) => !d.open); all.forEach((d) => { d.open = open; }); },
   t: toggleTheme, "?": () => help.showModal(),
@@ -64,7 +64,7 @@ function topbar() {
 }
 
 function detail(item) {
-  const { record } = item, group = groupOf(record);
+  const { record } = item, group = groupOf(record), shown = { ...state, key: item.key };
   const scale = scaleOf(group.map((member) => member.record));
   const colors = h("span", { class: "switch", role: "group", "aria-label": "colour of tokens" }, COLORS.map((color) =>
     h("button", { "aria-pressed": String(color === state.color), onclick: () => replace({ color }) }, color)));
@@ -73,22 +73,24 @@ function detail(item) {
       h("p", { class: "muted number" }, `${/^\d+$/.test(record.place) ? "iteration " : ""}${record.place}, group ${record.group}, attempt ${record.attempt + 1} of ${group.length}   ${record.task}`),
       h("h2", { title: record.question }, asked(record)),
       h("p", { class: "facts" },
-        h("span", {}, h("span", { class: "muted" }, "gold answer "), h("b", {}, record.gold_answer)),
+        h("span", {}, h("span", { class: "muted" }, "answer "), record.answer === undefined ? "?" : record.answer === null ? h("span", { class: "missing" }, "none") : h("b", {}, record.answer)),
+        h("span", {}, h("span", { class: "muted" }, "gold "), h("b", {}, record.gold_answer || "(a state)")),
         h("span", { class: "number" }, h("span", { class: "muted" }, "reward "), h("b", {}, signed(record.total))),
         h("span", { class: "number" }, h("span", { class: "muted" }, "outcome "), h("b", {}, number(record.outcome))),
-        h("span", { class: `chip ${record.stop_reason === "answer" ? "ok" : "bad"}` }, record.stop_reason)),
-      groupStrip(group, state, scale),
+        h("span", { class: `chip ${record.stop_reason !== "answer" ? "bad" : record.outcome >= 1 ? "ok" : ""}` }, record.stop_reason)),
+      groupStrip(group, shown, scale),
       h("div", { class: "tools" }, h("button", { "aria-pressed": String(state.view === "group"), onclick: ACTIONS.g }, "side by side"), colors, colorLegend(record, state.color, scale))),
-    state.view === "group" ? groupTable(group, state, scale) : h("div", { class: "columns" },
-      h("section", { class: "conversation", "aria-label": "conversation" }, conversation(record, state, scale, highlight)),
+    state.view === "group" ? groupTable(group, shown, scale) : h("div", { class: "columns" },
+      h("section", { class: "conversation", "aria-label": "conversation" }, conversation(record, shown, scale, highlight)),
       h("aside", { class: "side" },
-        h("h3", {}, "Calls × gold calls"), matrix(record, highlight),
-        h("h3", {}, "Gold calls"), goldList(record),
-        h("h3", {}, "Credit by turn"), creditTable(record, state, scale))));
+        h("h3", {}, "Credit by turn"), creditTable(record, shown, scale),
+        penalties(record).map((line) => h("p", { class: "legend penalty" }, line)),
+        h("h3", {}, "What calls were paid"), matrix(record, highlight),
+        h("h3", {}, "Gold calls"), goldList(record))));
 }
 
 function elsewhere() {
-  if (!state.key) return h("main", { class: "detail hint" }, h("p", { class: "muted" }, "Choose an attempt, or press j."));
+  if (!state.key) return h("main", { class: "detail hint" }, h("p", { class: "muted" }, "No attempt fits these filters."));
   const [place, group] = state.key.split("/");
   const other = meta.pages.find((page, index) => {
     const range = page.places[place];
@@ -98,30 +100,33 @@ function elsewhere() {
     other ? h("a", { class: "link", href: `${other.file}${location.hash}` }, `Look on ${other.file}.`) : null));
 }
 
+const pane = () => { const item = current(); return item ? detail(item) : elsewhere(); };
+
 function renderList() {
-  found = select(items, state);
   const holder = root.querySelector(".list-rows");
   holder.replaceChildren(h("p", { class: "count muted number" }, `${found.length} of ${items.length} attempts`),
-    list(found, state, rows, () => { rows += PAGE_ROWS; renderList(); }));
+    list(found, { ...state, key: current()?.key || "" }, rows, () => { rows += PAGE_ROWS; renderList(); }));
   holder.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
 }
 function changeFilter(changes) {
   rows = PAGE_ROWS;
   state = { ...state, ...changes };
   history.replaceState(null, "", address(state, {}));
+  found = select(items, state);
+  if (!state.key) root.querySelector("main").replaceWith(pane());
   renderList();
 }
 function render() {
   const opened = new Set([...root.querySelectorAll("details.result")].map((d, index) => d.open ? index : -1));
   const same = state && state.key === readAddress().key;
   state = readAddress();
+  found = select(items, state);
   const item = current();
-  const pane = root.querySelector(".list");
-  const scrolled = pane ? pane.scrollTop : 0;
+  const scrolled = root.querySelector(".list")?.scrollTop || 0;
   root.className = `app ${state.key ? "has-detail" : "has-list"}`;
   root.replaceChildren(topbar(), h("div", { class: "panes" },
     h("div", { class: "list" }, filters(items, state, changeFilter), h("div", { class: "list-rows" })),
-    item ? detail(item) : elsewhere()), help);
+    pane()), help);
   root.querySelector(".list").scrollTop = scrolled;
   renderList();
   if (same) [...root.querySelectorAll("details.result")].forEach((d, index) => { d.open = opened.has(index); });

@@ -2,22 +2,21 @@
 const COLORS = ["advantage", "log-ratio", "none"];
 const FILTERS = ["q", "scenario", "iteration", "stop", "error", "min", "max", "sort"];
 
-const key = (record) => `${record.place}/${record.group}/${record.attempt}`;
+const groupKey = (record) => `${record.place}/${record.group}`;
+const key = (record) => `${groupKey(record)}/${record.attempt}`;
 
 // FTRL's rows put the same instructions before each question.
 const asked = (record) => record.question.split("\nQuestion: ").pop();
 
 const calls = (record) => record.turns.flatMap((turn) => turn.calls);
 
-function errorsOf(record) {
-  const kinds = new Set();
-  for (const call of calls(record)) {
-    if (call.status !== "ok") kinds.add(call.status);
-    else if (call.result_status === null) kinds.add("no result");
-    else if (call.result_status !== "ok") kinds.add(call.result_status);
-  }
-  return [...kinds];
+// How a call ended: "ok", what it was refused for, how its execution failed, or that its tool said so.
+function ending(call) {
+  if (call.status !== "ok") return call.status;
+  if (call.result_status === null) return "no result";
+  return call.result_status === "ok" && call.succeeded === false ? "tool error" : call.result_status;
 }
+const errorsOf = (record) => [...new Set(calls(record).map(ending))].filter((kind) => kind !== "ok");
 
 // The facts of each attempt that lists and filters use.
 function prepare(records) {
@@ -51,7 +50,8 @@ function select(items, state) {
     && (!state.error || errors.includes(state.error) || (state.error === "any" && errors.length > 0))
     && record.total >= low && record.total <= high);
   const rank = SORTS[state.sort] || SORTS["as sampled"];
-  return kept.sort((a, b) => rank(a) - rank(b) || a.order - b.order);
+  kept.sort((a, b) => rank(a) - rank(b) || a.order - b.order);
+  return [...Map.groupBy(kept, (item) => groupKey(item.record)).values()].flat(); // attempts at a task together
 }
 
 function readAddress() {

@@ -39,13 +39,11 @@ function tokens(turn, color, scale, ratios) {
 }
 
 function callCard(call, index, highlight) {
-  const parsed = call.status === "ok";
-  const ended = !parsed ? call.status : call.result_status ?? "no result";
-  const good = ended === "ok";
+  const parsed = call.status === "ok", ended = ending(call);
   return h("div", { class: "call", "data-call": index, onmouseenter: () => highlight(index, call.gold), onmouseleave: () => highlight(null, null) },
     h("div", { class: "call-head" }, h("span", { class: "tag" }, `p${index + 1}`),
       h("code", { class: "signature" }, parsed || call.name ? signature(call) : "unreadable call"),
-      h("span", { class: `chip ${good ? "ok" : "bad"}` }, ended)),
+      h("span", { class: `chip ${ended === "ok" ? "ok" : "bad"}` }, ended)),
     h("div", { class: "call-facts muted number" },
       call.gold === null ? h("span", { class: "missing" }, "unpaid: like no gold call")
         : h("span", {}, `→ g${call.gold + 1}   similarity ${number(call.similarity)}   mass ${number(call.weight, 3)}`),
@@ -78,7 +76,8 @@ function creditTable(record, state, scale) {
     h("thead", {}, h("tr", {}, h("th", {}, "turn"), shown.map(([, label, title]) => h("th", { title }, symbol(label))))),
     h("tbody", {}, record.turns.map((turn, index) => h("tr", {},
       h("td", {}, h("a", { href: address(state, { turn: index + 1 }), class: "turn-name" }, String(index + 1))),
-      shown.map(([name]) => h("td", name.includes("advantage") ? tint(turn[name], scale) : {}, signed(turn[name]))))))));
+      shown.map(([name]) => h("td", name.includes("advantage") ? tint(turn[name], scale) : {}, signed(turn[name])))))),
+    record.turns.length > 1 ? h("tfoot", {}, h("tr", {}, h("td", {}, "R"), h("td", { title: "reward of the trajectory" }, signed(record.total)))) : null));
 }
 
 function conversation(record, state, scale, highlight) {
