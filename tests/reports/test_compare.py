@@ -57,7 +57,8 @@ def make_run(
 
 
 def scores(value: float) -> dict[str, float]:
-    return {"solve_p": value, "solve_r": 2 * value, "solve_f1": 3 * value, "turns": 1.0}
+    solved = {"solve_p": value, "solve_r": 2 * value, "solve_f1": 3 * value}
+    return {"success": value > 0.1, "answer_f1": value, **solved, "turns": 1.0 - value}
 
 
 @pytest.fixture
@@ -166,7 +167,8 @@ def test_final_scores_are_paired_with_before_and_with_the_baseline(sweep: Path) 
     assert first["scores"]["solve_f1"]["by_seed"] == pytest.approx([0.33, 0.36, 0.39])
     assert first["scores"]["solve_f1"]["difference"] is None
     assert second["scores"]["solve_f1"]["difference"]["mean"] == pytest.approx(3 * (0.215 - mean))
-    assert list(first["scores"]) == ["solve_p", "solve_r", "solve_f1", "solve_avg", "turns"]
+    paper = ["solve_p", "solve_r", "solve_f1", "solve_avg"]
+    assert list(first["scores"]) == ["success", *paper, "answer_f1", "turns"]
 
 
 def test_other_test_tasks_have_no_difference(tmp_path: Path) -> None:
@@ -257,6 +259,14 @@ def test_the_page(page: Any, sweep: Path, width: int) -> None:
     assert page.locator("table.final tbody tr").count() == 2
     assert page.inner_text("table.final .best") == "0.215"
     assert page.inner_text("table.settings tbody td:first-child") == "lr"
+    assert "seeds 1, 2, 3" in page.inner_text("table.final") and "3 seed" not in page.inner_text(
+        ".methods"
+    )
+    for table in page.locator("table").all():  # no column is cut
+        box = table.bounding_box()
+        assert box["x"] + box["width"] <= width
+    # turns are no score: that they fell is neither good nor bad
+    assert not page.locator("td[data-label=turns] .up, td[data-label=turns] .down").count()
     reward = page.locator("[data-metric='train/reward']")
     assert reward.locator("g[data-method]").count() == 2
     page.click(".method:first-child")

@@ -305,7 +305,7 @@ def publish(runs: Sequence[RunData], baseline: str | None, out: Path) -> None:
     comparison = compare_runs(runs, baseline)
     written = write_comparison(comparison, out)
     console = Console()
-    console.width = max(console.width, 140)
+    console.width = max(console.width, 160)
     if comparison.final:
         console.print(final_table(comparison))
     for line in [*comparison.notes, *written]:
@@ -374,9 +374,9 @@ def final_table(comparison: Comparison) -> Table:
         table.add_column(HEADINGS[measure], justify="right", no_wrap=True)
     for row in comparison.final:
         cells = [_cell(row["scores"].get(measure)) for measure in shown]
-        starts = f"{row['starts']} starts, " if row["starts"] > 1 else ""
-        seeds = ", ".join(map(str, row["seeds"]))
-        table.add_row(row["method"], f"{row['runs']}: {starts}\nseeds {seeds}", *cells)
+        starts = f"{row['starts']} starts,\n" if row["starts"] > 1 else ""
+        seeds = " ".join(map(str, row["seeds"]))
+        table.add_row(row["method"], f"{starts}seeds {seeds}", *cells)
     return table
 
 

@@ -17,10 +17,13 @@ const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, t
 
 function number(value, digits = 2) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  return value.toFixed(digits).replace("-", "−");
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
 }
-const signed = (value, digits = 2) =>
-  value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + number(value, digits);
+function signed(value, digits = 2) {
+  const text = number(value, digits);
+  return value > 0 && Number(text) !== 0 ? `+${text}` : text;
+}
 
 async function unpack(id) {
   const text = document.getElementById(id).textContent;
