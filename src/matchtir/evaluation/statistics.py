@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -140,6 +141,7 @@ def value(statistic: Statistic, tasks: Sequence[Values]) -> float:
     return float(statistic(tasks, np.ones((1, len(tasks))))[0])
 
 
+@lru_cache(maxsize=2)  # every measure of the same tasks wants them
 def resample_weights(count: int, seed: int = 0, samples: int = RESAMPLES) -> np.ndarray:
     """How often each of `count` tasks is drawn in each resample with replacement, [R, n]."""
     generator = np.random.default_rng(seed)
@@ -148,6 +150,7 @@ def resample_weights(count: int, seed: int = 0, samples: int = RESAMPLES) -> np.
         drawn = generator.integers(count, size=rows.shape)
         drawn += count * np.arange(len(rows))[:, None]  # a place for each cell of these rows
         rows[:] = np.bincount(drawn.ravel(), minlength=rows.size).reshape(rows.shape)
+    weights.setflags(write=False)
     return weights
 
 

@@ -246,7 +246,8 @@ def _task_scores(method: Method, side: str) -> dict[str, Runs]:
     scores: dict[str, dict[tuple[str, int], np.ndarray]] = {}
     for run in method.finished:
         measured = getattr(run, side)
-        found = {m: np.array([measured[t][m] for t in tasks]) for m in measured[tasks[0]]}
+        names = list(measured[tasks[0]])
+        found = {m: np.array([measured[t][m] for t in tasks], dtype=float) for m in names}
         if found.keys() >= set(AVERAGED):
             found[AVERAGE] = np.mean([found[name] for name in AVERAGED], axis=0)
         for measure, values in found.items():
