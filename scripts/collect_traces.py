@@ -32,7 +32,7 @@ from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.traces import AttemptLog
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.tasks.custom.rows import row_from_task
+from matchtir.tasks.custom import row_from_task
 from matchtir.utils.config_check import check
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import keep_config, register_resolvers

@@ -33,7 +33,7 @@ from matchtir.reports.task_statistics import (
     shared_with_training,
     tool_use,
 )
-from matchtir.tasks.custom.rows import row_from_task
+from matchtir.tasks.custom import row_from_task
 from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tasks.splits import split_tasks, spread
 from matchtir.types import Task

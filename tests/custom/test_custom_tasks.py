@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from matchtir.reports.task_statistics import find_pairs
-from matchtir.tasks.custom import CustomTasks
-from matchtir.tasks.custom.rows import row_from_task, task_from_row
+from matchtir.tasks.custom import CustomTasks, row_from_task, task_from_row
 from matchtir.tasks.rows import SPLITS, RowError
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import SubAnswer
@@ -99,23 +98,14 @@ def test_tools_may_be_written_in_the_row(write):
     [
         ({"gold_call": []}, "gold_call: there is no such field; did you mean gold_calls"),
         ({"question": None}, "question: a row has either a question or messages"),
-        ({"messages": []}, "question: a row has either a question or messages"),
-        ({"question": 3}, "question: expected str, got int"),
         ({"question": None, "messages": []}, "messages: the last one must be the user's"),
         (
             {"question": None, "messages": [{"role": "tool", "content": "x"}]},
             r"messages\[0\]: role: 'tool' is none of",
         ),
-        (
-            {"question": None, "messages": [{"role": "user"}]},
-            r"messages\[0\]: content: is missing",
-        ),
-        ({"question": None, "messages": ["hi"]}, r"messages\[0\]: expected an object, got str"),
         ({"answer": None}, "answer: is missing, and there is no gold_state"),
         ({"answer": " "}, "answer: is empty, and an empty answer is never right"),
         ({"gold_calls": None}, "gold_calls: is missing .*collect_traces"),
-        ({"gold_calls": ["price"]}, r"gold_calls\[0\]: expected an object, got str"),
-        ({"gold_calls": [{"name": "price"}]}, r"gold_calls\[0\]: arguments: is missing"),
         (
             {"gold_calls": [{"name": "prize", "arguments": {}}]},
             r"gold_calls\[0\]: name: 'prize' is none of the row's tools \(price, colour",
@@ -136,10 +126,7 @@ def test_tools_may_be_written_in_the_row(write):
             {"alternatives": [[{"name": "nothing", "arguments": {}}]]},
             r"alternatives\[0\]\[0\]: name: 'nothing' is none",
         ),
-        ({"alternatives": ["x"]}, r"alternatives\[0\]: expected a list of calls"),
         ({"tools": ["prise"]}, r"tools\[0\]: there is no tool 'prise' \(there is price"),
-        ({"tools": ["price", "price"]}, r"tools\[1\]: two tools are called 'price'"),
-        ({"tools": [{"name": "f"}]}, r"tools\[0\]: description: is missing"),
         (
             {"tools": [{"name": "f", "description": "", "parameters": {}, "source": "def f("}]},
             r"tools\[0\]: source: not Python",
@@ -151,7 +138,6 @@ def test_tools_may_be_written_in_the_row(write):
         ({"gold_state": {"Cart": {}}}, r"gold_state: 'Cart' is no class .*\(Basket\)"),
         ({"initial_state": {"Basket": 3}}, "initial_state: Basket: expected an object, got int"),
         ({"split": "dev"}, "split: 'dev' is none of train, validation, test"),
-        ({"metadata": []}, "metadata: expected dict, got list"),
     ],
 )
 def test_what_is_wrong_with_a_row_is_named(write, module, fields, message):
@@ -180,11 +166,6 @@ def test_splits_are_in_all_rows_or_in_none(write, module):
     assert [len(tasks.tasks(split)) for split in ("train", "validation", "test")] == [1, 0, 1]
     with pytest.raises(RowError, match="row 1: split: is missing; other rows have one"):
         CustomTasks(write(make_row(split="test"), make_row()), str(module)).tasks("test")
-
-
-def test_a_missing_file_names_the_key():
-    with pytest.raises(FileNotFoundError, match="data.path=FILE"):
-        CustomTasks("nowhere.jsonl")
 
 
 def test_tasks_become_rows_and_tasks_again(write, module):

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from matchtir.tasks.custom.tool_sources import ToolSourceError, read_tools
+from matchtir.tasks.tool_sources import ToolSourceError, read_tools
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ToolCall
 

@@ -168,7 +168,7 @@ def test_gold_traces_of_ftrl_solve_their_rows(sandbox, tmp_path):
         gold_traces_path=str(folder / "test_gold_derived.jsonl"),
     )
     ftrl = TaskBenchmark(
-        "ftrl", tasks, COLUMNS, groups={"gold": "matchtir.tasks.gold_traces.gold_quality"}
+        "ftrl", tasks, COLUMNS, groups={"gold": "matchtir.tasks.gold.gold_quality"}
     )
     outcome = play(ftrl, "gold", sandbox, tmp_path)
     by_id = {task.task_id: task for task in tasks.tasks("test")}

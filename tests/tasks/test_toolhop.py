@@ -127,23 +127,19 @@ def test_a_source_that_does_not_parse_belongs_to_the_tool_in_its_place(tmp_path)
         ({"question": 3}, "question: expected str, got int"),
         ({"answer": ...}, "answer: is missing"),
         ({"functions": [FIRST]}, "functions: 1 sources for 3 tools"),
-        ({"functions": [FIRST, SECOND, None]}, r"functions\[2\]: expected text, got NoneType"),
         ({"tools": {"a": 1}, "functions": [FIRST]}, "tools: 'a': expected an object, got int"),
         ({"sub_task": {"Who?": "Bo"}}, "sub_task: 'Who\\?': no tool for it"),
     ],
 )
-def test_a_malformed_row_is_named_or_skipped(tmp_path, changes, message):
+def test_a_malformed_row_is_named(tmp_path, changes, message):
     path = write(tmp_path / "rows.jsonl", make_row(), make_row(**changes))
     with pytest.raises(RowError, match=rf"rows\.jsonl, row 1: {message}"):
         ToolHopTasks(path).tasks("test")
-    assert len(ToolHopTasks(path, on_bad_row="skip").tasks("test")) == 3
 
 
-def test_options_are_checked(tmp_path, files):
+def test_options_are_checked(files):
     with pytest.raises(ValueError, match="scenario='must' is not one of direct"):
         ToolHopTasks(files["test_path"], scenarios=["must"])
-    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl.*test_path"):
-        ToolHopTasks(str(tmp_path / "gone.jsonl"))
     prompts = {"direct": "Just say it: {question}"}
     task = ToolHopTasks(files["test_path"], scenarios=["direct"], prompts=prompts).tasks("test")[0]
     assert task.question == "Just say it: How long is the last name of the author of Hills?"

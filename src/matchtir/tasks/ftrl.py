@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,17 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from matchtir.tasks.gold_traces import read_calls, read_trace, with_traces, worst_quality
+from matchtir.tasks.gold import read_trace, with_traces, worst_quality
 from matchtir.tasks.rows import (
     FileTasks,
+    Row,
     RowError,
     align_sub_answers,
+    read_calls,
     read_field,
     read_json_field,
     read_tool,
+    tools_by_name,
     within,
 )
 from matchtir.types import SubAnswer, Task, ToolSpec
@@ -41,7 +44,6 @@ class FtrlTasks(FileTasks):
         validation_share, seed, on_bad_row: as `FileTasks`.
 
     Raises:
-        FileNotFoundError: a path that is no file and no dataset id.
         ValueError: an option that is not allowed.
     """
 
@@ -55,7 +57,7 @@ class FtrlTasks(FileTasks):
         gold_traces_path: str | None = None,
         validation_share: float = 0.05,
         seed: int = 0,
-        on_bad_row: str = "error",
+        on_bad_row: str = "stop",
     ) -> None:
         paths = {"train": train_path, "validation": validation_path, "test": test_path}
         paths["gold_traces"] = gold_traces_path
@@ -66,7 +68,7 @@ class FtrlTasks(FileTasks):
         looks_like_file = path.endswith(".parquet") or Path(path).expanduser().exists()
         return not looks_like_file and _DATASET_ID.fullmatch(path) is not None
 
-    def rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
+    def rows(self, path: str, split: str) -> Iterable[Row]:
         """The rows of a parquet file, or of one split of a dataset on the Hugging Face hub.
 
         Raises:
@@ -74,7 +76,9 @@ class FtrlTasks(FileTasks):
             OSError: a dataset that cannot be loaded.
         """
         rows = self._published_rows(path, split)
-        return with_traces(rows, self.paths["gold_traces"]) if split == "test" else rows
+        if split != "test":
+            return rows
+        return with_traces(rows, self.paths["gold_traces"], self.sieve)
 
     def _published_rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
         if self.is_remote(path):
@@ -98,22 +102,23 @@ class FtrlTasks(FileTasks):
         Raises:
             RowError: what is wrong, and with which field.
         """
-        tools = _read_tools(row)
-        names = {tool.name for tool in tools}
+        sources = read_json_field(row, "codes", dict)
+        entries = read_json_field(row, "tools", list)
+        tools = tools_by_name(entries, lambda entry: _read_tool(entry, sources))
         ground_truth = read_json_field(row, "ground_truth", list, optional=split == "test")
         unsolved = read_json_field(row, "unsolved_set", dict, optional=split != "test")
         gold_trace = row.get("gold_trace", ())
         if gold_trace:
-            calls, turns = read_trace(gold_trace, names)
+            calls, turns = read_trace(gold_trace, tools)
         else:
-            calls, turns = read_calls("ground_truth", ground_truth or (), "parameters", names), ()
+            calls, turns = read_calls("ground_truth", ground_truth or (), tools, "parameters"), ()
         return Task(
             task_id=f"ftrl/{split}/{number}",
             question=_read_question(row),
-            tools=tools,
+            tools=tuple(tools.values()),
             gold_calls=calls,
             answer=read_field(row, "answer", str),
-            sub_answers=align_sub_answers(calls, _read_sub_answers(unsolved or {}, names)),
+            sub_answers=align_sub_answers(calls, _read_sub_answers(unsolved or {}, tools)),
             scenario=read_field(row, "data_source", str).rpartition("/")[2],
             gold_turns=turns,
             metadata={
@@ -148,22 +153,15 @@ def _read_question(row: Mapping[str, Any]) -> str:
         return read_field(messages[0], "content", str)
 
 
-def _read_tools(row: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
-    sources = read_json_field(row, "codes", dict)
-    tools: dict[str, ToolSpec] = {}
-    for index, entry in enumerate(read_json_field(row, "tools", list)):
-        with within(f"tools[{index}]"):
-            tool = read_tool(read_field(entry, "function", dict))
-            if tool.name in tools:
-                raise RowError(f"two tools are called {tool.name!r}")
-        source = sources.get(tool.name)
-        if not isinstance(source, str) or not source.strip():
-            raise RowError(f"codes: no source for the tool {tool.name!r}")
-        tools[tool.name] = replace(tool, source=source)
-    return tuple(tools.values())
+def _read_tool(entry: Mapping[str, Any], sources: Mapping[str, Any]) -> ToolSpec:
+    tool = read_tool(read_field(entry, "function", dict))
+    source = sources.get(tool.name)
+    if not isinstance(source, str) or not source.strip():
+        raise RowError(f"codes has no source for the tool {tool.name!r}")
+    return replace(tool, source=source)
 
 
-def _read_sub_answers(unsolved: Mapping[str, Any], tool_names: set[str]) -> list[SubAnswer]:
+def _read_sub_answers(unsolved: Mapping[str, Any], tool_names: Collection[str]) -> list[SubAnswer]:
     sub_answers = []
     for tool, outputs in unsolved.items():
         if tool not in tool_names:

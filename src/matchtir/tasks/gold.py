@@ -1,17 +1,88 @@
-"""Gold solutions as text: what each turn of them says, and the words that they are made of."""
+"""Gold solutions: read from derived traces, written as the turns of a policy."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
+from matchtir.tasks.rows import (
+    Row,
+    RowError,
+    Sieve,
+    existing_file,
+    jsonl_rows,
+    read_calls,
+    read_field,
+    within,
+)
 from matchtir.tools.formats import HERMES, CallFormat
-from matchtir.types import Task
+from matchtir.types import Task, ToolCall
 
 WORD = "[A-Za-z_]+"
+# How well founded the arguments of a derived gold call are, best first: knowable from the question
+# and the tools, found only in a tool's source, making the tool repeat its input, not found at all.
+QUALITIES = ("clean", "literal", "echo", "unreached")
+
 DONE = "done"  # the answer where the task is to reach a state, and nothing is to be said
+
+Trace = Sequence[Mapping[str, Any]]
+
+
+def with_traces(rows: Iterable[Row], path: str | None, sieve: Sieve) -> Iterator[Row]:
+    """The rows, each with its `gold_trace` from a file of derived ones; () where it has none.
+
+    Benchmarks that publish no gold calls get theirs from JSON lines with the `row` of a trace, else
+    its line counts, and its steps: `name`, `arguments` (null: nobody found any), `turn` (from 1)
+    and `quality`.
+
+    Raises:
+        RowError: a line without a trace (with on_bad_row=stop): file, row and field.
+        FileNotFoundError: no such file.
+    """
+
+    def read(line: Mapping[str, Any], number: int) -> tuple[int, Trace]:
+        place = read_field(line, "row", int, optional=True)
+        return number if place is None else place, read_field(line, "gold_trace", list)
+
+    lines = jsonl_rows(existing_file(path, "gold_traces_path")) if path else ()
+    traces = dict(trace for _, trace in sieve.sift(path, enumerate(lines), read))
+    for number, row in enumerate(rows):
+        found = {"gold_trace": traces.get(number, ())}
+        yield row if isinstance(row, RowError) else {**row, **found}
+
+
+def gold_quality(task: Task) -> str:
+    """The quality of a task's worst step; empty where no step states one."""
+    return str(task.metadata.get("gold_quality") or "")
+
+
+def worst_quality(gold_trace: Trace) -> str:
+    """The quality of a trace's worst step; empty where no step states one."""
+    stated = [step["quality"] for step in gold_trace if "quality" in step]
+    for quality in stated:
+        if quality not in QUALITIES:
+            raise RowError(f"gold_trace: quality: {quality!r} is none of {', '.join(QUALITIES)}")
+    return max(stated, key=QUALITIES.index, default="")
+
+
+def read_trace(
+    gold_trace: Trace, tool_names: Collection[str]
+) -> tuple[tuple[ToolCall, ...], tuple[int, ...]]:
+    """The calls of a gold trace and the turn of each, counted from 0, in the order of turns."""
+    known = []
+    for step in gold_trace:
+        with within("gold_trace"):
+            if read_field(step, "arguments", object, optional=True) is None:
+                continue
+            if read_field(step, "turn", int) < 1:
+                raise RowError(f"turn: expected a number from 1, got {step['turn']}")
+        known.append(step)
+    known.sort(key=lambda step: step["turn"])
+    turns = tuple(step["turn"] - 1 for step in known)
+    return read_calls("gold_trace", known, tool_names), turns
 
 
 def gold_calls_by_turn(task: Task, calls: CallFormat = HERMES) -> list[list[int]]:

@@ -20,17 +20,18 @@ from pathlib import Path
 from typing import Any
 
 from matchtir.credit.similarity import json_equal
-from matchtir.tasks.gold_traces import read_calls
 from matchtir.tasks.rows import (
     FileTasks,
+    Row,
     RowError,
     existing_file,
+    jsonl_rows,
     parameter_names,
+    read_calls,
     read_field,
-    read_jsonl,
     read_tool,
+    tools_by_name,
     value_text,
-    within,
 )
 from matchtir.types import CallStatus, SubAnswer, Task, ToolCall, ToolSpec, Trajectory
 
@@ -50,7 +51,6 @@ class NestfulTasks(FileTasks):
         validation_share, seed, on_bad_row: as `FileTasks`.
 
     Raises:
-        FileNotFoundError: a path that is no file.
         ValueError: an option that is not allowed.
     """
 
@@ -64,16 +64,16 @@ class NestfulTasks(FileTasks):
         test_require: Sequence[str] = ("json_args",),
         validation_share: float = 0.05,
         seed: int = 0,
-        on_bad_row: str = "error",
+        on_bad_row: str = "stop",
     ) -> None:
         paths = {"train": train_path, "test": test_path}
         super().__init__(paths, on_bad_row, validation_share, seed)
         self.require = {"train": tuple(train_require), "test": tuple(test_require)}
         self._sources: dict[str, Mapping[str, str]] = {}
 
-    def rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
+    def rows(self, path: str, split: str) -> Iterable[Row]:
         """The rows of a file."""
-        return read_jsonl(Path(path))
+        return jsonl_rows(path)
 
     def task(self, row: Mapping[str, Any], number: int, split: str) -> Task | None:
         """A row as a task whose sub-questions are the results of the gold steps.
@@ -85,9 +85,13 @@ class NestfulTasks(FileTasks):
         if not all(meta.get(flag) for flag in self.require[split]):
             return None
         beside = read_field(read_field(row, "executors", dict), "in", str)
-        tools = _read_tools(row, self._read_sources(Path(str(self.paths[split])).parent / beside))
+        folder = Path(str(self.paths[split])).expanduser().parent
+        sources = self._read_sources(folder / beside)
+        tools = tools_by_name(
+            read_field(row, "tools", list), lambda entry: _read_tool(entry, sources)
+        )
         steps = read_field(row, "gold_trace", list)
-        calls = read_calls("gold_trace", steps, "arguments", {tool.name for tool in tools})
+        calls = read_calls("gold_trace", steps, tools)
         for index, step in enumerate(steps):
             if "result" not in step:
                 raise RowError(f"gold_trace[{index}]: result: is missing")
@@ -96,7 +100,7 @@ class NestfulTasks(FileTasks):
         return Task(
             task_id=f"nestful/{read_field(row, 'id', str)}",
             question=read_field(row, "question", str),
-            tools=tools,
+            tools=tuple(tools.values()),
             gold_calls=calls,
             answer=value_text(row["gold_answer"]),
             sub_answers=tuple(SubAnswer(s["name"], value_text(s["result"])) for s in steps),
@@ -110,13 +114,16 @@ class NestfulTasks(FileTasks):
 
         Functions without any source are left out.
         """
+
+        def read(row: Mapping[str, Any], number: int) -> tuple[str, str] | None:
+            name = read_field(row, "name", str)
+            source = read_field(row, "source", str, optional=True) or ARITHMETIC_SOURCES.get(name)
+            return (name, source) if source else None
+
         if str(path) not in self._sources:
-            rows = read_jsonl(existing_file(path, "the file beside the rows"))
-            found = {
-                row["name"]: row.get("source") or ARITHMETIC_SOURCES.get(row["name"])
-                for row in rows
-            }
-            self._sources[str(path)] = {name: source for name, source in found.items() if source}
+            rows = jsonl_rows(existing_file(path, "the file beside the rows"))
+            found = self.sieve.sift(path, enumerate(rows), read)
+            self._sources[str(path)] = dict(pair for _, pair in found)
         return self._sources[str(path)]
 
 
@@ -136,19 +143,12 @@ def _turns(steps: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     return tuple(turns)
 
 
-def _read_tools(row: Mapping[str, Any], sources: Mapping[str, str]) -> tuple[ToolSpec, ...]:
-    tools: dict[str, ToolSpec] = {}
-    for index, entry in enumerate(read_field(row, "tools", list)):
-        with within(f"tools[{index}]"):
-            tool = read_tool(entry)
-            if tool.name in tools:
-                raise RowError(f"two tools are called {tool.name!r}")
-            if tool.name not in sources:
-                raise RowError(f"no source for the tool {tool.name!r}")
-        properties = tuple(tool.parameters.get("properties", {}))
-        source = adapt_source(sources[tool.name], tool.name, properties)
-        tools[tool.name] = replace(tool, source=source)
-    return tuple(tools.values())
+def _read_tool(entry: Mapping[str, Any], sources: Mapping[str, str]) -> ToolSpec:
+    tool = read_tool(entry)
+    if tool.name not in sources:
+        raise RowError(f"no source for the tool {tool.name!r}")
+    properties = tuple(tool.parameters.get("properties", {}))
+    return replace(tool, source=adapt_source(sources[tool.name], tool.name, properties))
 
 
 def adapt_source(source: str, name: str, properties: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Rows of other people's data files as tasks: reading them, checking them, splitting them."""
+"""Rows of other people's data files as tasks: reading them, checking them, leaving bad ones out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import random
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 from matchtir.utils.options import check_option
@@ -20,7 +20,10 @@ from matchtir.utils.options import check_option
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-ON_BAD_ROW = ("error", "skip")
+ON_BAD_ROW = ("stop", "skip")
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @runtime_checkable
@@ -36,6 +39,9 @@ class RowError(ValueError):
     """A row that cannot become a task; the message names the field, then file and row too."""
 
 
+Row = Mapping[str, Any] | RowError  # a row, or why it cannot be read
+
+
 @contextmanager
 def within(place: str) -> Iterator[None]:
     """Names the place of a RowError that is raised inside."""
@@ -45,19 +51,73 @@ def within(place: str) -> Iterator[None]:
         raise RowError(f"{place}: {error}") from None
 
 
+class Sieve:
+    """What becomes of rows that cannot be used, the same for every file.
+
+    Args:
+        on_bad_row: "stop" raises for the first of them, "skip" logs each one and their count.
+
+    Raises:
+        ValueError: another word.
+    """
+
+    def __init__(self, on_bad_row: str) -> None:
+        check_option("on_bad_row", on_bad_row, ON_BAD_ROW)
+        self.on_bad_row = on_bad_row
+
+    def sift(
+        self,
+        path: object,
+        rows: Iterable[tuple[int, Item | RowError]],
+        make: Callable[[Item, int], Made | None],
+    ) -> list[tuple[int, Made]]:
+        """(number, what `make` made of it) of the numbered rows of a file; None is left out.
+
+        Raises:
+            RowError: a bad row, or a task of an earlier one's id (with on_bad_row=stop): file, row
+                and field.
+        """
+        made: list[tuple[int, Made]] = []
+        bad: list[tuple[int, RowError]] = []
+        ids: set[str] = set()
+        numbered = list(rows)
+        for number, row in numbered:
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                result = make(row, number)
+                if isinstance(result, Task):
+                    if result.task_id in ids:
+                        raise RowError(f"id: an earlier row has {result.task_id!r} too")
+                    ids.add(result.task_id)
+            except RowError as error:
+                bad.append((number, error))
+            else:
+                made += [] if result is None else [(number, result)]
+        for number, problem in bad:
+            if self.on_bad_row == "stop":
+                more = f"; so are {len(bad) - 1} more rows" if len(bad) > 1 else ""
+                raise RowError(
+                    f"{path}, row {number}: {problem} (on_bad_row=skip leaves such rows out{more})"
+                ) from None
+            log.warning("left out: %s, row %d: %s", path, number, problem)
+        if bad:
+            log.warning("%s: left out %d of %d rows", path, len(bad), len(numbered))
+        return made
+
+
 class FileTasks(ABC):
     """Tasks in files of rows, the same options and loading for every benchmark.
 
     Args:
         paths: the files, by the name of their option without "_path": those of splits and others;
             None: the file is not there. A task set without training tasks has no validation.
-        on_bad_row: "error" raises at the first bad row, "skip" logs each one and their count.
+        on_bad_row: as `Sieve`.
         validation_share: part of the training tasks set aside for validation (test tasks never
             are), where there is no file for it.
         seed: chooses them.
 
     Raises:
-        FileNotFoundError: a path that is no file.
         ValueError: an option that is not allowed.
     """
 
@@ -70,15 +130,9 @@ class FileTasks(ABC):
         validation_share: float = 0.0,
         seed: int = 0,
     ) -> None:
-        check_option("on_bad_row", on_bad_row, ON_BAD_ROW)
+        self.sieve = Sieve(on_bad_row)
         split_validation((), validation_share, seed)  # checks the share
-        self.paths = {
-            name: path
-            if path is None or self.is_remote(path)
-            else str(existing_file(path, f"{name}_path"))
-            for name, path in paths.items()
-        }
-        self.on_bad_row = on_bad_row
+        self.paths = paths
         self.validation_share = validation_share
         self.seed = seed
         self._loaded: dict[str, tuple[Task, ...]] = {}
@@ -88,7 +142,8 @@ class FileTasks(ABC):
 
         Raises:
             ValueError: an unknown split, or one that has no path.
-            RowError: a malformed row (with on_bad_row=error): file, row and field.
+            FileNotFoundError: the path is no file.
+            RowError: a malformed row (with on_bad_row=stop): file, row and field.
         """
         check_option("split", split, SPLITS)
         if split == "test" or self.paths.get("validation") is not None:
@@ -105,7 +160,7 @@ class FileTasks(ABC):
         return False
 
     @abstractmethod
-    def rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
+    def rows(self, path: str, split: str) -> Iterable[Row]:
         """The rows of a split, from its path."""
 
     @abstractmethod
@@ -117,28 +172,17 @@ class FileTasks(ABC):
         """
 
     def _load(self, split: str) -> tuple[Task, ...]:
-        if split in self._loaded:
-            return self._loaded[split]
-        path = self.paths[split]
-        if path is None:
-            raise ValueError(f"{self.benchmark}'s {split} tasks are not there: set {split}_path")
-        tasks: list[Task] = []
-        bad = 0
-        rows = list(self.rows(path, split))
-        for number, row in enumerate(rows):
-            try:
-                with within(f"{path}, row {number}"):
-                    task = self.task(row, number, split)
-            except RowError as error:
-                if self.on_bad_row == "error":
-                    raise RowError(f"{error} (on_bad_row=skip leaves such rows out)") from None
-                bad += 1
-                log.warning("left out: %s", error)
-            else:
-                tasks += [] if task is None else [task]
-        if bad:
-            log.warning("%s: left out %d of %d rows", path, bad, len(rows))
-        self._loaded[split] = tuple(tasks)
+        if split not in self._loaded:
+            path = self.paths[split]
+            if path is None:
+                raise ValueError(
+                    f"{self.benchmark}'s {split} tasks are not there: set {split}_path"
+                )
+            if not self.is_remote(path):
+                path = str(existing_file(path, f"{split}_path"))
+            rows = enumerate(self.rows(path, split))
+            made = self.sieve.sift(path, rows, lambda row, number: self.task(row, number, split))
+            self._loaded[split] = tuple(task for _, task in made)
         return self._loaded[split]
 
 
@@ -176,25 +220,63 @@ def split_validation(
     return training, tuple(tasks[index] for index in sorted(chosen))
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; blank lines are left out.
-
-    Raises:
-        ValueError: a line is not a JSON object; the message names file and line.
-    """
-    rows = []
+def jsonl_rows(path: str | Path) -> Iterator[Row]:
+    """The objects of a JSON-lines file, or why a line is none; blank lines are left out."""
     # Split at "\n" alone: str.splitlines would also cut at separators inside JSON strings.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(Path(path).read_bytes().split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: broken JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected a JSON object")
-        rows.append(row)
-    return rows
+            with within(f"line {number}"):
+                row = parse_json(line.decode())
+                if not isinstance(row, dict):
+                    raise RowError(f"expected a JSON object, got {type(row).__name__}")
+            yield row
+        except UnicodeDecodeError as error:
+            yield RowError(f"line {number}: not UTF-8: {error}")
+        except RowError as error:
+            yield error
+
+
+def read_jsonl(path: Path) -> list[Mapping[str, Any]]:
+    """The objects of a JSON-lines file; blank lines are left out.
+
+    Raises:
+        RowError: a line is not a JSON object; the message names file and line.
+    """
+    made = []
+    for row in jsonl_rows(path):
+        if isinstance(row, RowError):
+            raise RowError(f"{path}, {row}")
+        made.append(row)
+    return made
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        RowError: it is broken, nested deeper than Python reads, or holds half of a surrogate pair,
+            which no file could be written with.
+    """
+    try:
+        value = json.loads(text)
+        if "\\u" in text:
+            for name, item in value.items() if isinstance(value, dict) else [("value", value)]:
+                with within(f"{name!r:.50}"):
+                    _check_encodable(item)
+    except json.JSONDecodeError as error:
+        raise RowError(f"broken JSON: {error}") from error
+    except RecursionError:
+        raise RowError("broken JSON: nested too deeply") from None
+    return value
+
+
+def _check_encodable(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise RowError("holds half of a surrogate pair") from None
 
 
 def read_field(row: Mapping[str, Any], field: str, kind: type, optional: bool = False) -> Any:
@@ -225,19 +307,54 @@ def read_json_field(row: Mapping[str, Any], field: str, kind: type, optional: bo
     text = read_field(row, field, str, optional)
     if text is None:
         return None
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RowError(f"{field}: broken JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise RowError(f"{field}: expected a JSON {kind.__name__}, got {type(value).__name__}")
+    with within(field):
+        value = parse_json(text)
+        if not isinstance(value, kind):
+            raise RowError(f"expected a JSON {kind.__name__}, got {type(value).__name__}")
     return value
+
+
+def tools_by_name(entries: Sequence[Any], read: Callable[[Any], ToolSpec]) -> dict[str, ToolSpec]:
+    """The tools of a row by name.
+
+    Raises:
+        RowError: two of one name, or what `read` says of an entry.
+    """
+    tools: dict[str, ToolSpec] = {}
+    for index, entry in enumerate(entries):
+        with within(f"tools[{index}]"):
+            tool = read(entry)
+            if tool.name in tools:
+                raise RowError(f"two tools are called {tool.name!r}")
+        tools[tool.name] = tool
+    return tools
 
 
 def read_tool(entry: Mapping[str, Any]) -> ToolSpec:
     """A tool by its schema, without its source."""
     name, description = read_field(entry, "name", str), read_field(entry, "description", str)
     return ToolSpec(name, description, read_field(entry, "parameters", dict))
+
+
+def read_call(
+    item: Mapping[str, Any], tool_names: Collection[str], arguments: str = "arguments"
+) -> ToolCall:
+    """A gold call, whose arguments stand in a field of that name."""
+    name = read_field(item, "name", str)
+    if name not in tool_names:
+        raise RowError(f"name: {name!r} is none of the row's tools ({', '.join(tool_names)})")
+    return ToolCall(name, read_field(item, arguments, dict))
+
+
+def read_calls(
+    field: str, items: Sequence[Any], tool_names: Collection[str], arguments: str = "arguments"
+) -> tuple[ToolCall, ...]:
+    """The gold calls of a field, in order."""
+    calls = []
+    for index, item in enumerate(items):
+        with within(f"{field}[{index}]"):
+            calls.append(read_call(item, tool_names, arguments))
+    return tuple(calls)
 
 
 def value_text(value: Any) -> str:

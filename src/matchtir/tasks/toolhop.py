@@ -9,18 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from matchtir.credit.outcome import contains_answer
-from matchtir.tasks.gold_traces import read_trace, with_traces, worst_quality
+from matchtir.tasks.gold import read_trace, with_traces, worst_quality
 from matchtir.tasks.rows import (
     FileTasks,
+    Row,
     RowError,
     align_sub_answers,
+    jsonl_rows,
     parameter_names,
     read_field,
-    read_jsonl,
     read_tool,
     within,
 )
@@ -63,7 +63,6 @@ class ToolHopTasks(FileTasks):
         on_bad_row: as `FileTasks`.
 
     Raises:
-        FileNotFoundError: a path that is no file.
         ValueError: an option that is not allowed.
     """
 
@@ -75,7 +74,7 @@ class ToolHopTasks(FileTasks):
         gold_traces_path: str | None = None,
         scenarios: Sequence[str] = SCENARIOS,
         prompts: Mapping[str, str] | None = None,
-        on_bad_row: str = "error",
+        on_bad_row: str = "stop",
     ) -> None:
         self.prompts = {**PROMPTS, **(prompts or {})}
         for scenario in [*scenarios, *self.prompts]:
@@ -83,9 +82,9 @@ class ToolHopTasks(FileTasks):
         self.scenarios = tuple(scenarios)
         super().__init__({"test": test_path, "gold_traces": gold_traces_path}, on_bad_row)
 
-    def rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
+    def rows(self, path: str, split: str) -> Iterable[Row]:
         """The published rows with their gold traces."""
-        return with_traces(read_jsonl(Path(path)), self.paths["gold_traces"])
+        return with_traces(jsonl_rows(path), self.paths["gold_traces"], self.sieve)
 
     def _load(self, split: str) -> tuple[Task, ...]:
         """The questions, one scenario after the other."""

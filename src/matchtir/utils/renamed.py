@@ -21,6 +21,8 @@ RENAMED = {
         "assignment=soft +assignment.max_iterations=1000 +assignment.finish=none"
     ),
     "carried_groups": "partial_groups",
+    "+data.on_bad_row=error": "+data.on_bad_row=stop",
+    "data.on_bad_row=error": "data.on_bad_row=stop",
     "engine": "rollout.engine",
     "engine=transformers": "rollout=transformers",
     "engine=vllm": "rollout=vllm",

@@ -1,7 +1,4 @@
-"""One row of one's own tasks: what it may hold, how it becomes a task, and how a task becomes one.
-
-The schema is documented in docs/your-own-tools.md.
-"""
+"""The task set of one's own questions and tools; docs/your-own-tools.md has the schema of a row."""
 
 from __future__ import annotations
 
@@ -11,8 +8,28 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from matchtir.tasks.rows import SPLITS, RowError, read_field, read_tool, value_text, within
-from matchtir.types import Message, SubAnswer, Task, ToolCall, ToolSpec
+from matchtir.credit.outcome import missed
+from matchtir.tasks.rows import (
+    SPLITS,
+    RowError,
+    Sieve,
+    existing_file,
+    jsonl_rows,
+    read_call,
+    read_field,
+    read_tool,
+    tools_by_name,
+    value_text,
+    within,
+)
+from matchtir.tasks.splits import SPLIT_BY, split_tasks
+from matchtir.tasks.tool_sources import ToolSource, read_tools
+from matchtir.tools.sandbox import Replay, Sandbox, replay_all
+from matchtir.types import Message, ResultStatus, SubAnswer, Task, ToolCall, ToolSpec
+from matchtir.utils.options import check_option
+
+GOLD = ("required", "optional")
+DEFAULT_SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
 
 FIELDS = (
     *("id", "split", "scenario", "question", "messages", "tools"),
@@ -22,6 +39,124 @@ CALL_FIELDS = ("name", "arguments", "turn", "output")
 TOOL_FIELDS = ("name", "description", "parameters", "source", "owner", "strict")
 COMBINED = ("anyOf", "oneOf", "allOf", "$ref", "patternProperties", "if")  # name more arguments
 ROLES = ("system", "user", "assistant")
+
+
+class CustomTasks:
+    """Questions in JSON lines.
+
+    Gold calls without outputs are executed once, when the tasks are read: their outputs are what
+    the Solve metrics count and what fine-tuning shows the policy, and a gold call that fails, or
+    gold calls that miss the row's gold state, are a mistake in the row.
+
+    Args:
+        path: the rows. Each has a `split`, or none has; then they are split here.
+        tools: where tools come from that rows name, see `read_tools`; None: rows bring their own.
+        sandbox: executes the gold calls, and is shut down afterwards; None: nothing is executed.
+        gold: "required", or "optional" for rows whose gold calls are still to be found.
+        split_by: what tasks of two splits may not share: "content", "tools" or "entities".
+        shares: relative sizes of the splits.
+        seed: of the splitting.
+        on_bad_row: as `Sieve`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an option that is not allowed, or tools that cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        tools: ToolSource | Sequence[ToolSource] | None = None,
+        sandbox: Sandbox | None = None,
+        gold: str = "required",
+        split_by: str = "content",
+        shares: Mapping[str, float] | None = None,
+        seed: int = 0,
+        on_bad_row: str = "stop",
+    ) -> None:
+        check_option("gold", gold, GOLD)
+        check_option("split_by", split_by, SPLIT_BY)
+        self.path = existing_file(path, "path")
+        self.tools = {tool.name: tool for tool in read_tools(tools)}
+        self.sandbox = sandbox
+        self.gold = gold
+        self.split_by = split_by
+        self.shares = dict(shares or DEFAULT_SHARES)
+        self.seed = seed
+        self.sieve = Sieve(on_bad_row)
+        self._splits: dict[str, tuple[Task, ...]] | None = None
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of "train", "validation" or "test"; the file is read when first asked for.
+
+        Raises:
+            ValueError: an unknown split.
+            RowError: a malformed row (with on_bad_row=stop): file, row and field.
+        """
+        check_option("split", split, SPLITS)
+        if self._splits is None:
+            tasks = self._with_splits(self._read())
+            self._splits = {
+                name: tuple(task for task in tasks if task.metadata["split"] == name)
+                for name in SPLITS
+            }
+        return self._splits[split]
+
+    def rows(self) -> tuple[Task, ...]:
+        """All tasks in the order of their rows; `metadata` has the split of those that have one."""
+        return tuple(task for _, task in self._read())
+
+    def _read(self) -> list[tuple[int, Task]]:
+        """(row, task with the outputs of its gold calls)."""
+
+        def make(row: Mapping[str, Any], number: int) -> Task:
+            return task_from_row(row, f"{self.path.stem}/{number}", self.tools, self.gold)
+
+        tasks = self.sieve.sift(self.path, enumerate(jsonl_rows(self.path)), make)
+        if self.sandbox is None:
+            return tasks
+        try:
+            replays = replay_all([(task, task.gold_calls) for _, task in tasks], self.sandbox)
+        finally:
+            self.sandbox.shutdown()
+        played = [
+            (number, (task, replay)) for (number, task), replay in zip(tasks, replays, strict=True)
+        ]
+        return self.sieve.sift(self.path, played, lambda pair, number: with_outputs(*pair))
+
+    def _with_splits(self, tasks: list[tuple[int, Task]]) -> list[Task]:
+        if not any("split" in task.metadata for _, task in tasks):
+            alone = [task for _, task in tasks]
+            splits = split_tasks(alone, self.split_by, self.shares, self.seed)
+            return [
+                replace(task, metadata={**task.metadata, "split": split})
+                for task, split in zip(alone, splits, strict=True)
+            ]
+
+        def make(task: Task, number: int) -> Task:
+            if "split" not in task.metadata:
+                raise RowError("split: is missing; other rows have one")
+            return task
+
+        return [task for _, task in self.sieve.sift(self.path, tasks, make)]
+
+
+def with_outputs(task: Task, replay: Replay) -> Task:
+    """The task with what its gold calls returned.
+
+    Raises:
+        RowError: a call failed, or the gold state was not reached.
+    """
+    for index, (call, result) in enumerate(zip(task.gold_calls, replay.results, strict=True)):
+        if result.status not in (ResultStatus.OK, ResultStatus.TRUNCATED):
+            raise RowError(f"gold_calls[{index}]: {call.name} fails: {result.output}")
+    if task.gold_state is not None and task.gold_calls:
+        problem = missed(task.gold_state, replay.state)
+        if problem:
+            raise RowError(f"gold_state: after the gold calls, {problem}")
+    outputs = (result.output for result in replay.results)
+    answers = tuple(SubAnswer(c.name, o) for c, o in zip(task.gold_calls, outputs, strict=True))
+    return replace(task, sub_answers=task.sub_answers or answers)
 
 
 def task_from_row(
@@ -163,17 +298,16 @@ def _read_tools(row: Mapping[str, Any], offered: Mapping[str, ToolSpec]) -> dict
         if not offered:
             raise RowError("tools: is missing, and no tools are given for all rows (data.tools)")
         return dict(offered)
-    tools: dict[str, ToolSpec] = {}
-    for index, entry in enumerate(entries):
-        with within(f"tools[{index}]"):
-            if isinstance(entry, str) and entry not in offered:
-                there = ", ".join(offered) or "none: set data.tools"
-                raise RowError(f"there is no tool {entry!r} (there is {there})")
-            tool = offered[entry] if isinstance(entry, str) else _read_own_tool(entry)
-            if tool.name in tools:
-                raise RowError(f"two tools are called {tool.name!r}")
-        tools[tool.name] = tool
-    return tools
+
+    def read(entry: Any) -> ToolSpec:
+        if not isinstance(entry, str):
+            return _read_own_tool(entry)
+        if entry not in offered:
+            there = ", ".join(offered) or "none: set data.tools"
+            raise RowError(f"there is no tool {entry!r} (there is {there})")
+        return offered[entry]
+
+    return tools_by_name(entries, read)
 
 
 def _read_own_tool(entry: Mapping[str, Any]) -> ToolSpec:
@@ -226,15 +360,12 @@ def _read_calls(
     for index, item in enumerate(items):
         with within(f"{field}[{index}]"):
             _known(item, CALL_FIELDS)
-            name = read_field(item, "name", str)
-            arguments = read_field(item, "arguments", dict)
             turn = read_field(item, "turn", int, optional=True)
             if turn is not None and turn < 1:
                 raise RowError(f"turn: expected a number from 1, got {turn}")
-            if name not in tools:
-                raise RowError(f"name: {name!r} is none of the row's tools ({', '.join(tools)})")
-            _check_arguments(arguments, tools[name])
-        calls.append(ToolCall(name, arguments))
+            call = read_call(item, tools)
+            _check_arguments(call.arguments, tools[call.name])
+        calls.append(call)
     return tuple(calls)
 
 
