@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before NumPy is imported
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 import numpy as np
 import ot
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from matchtir.credit.advantages import DualAdvantage, RewardBatch
 from matchtir.credit.assignment import (
@@ -83,11 +84,6 @@ def make_trajectories(count: int, seed: int = 0) -> list[Trajectory]:
     return trajectories[:count]
 
 
-def make_similarities(count: int, size: int, seed: int = 1) -> Matrices:
-    """Random square matrices without ties, the easier case for every solver."""
-    return list(np.random.default_rng(seed).random((count, size, size)))
-
-
 # ---------------------------------------------------------------- the other sides
 
 
@@ -101,13 +97,6 @@ def plain_similarity(predicted: ToolCall, gold: ToolCall) -> float:
     return same_name * (same_name + names + values) / (2 + len(right))
 
 
-def early_similarity(predicted: ToolCall, gold: ToolCall) -> float:
-    """The same, left early where the names differ."""
-    if predicted.name.lower() != gold.name.lower():
-        return 0.0
-    return plain_similarity(predicted, gold)
-
-
 def plain_answer_f1(text: str, gold: str) -> float | None:
     """Token-set F1 of the answer in a text; None where there is none."""
     found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
@@ -119,10 +108,7 @@ def plain_answer_f1(text: str, gold: str) -> float | None:
     return 2 * len(left & right) / (len(left) + len(right)) if left and right else 0.0
 
 
-def greedy_loop(
-    trajectories: Sequence[Trajectory],
-    similarity: Callable[[ToolCall, ToolCall], float] = plain_similarity,
-) -> list[list[float]]:
+def greedy_loop(trajectories: Sequence[Trajectory]) -> list[list[float]]:
     """Turn rewards by greedy matching, one trajectory, pair and turn after the other."""
     result = []
     for trajectory in trajectories:
@@ -130,7 +116,7 @@ def greedy_loop(
         pairs = []
         for row, call in enumerate(predicted):
             for column, wanted in enumerate(gold):
-                pairs.append((similarity(call, wanted), row, column))
+                pairs.append((plain_similarity(call, wanted), row, column))
         pairs.sort(key=lambda pair: -pair[0])
         rewards = [0.0] * len(predicted)
         used_rows, used_columns = set(), set()
@@ -171,42 +157,35 @@ def pot_batched(similarities: Matrices, iterations: int) -> Matrices:
     return list(result.plan)
 
 
-class Tokens:
-    """Turn rewards of N trajectories, and what belongs to each of their tokens, padded.
+class Tokens(NamedTuple):
+    """Turn rewards of N trajectories, and what belongs to each of their tokens, padded."""
 
-    `turn_index` [N, L] is the turn of a sampled token, -1 elsewhere; `token_rewards` [N, L] has
-    the reward of a turn at its last token.
-    """
+    batch: RewardBatch
+    turn_index: torch.Tensor  # [N, L]: the turn of a sampled token, -1 elsewhere
+    rewards: torch.Tensor  # [N, L]: the reward of a turn at its last token
+    lengths: list[int]  # without padding
 
-    def __init__(self, count: int, tokens_per_turn: int, seed: int = 2) -> None:
-        rng = np.random.default_rng(seed)
-        turns = rng.integers(2, 7, count)
-        mask = np.arange(turns.max()) < turns[:, None]
-        rewards = np.where(mask, rng.random(mask.shape), 0.0)
-        self.group = np.arange(count) // GROUP
-        self.lengths = []
-        low, high = tokens_per_turn // 2, tokens_per_turn * 3 // 2
-        index = np.full((count, int(turns.max()) * (high + tokens_per_turn // 4)), -1)
-        token_rewards = np.zeros(index.shape)
-        for row in range(count):
-            position = 0
-            for turn in range(turns[row]):
-                end = position + int(rng.integers(low, high))
-                index[row, position:end] = turn
-                token_rewards[row, end - 1] = rewards[row, turn]
-                position = end + tokens_per_turn // 4  # an observation follows
-            self.lengths.append(position)
-        longest = max(self.lengths)
-        self.turn_index = torch.from_numpy(index[:, :longest].copy())
-        self.token_rewards = torch.from_numpy(token_rewards[:, :longest].copy())
-        self.batch = RewardBatch(
-            rewards, mask, self.group, mask, rewards.sum(axis=1), np.zeros(count)
-        )
 
-    @property
-    def total(self) -> int:
-        """Tokens without padding."""
-        return sum(self.lengths)
+def make_tokens(count: int, tokens_per_turn: int, seed: int = 2) -> Tokens:
+    """Trajectories of 2 to 6 turns, with an observation after each."""
+    rng = np.random.default_rng(seed)
+    turns = rng.integers(2, 7, count)
+    mask = np.arange(turns.max()) < turns[:, None]
+    rewards = np.where(mask, rng.random(mask.shape), 0.0)
+    rows, token_rewards = [], []
+    for row in range(count):
+        index, here = [], []
+        for turn in range(turns[row]):
+            sampled = int(rng.integers(tokens_per_turn // 2, tokens_per_turn * 3 // 2))
+            index += [turn] * sampled + [-1] * (tokens_per_turn // 4)
+            here += [0.0] * (sampled - 1) + [rewards[row, turn]] + [0.0] * (tokens_per_turn // 4)
+        rows.append(torch.tensor(index))
+        token_rewards.append(torch.tensor(here, dtype=torch.float64))
+    group, total = np.arange(count) // GROUP, rewards.sum(axis=1)
+    batch = RewardBatch(rewards, mask, group, mask, total, np.zeros(count))
+    turn_index = pad_sequence(rows, batch_first=True, padding_value=-1)
+    padded = pad_sequence(token_rewards, batch_first=True)
+    return Tokens(batch, turn_index, padded, [len(row) for row in rows])
 
 
 def dual_vectorised(tokens: Tokens) -> torch.Tensor:
@@ -215,30 +194,20 @@ def dual_vectorised(tokens: Tokens) -> torch.Tensor:
     return spread_turns(advantages, tokens.turn_index)
 
 
-def dual_token_loop(tokens: Tokens, lists: bool = False) -> Any:
-    """The same from rewards at the last tokens of turns: back and forth over every token.
-
-    On the tensors as they are; with `lists`, on Python lists made of them first, which is faster.
-    """
-    rewards: Any = tokens.token_rewards
-    turn_index: Any = tokens.turn_index
-    returns: Any = torch.zeros_like(tokens.token_rewards)
-    result: Any = torch.zeros_like(tokens.token_rewards)
-    if lists:
-        rewards, turn_index, returns, result = (
-            tensor.tolist() for tensor in (rewards, turn_index, returns, result)
-        )
+def dual_token_loop(tokens: Tokens) -> torch.Tensor:
+    """The same from rewards at the last tokens of turns: back and forth over every token."""
+    returns, result = torch.zeros_like(tokens.rewards), torch.zeros_like(tokens.rewards)
     members: dict[tuple[int, int], list[float]] = {}
     totals = []
     for i, length in enumerate(tokens.lengths):
-        group, running, current, total = int(tokens.group[i]), 0.0, -1, 0.0
+        group, running, current, total = int(tokens.batch.group[i]), 0.0, -1, 0.0
         for position in range(length - 1, -1, -1):
-            turn = int(turn_index[i][position])
+            turn = int(tokens.turn_index[i][position])
             if turn < 0:
                 continue
             if turn != current:  # from behind, the last token of a turn comes first
                 current = turn
-                reward = float(rewards[i][position])
+                reward = float(tokens.rewards[i][position])
                 total += reward
                 running = reward + 0.9 * running
                 members.setdefault((group, turn), []).append(running)
@@ -247,11 +216,11 @@ def dual_token_loop(tokens: Tokens, lists: bool = False) -> Any:
         totals.append(total)
     statistics = {key: plain_statistics(found) for key, found in members.items()}
     for i, length in enumerate(tokens.lengths):
-        group = int(tokens.group[i])
+        group = int(tokens.batch.group[i])
         mean, std = statistics[group, -1]
         outer = (totals[i] - mean) / (std + 1e-6)
         for position in range(length):
-            turn = int(turn_index[i][position])
+            turn = int(tokens.turn_index[i][position])
             if turn >= 0:
                 mean, std = statistics[group, turn]
                 inner = (float(returns[i][position]) - mean) / (std + 1e-6)
@@ -302,67 +271,46 @@ def largest_error(plans: Matrices) -> float:
 def check(trajectories: Sequence[Trajectory], tokens: Tokens) -> None:
     """Both sides compute the same (the plain loop is greedy, so it is held against ours)."""
     reward = MatchReward(Similarity("casefold", "python"), GreedyAssignment())
-    for similarity in (plain_similarity, early_similarity):
-        plain = greedy_loop(trajectories, similarity)
-        for credit, expected in zip(reward(trajectories), plain, strict=True):
-            np.testing.assert_allclose(credit.turn_rewards, expected)
-    for lists in (False, True):
-        looped = torch.as_tensor(dual_token_loop(tokens, lists), dtype=torch.float64)
-        torch.testing.assert_close(dual_vectorised(tokens), looped, rtol=0, atol=1e-9)
-
-
-def bench_hard(trajectories: Sequence[Trajectory], rounds: int) -> float:
-    """Calls and texts to turn rewards."""
-    hard = MatchReward(Similarity(), HardAssignment())
-    ours = partial(hard, trajectories)
-    early = partial(greedy_loop, trajectories, early_similarity)
-    compare(f"hard, {CALLS} calls; loop with an early exit", ours, early, rounds)
-    return compare(f"hard, {CALLS} calls; loop", ours, partial(greedy_loop, trajectories), rounds)
+    for credit, expected in zip(reward(trajectories), greedy_loop(trajectories), strict=True):
+        np.testing.assert_allclose(credit.turn_rewards, expected)
+    ours, looped = dual_vectorised(tokens), dual_token_loop(tokens)
+    torch.testing.assert_close(ours, looped, rtol=0, atol=1e-9)
 
 
 def bench_soft(trajectories: Sequence[Trajectory], rounds: int) -> tuple[float, float]:
     """Transport plans at equal marginal error; the ratios for matrices as large as the calls'.
 
     The similarities of real calls have ties, on which plain iterations converge so slowly that
-    POT is stopped after 1,000 of them: that comparison is shown, with its errors, not counted.
+    POT is stopped after 1,000 of them: that comparison, of a quarter, is shown with its errors and
+    not counted.
     """
-    soft = SoftAssignment(REG, tolerance=TOLERANCE)
-    similarity, count = Similarity(), len(trajectories)
-    of_calls = [similarity(t.calls, t.task.gold_calls) for t in trajectories]
-    size = f"{CALLS} x {CALLS}"
+    soft, similarity, count = SoftAssignment(REG), Similarity(), len(trajectories)
+    of_calls = [similarity(t.calls, t.task.gold_calls) for t in trajectories[: count // 4]]
     data = {
-        f"{size} of the calls": (of_calls, 1_000),
-        "10 x 10 at random": (make_similarities(count, 10), 100_000),
-        f"{size} at random": (make_similarities(count, CALLS), 100_000),
+        "of the calls": (of_calls, 1_000),
+        "at random": (list(np.random.default_rng(1).random((count, CALLS, CALLS))), 100_000),
     }
     loop = batched = 0.0
     for name, (similarities, iterations) in data.items():
+        name = f"soft, {len(similarities)} of {CALLS} x {CALLS} {name}"
         ours = partial(soft, similarities)
-        theirs = partial(sinkhorn_loop, similarities, iterations)
-        loop = compare(f"soft, {name}; ot.sinkhorn", ours, theirs, rounds)
-        theirs = partial(pot_batched, similarities, iterations)
-        batched = compare(f"soft, {name}; ot.solve_batch", ours, theirs, rounds)
-        few = similarities[:256]
-        plans = [
-            [assignment.plan for assignment in soft(few)],
-            sinkhorn_loop(few, iterations),
-            pot_batched(few, iterations),
-        ]
-        errors = ", ".join(f"{largest_error(found):.1e}" for found in plans)
+        others = [partial(f, similarities, iterations) for f in (sinkhorn_loop, pot_batched)]
+        loop = compare(f"{name}; ot.sinkhorn", ours, others[0], rounds)
+        batched = compare(f"{name}; ot.solve_batch", ours, others[1], rounds)
+        found = [[assignment.plan for assignment in ours()], *(other() for other in others)]
+        errors = ", ".join(f"{largest_error(plans):.1e}" for plans in found)
         print(f"    largest marginal error (ours, loop, batched): {errors}")
     return loop, batched
 
 
-def bench_dual(count: int, rounds: int) -> float:
+def bench_dual(count: int) -> float:
     """Advantages of all tokens; the smallest ratio of three sizes."""
     ratios = []
     for tokens_per_turn in (12, 25, 50):
-        tokens = Tokens(count, tokens_per_turn)
-        ours, size = partial(dual_vectorised, tokens), f"{tokens.total / 1e6:.2f} M tokens"
-        lists = partial(dual_token_loop, tokens, True)
-        compare(f"dual, {size}; loop over lists", ours, lists, rounds)
-        loop = partial(dual_token_loop, tokens)
-        ratios.append(compare(f"dual, {size}; loop over tensors", ours, loop, 1))
+        tokens = make_tokens(count, tokens_per_turn)
+        name = f"dual, {sum(tokens.lengths) / 1e6:.2f} M tokens; loop"
+        ours, loop = partial(dual_vectorised, tokens), partial(dual_token_loop, tokens)
+        ratios.append(compare(name, ours, loop, 1))
     return min(ratios)
 
 
@@ -397,14 +345,16 @@ def main() -> None:
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, POT {ot.__version__}")
     print(f"command: python {' '.join(sys.argv)}")
     trajectories = make_trajectories(count)
-    check(trajectories[:256], Tokens(64, 32))
+    check(trajectories[:256], make_tokens(64, 32))
     print(f"\n{f'{count} trajectories; CPU seconds':<50}{'ours':>11}{'other':>12}{'ratio':>11}")
     soft_loop, soft_batched = bench_soft(trajectories, rounds)
+    hard = partial(MatchReward(Similarity(), HardAssignment()), trajectories)
+    loop = partial(greedy_loop, trajectories)
     result = {
-        "hard_vs_greedy_loop": bench_hard(trajectories, rounds),
+        "hard_vs_greedy_loop": compare(f"hard, {CALLS} calls; loop", hard, loop, rounds),
         "soft_vs_sinkhorn_loop": soft_loop,
         "soft_vs_pot_batched": soft_batched,
-        "dual_vs_token_loop": bench_dual(count, rounds),
+        "dual_vs_token_loop": bench_dual(count),
         "credit_seconds_4096": bench_iteration(trajectories, rounds) * 4096 / count,
     }
     print("RESULT " + json.dumps({name: round(value, 4) for name, value in result.items()}))

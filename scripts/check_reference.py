@@ -42,7 +42,7 @@ def release_similarity() -> Similarity:
 
 def release_soft(reg: float = 0.1) -> SoftAssignment:
     """Sinkhorn that stops after 1,000 iterations, converged or not."""
-    return SoftAssignment(reg, max_iterations=1000, tolerance=1e-9, finish="none")
+    return SoftAssignment(reg, max_iterations=1000)
 
 
 def calls_of(records: Sequence[Case]) -> tuple[ToolCall, ...]:
@@ -116,7 +116,12 @@ def check_dual_advantage(cases: Sequence[Case]) -> dict[str, float]:
         group = np.unique(case["group"], return_inverse=True)[1]
         single, total = rewards.astype(np.float32), rewards.sum(axis=1).astype(np.float32)
         batch = RewardBatch(single, mask, group, mask, total, np.zeros(len(group)))
-        dual = DualAdvantage(0.5, 0.5, gamma=case["discount"], epsilon=case["std_epsilon"])
+        dual = DualAdvantage(
+            gamma=case["discount"],
+            epsilon=case["std_epsilon"],
+            trajectory_weight=0.5,
+            turn_weight=0.5,
+        )
         differences.append(gap(dual(batch)[mask], np.concatenate(case["turn_advantages"])))
     return {"turn_advantages": largest(differences)}
 

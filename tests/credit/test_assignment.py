@@ -20,7 +20,7 @@ from tests.credit.builders import assigned
 TIED = [0.0, 0.0, 0.25, 0.5, 2 / 3, 0.75, 1.0]
 
 
-def matrices(elements, smallest=0, largest=5):
+def matrices(elements, smallest=0, largest=4):
     shape = st.tuples(st.integers(smallest, largest), st.integers(smallest, largest))
     return shape.flatmap(lambda s: hnp.arrays(np.float64, s, elements=elements))
 
@@ -68,13 +68,6 @@ def test_partial_matching_equals_brute_force(similarity, threshold):
     assert (similarity[assignment.plan > 0] > threshold).all()
 
 
-@given(ANY)
-def test_greedy_and_ordered_never_beat_hard(similarity):
-    hard = assigned(HardAssignment(), similarity).rewards.sum()
-    assert assigned(GreedyAssignment(), similarity).rewards.sum() <= hard + 1e-9
-    assert assigned(OrderedAssignment(), similarity).rewards.sum() <= hard + 1e-9
-
-
 @given(ANY, st.sampled_from([0.0, 0.25]), st.sampled_from(MATCHINGS))
 def test_plans_are_one_to_one_and_pay_what_they_match(similarity, penalty, kind):
     assignment = assigned(kind(unmatched_penalty=penalty), similarity)
@@ -88,19 +81,6 @@ def test_plans_are_one_to_one_and_pay_what_they_match(similarity, penalty, kind)
     assert (assignment.rewards[~matched] == -penalty).all()
 
 
-@pytest.mark.parametrize("kind", [HardAssignment, GreedyAssignment, PartialAssignment])
-@given(matrices(FLOATS, smallest=1), st.randoms())
-def test_permuting_calls_permutes_rewards(kind, similarity, random):
-    # Noise makes the optimum unique: among ties, the earlier call is paid.
-    similarity = similarity * 0.9 + np.random.default_rng(0).random(similarity.shape) * 0.1
-    rows, columns = list(range(similarity.shape[0])), list(range(similarity.shape[1]))
-    random.shuffle(rows)
-    random.shuffle(columns)
-    straight = assigned(kind(), similarity).rewards
-    permuted = assigned(kind(), similarity[rows][:, columns]).rewards
-    assert permuted == pytest.approx(straight[rows], abs=1e-9)
-
-
 def test_greedy_is_not_hungarian():
     similarity = [[1.0, 0.9], [0.9, 0.0]]
     assert assigned(GreedyAssignment(), similarity).rewards.tolist() == [1.0, 0.0]
@@ -108,24 +88,16 @@ def test_greedy_is_not_hungarian():
 
 
 @pytest.mark.parametrize("kind", [HardAssignment, GreedyAssignment, OrderedAssignment])
-@pytest.mark.parametrize("calls", [2, 3, 7, 40])
+@pytest.mark.parametrize("calls", [2, 40])
 def test_of_equal_calls_the_first_is_paid(kind, calls):
     rewards = assigned(kind(0.5), np.full((calls, 1), 0.75)).rewards
     assert rewards.tolist() == [0.75] + [-0.5] * (calls - 1)
 
 
-def test_order_matters_to_ordered_alassigned():
+def test_order_matters_to_ordered_alone():
     swapped = [[0.0, 1.0], [1.0, 0.0]]
     assert assigned(HardAssignment(), swapped).rewards.sum() == 2
     assert assigned(OrderedAssignment(), swapped).rewards.tolist() == [1.0, 0.0]
-
-
-def test_partial_leaves_a_wrong_value_unpaid():
-    wrong_value = [[2 / 3, 0.0], [0.0, 1.0]]
-    assert assigned(HardAssignment(), wrong_value).rewards == pytest.approx([2 / 3, 1.0])
-    assert assigned(PartialAssignment(0.7, unmatched_penalty=0.25), wrong_value).rewards == (
-        pytest.approx([-0.25, 1.0])
-    )
 
 
 @pytest.mark.parametrize(
@@ -140,30 +112,19 @@ def test_empty_sides(assignment):
     assert assignment([]) == []
 
 
-@pytest.mark.parametrize("kind", MATCHINGS)
-def test_without_gold_calls_every_call_is_unmatched(kind):
-    assert assigned(kind(unmatched_penalty=0.25), np.zeros((2, 0))).rewards.tolist() == [
-        -0.25,
-        -0.25,
-    ]
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("kind", [*MATCHINGS, SoftAssignment])
-def test_similarities_that_are_no_numbers_are_refused_with_their_row(kind, bad):
-    matrix = np.zeros((3, 2))
-    matrix[2, 1] = bad
-    with pytest.raises(ValueError, match="similarity matrix 1, row 2 is not finite"):
-        kind()([np.zeros((2, 2)), matrix])
+def test_similarities_that_are_no_numbers_are_refused_with_their_row(kind):
+    for bad in (np.nan, np.inf):
+        matrix = np.zeros((3, 2))
+        matrix[2, 1] = bad
+        with pytest.raises(ValueError, match="similarity matrix 2, row 2 is not finite"):
+            kind()([np.zeros((2, 2)), np.zeros((3, 2)), matrix])
 
 
-@pytest.mark.parametrize("kind", [*MATCHINGS, SoftAssignment])
-def test_a_negative_penalty_is_refused(kind):
-    with pytest.raises(ValueError, match="unmatched_penalty=-1"):
-        kind(unmatched_penalty=-1.0)
-
-
-def test_partial_options_are_checked():
+def test_options_are_checked():
+    for kind in (*MATCHINGS, SoftAssignment):
+        with pytest.raises(ValueError, match="unmatched_penalty=-1"):
+            kind(unmatched_penalty=-1.0)
     with pytest.raises(ValueError, match="threshold=1"):
         PartialAssignment(1.0)
     with pytest.raises(ValueError, match="kind='fuzzy'.*matching, transport"):

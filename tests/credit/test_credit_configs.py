@@ -34,20 +34,16 @@ def test_every_assignment_scores(name):
     assert made["reward"]([TRAJECTORY])[0].total == pytest.approx(2.0, abs=1e-6)
 
 
+@pytest.mark.parametrize("group", ["advantage", "loss"])
+def test_every_advantage_and_loss_is_built(group):
+    for name in names(group):
+        assert callable(built(**{group: name})[group]), name
+
+
 @pytest.mark.parametrize("name", names("reward"))
 def test_every_reward_scores(name):
     credit = built(assignment="hard", reward=name)["reward"]([TRAJECTORY])[0]
     assert credit.turn_rewards.shape == (2,)
-
-
-@pytest.mark.parametrize("name", [*names("advantage")])
-def test_every_advantage_is_built(name):
-    assert callable(built(advantage=name)["advantage"])
-
-
-@pytest.mark.parametrize("name", names("loss"))
-def test_every_loss_is_built(name):
-    assert built(loss=name)["loss"].aggregation
 
 
 def test_the_assignment_is_swapped_inside_the_reward():
@@ -57,5 +53,5 @@ def test_the_assignment_is_swapped_inside_the_reward():
 
 def test_variants_change_what_they_say():
     assert built(loss="gspo")["loss"].ratio == "sequence"
-    assert not built(assignment="hard", reward="turn")["reward"].pay_outcome
-    assert not built(assignment="hard", reward="outcome")["reward"].pay_calls
+    assert built(assignment="hard", reward="turn")["reward"].rewards == "turn"
+    assert built(assignment="hard", reward="outcome")["reward"].rewards == "outcome"

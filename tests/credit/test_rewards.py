@@ -67,12 +67,7 @@ def test_the_parts_can_be_paid_alone():
 )
 def test_a_missing_answer_costs_the_penalty_in_the_last_turn(turns, expected):
     assert turn_rewards(*turns, no_answer_penalty=0.5) == expected
-
-
-def test_the_penalty_goes_with_the_outcome():
-    assert turn_rewards(turn(A), no_answer_penalty=0.5, rewards="turn") == [1.0]
-    credit = score(attempt(ABC, turn(A)), no_answer_penalty=0.5)
-    assert (credit.outcome, credit.outcome_reward, credit.total) == (0.0, -0.5, 0.5)
+    assert min(turn_rewards(*turns, no_answer_penalty=0.5, rewards="turn")) >= 0
 
 
 def test_release_pays_an_answer_wherever_it_stands():
@@ -109,11 +104,8 @@ def test_of_several_gold_traces_the_best_counts():
     assert credit.similarity.shape == (3, 3) and credit.gold_trace == 1
     first = score(attempt(other, turn(A, B), says("blue")))
     assert first.similarity.shape == (2, 2) and first.gold_trace == 0
-
-
-def test_the_first_of_equally_good_gold_traces_counts():
-    credit = score(attempt(task(A, B, alternative_gold_calls=((A,),)), turn(A)))
-    assert credit.similarity.shape == (1, 2)
+    equal = score(attempt(task(A, B, alternative_gold_calls=((A,),)), turn(A)))
+    assert equal.similarity.shape == (1, 2)  # the first of equally good ones
 
 
 def test_tasks_without_gold_calls():
@@ -151,12 +143,6 @@ def test_turn_rewards_add_up(turns, assignment, reduction):
     assert len(credit.call_rewards) == len(trajectory.calls)
     if reduction == "sum":
         assert credit.total == pytest.approx(credit.call_rewards.sum() + 1.0)
-
-
-@pytest.mark.parametrize("assignment", [HardAssignment(), GreedyAssignment(), OrderedAssignment()])
-def test_the_gold_trace_earns_everything(assignment):
-    credit = score(attempt(ABC, turn(A), turn(B), turn(C), says("blue")), assignment)
-    assert credit.turn_rewards.tolist() == [1.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(

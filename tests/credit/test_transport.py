@@ -17,7 +17,7 @@ SHAPES = st.tuples(st.integers(1, 8), st.integers(1, 8))
 MATRICES = SHAPES.flatmap(
     lambda s: hnp.arrays(np.float64, s, elements=st.sampled_from(TIED) | st.floats(0, 1))
 )
-REGS = [1e-4, 5e-4, 0.002, 0.01, 0.05, 0.1, 0.5, 1.0, 10.0]
+REGS = [1e-4, 0.002, 0.01, 0.1, 1.0, 10.0]
 
 
 def problems(count, seed, largest=8):
@@ -27,7 +27,7 @@ def problems(count, seed, largest=8):
         yield rng.choice(TIED, size=shape) if rng.random() < 0.5 else rng.random(shape)
 
 
-@settings(deadline=None)
+@settings(max_examples=30)
 @given(st.lists(MATRICES, min_size=1, max_size=6), st.sampled_from(REGS))
 def test_marginals_hold_for_every_regulariser(similarities, reg):
     with warnings.catch_warnings():
@@ -44,24 +44,24 @@ def test_marginals_hold_for_every_regulariser(similarities, reg):
 @pytest.mark.parametrize("reg", [0.05, 0.1, 0.5, 5.0])
 def test_the_plan_is_the_optimum_that_pot_finds(reg):
     ot = pytest.importorskip("ot")
-    similarities = list(problems(40, seed=1, largest=6))
+    similarities = list(problems(15, seed=1, largest=6))
     compared = 0
     for similarity, assignment in zip(similarities, SoftAssignment(reg)(similarities), strict=True):
         m, n = similarity.shape
         masses = np.full(m, 1 / m), np.full(n, 1 / n)
         plan, log = ot.sinkhorn(
-            *masses, -similarity, reg, stopThr=1e-11, numItermax=3000, warn=False, log=True
+            *masses, -similarity, reg, stopThr=1e-11, numItermax=1000, warn=False, log=True
         )
         if log["err"][-1] < 1e-10:  # it gives up on a few tied problems
             compared += 1
             assert np.abs(assignment.plan - plan).max() < 1e-8
-    assert compared > 25
+    assert compared > 8
 
 
 @pytest.mark.parametrize("reg", [0.05, 0.002, 1e-4])
 def test_the_plan_is_a_scaled_kernel(reg):
     """log Z = (S + f_i + g_j) / reg is what makes a plan with these marginals the optimum."""
-    for similarity in problems(40, seed=2, largest=6):
+    for similarity in problems(15, seed=2, largest=6):
         if min(similarity.shape) < 2:
             continue
         log_plan = np.log(np.clip(assigned(SoftAssignment(reg), similarity).plan, 1e-300, None))
@@ -76,7 +76,7 @@ def test_the_plan_is_a_scaled_kernel(reg):
 
 
 def test_soft_tends_to_linear_programming_as_the_regulariser_vanishes():
-    for similarity in problems(25, seed=3, largest=5):
+    for similarity in problems(8, seed=3, largest=5):
         m, n = similarity.shape
         rows = np.kron(np.eye(m), np.ones(n))
         columns = np.kron(np.ones(m), np.eye(n))
@@ -101,32 +101,13 @@ def test_soft_tends_to_hard_on_square_matrices():
         assert soft.plan * size == pytest.approx(hard.plan, abs=1e-6)
 
 
-@given(MATRICES, st.randoms())
-def test_permuting_calls_permutes_rewards(similarity, random):
-    rows, columns = list(range(similarity.shape[0])), list(range(similarity.shape[1]))
-    random.shuffle(rows)
-    random.shuffle(columns)
-    straight = assigned(SoftAssignment(), similarity).rewards
-    permuted = assigned(SoftAssignment(), similarity[rows][:, columns]).rewards
-    assert permuted == pytest.approx(straight[rows], abs=1e-7)
-
-
 @pytest.mark.parametrize("reg", [1e-4, 0.1])
 def test_a_problem_is_solved_alike_alone_and_among_others(reg):
-    similarities = list(problems(50, seed=5))
+    similarities = list(problems(20, seed=5))
     together = SoftAssignment(reg)(similarities)
     for similarity, assignment in zip(similarities, together, strict=True):
         alone = assigned(SoftAssignment(reg), similarity)
         assert assignment.plan == pytest.approx(alone.plan, abs=1e-8)
-
-
-@pytest.mark.parametrize("calls", [1, 2, 5])
-def test_scale_conditional_pays_a_perfect_trajectory_one_per_call(calls):
-    perfect = np.eye(calls)
-    mass = assigned(SoftAssignment(0.01), perfect).rewards
-    conditional = assigned(SoftAssignment(0.01, scale="conditional"), perfect).rewards
-    assert mass == pytest.approx(np.full(calls, 1 / calls))
-    assert conditional == pytest.approx(np.ones(calls))
 
 
 def test_costs_choose_different_plans_from_the_same_similarity():
@@ -143,11 +124,9 @@ def test_costs_choose_different_plans_from_the_same_similarity():
         assert assigned(SoftAssignment(cost=cost), similarity).rewards == pytest.approx(
             (plan * similarity).sum(axis=1)  # paid in similarity, whatever the cost
         )
-
-
-def test_equal_similarities_have_a_normalised_inversion_too():
-    plan = assigned(SoftAssignment(cost="normalized_inversion"), np.full((2, 3), 0.5)).plan
-    assert plan == pytest.approx(np.full((2, 3), 1 / 6))
+        assert assigned(SoftAssignment(cost=cost), np.full((2, 3), 0.5)).plan == (
+            pytest.approx(np.full((2, 3), 1 / 6))
+        )
 
 
 @pytest.mark.parametrize(("scale", "expected"), [("mass", -0.125), ("conditional", -0.25)])
@@ -161,21 +140,20 @@ def test_a_call_that_resembles_nothing_can_be_made_to_lose(scale, expected):
 
 def test_release_stops_where_its_iterations_end():
     tied = np.array([[0.75, 0.0, 0.0], [0.0, 0.75, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.5]])
-    release = assigned(SoftAssignment(0.05, max_iterations=20, finish="none"), tied).plan
-    finished = assigned(SoftAssignment(0.05, max_iterations=20), tied).plan
+    release = assigned(SoftAssignment(0.05, max_iterations=20), tied).plan
+    finished = assigned(SoftAssignment(0.05), tied).plan
     assert np.abs(release.sum(axis=0) - 1 / 3).max() > 1e-6
     assert np.abs(finished.sum(axis=0) - 1 / 3).max() < 1e-9
 
 
 def test_release_refuses_regularisers_beyond_its_arithmetic():
-    release = SoftAssignment(1e-3, max_iterations=1000, finish="none")
-    with pytest.raises(ValueError, match="reg=0.001 is too small for scores 1 apart"):
+    release = SoftAssignment(1e-3, max_iterations=1000)
+    with pytest.raises(ValueError, match="reg=0.001 is too small for Sinkhorn on scores 1 apart"):
         assigned(release, [[1.0, 0.0]])
 
 
-@pytest.mark.parametrize("reg", [1e-3, 0.1, 1.0])
-@given(similarity=MATRICES)
-@settings(deadline=None, max_examples=40)
+@given(st.sampled_from([1e-3, 0.1, 1.0]), MATRICES)
+@settings(max_examples=25)
 def test_partial_transport_sends_at_most_the_mass_there_is(reg, similarity):
     plan = assigned(PartialAssignment(0.5, "transport", reg=reg), similarity).plan
     m, n = similarity.shape
@@ -189,19 +167,15 @@ def test_partial_transport_sends_nothing_below_its_threshold():
     partial = assigned(PartialAssignment(0.7, "transport", "conditional", reg=1e-3), similarity)
     assert partial.plan == pytest.approx(np.array([[0, 0], [0, 0.5]]), abs=1e-6)
     assert partial.rewards == pytest.approx([0, 1], abs=1e-6)
-    forced = assigned(SoftAssignment(1e-3, scale="conditional"), similarity)
-    assert forced.rewards == pytest.approx([2 / 3, 1], abs=1e-3)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"reg": 0.0}, "reg=0.0"),
-        ({"tolerance": 0.0}, "tolerance=0.0"),
         ({"max_iterations": 0}, "max_iterations=0"),
         ({"cost": "square"}, "cost='square'.*linear, normalized_inversion, exponential"),
         ({"scale": "sum"}, "scale='sum'.*mass, conditional"),
-        ({"finish": "never"}, "finish='never'.*newton, none"),
     ],
 )
 def test_options_are_checked(options, message):

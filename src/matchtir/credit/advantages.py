@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from matchtir.credit.rewards import Credit
-from matchtir.types import ToolCall, Trajectory
+from matchtir.types import Trajectory
 from matchtir.utils.options import check_option
 
-TURN_GROUPS = ("index", "kind_and_index", "state")
+TURN_GROUPS = ("index", "kind_and_index", "state", "trajectory")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +26,15 @@ class RewardBatch:
     has_calls: Bool[np.ndarray, "N T"]
     total: Float[np.ndarray, " N"]  # R_i
     outcome: Float[np.ndarray, " N"]  # the part of the last turn's reward paid for the answer
-    states: Int[np.ndarray, "N T"] | None = None  # what was known before the turn, see `TurnKeys`
+    states: Int[np.ndarray, "N T"] | None = None  # what was known before the turn, see `turn_keys`
     actions: Int[np.ndarray, "N T"] | None = None  # what was done in the turn
 
     @property
-    def last_turn(self) -> Bool[np.ndarray, "N T"]:
-        """The last turn of every trajectory that has one."""
-        count = self.turn_mask.sum(axis=1, keepdims=True)
-        return np.arange(self.turn_mask.shape[1])[None, :] == count - 1
-
-    @property
     def process_rewards(self) -> Float[np.ndarray, "N T"]:
-        """Turn rewards without what was paid for the answer."""
-        return self.turn_rewards - np.where(self.last_turn, self.outcome[:, None], 0.0)
+        """Turn rewards without what was paid for the answer, in the last turn."""
+        count = self.turn_mask.sum(axis=1, keepdims=True)
+        last = np.arange(self.turn_mask.shape[1]) == count - 1
+        return self.turn_rewards - np.where(last, self.outcome[:, None], 0.0)
 
     @staticmethod
     def from_credits(
@@ -53,62 +49,46 @@ class RewardBatch:
                 f"{len(credits)} credits, {len(trajectories)} trajectories and {len(group)} group "
                 "numbers: one of each is needed"
             )
-        turns = max((len(credit.turn_rewards) for credit in credits), default=0)
-        rewards = np.zeros((len(credits), turns))
-        mask = np.zeros((len(credits), turns), dtype=bool)
-        has_calls = np.zeros((len(credits), turns), dtype=bool)
-        states, actions = np.full_like(mask, -1, dtype=np.int64), np.full_like(mask, -1, np.int64)
-        keys = TurnKeys()
+        lengths = np.array([len(credit.turn_rewards) for credit in credits], dtype=int)
+        mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+        rewards, has_calls = np.zeros(mask.shape), np.zeros_like(mask)
+        states, actions = np.full(mask.shape, -1), np.full(mask.shape, -1)
+        numbers: dict[Hashable, int] = {}
         for row, (credit, trajectory) in enumerate(zip(credits, trajectories, strict=True)):
-            length = len(credit.turn_rewards)
-            rewards[row, :length] = credit.turn_rewards
-            mask[row, :length] = True
-            has_calls[row, :length] = [bool(turn.calls) for turn in trajectory.turns]
-            states[row, :length], actions[row, :length] = keys(trajectory, group[row])
-        return RewardBatch(
-            rewards,
-            mask,
-            np.asarray(group, dtype=np.int64),
-            has_calls,
-            np.array([credit.total for credit in credits], dtype=np.float64),
-            np.array([credit.outcome_reward for credit in credits], dtype=np.float64),
-            states,
-            actions,
-        )
+            here = row, slice(lengths[row])
+            rewards[here] = credit.turn_rewards
+            has_calls[here] = [bool(turn.calls) for turn in trajectory.turns]
+            states[here], actions[here] = turn_keys(trajectory, group[row], numbers)
+        total = np.array([credit.total for credit in credits], dtype=float)
+        outcome = np.array([credit.outcome_reward for credit in credits], dtype=float)
+        number = np.asarray(group, dtype=int)
+        return RewardBatch(rewards, mask, number, has_calls, total, outcome, states, actions)
 
 
-class TurnKeys:
-    """Numbers the states and actions of trajectories, equal ones alike.
+def turn_keys(
+    trajectory: Trajectory, group: int, numbers: dict[Hashable, int]
+) -> tuple[list[int], list[int]]:
+    """Number of the state before every turn and of its action, equal ones alike.
 
     The state before a turn is its group and the set of calls made so far, each with its result:
     tool sets that answer the same call alike leave a policy that knows the same with the same
     choices, whatever the order in which it learned it. (GiGPO, 2505.10978, takes the observation
     of an environment with a visible state; a conversation has none, so this is our reading.)
     The action is the turn's set of calls, or, without calls, its whole text.
+
+    Args:
+        numbers: those of states and actions met before; new ones are added.
     """
-
-    def __init__(self) -> None:
-        self._numbers: dict[Hashable, int] = {}
-
-    def __call__(self, trajectory: Trajectory, group: int) -> tuple[list[int], list[int]]:
-        """Number of the state and of the action of every turn."""
-        known: frozenset[Hashable] = frozenset()
-        states, actions = [], []
-        for turn in trajectory.turns:
-            calls = [_call_key(call) for call in turn.calls]
-            states.append(self._number(("state", group, known)))
-            actions.append(self._number(("action", frozenset(calls) if calls else turn.text)))
-            outputs = (result.output for result in turn.results)
-            known = known.union(zip(calls, outputs, strict=False))
-        return states, actions
-
-    def _number(self, key: Hashable) -> int:
-        return self._numbers.setdefault(key, len(self._numbers))
-
-
-def _call_key(call: ToolCall) -> Hashable:
-    # The text as written: cheap, and a different spelling of a call only means fewer comparisons.
-    return call.text or (call.name, repr(call.arguments))
+    known: frozenset[Hashable] = frozenset()
+    states, actions = [], []
+    for turn in trajectory.turns:
+        # The text as written: cheap, and another spelling of a call only means fewer comparisons.
+        calls = [call.text or (call.name, repr(call.arguments)) for call in turn.calls]
+        action = frozenset(calls) if calls else turn.text
+        states.append(numbers.setdefault(("state", group, known), len(numbers)))
+        actions.append(numbers.setdefault(("action", action), len(numbers)))
+        known = known.union(zip(calls, (result.output for result in turn.results), strict=False))
+    return states, actions
 
 
 # ---------------------------------------------------------------- statistics without loops
@@ -176,7 +156,8 @@ def turn_groups(batch: RewardBatch, kind: str) -> Int[np.ndarray, "N T"]:
 
     ``index``: turns of the group with the same index; ``kind_and_index``: those of them that call
     tools as this one does, and for turns without calls all such turns of the group, whatever their
-    index; ``state``: turns of the group before which the same was known.
+    index; ``state``: turns of the group before which the same was known; ``trajectory``: the turns
+    of the same trajectory.
 
     Raises ValueError for ``state`` where the batch has no states.
     """
@@ -185,6 +166,8 @@ def turn_groups(batch: RewardBatch, kind: str) -> Int[np.ndarray, "N T"]:
         if batch.states is None:
             raise ValueError("turn_groups=state needs a RewardBatch with states")
         return batch.states
+    if kind == "trajectory":
+        return np.broadcast_to(np.arange(len(batch.group))[:, None], batch.turn_mask.shape)
     index = np.broadcast_to(np.arange(turns), batch.turn_mask.shape)
     if kind == "kind_and_index":
         index = np.where(batch.has_calls, index, turns)
@@ -216,6 +199,7 @@ def parts_of(advantage: Advantage, batch: RewardBatch) -> AdvantageParts:
     return AdvantageParts() if parts is None else parts(batch)
 
 
+@dataclass(frozen=True)
 class TrajectoryAdvantage:
     """One advantage for all turns: ``A[i, t] = (R_i - baseline) / scale``.
 
@@ -236,20 +220,15 @@ class TrajectoryAdvantage:
         scale: std of the ``group``, of the ``batch``, or ``none``.
     """
 
-    def __init__(
-        self,
-        epsilon: float = 1e-6,
-        singleton: str = "raw",
-        baseline: str = "group",
-        scale: str = "group",
-    ) -> None:
-        check_normalisation(epsilon, singleton)
-        check_option("baseline", baseline, ("group", "others", "none"))
-        check_option("scale", scale, ("group", "batch", "none"))
-        self.epsilon = epsilon
-        self.singleton = singleton
-        self.baseline = baseline
-        self.scale = scale
+    epsilon: float = 1e-6
+    singleton: str = "raw"
+    baseline: str = "group"
+    scale: str = "group"
+
+    def __post_init__(self) -> None:
+        check_normalisation(self.epsilon, self.singleton)
+        check_option("baseline", self.baseline, ("group", "others", "none"))
+        check_option("scale", self.scale, ("group", "batch", "none"))
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """One advantage per turn, the same for all turns of a trajectory."""
@@ -271,6 +250,7 @@ class TrajectoryAdvantage:
         return AdvantageParts(trajectory=self(batch))
 
 
+@dataclass(frozen=True)
 class TurnAdvantage:
     """``A[i, t] = (R_{i,t} - mean) / (std + epsilon)``, R the discounted return (paper eq. 11).
 
@@ -282,78 +262,92 @@ class TurnAdvantage:
         gamma: discount per turn, in [0, 1].
         epsilon: added to the unbiased standard deviation.
         singleton: ``raw`` (paper, release) or ``zero``.
-        turn_groups: ``index`` compares turns of equal index (paper); ``kind_and_index`` compares
-            calling turns of equal index, and answers with answers; ``state`` turns before which
-            the same was known.
+        turn_groups: what a turn is compared with, see `turn_groups`. The only turn of a trajectory
+            has advantage 0 among its own.
     """
 
-    def __init__(
-        self,
-        gamma: float = 0.9,
-        epsilon: float = 1e-6,
-        singleton: str = "raw",
-        turn_groups: str = "index",
-    ) -> None:
-        check_normalisation(epsilon, singleton, gamma)
-        check_option("turn_groups", turn_groups, TURN_GROUPS)
-        self.gamma = gamma
-        self.epsilon = epsilon
-        self.singleton = singleton
-        self.turn_groups = turn_groups
+    gamma: float = 0.9
+    epsilon: float = 1e-6
+    singleton: str = "raw"
+    turn_groups: str = "index"
+
+    def __post_init__(self) -> None:
+        check_normalisation(self.epsilon, self.singleton, self.gamma)
+        check_option("turn_groups", self.turn_groups, TURN_GROUPS)
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """One advantage per turn; ValueError where ``state`` finds no states in the batch."""
-        return self._normalise(batch, self.returns(batch))
+        return self.turn(batch)
 
     def returns(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
-        """The discounted return R_{i,t} from every turn on."""
+        """R_{i,t}: the discounted return from every turn on."""
         return discounted_returns(batch.turn_rewards, batch.turn_mask, self.gamma)
+
+    def turn(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
+        """A_l."""
+        mask, singleton = batch.turn_mask, self.singleton
+        groups = turn_groups(batch, self.turn_groups)[mask]
+        if self.turn_groups == "trajectory":
+            singleton = "zero"
+        advantage = np.zeros(mask.shape)
+        returns = self.returns(batch)[mask]
+        advantage[mask] = normalised(returns, groups, self.epsilon, singleton)
+        return advantage
 
     def parts(self, batch: RewardBatch) -> AdvantageParts:
         """R_{i,t} and A_l."""
-        returns = self.returns(batch)
-        return AdvantageParts(returns=returns, turn=self._normalise(batch, returns))
-
-    def _normalise(
-        self, batch: RewardBatch, returns: Float[np.ndarray, "N T"]
-    ) -> Float[np.ndarray, "N T"]:
-        mask = batch.turn_mask
-        groups = turn_groups(batch, self.turn_groups)
-        advantage = np.zeros(mask.shape)
-        advantage[mask] = normalised(returns[mask], groups[mask], self.epsilon, self.singleton)
-        return advantage
+        return AdvantageParts(returns=self.returns(batch), turn=self.turn(batch))
 
 
-class DualAdvantage:
+@dataclass(frozen=True)
+class DualAdvantage(TurnAdvantage):
     """``A[i, t] = w_g A_g[i] + w_l A_l[i, t]``: trajectory and turn level, as the paper has it.
 
-    With ``turn_groups=state``, gamma 0.95 and ``singleton=zero`` it is GiGPO (2505.10978): turns
-    taken from the same state against each other, where a state seen once says nothing.
+    * GiGPO (2505.10978): ``turn_groups=state``, gamma 0.95, ``singleton=zero``; turns taken from
+      the same state against each other, where a state seen once says nothing.
+    * Hybrid GTPO (2604.02869, returns of 2511.14846): ``trajectory_reward=outcome``, w_g 0.3,
+      ``singleton=zero``. The paper pays the outcome one discount step after the last turn; here it
+      is part of the last turn's reward.
+    * The sum of paper App. C.1: ``turn_groups=trajectory``. Its product is
+      ``A[i, t] = (1 + w_l sign(A_g[i]) A_l[i, t]) A_g[i]``: the sign gives better turns more of the
+      praise and less of the blame. ``|A_l|`` is below the square root of the number of turns, so
+      that the factor is positive up to 100 turns.
 
     Args:
-        trajectory_weight: w_g; 1 in the paper, 1/2 in the release.
-        turn_weight: w_l; 1 in the paper, 1/2 in the release.
-        gamma, epsilon, singleton, turn_groups: as in `TurnAdvantage`.
+        gamma, epsilon, singleton, turn_groups: as in `TurnAdvantage`; epsilon and singleton also
+            for A_g.
+        trajectory_weight: w_g, of the sum; 1 in the paper, 1/2 in the release.
+        turn_weight: w_l; 1/2 in the release. None: the paper's, 1 of the sum, 0.1 of the product.
+        combination: ``sum`` or ``product``.
+        trajectory_reward: what A_g normalises: the ``total`` R_i, or the ``outcome`` alone.
     """
 
-    def __init__(
-        self,
-        trajectory_weight: float = 1.0,
-        turn_weight: float = 1.0,
-        gamma: float = 0.9,
-        epsilon: float = 1e-6,
-        singleton: str = "raw",
-        turn_groups: str = "index",
-    ) -> None:
-        self.trajectory_weight = trajectory_weight
-        self.turn_weight = turn_weight
-        self.trajectory = TrajectoryAdvantage(epsilon, singleton)
-        self.turn = TurnAdvantage(gamma, epsilon, singleton, turn_groups)
+    trajectory_weight: float = 1.0
+    turn_weight: float | None = None
+    combination: str = "sum"
+    trajectory_reward: str = "total"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_option("combination", self.combination, ("sum", "product"))
+        check_option("trajectory_reward", self.trajectory_reward, ("total", "outcome"))
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
-        """One advantage per turn."""
-        return self.trajectory_weight * self.trajectory(batch) + self.turn_weight * self.turn(batch)
+        """One advantage per turn; ValueError where ``state`` finds no states in the batch."""
+        product, weight = self.combination == "product", self.turn_weight
+        if weight is None:
+            weight = 0.1 if product else 1.0
+        trajectory, turn = self.trajectory(batch), weight * self.turn(batch)
+        if product:
+            return (1.0 + np.sign(trajectory) * turn) * trajectory
+        return self.trajectory_weight * trajectory + turn
+
+    def trajectory(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
+        """A_g."""
+        if self.trajectory_reward == "outcome":
+            batch = replace(batch, total=batch.outcome)
+        return TrajectoryAdvantage(self.epsilon, self.singleton)(batch)
 
     def parts(self, batch: RewardBatch) -> AdvantageParts:
         """R_{i,t}, A_g and A_l."""
-        return replace(self.turn.parts(batch), trajectory=self.trajectory(batch))
+        return replace(super().parts(batch), trajectory=self.trajectory(batch))

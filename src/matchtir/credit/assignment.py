@@ -16,21 +16,16 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 
-from matchtir.credit.transport import check_solver, transport
-from matchtir.utils.options import check_option
+from matchtir.credit.transport import Masses, transport
+from matchtir.utils.options import check_at_least, check_option
 
 # Relative handicap of a later call: far below any difference of two similarities, far above
 # rounding. Among equally good matchings it pays the call that came first.
 _TIE_BREAK = 1e-12
 _SPREAD_EPSILON = 1e-12
-_TOLERANCE = 1e-9
-# Sinkhorn's iterations before Newton's method takes over. Scaling alone does not do: calls tie, and
-# on ties it converges ever more slowly. Of 4,096 matrices of 6 calls, 1,000 iterations in the log
-# domain (7 s) leave 31 % above a marginal error of 1e-9 at reg 0.1, and 72 % at reg 0.002, with
-# errors of up to 5e-4. With Newton's method both take 0.2 s, and no error is above 1e-9.
-_ITERATIONS = 100
 
 Pairs = tuple[Int[np.ndarray, " k"], Int[np.ndarray, " k"]]
+Stack = Float[np.ndarray, "B m n"]  # matrices of one shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,28 +43,54 @@ class Assigner(Protocol):
     def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]: ...
 
 
-def check_similarities(similarities: Sequence[Float[np.ndarray, "_ _"]]) -> None:
-    """Raise ValueError, naming the matrix and its row, where a similarity is not finite."""
-    # One pass over all entries: the usual case must not cost a call per trajectory.
-    if np.isfinite(np.concatenate([[0.0], *(matrix.ravel() for matrix in similarities)])).all():
-        return
+def assigned(
+    similarities: Sequence[Float[np.ndarray, "_ _"]],
+    solve: Callable[[Stack], tuple[Stack, Float[np.ndarray, "B m"]]],
+) -> list[Assignment]:
+    """Assignments in order, from the plans and rewards of all matrices of a shape at once.
+
+    Raises ValueError where a similarity is not finite.
+    """
+    shapes: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     for index, matrix in enumerate(similarities):
-        bad = np.flatnonzero(~np.isfinite(matrix).all(axis=1))
+        shapes[matrix.shape].append(index)
+    assignments: dict[int, Assignment] = {}
+    for (m, n), members in shapes.items():
+        # Concatenating thousands of small arrays is much faster than stacking them.
+        rows = np.concatenate([similarities[index] for index in members])
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             raise ValueError(
-                f"similarity matrix {index}, row {bad[0]} is not finite: {matrix[bad[0]].tolist()}"
+                f"similarity matrix {members[bad[0] // m]}, row {bad[0] % m} is not finite: "
+                f"{rows[bad[0]].tolist()}"
             )
-
-
-def check_unmatched_penalty(penalty: float) -> None:
-    """Raise ValueError for a negative penalty, which would pay for calls that match nothing."""
-    if penalty < 0:
-        raise ValueError(f"unmatched_penalty={penalty} must not be negative")
+        plans, rewards = solve(rows.reshape(len(members), m, n))
+        assignments.update(zip(members, map(Assignment, plans, rewards), strict=True))
+    return [assignments[index] for index in range(len(similarities))]
 
 
 # ---------------------------------------------------------------- one-to-one matchings
 
 
+def matched(
+    stack: Stack,
+    pairs: Callable[[Float[np.ndarray, "m n"]], Pairs],
+    unmatched_penalty: float,
+    threshold: float = 0.0,
+) -> tuple[Stack, Float[np.ndarray, "B m"]]:
+    """Plans of zeros and ones; a call earns its pair's similarity, or else minus the penalty.
+
+    A pair whose similarity is not above `threshold` counts as none.
+    """
+    plans = np.zeros(stack.shape)
+    for plan, similarity in zip(plans, stack, strict=True):
+        plan[pairs(similarity)] = 1.0
+    plans *= stack > threshold
+    rewards = np.where(plans.any(axis=2), (plans * stack).sum(axis=2), -unmatched_penalty)
+    return plans, rewards
+
+
+@dataclass(frozen=True)
 class Matching:
     """A one-to-one matching: a call earns the similarity of its pair.
 
@@ -80,30 +101,21 @@ class Matching:
             experiments use 0.
     """
 
-    threshold = 0.0  # similarity that a pair must exceed
+    unmatched_penalty: float = 0.0
 
-    def __init__(self, unmatched_penalty: float = 0.0) -> None:
-        check_unmatched_penalty(unmatched_penalty)
-        self.unmatched_penalty = unmatched_penalty
+    def __post_init__(self) -> None:
+        # A negative one would pay for calls that match nothing.
+        check_at_least(0, unmatched_penalty=self.unmatched_penalty)
 
     def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]:
         """One plan of zeros and ones per matrix; ValueError where a similarity is not finite."""
-        check_similarities(similarities)
-        return [self._assign(similarity) for similarity in similarities]
+        return assigned(
+            similarities, lambda stack: matched(stack, self.pairs, self.unmatched_penalty)
+        )
 
     def pairs(self, similarity: Float[np.ndarray, "m n"]) -> Pairs:
         """Rows and columns of the matched pairs."""
         raise NotImplementedError
-
-    def _assign(self, similarity: Float[np.ndarray, "m n"]) -> Assignment:
-        rows, columns = self.pairs(similarity)
-        found = similarity[rows, columns]
-        matched = found > self.threshold
-        plan = np.zeros(similarity.shape)
-        plan[rows, columns] = matched
-        rewards = np.full(len(similarity), -self.unmatched_penalty)
-        rewards[rows] = np.where(matched, found, -self.unmatched_penalty)
-        return Assignment(plan, rewards)
 
 
 class HardAssignment(Matching):
@@ -136,11 +148,9 @@ class GreedyAssignment(Matching):
         rows, columns = np.nonzero(similarity > 0)
         order = np.argsort(-similarity[rows, columns], kind="stable")
         taken: dict[int, int] = {}
-        used: set[int] = set()
         for row, column in zip(rows[order].tolist(), columns[order].tolist(), strict=True):
-            if row not in taken and column not in used:
+            if row not in taken and column not in taken.values():
                 taken[row] = column
-                used.add(column)
         return np.array(list(taken), dtype=int), np.array(list(taken.values()), dtype=int)
 
 
@@ -156,14 +166,13 @@ class OrderedAssignment(Matching):
 
     def pairs(self, similarity: Float[np.ndarray, "m n"]) -> Pairs:
         """The pairs, from the last to the first."""
-        calls, golds = similarity.shape
+        call, gold = similarity.shape
         # best[i][j]: weight of the best alignment of the first i calls with the first j gold calls
-        best = np.zeros((calls + 1, golds + 1))
-        for call in range(calls):
-            paired = best[call, :-1] + similarity[call]
-            best[call + 1, 1:] = np.maximum.accumulate(np.maximum(best[call, 1:], paired))
+        best = np.zeros((call + 1, gold + 1))
+        for row, here in enumerate(similarity):
+            better = np.maximum(best[row, 1:], best[row, :-1] + here)
+            best[row + 1, 1:] = np.maximum.accumulate(better)
         rows, columns = [], []
-        call, gold = calls, golds
         while call and gold:
             if best[call, gold] == best[call - 1, gold]:
                 call -= 1
@@ -179,38 +188,30 @@ class OrderedAssignment(Matching):
 # ---------------------------------------------------------------- transport
 
 
-def transported(
-    similarities: Sequence[Float[np.ndarray, "_ _"]],
-    plans_of: Callable[[Float[np.ndarray, "B m n"]], Float[np.ndarray, "B m n"]],
-    conditional: bool,
-    unmatched_penalty: float,
-    threshold: float = 0.0,
-) -> list[Assignment]:
-    """Transport plans, made for all matrices of a shape at once, and their rewards.
+def paid(
+    stack: Stack, plans: Stack, scale: str, unmatched_penalty: float, threshold: float = 0.0
+) -> tuple[Stack, Float[np.ndarray, "B m"]]:
+    """Transport plans and their rewards.
 
-    A call earns ``sum_j Z_pj S_pj``, times m if `conditional`; without any similarity above
-    `threshold` it earns ``-unmatched_penalty`` times its mass instead, where there is a penalty.
-    Raises ValueError where a similarity is not finite.
+    A call earns ``sum_j Z_pj S_pj``, times m with scale ``conditional``; without any similarity
+    above `threshold` it earns ``-unmatched_penalty`` times its mass instead, where there is a
+    penalty.
     """
-    check_similarities(similarities)
-    shapes: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, matrix in enumerate(similarities):
-        shapes[matrix.shape].append(index)
-    assignments: dict[int, Assignment] = {}
-    for (m, n), members in shapes.items():
-        # Concatenating thousands of small arrays is much faster than stacking them.
-        stack = np.concatenate([similarities[index] for index in members])
-        stack = stack.reshape(len(members), m, n)
-        plans = plans_of(stack) if stack.size else np.zeros(stack.shape)
-        rewards = (plans * stack).sum(axis=2)
-        if unmatched_penalty and m:
-            rewards[~(stack > threshold).any(axis=2)] = -unmatched_penalty / m
-        if conditional:
-            rewards *= m
-        assignments.update(zip(members, map(Assignment, plans, rewards), strict=True))
-    return [assignments[index] for index in range(len(similarities))]
+    calls = stack.shape[1]
+    rewards = (plans * stack).sum(axis=2)
+    if unmatched_penalty and calls:
+        rewards[~(stack > threshold).any(axis=2)] = -unmatched_penalty / calls
+    return plans, rewards * calls if scale == "conditional" else rewards
 
 
+def _check_transport(scale: str, reg: float, unmatched_penalty: float) -> None:
+    check_option("scale", scale, ("mass", "conditional"))
+    check_at_least(0, unmatched_penalty=unmatched_penalty)
+    if reg <= 0:
+        raise ValueError(f"reg={reg} must be positive")
+
+
+@dataclass(frozen=True)
 class SoftAssignment:
     """Entropic optimal transport from calls to gold calls (paper eq. 6-7).
 
@@ -226,54 +227,44 @@ class SoftAssignment:
             that a perfect call scores 1 however many calls there are.
         unmatched_penalty: a call whose similarities are all 0 earns ``-unmatched_penalty`` times
             its mass (1/m, or 1 with ``conditional``).
-        tolerance: Euclidean norm of the marginal error at which the iteration stops.
-        max_iterations: Sinkhorn iterations before giving up on them.
-        finish: ``newton`` takes every plan to the tolerance by Newton's method; ``none`` keeps
-            what the iterations left (release, with 1,000 iterations).
+        max_iterations: Sinkhorn stops there, converged or not (release: 1,000); None: every plan
+            converges.
     """
 
-    def __init__(
-        self,
-        reg: float = 0.1,
-        cost: str = "linear",
-        scale: str = "mass",
-        unmatched_penalty: float = 0.0,
-        tolerance: float = _TOLERANCE,
-        max_iterations: int = _ITERATIONS,
-        finish: str = "newton",
-    ) -> None:
-        check_option("cost", cost, ("linear", "normalized_inversion", "exponential"))
-        check_option("scale", scale, ("mass", "conditional"))
-        check_option("finish", finish, ("newton", "none"))
-        check_unmatched_penalty(unmatched_penalty)
-        check_solver(reg, tolerance, max_iterations)
-        self.reg = reg
-        self.cost = cost
-        self.conditional = scale == "conditional"
-        self.unmatched_penalty = unmatched_penalty
-        self.tolerance = tolerance
-        self.max_iterations = max_iterations
-        self.finish = finish == "newton"
+    reg: float = 0.1
+    cost: str = "linear"
+    scale: str = "mass"
+    unmatched_penalty: float = 0.0
+    max_iterations: int | None = None
+
+    def __post_init__(self) -> None:
+        check_option("cost", self.cost, ("linear", "normalized_inversion", "exponential"))
+        _check_transport(self.scale, self.reg, self.unmatched_penalty)
+        if self.max_iterations is not None:
+            check_at_least(1, max_iterations=self.max_iterations)
 
     def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]:
         """One transport plan per matrix; ValueError where a similarity is not finite."""
-        return transported(similarities, self._plans, self.conditional, self.unmatched_penalty)
+        return assigned(
+            similarities,
+            lambda stack: paid(stack, self._plans(stack), self.scale, self.unmatched_penalty),
+        )
 
-    def _plans(self, similarity: Float[np.ndarray, "B m n"]) -> Float[np.ndarray, "B m n"]:
-        _, m, n = similarity.shape
-        scores = similarity  # the negative cost
+    def _plans(self, stack: Stack) -> Stack:
+        if not stack.size:
+            return np.zeros(stack.shape)
+        scores = stack  # the negative cost
         if self.cost == "exponential":
-            scores = np.exp(similarity)
+            scores = np.exp(stack)
         elif self.cost == "normalized_inversion":
-            low = similarity.min(axis=(1, 2), keepdims=True)
-            high = similarity.max(axis=(1, 2), keepdims=True)
-            scores = (similarity - low) / (high - low + _SPREAD_EPSILON)
-        rows, columns = np.full(m, 1 / m), np.full(n, 1 / n)
-        limits = self.reg, self.tolerance, self.max_iterations, self.finish
-        return transport(scores, rows, columns, *limits)
+            low, high = (f(stack, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+            scores = (stack - low) / (high - low + _SPREAD_EPSILON)
+        masses = Masses(*(np.full(size, 1 / size) for size in stack.shape[1:]))
+        return transport(scores, masses, self.reg, self.max_iterations)
 
 
-class PartialAssignment(Matching):
+@dataclass(frozen=True)
+class PartialAssignment:
     """Matching or transport with a dustbin that is worth `threshold` per partner (this project).
 
     The paper's assignments pay a call for any similarity at all: the right tool with a wrong value
@@ -292,41 +283,37 @@ class PartialAssignment(Matching):
             above the threshold in proportion to its mass (transport).
     """
 
-    def __init__(
-        self,
-        threshold: float = 0.7,
-        kind: str = "matching",
-        scale: str = "mass",
-        reg: float = 0.1,
-        unmatched_penalty: float = 0.0,
-    ) -> None:
-        super().__init__(unmatched_penalty)
-        check_option("kind", kind, ("matching", "transport"))
-        check_option("scale", scale, ("mass", "conditional"))
-        check_solver(reg, _TOLERANCE, _ITERATIONS)
-        if not 0 <= threshold < 1:
-            raise ValueError(f"threshold={threshold} must lie in [0, 1)")
-        self.threshold = threshold
-        self.transport = kind == "transport"
-        self.conditional = scale == "conditional"
-        self.reg = reg
+    threshold: float = 0.7
+    kind: str = "matching"
+    scale: str = "mass"
+    reg: float = 0.1
+    unmatched_penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_option("kind", self.kind, ("matching", "transport"))
+        _check_transport(self.scale, self.reg, self.unmatched_penalty)
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold} must lie in [0, 1)")
 
     def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]:
         """One plan [m, n] per matrix, without its dustbins; ValueError where one is not finite."""
-        if not self.transport:
-            return super().__call__(similarities)
-        rule = self.conditional, self.unmatched_penalty, self.threshold
-        return transported(similarities, self._plans, *rule)
+        return assigned(similarities, self._solve)
 
-    def pairs(self, similarity: Float[np.ndarray, "m n"]) -> Pairs:
+    def _solve(self, stack: Stack) -> tuple[Stack, Float[np.ndarray, "B m"]]:
+        if self.kind == "matching":
+            return matched(stack, self._pairs, self.unmatched_penalty, self.threshold)
+        rule = self.scale, self.unmatched_penalty, self.threshold
+        return paid(stack, self._plans(stack), *rule)
+
+    def _pairs(self, similarity: Float[np.ndarray, "m n"]) -> Pairs:
         """The pairs of the largest gain over the threshold."""
         gains = np.maximum(similarity - self.threshold, 0.0) * _handicaps(len(similarity))
         return linear_sum_assignment(gains, maximize=True)
 
-    def _plans(self, similarity: Float[np.ndarray, "B m n"]) -> Float[np.ndarray, "B m n"]:
-        _, m, n = similarity.shape
+    def _plans(self, stack: Stack) -> Stack:
+        if not stack.size:
+            return np.zeros(stack.shape)
         dustbins = (0, 0), (0, 1), (0, 1)
-        scores = np.pad(similarity, dustbins, constant_values=self.threshold)
-        rows, columns = np.append(np.full(m, 1 / m), 1.0), np.append(np.full(n, 1 / n), 1.0)
-        plans = transport(scores, rows, columns, self.reg, _TOLERANCE, _ITERATIONS)
-        return plans[:, :-1, :-1]
+        scores = np.pad(stack, dustbins, constant_values=self.threshold)
+        masses = Masses(*(np.append(np.full(size, 1 / size), 1.0) for size in stack.shape[1:]))
+        return transport(scores, masses, self.reg)[:, :-1, :-1]

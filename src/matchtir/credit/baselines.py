@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -24,13 +25,40 @@ EMPTY, BROKEN, ALL_SOLVED = -0.5, -0.3, 0.5  # of FTRL, for turns without calls
 LARGEST = 3.0  # of ToolRL: correctness lies in [-3, 3]
 
 
-class FtrlReward:
+# Scores of pairs of calls, rewards of calls, rewards of turns.
+Earned = tuple[Float[np.ndarray, "m n"], Float[np.ndarray, " m"], Float[np.ndarray, " T"]]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A reward of single turns or of the whole trajectory; subclasses say which."""
+
+    scope: str = "turn"
+
+    def __post_init__(self) -> None:
+        check_option("scope", self.scope, ("turn", "trajectory"))
+
+    def __call__(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
+        """One `Credit` per trajectory; the plan has the pairs whose score is above 0."""
+        credits = []
+        for trajectory in trajectories:
+            scores, calls, turns = self._earned(trajectory)
+            outcome = answer_f1(final_answer(trajectory), trajectory.task.answer)
+            plan, total = (scores > 0).astype(float), float(turns.sum())
+            credits.append(Credit(scores, plan, calls, turns, outcome, 0.0, total))
+        return credits
+
+    def _earned(self, trajectory: Trajectory) -> Earned:
+        raise NotImplementedError
+
+
+class FtrlReward(Baseline):
     """Reward of FTRL (arXiv 2508.08791), the paper's FTRL-S and FTRL-M.
 
     A turn with p calls that newly solve q sub-questions earns ``2 q / (p + 1)``. One without calls
     earns -0.5 if it is empty, -0.3 if it has tags of calls but no call that parses,
     ``1 / (1 + unsolved)`` if it contains the gold answer, else 0.5 if every sub-question is solved,
-    else 0.
+    else 0. A call's reward says whether it solved a sub-question.
 
     Args:
         scope: ``turn``: every turn by itself (FTRL-S; use a turn advantage with gamma 0);
@@ -39,39 +67,28 @@ class FtrlReward:
             earns if it has none.
     """
 
-    def __init__(self, scope: str = "turn") -> None:
-        check_option("scope", scope, ("turn", "trajectory"))
-        self.whole = scope == "trajectory"
-
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
-        """One `Credit` per trajectory; a call's reward says whether it solved a sub-question."""
-        return [self._credit(trajectory) for trajectory in trajectories]
-
-    def _credit(self, trajectory: Trajectory) -> Credit:
-        task = trajectory.task
-        outputs = [result.output for result in trajectory.results]
-        ended_well = [succeeded(result) for result in trajectory.results]
+    def _earned(self, trajectory: Trajectory) -> Earned:
+        task, results = trajectory.task, trajectory.results
+        outputs, ended_well = [r.output for r in results], [succeeded(r) for r in results]
         solves = solving_calls(trajectory.calls, outputs, task.sub_answers, ended_well)
         solved = np.array(solves, dtype=float)
         rewards = np.zeros(len(trajectory.turns))
         position = 0
         for index, turn in enumerate(trajectory.turns):
-            after = position + len(turn.calls)
-            unsolved = len(task.sub_answers) - int(solved[:after].sum())
+            here = slice(position, position + len(turn.calls))
             made = sum(call.status in COMPARABLE for call in turn.calls)
             if made:
-                rewards[index] = 2 * solved[position:after].sum() / (made + 1)
+                rewards[index] = 2 * solved[here].sum() / (made + 1)
             else:
+                unsolved = len(task.sub_answers) - int(solved[: here.stop].sum())
                 rewards[index] = _closing(turn, task.answer, unsolved)
-            position = after
-        if self.whole and len(rewards):
+            position = here.stop
+        if self.scope == "trajectory" and len(rewards):
             made = sum(call.status in COMPARABLE for call in trajectory.calls)
             closing = 0.0 if trajectory.turns[-1].calls else rewards[-1]
             rewards[:] = 0.0
             rewards[-1] = 2 * solved.sum() / (made + 1) + closing
-        empty = np.zeros((len(solved), len(task.gold_calls)))
-        outcome = answer_f1(final_answer(trajectory), task.answer)
-        return Credit(empty, empty, solved, rewards, outcome, 0.0, float(rewards.sum()))
+        return np.zeros((len(solved), len(task.gold_calls))), solved, rewards
 
 
 def _closing(turn: Turn, answer: str, unsolved: int) -> float:
@@ -85,7 +102,7 @@ def _closing(turn: Turn, answer: str, unsolved: int) -> float:
     return ALL_SOLVED if unsolved == 0 else 0.0
 
 
-class ToolRlReward:
+class ToolRlReward(Baseline):
     """Reward of ToolRL (arXiv 2504.13958), the paper's ToolRL-S and ToolRL-M.
 
     ``format + 6 score / (1 + sum_g (1 + |keys(g)|)) - 3``. The score is the multiset Jaccard index
@@ -102,36 +119,22 @@ class ToolRlReward:
             (ToolRL-M).
     """
 
-    def __init__(self, scope: str = "turn") -> None:
-        check_option("scope", scope, ("turn", "trajectory"))
-        self.whole = scope == "trajectory"
-
-    def __call__(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
-        """One `Credit` per trajectory; a call's reward is what it adds to the score."""
-        return [self._credit(trajectory) for trajectory in trajectories]
-
-    def _credit(self, trajectory: Trajectory) -> Credit:
+    def _earned(self, trajectory: Trajectory) -> Earned:
         task, calls = trajectory.task, trajectory.calls
         rewards = np.zeros(len(trajectory.turns))
-        plan = np.zeros((len(calls), len(task.gold_calls)))
+        scores = np.zeros((len(calls), len(task.gold_calls)))
         formats = [_well_formed(turn) for turn in trajectory.turns]
-        everything = list(range(len(task.gold_calls)))
-        if self.whole and len(rewards):
-            rewards[-1] = float(all(formats)) + _correctness(calls, task, everything, plan)
+        if self.scope == "trajectory" and len(rewards):
+            everything = range(len(task.gold_calls))
+            rewards[-1] = all(formats) + _correctness(calls, task, everything, scores)
         elif len(rewards):
+            turn_of = task.gold_turns or range(len(task.gold_calls))
             ends = np.cumsum([0, *(len(turn.calls) for turn in trajectory.turns)])
             for index, (start, end) in enumerate(pairwise(ends)):
-                wanted = [gold for gold in everything if _gold_turn(task, gold) == index]
-                part = _correctness(calls[start:end], task, wanted, plan[start:end])
-                rewards[index] = float(formats[index]) + part
-        outcome = answer_f1(final_answer(trajectory), task.answer)
-        earned = plan.sum(axis=1)
-        matched = (plan > 0).astype(float)
-        return Credit(plan, matched, earned, rewards, outcome, 0.0, float(rewards.sum()))
-
-
-def _gold_turn(task: Task, gold: int) -> int:
-    return task.gold_turns[gold] if task.gold_turns else gold
+                wanted = [gold for gold, turn in enumerate(turn_of) if turn == index]
+                part = _correctness(calls[start:end], task, wanted, scores[start:end])
+                rewards[index] = formats[index] + part
+        return scores, scores.sum(axis=1), rewards
 
 
 def _well_formed(turn: Turn) -> bool:
@@ -141,25 +144,27 @@ def _well_formed(turn: Turn) -> bool:
 
 
 def _correctness(
-    calls: Sequence[ToolCall], task: Task, wanted: Sequence[int], plan: Float[np.ndarray, "m n"]
+    calls: Sequence[ToolCall], task: Task, wanted: Sequence[int], scores: Float[np.ndarray, "m n"]
 ) -> float:
-    """Correctness of calls [m] against the `wanted` gold calls; fills in their pairs' scores."""
+    """Correctness of calls [m] against the `wanted` gold calls; fills in the scores of pairs."""
     if not wanted:
         return 0.0
     if not calls:
         return -LARGEST
     gold = [task.gold_calls[index] for index in wanted]
     names, gold_names = Counter(c.name for c in calls), Counter(c.name for c in gold)
-    score = (names & gold_names).total() / (names | gold_names).total()
     unused = list(range(len(calls)))
     for column, wanted_call in zip(wanted, gold, strict=True):
-        same_name = [i for i in unused if calls[i].name == wanted_call.name]
-        scores = {i: _agreement(calls[i], wanted_call) for i in same_name}
-        if scores:
-            best = max(scores, key=scores.__getitem__)
+        same_name = {
+            i: _agreement(calls[i], wanted_call)
+            for i in unused
+            if calls[i].name == wanted_call.name
+        }
+        if same_name:
+            best = max(same_name, key=same_name.__getitem__)
             unused.remove(best)
-            plan[best, column] = scores[best]
-            score += scores[best]
+            scores[best, column] = same_name[best]
+    score = (names & gold_names).total() / (names | gold_names).total() + scores.sum()
     most = 1 + sum(1 + len(call.arguments) for call in gold)
     return 2 * LARGEST * score / most - LARGEST
 

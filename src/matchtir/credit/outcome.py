@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -59,6 +58,7 @@ def final_answer(trajectory: Trajectory) -> str | None:
     return extract_answer(trajectory.final_text)
 
 
+@lru_cache(maxsize=4096)  # the attempts of a group give the same answers
 def answer_f1(predicted: str | None, gold: str) -> float:
     """Token-set F1 of an answer, ``2 |a ∩ b| / (|a| + |b|)`` (paper eq. 9).
 
@@ -67,15 +67,10 @@ def answer_f1(predicted: str | None, gold: str) -> float:
     """
     if predicted is None:
         return 0.0
-    left, right = set(answer_tokens(predicted)), _gold_words(gold)
+    left, right = set(answer_tokens(predicted)), set(answer_tokens(gold))
     if not right:
         return answer_match(predicted, gold)
     return 2 * len(left & right) / (len(left) + len(right)) if left and right else 0.0
-
-
-@lru_cache(maxsize=1024)  # the attempts of a group share it
-def _gold_words(gold: str) -> frozenset[str]:
-    return frozenset(answer_tokens(gold))
 
 
 def answer_match(predicted: str | None, gold: str) -> float:
@@ -167,26 +162,24 @@ def solving_calls(
 
     Raises ValueError where calls and outputs differ in number.
     """
-    unsolved: defaultdict[str, list[SubAnswer]] = defaultdict(list)
-    for sub_answer in sub_answers:
-        unsolved[sub_answer.tool].append(sub_answer)
+    unsolved = list(sub_answers)
     solved = []
     ended = [True] * len(calls) if ended_well is None else ended_well
     for call, output, well in zip(calls, outputs, ended, strict=True):
-        solves = None
-        if call.status is CallStatus.OK:
-            open_answers = [
-                item for item in unsolved[call.name] if well or not _is_empty(item.output)
-            ]
-            solves = next((s for s in open_answers if contains_answer(output, s.output)), None)
+        solves = next(
+            (
+                answer
+                for answer in (unsolved if call.status is CallStatus.OK else ())
+                if answer.tool == call.name
+                and contains_answer(output, answer.output)
+                and (well or _plain(answer.output).strip())
+            ),
+            None,
+        )
         if solves is not None:
-            unsolved[call.name].remove(solves)
+            unsolved.remove(solves)
         solved.append(solves is not None)
     return solved
-
-
-def _is_empty(gold: str) -> bool:
-    return not _plain(gold).strip()
 
 
 def _plain(text: str) -> str:

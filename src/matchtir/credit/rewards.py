@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -12,10 +12,10 @@ from jaxtyping import Float
 
 from matchtir.credit.assignment import Assigner, Assignment
 from matchtir.credit.outcome import answer_f1, answer_match, final_answer, outcome_score
-from matchtir.credit.similarity import COMPARABLE, GoldIndex, Similarity
+from matchtir.credit.similarity import COMPARABLE, Similarity
 from matchtir.tools.formats import extract_answer
-from matchtir.types import ToolCall, Trajectory
-from matchtir.utils.options import check_option
+from matchtir.types import Trajectory
+from matchtir.utils.options import check_at_least, check_option
 
 OUTCOMES: dict[str, Callable[[str | None, str], float] | None] = {
     "answer_f1": answer_f1,
@@ -45,6 +45,7 @@ class Reward(Protocol):
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[Credit]: ...
 
 
+@dataclass(frozen=True)
 class MatchReward:
     """Turn rewards from matched calls, integrated with the outcome (paper eq. 8-10).
 
@@ -68,123 +69,93 @@ class MatchReward:
             0; ``ignored``: it counts for nothing (release).
     """
 
-    def __init__(
-        self,
-        similarity: Similarity,
-        assignment: Assigner,
-        turn_reduction: str = "mean",
-        trajectory_reduction: str = "sum",
-        rewards: str = "integrated",
-        outcome: str = "answer_f1",
-        outcome_turns: str = "final",
-        no_answer_penalty: float = 0.0,
-        malformed_calls: str = "unmatched",
-    ) -> None:
-        check_option("turn_reduction", turn_reduction, ("mean", "sum"))
-        check_option("trajectory_reduction", trajectory_reduction, ("sum", "mean"))
-        check_option("rewards", rewards, ("integrated", "turn", "outcome"))
-        check_option("outcome", outcome, tuple(OUTCOMES))
-        check_option("outcome_turns", outcome_turns, ("final", "every"))
-        check_option("malformed_calls", malformed_calls, ("unmatched", "ignored"))
-        if no_answer_penalty < 0:
-            raise ValueError(f"no_answer_penalty={no_answer_penalty} must not be negative")
-        self.similarity = similarity
-        self.assignment = assignment
-        self.turn_mean = turn_reduction == "mean"
-        self.trajectory_mean = trajectory_reduction == "mean"
-        self.pay_calls = rewards != "outcome"
-        self.pay_outcome = rewards != "turn"
-        self.score_answer = OUTCOMES[outcome]
-        self.every_turn = outcome_turns == "every"
-        self.no_answer_penalty = no_answer_penalty
-        self.ignore_malformed = malformed_calls == "ignored"
+    similarity: Similarity
+    assignment: Assigner
+    turn_reduction: str = "mean"
+    trajectory_reduction: str = "sum"
+    rewards: str = "integrated"
+    outcome: str = "answer_f1"
+    outcome_turns: str = "final"
+    no_answer_penalty: float = 0.0
+    malformed_calls: str = "unmatched"
+
+    def __post_init__(self) -> None:
+        check_option("turn_reduction", self.turn_reduction, ("mean", "sum"))
+        check_option("trajectory_reduction", self.trajectory_reduction, ("sum", "mean"))
+        check_option("rewards", self.rewards, ("integrated", "turn", "outcome"))
+        check_option("outcome", self.outcome, tuple(OUTCOMES))
+        check_option("outcome_turns", self.outcome_turns, ("final", "every"))
+        check_option("malformed_calls", self.malformed_calls, ("unmatched", "ignored"))
+        check_at_least(0, no_answer_penalty=self.no_answer_penalty)
 
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
         """One `Credit` per trajectory, in order."""
-        return [
-            self._credit(trajectory, *match)
-            for trajectory, match in zip(trajectories, self._matches(trajectories), strict=True)
-        ]
+        if self.malformed_calls == "unmatched":
+            return self._credits(trajectories)
+        credits = self._credits([_parsed(trajectory) for trajectory in trajectories])
+        return list(map(_with_malformed, credits, trajectories))
 
-    def _counts(self, call: ToolCall) -> bool:
-        return not self.ignore_malformed or call.status in COMPARABLE
-
-    def _matches(
-        self, trajectories: Sequence[Trajectory]
-    ) -> list[tuple[Float[np.ndarray, "_ _"], Assignment, int]]:
-        """Similarity and assignment of every trajectory to the gold trace that suits it best."""
-        indexed: dict[int, list[GoldIndex]] = {}  # of a task: the attempts of a group share it
-        matrices: list[Float[np.ndarray, "_ _"]] = []
+    def _credits(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
+        """The credits, where each trajectory is matched to the gold trace that suits it best."""
+        indices = {}  # of a task: the attempts of a group share it
+        matrices = []
         first = [0]
         for trajectory in trajectories:
             task = trajectory.task
-            traces = indexed.get(id(task))
-            if traces is None:
-                indices = [self.similarity.index(gold) for gold in task.gold_traces]
-                traces = indexed[id(task)] = indices
-            calls: Sequence[ToolCall] = trajectory.calls
-            if self.ignore_malformed:
-                calls = [call for call in calls if self._counts(call)]
-            matrices.extend([self.similarity.rows(calls, gold) for gold in traces])
+            if id(task) not in indices:
+                indices[id(task)] = [self.similarity.index(gold) for gold in task.gold_traces]
+            calls = trajectory.calls
+            matrices += [self.similarity.rows(calls, gold) for gold in indices[id(task)]]
             first.append(len(matrices))
         assignments = self.assignment(matrices)
-        matches = []
-        for start, end in pairwise(first):
+        credits = []
+        for trajectory, (start, end) in zip(trajectories, pairwise(first), strict=True):
             best = start
             if end - start > 1:
                 best = max(range(start, end), key=lambda k: assignments[k].rewards.sum())
-            matches.append((matrices[best], assignments[best], best - start))
-        return matches
+            match, trace = assignments[best], best - start
+            credits.append(self._credit(trajectory, matrices[best], match, trace))
+        return credits
 
     def _credit(
         self,
         trajectory: Trajectory,
-        similarity: Float[np.ndarray, "k n"],
+        similarity: Float[np.ndarray, "m n"],
         match: Assignment,
         gold_trace: int,
     ) -> Credit:
-        plan, call_rewards = match.plan, match.rewards
-        if self.ignore_malformed:
-            counted = np.array([self._counts(call) for call in trajectory.calls], dtype=bool)
-            similarity, plan = _spread_rows(similarity, counted), _spread_rows(plan, counted)
-            call_rewards = _spread_rows(call_rewards, counted)
-        turn_rewards = self._call_part(trajectory, call_rewards)
+        turn_rewards = self._call_part(trajectory, match.rewards)
         outcome, paid = self._pay_answers(trajectory, turn_rewards) if turn_rewards else (0.0, 0.0)
         total = sum(turn_rewards)
-        if self.trajectory_mean and turn_rewards:
+        if self.trajectory_reduction == "mean" and turn_rewards:
             total /= len(turn_rewards)
         rewards = np.array(turn_rewards, dtype=np.float64)
         return Credit(
-            similarity, plan, call_rewards, rewards, outcome, paid, float(total), gold_trace
+            similarity, match.plan, match.rewards, rewards, outcome, paid, float(total), gold_trace
         )
 
     def _call_part(
         self, trajectory: Trajectory, call_rewards: Float[np.ndarray, " m"]
     ) -> list[float]:
         """What the calls of each turn earned [T]."""
-        if not self.pay_calls:
+        if self.rewards == "outcome":
             return [0.0] * len(trajectory.turns)
-        rewards = call_rewards.tolist()
+        left = iter(call_rewards.tolist())
         turn_rewards = []
-        position = 0
         for turn in trajectory.turns:
-            made = len(turn.calls)
-            reward = sum(rewards[position : position + made]) if made else 0.0
-            position += made
-            if self.turn_mean and made:
-                counted = sum(map(self._counts, turn.calls)) if self.ignore_malformed else made
-                reward /= max(counted, 1)
-            turn_rewards.append(reward)
+            reward = sum([next(left) for _ in turn.calls], 0.0)
+            mean = self.turn_reduction == "mean" and turn.calls
+            turn_rewards.append(reward / len(turn.calls) if mean else reward)
         return turn_rewards
 
     def _pay_answers(
         self, trajectory: Trajectory, turn_rewards: list[float]
     ) -> tuple[float, float]:
         """Add the answers to `turn_rewards` [T]; the last one's score, and what was paid for it."""
-        every = self.every_turn
+        every = self.outcome_turns == "every"
         last = extract_answer(trajectory.final_text) if every else final_answer(trajectory)
         outcome = self._outcome(trajectory, last)
-        if not self.pay_outcome:
+        if self.rewards == "turn":
             return outcome, 0.0
         answered = last is not None
         for index, turn in enumerate(trajectory.turns[:-1] if every else ()):
@@ -197,15 +168,31 @@ class MatchReward:
         return outcome, paid
 
     def _outcome(self, trajectory: Trajectory, answer: str | None) -> float:
-        if self.score_answer is None:
-            return 0.0
-        return outcome_score(trajectory, answer, self.score_answer)
+        score = OUTCOMES[self.outcome]
+        return 0.0 if score is None else outcome_score(trajectory, answer, score)
 
 
-def _spread_rows(
-    values: Float[np.ndarray, "k ..."], counted: np.ndarray
-) -> Float[np.ndarray, "m ..."]:
-    """The rows of the calls that count, among rows of zeros for those that do not."""
-    spread = np.zeros((len(counted), *values.shape[1:]))
-    spread[counted] = values
-    return spread
+def _parsed(trajectory: Trajectory) -> Trajectory:
+    """The trajectory without the calls that do not parse."""
+    turns = (
+        replace(turn, calls=tuple(call for call in turn.calls if call.status in COMPARABLE))
+        for turn in trajectory.turns
+    )
+    return replace(trajectory, turns=tuple(turns))
+
+
+def _with_malformed(credit: Credit, trajectory: Trajectory) -> Credit:
+    """The credit with rows of zeros for the calls that do not parse."""
+    counted = np.array([call.status in COMPARABLE for call in trajectory.calls], dtype=bool)
+
+    def spread(values: Float[np.ndarray, "k ..."]) -> Float[np.ndarray, "m ..."]:
+        rows = np.zeros((len(counted), *values.shape[1:]))
+        rows[counted] = values
+        return rows
+
+    return replace(
+        credit,
+        similarity=spread(credit.similarity),
+        plan=spread(credit.plan),
+        call_rewards=spread(credit.call_rewards),
+    )

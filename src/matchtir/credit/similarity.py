@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import operator
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -20,10 +19,7 @@ COMPARABLE = (CallStatus.OK, CallStatus.UNKNOWN_TOOL)
 
 # ---------------------------------------------------------------- equality of argument values
 
-Equality = Callable[[Any, Any], bool]
-
-python_equal: Equality = operator.eq  # True == 1: the release's rule
-
+_TRUE, _FALSE = object(), object()  # equal to themselves alone, where Python has True == 1
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?")
 _LONGEST_NUMBER = 300  # int() refuses strings over 4,300 digits; nobody writes such numbers
 
@@ -31,51 +27,32 @@ _LONGEST_NUMBER = 300  # int() refuses strings over 4,300 digits; nobody writes 
 def json_equal(left: Any, right: Any) -> bool:
     """Equality of JSON values: 3 == 3.0, true != 1, object keys in any order."""
     try:
-        return _json_equal(left, right)
+        return bool(_as_json(left) == _as_json(right))
     except RecursionError:  # nested deeper than Python can follow: no evidence that they agree
         return False
 
 
-def _json_equal(left: Any, right: Any) -> bool:
-    kind = type(left)
-    if kind is str or kind is bool or left is None:
-        return type(right) is kind and bool(left == right)
-    if isinstance(left, Mapping):
-        return (
-            isinstance(right, Mapping)
-            and left.keys() == right.keys()
-            and all(_json_equal(value, right[key]) for key, value in left.items())
-        )
-    if isinstance(left, list | tuple):
-        return (
-            isinstance(right, list | tuple)
-            and len(left) == len(right)
-            and all(map(_json_equal, left, right))
-        )
-    return type(right) is not bool and bool(left == right)
-
-
-def json_equality_to(value: Any) -> Equality:
-    """The fastest equality that agrees with `json_equal` wherever `value` is the right side.
-
-    Python's own ``==`` takes true for 1 and false for 0, so it will do for values without any of
-    the four inside.
-    """
-    try:
-        return python_equal if _python_compares_well(value) else json_equal
-    except RecursionError:
-        return json_equal
-
-
-def _python_compares_well(value: Any) -> bool:
+def _as_json(value: Any) -> Any:
+    """A value whose ``==`` is that of JSON."""
     kind = type(value)
-    if kind is str or value is None:
-        return True
-    if kind is int or kind is float:
-        return value not in (0, 1)
-    if kind is dict:
-        return all(map(_python_compares_well, value.values()))
-    return kind is list and all(map(_python_compares_well, value))
+    if kind is str:  # most values are; the tests below are slow
+        return value
+    if kind is bool:
+        return _TRUE if value else _FALSE
+    if isinstance(value, Mapping):
+        return {key: _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_as_json, value))
+    return value
+
+
+def _compares_well(value: Any) -> bool:
+    """Whether ``==`` with this value is that of JSON: no part of it equals true or false."""
+    if type(value) is dict:
+        return all(map(_compares_well, value.values()))
+    if type(value) is list:
+        return all(map(_compares_well, value))
+    return type(value) in (str, int, float, type(None)) and value not in (0, 1)
 
 
 def normalized(value: Any) -> Any:
@@ -96,23 +73,22 @@ def normalized(value: Any) -> Any:
 # ---------------------------------------------------------------- similarity of calls
 
 
-@dataclass(frozen=True, slots=True)
-class GoldCall:
-    """A gold call, ready to be compared: its column, its arguments, and the equality to use."""
+class GoldCall(NamedTuple):
+    """A gold call, ready to be compared."""
 
     column: int
     arguments: Mapping[str, Any]
-    equal: Equality
+    as_json: bool  # values that are compared with its own must be made so, too
 
 
-@dataclass(frozen=True, slots=True)
-class GoldIndex:
+class GoldIndex(NamedTuple):
     """The gold calls of a task that can be resembled at all, by name."""
 
-    count: int  # of all gold calls: n
+    size: int  # of all gold calls: n
     by_name: Mapping[str, Sequence[GoldCall]]
 
 
+@dataclass(frozen=True)
 class Similarity:
     """Similarity of predicted and gold calls (paper eq. 1-4).
 
@@ -127,12 +103,12 @@ class Similarity:
             after casefold and strip, numeric strings read as numbers).
     """
 
-    def __init__(self, names: str = "exact", values: str = "json") -> None:
-        check_option("names", names, ("exact", "casefold"))
-        check_option("values", values, ("json", "python", "normalized"))
-        self._casefold = names == "casefold"
-        self._normalize = values == "normalized"
-        self._python = values == "python"
+    names: str = "exact"
+    values: str = "json"
+
+    def __post_init__(self) -> None:
+        check_option("names", self.names, ("exact", "casefold"))
+        check_option("values", self.values, ("json", "python", "normalized"))
 
     def __call__(
         self, predicted: Sequence[ToolCall], gold: Sequence[ToolCall]
@@ -146,26 +122,24 @@ class Similarity:
         for column, call in enumerate(gold):
             arguments = self._arguments(call)
             if arguments is not None:
-                equal = python_equal if self._python else json_equality_to(dict(arguments))
-                known = by_name.setdefault(self._name(call), [])
-                known.append(GoldCall(column, arguments, equal))
+                as_json = self.values != "python" and not _compares_well(dict(arguments))
+                ready = _as_json(arguments) if as_json else arguments
+                by_name.setdefault(self._name(call), []).append(GoldCall(column, ready, as_json))
         return GoldIndex(len(gold), by_name)
 
     def rows(self, predicted: Sequence[ToolCall], gold: GoldIndex) -> Float[np.ndarray, "m n"]:
         """Similarities of predicted calls and indexed gold calls: only equal names are compared."""
-        similarity = np.zeros((len(predicted), gold.count))
+        similarity = np.zeros((len(predicted), gold.size))
         for row, call in enumerate(predicted):
             candidates = gold.by_name.get(self._name(call))
-            if candidates is None:
-                continue
-            arguments = self._arguments(call)
-            if arguments is not None:
+            arguments = None if candidates is None else self._arguments(call)
+            if candidates is not None and arguments is not None:
                 for candidate in candidates:
                     similarity[row, candidate.column] = _pair(arguments, candidate)
         return similarity
 
     def _name(self, call: ToolCall) -> str:
-        return call.name.casefold() if self._casefold else call.name
+        return call.name.casefold() if self.names == "casefold" else call.name
 
     def _arguments(self, call: ToolCall) -> Mapping[str, Any] | None:
         """The arguments to compare; None where the call can resemble nothing."""
@@ -175,18 +149,19 @@ class Similarity:
             return None
         if call.status not in COMPARABLE:
             return None
-        return normalized(arguments) if self._normalize else arguments
+        return normalized(arguments) if self.values == "normalized" else arguments
 
 
 def _pair(predicted: Mapping[str, Any], gold: GoldCall) -> float:
     """Similarity of the arguments of two calls of equal name."""
-    wanted, equal = gold.arguments, gold.equal
-    if equal is python_equal and predicted == wanted:
+    wanted, as_json = gold.arguments, gold.as_json
+    if not as_json and predicted == wanted:
         return 1.0
     shared = right = 0
     for key, value in wanted.items():
         if key in predicted:
+            ours = predicted[key]
             shared += 1
-            right += equal(predicted[key], value)
+            right += (_as_json(ours) if as_json else ours) == value
     union = len(predicted) + len(wanted) - shared
     return (1.0 + (shared / union if union else 1.0) + right) / (2 + len(wanted))

@@ -11,7 +11,7 @@ def check_option(option: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{option}={value!r} is not one of {', '.join(allowed)}")
 
 
-def check_at_least(least: int, **values: int) -> None:
+def check_at_least(least: float, **values: float) -> None:
     """Raise ValueError naming the first option whose value is below `least`."""
     for option, value in values.items():
         if value < least:

@@ -17,9 +17,8 @@ RENAMED = {
     "advantage=release": (
         "advantage=dual advantage.trajectory_weight=0.5 advantage.turn_weight=0.5"
     ),
-    "assignment=soft_release": (
-        "assignment=soft +assignment.max_iterations=1000 +assignment.finish=none"
-    ),
+    "advantage.outcome_weight": "advantage.trajectory_weight",
+    "assignment=soft_release": "assignment=soft +assignment.max_iterations=1000",
     "carried_groups": "partial_groups",
     "+data.on_bad_row=error": "+data.on_bad_row=stop",
     "data.on_bad_row=error": "data.on_bad_row=stop",
