@@ -269,14 +269,16 @@ def packed_against_padded(
     real = places < lengths[:, None]
     batch = [each.to(machine.device) for each in (ids, real & (places >= prompt), real)]
     seconds: dict[bool, list[float]] = {False: [], True: []}
-    scores, gradients = {}, {}
+    scores: dict[bool, torch.Tensor] = {}
+    gradients: dict[bool, torch.Tensor] = {}
     for packing in (False, True) * (rounds + 1):  # the first round warms up
         policy = machine.policy(dtype, packing)
         started = time.perf_counter()
         logprobs = policy(batch[0], batch[1], 1.0, batch[2]).logprobs
         (logprobs.sum() / group).backward()
         scores[packing] = logprobs.detach().float().cpu()
-        gradients[packing] = policy.model.get_input_embeddings().weight.grad.float().cpu()
+        embeddings: Any = policy.model.get_input_embeddings()
+        gradients[packing] = embeddings.weight.grad.float().cpu()
         seconds[packing].append(time.perf_counter() - started)
     scale = float(gradients[False].abs().max())
     return {
