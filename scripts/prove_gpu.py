@@ -65,10 +65,16 @@ class Machine:
     def config(self) -> Qwen3Config:
         """The architecture: Qwen3-0.6B, or a few thousand weights."""
         if self.dry:
-            size = {"hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64}
-            heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-            words = {"vocab_size": len(tiny_tokenizer()), "tie_word_embeddings": True}
-            return Qwen3Config(**size, **heads, **words)
+            return Qwen3Config(
+                hidden_size=32,
+                num_hidden_layers=2,
+                intermediate_size=64,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=32,
+                vocab_size=len(tiny_tokenizer()),
+                tie_word_embeddings=True,
+            )
         known: Any = OmegaConf.load(ROOT / "configs" / "plan" / "default.yaml")
         return Qwen3Config(**known.models[MODEL])
 
