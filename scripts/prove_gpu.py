@@ -324,7 +324,8 @@ def overrides(machine: Machine) -> list[str]:
     run = machine.folder / "run"
     shutil.rmtree(run, ignore_errors=True)  # of an earlier proof
     common = [
-        "experiment=smoke", "rollout=vllm", "rollout.engine.sleep_level=2", "model=huggingface", f"model.name_or_path={model}",
+        "experiment=smoke", "rollout=vllm", "rollout.engine.sleep_level=2",
+        "model=huggingface", f"model.name_or_path={model}",
         "iterations=2", f"paths.run_dir={run}", "logger=csv",
     ]  # fmt: skip
     if machine.dry:
