@@ -29,13 +29,13 @@ def test_a_refused_call_solves_nothing():
     assert solving_calls([refused], ["Paris"], SUBS) == [False]
 
 
-def test_an_empty_gold_output_is_solved_by_a_call_that_succeeds_only():
+def test_a_call_that_failed_solves_nothing_where_that_is_known():
     empty = sub_answers(("a", ""))
     outputs = ["Error: a raised AssertionError: no such item", ""]
     ended_well = [False, True]
     assert solving_calls([call("a"), call("a")], outputs, empty, ended_well) == [False, True]
-    # as FTRL counts: an exception that names the gold output
-    assert solving_calls([call("b")], ["Error: 1912"], SUBS, [False]) == [True]
+    assert solving_calls([call("b")], ["Error: 1912"], SUBS, [False]) == [False]
+    assert solving_calls([call("b")], ["Error: 1912"], SUBS) == [True]  # as FTRL counts
 
 
 def test_every_part_must_stand_in_the_output():

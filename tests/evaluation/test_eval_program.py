@@ -13,8 +13,12 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 import eval as program
+from matchtir.evaluation.tables import summarise
+from matchtir.tools.formats import render_call
+from matchtir.types import ToolSpec
 from matchtir.utils.config_check import ConfigError
 from matchtir.utils.run_folder import register_resolvers
+from tests.evaluation.benchmark_helpers import LOOK, benchmark, plain_task, play
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,10 +34,10 @@ BENCHMARKS = sorted(path.stem for path in (ROOT / "configs" / "benchmark").glob(
 
 
 def test_every_benchmark_has_its_own_name(configure):
-    for benchmark in BENCHMARKS:
-        config = configure(f"benchmark={benchmark}", "policy=gold")
-        assert list(config.benchmark) == [benchmark]
-        assert config.benchmark[benchmark].name == benchmark
+    for name in BENCHMARKS:
+        config = configure(f"benchmark={name}", "policy=gold")
+        assert list(config.benchmark) == [name]
+        assert config.benchmark[name].name == name
 
 
 @pytest.mark.parametrize("benchmark", ["ftrl", "nestful", "toolhop"])
@@ -58,6 +62,28 @@ def test_several_values_of_a_key_become_a_list_outside_sweeps():
     assert program.with_lists(["benchmark=ftrl"]) == ["benchmark=[ftrl]"]
     assert program.with_lists(["benchmark=[ftrl]"]) == ["benchmark=[ftrl]"]
     assert program.with_lists(["-m", "benchmark=a,b"]) == ["-m", "benchmark=a,b"]
+
+
+def test_max_tasks_takes_every_scenario(configure):
+    config = configure("benchmark=synthetic", "policy=gold", "max_tasks=8")
+    config.benchmark.synthetic.tasks.sizes = {"test": 64}
+    synthetic = instantiate(config.benchmark.synthetic)
+    everything = synthetic.task_set.tasks("test")
+    chosen = [task.scenario for task in synthetic.select()]
+    assert len(chosen) == 8 and set(chosen) == {task.scenario for task in everything}
+
+
+def test_failed_calls_are_counted_by_kind(sandbox, tmp_path, monkeypatch):
+    calls = ["no_such_tool", "look", "fail", "deny"]
+    texts = [render_call(name, {"what": 1} if name == "look" else {}) for name in calls]
+    texts += ["<tool_call>{</tool_call>", "<answer>1902</answer>"]
+    monkeypatch.setattr("matchtir.evaluation.benchmark.scripted_turns", lambda *_: tuple(texts))
+    sources = (LOOK, "def fail():\n    return 1 / 0\n", "def deny():\n    return {'error': 'no'}\n")
+    schema = {"type": "object", "properties": {}}
+    tools = [ToolSpec(s[4 : s.index("(")], "", schema, s) for s in sources]
+    outcome = play(benchmark(plain_task(tools=tuple(tools))), "gold", sandbox, tmp_path)
+    kinds = ("unknown_tool", "bad_arguments", "exception", "reports_error", "invalid_json")
+    assert summarise(outcome.records, {})["calls"] == dict.fromkeys(kinds, 1)
 
 
 def test_several_benchmarks_in_one_process(configure):

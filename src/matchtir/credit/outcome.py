@@ -15,8 +15,14 @@ from matchtir.types import CallStatus, StopReason, SubAnswer, ToolCall, Trajecto
 State = Mapping[str, Any]  # by class: attributes
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
-# Where punctuation is part of a number: a sign, a point, a fraction, a ratio, a time, a product.
-_NUMERIC = re.compile(r"(?<![\w)])[-\u2212](?=[$€£¥]?\.?\d)|(?<![\w.])\.(?=\d)|(?<=\d)[./:*](?=\d)")
+# Where punctuation tells answers apart.
+_TELLING = re.compile(
+    r"(?<![\w)])[-\u2212](?=[$€£¥]?\.?\d|∞|(?:[a-z]|inf|infinity)\b)"  # a sign: -5, -x
+    r"|(?<![\w.])\.(?=\w)|(?<=\d)[./:*](?=\d)"  # a point, fraction, ratio, time, product: .5, 1/2
+    r"|(?<=\w)_(?=\w)|(?<=(?<!\*)\b\w)\*(?![\w*])|!(?==)"  # a_b, A*, !=
+    r"|\[(?=[^][()]*,[^][()]*\))|\((?=[^][()]*,[^][()]*\])",  # a half-open interval: [0, 1)
+    re.IGNORECASE,
+)
 _PLUS = re.compile(r"(?<![\w)])\+(?=[$€£¥]?\.?\d)")  # of a number: it says nothing
 
 
@@ -34,7 +40,7 @@ def answer_tokens(text: str) -> list[str]:
 @lru_cache(maxsize=1024)  # the gold answer is that of a whole group
 def _meaning(text: str) -> list[str]:
     """`answer_tokens` and, where they stand, the signs and symbols that tell answers apart."""
-    signs = {found.start() for found in _NUMERIC.finditer(text)}
+    signs = {found.start() for found in _TELLING.finditer(text)}
     pluses = {found.start() for found in _PLUS.finditer(text)}
 
     def kept(match: re.Match[str]) -> str:
@@ -151,14 +157,11 @@ def solving_calls(
     """Whether each call [m], with its output [m], solves a sub-answer [n] (FTRL, 2508.08791).
 
     A call solves the first still unsolved sub-answer of its tool that its output contains; at most
-    one. The text of an exception counts as output, as in FTRL's published code. A call that the
-    parser refused was never executed, so it solves nothing.
-
-    Every text contains an empty gold output, so only a call that succeeded solves that.
+    one. A call that failed solves nothing: what it was asked for stands in many an error's text.
 
     Args:
         ended_well: whether each call ran to its end without an error [m]; None: not known, and each
-            call that the parser took counts.
+            call that the parser took counts, whatever its output says, as in FTRL's published code.
 
     Raises ValueError where calls and outputs differ in number.
     """
@@ -166,16 +169,13 @@ def solving_calls(
     solved = []
     ended = [True] * len(calls) if ended_well is None else ended_well
     for call, output, well in zip(calls, outputs, ended, strict=True):
-        solves = next(
-            (
-                answer
-                for answer in (unsolved if call.status is CallStatus.OK else ())
-                if answer.tool == call.name
-                and contains_answer(output, answer.output)
-                and (well or _plain(answer.output).strip())
-            ),
-            None,
+        counts = well and call.status is CallStatus.OK
+        fitting = (
+            answer
+            for answer in (unsolved if counts else ())
+            if answer.tool == call.name and contains_answer(output, answer.output)
         )
+        solves = next(fitting, None)
         if solves is not None:
             unsolved.remove(solves)
         solved.append(solves is not None)
