@@ -37,7 +37,7 @@ from matchtir.utils.config_check import check
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import keep_config, register_resolvers
 
-KNOWN_KEYS = f"""{train.KNOWN_KEYS}
+KNOWN_KEYS = f"""{train.KNOWN_KEYS} {train.SETTINGS}
     teacher endpoint out attempts enough least_outcome alternatives temperature max_concurrent price
 """
 # What decides what an attempt is: a folder is gone on with under the same ones only.

@@ -41,7 +41,7 @@ from matchtir.utils.config_check import check
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
-KNOWN_KEYS = f"{train.KNOWN_KEYS} tokenizer max_tasks replay near page split"
+KNOWN_KEYS = f"{train.KNOWN_KEYS} {train.SETTINGS} tokenizer max_tasks replay near page split"
 
 
 def run(config: DictConfig) -> dict[str, list[Task]]:

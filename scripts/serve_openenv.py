@@ -25,7 +25,7 @@ from matchtir.utils.run_folder import register_resolvers
 
 def run(config: DictConfig) -> None:
     """Serve until the process is stopped."""
-    check(config, f"{train.KNOWN_KEYS} host port max_sessions")
+    check(config, f"{train.KNOWN_KEYS} {train.SETTINGS} host port max_sessions")
     try:
         import uvicorn
         from openenv.core.env_server.http_server import create_app

@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 from matchtir.evaluation.benchmark import Setting
 from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.tables import Earlier, report
-from matchtir.utils.config_check import check
+from matchtir.utils.config_check import check, check_packages
 from matchtir.utils.loggers import quiet
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import (
@@ -33,14 +33,16 @@ from matchtir.utils.run_folder import (
 )
 
 KNOWN_KEYS = """
-    benchmark max_tasks policy label against seed max_concurrent sandbox assignment reward penalties
-    turn_reduction renderer rollout.engine endpoint ckpt_path paths
+    benchmark max_tasks policy label against seed max_concurrent sandbox reward
+    renderer rollout.engine endpoint ckpt_path paths
 """
+SETTINGS = "penalties.unmatched penalties.no_answer turn_reduction assignment"
 
 
 def run(config: DictConfig) -> dict[str, Any]:
     """One evaluation; what it found is also in the run's folder."""
-    check(config, KNOWN_KEYS)
+    check(config, KNOWN_KEYS, SETTINGS)
+    check_packages(config)
     quiet()
     folder = Path(config.paths.run_dir)
     if config.ckpt_path not in (None, LAST):

@@ -29,7 +29,8 @@ from matchtir.training.run import (
     start_warm,
     test_scores,
 )
-from matchtir.utils.config_check import check, instantiate_group
+from matchtir.training.settings import unfit_settings
+from matchtir.utils.config_check import check, check_packages, instantiate_group
 from matchtir.utils.loggers import close, quiet
 from matchtir.utils.processes import end_with_the_first, terminated_with_status, wait_for_all
 from matchtir.utils.renamed import with_current_names
@@ -39,20 +40,24 @@ from matchtir.utils.sweep import run_job
 KNOWN_KEYS = """
     seed ckpt_path objective identity paths dry_run plan extras.print_config
     extras.threads extras.matmul_precision
-    iterations tasks_per_iteration group_size mini_batches zero_advantage ahead partial_groups
-    penalties turn_reduction turn_groups singleton assignment reward advantage loss optimizer module
-    model renderer rollout.engine rollout.limits rollout.episodes sandbox data validation datamodule
+    module model renderer rollout.engine rollout.limits rollout.episodes sandbox datamodule
     warm_start.module warm_start.datamodule warm_start.cache_dir trainer callbacks logger
+"""
+SETTINGS = """
+    iterations tasks_per_iteration group_size mini_batches zero_advantage ahead partial_groups
+    penalties.unmatched penalties.no_answer turn_reduction turn_groups singleton
+    assignment reward advantage loss optimizer data validation
 """
 
 
 def run(config: DictConfig) -> float:
     """Train, and test before and after; returns the metric that a search would optimise."""
-    check(config, KNOWN_KEYS)
+    check(config, KNOWN_KEYS, SETTINGS, unfit_settings(config))
     quiet()
     check_plan(config, show=config.dry_run)
     if config.dry_run:
         return float("nan")
+    check_packages(config)
     started = time.monotonic()
     folder = Path(config.paths.run_dir)
     checkpoint = checkpoint_to_load(config.ckpt_path, folder)

@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, open_dict, read_write
 
+from matchtir.training.settings import unfit_settings
 from matchtir.utils.config_check import ConfigError, check
 from matchtir.utils.run_folder import register_resolvers
 
@@ -46,7 +47,9 @@ def check_program(program: str, *overrides: str) -> None:
         assert str(config.hydra.run.dir).startswith("logs/")
         with read_write(config), open_dict(config):
             del config["hydra"]
-        check(config, importlib.import_module(program).KNOWN_KEYS)
+        module = importlib.import_module(program)
+        also = unfit_settings(config) if program == "train" else ()
+        check(config, module.KNOWN_KEYS, module.SETTINGS, also)
     finally:
         hydra.cfg = None
 

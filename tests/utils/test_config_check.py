@@ -1,19 +1,36 @@
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
+from typing import Any, Literal
 
 import pytest
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from matchtir.utils.config_check import ConfigError, check, instantiate_group
+from matchtir.utils.config_check import (
+    ConfigError,
+    check,
+    check_packages,
+    fits,
+    instantiate_group,
+)
 
 
 class Engine:
     def __init__(self, tokens: int, temperature: float = 1.0, inner: object = None) -> None:
+        if tokens < 0:
+            raise ValueError(f"tokens={tokens} is below 0")
         self.tokens = tokens
 
     @classmethod
     def load(cls, path: str) -> "Engine":
         return cls(len(path))
+
+
+class Larger(Engine):
+    needs = {"no_such_package": "it cannot be"}  # noqa: RUF012
+
+    def __init__(self, size: str, **settings: Any) -> None:
+        super().__init__(**settings)
 
 
 class Anything:
@@ -45,6 +62,7 @@ def test_a_good_config_passes_and_is_built() -> None:
         engine(_partial_=True),  # may lack arguments
         {"_target_": f"{ENGINE}.load", "path": "p"},
         {"_target_": f"{__name__}.Anything", "whatever": 1},
+        {"_target_": f"{__name__}.Larger", "size": "l", "tokens": 1},
     ],
 )
 def test_other_good_nodes(node: object) -> None:
@@ -66,6 +84,18 @@ def test_other_good_nodes(node: object) -> None:
         ),
         ({"engine": engine()}, [f"engine.tokens: {ENGINE} needs this argument"]),
         ({"engine": engine(_partial_=True, x=0)}, ["engine.x: "]),
+        ({"engine": engine(tokens="no")}, [f"engine.tokens: {ENGINE} takes int, not 'no'"]),
+        (
+            {"engine": {"_target_": f"{__name__}.Larger", "size": 1, "tokens": 1.5, "token": 1}},
+            ["engine.size: ", "engine.tokens: ", "engine.token: "],
+        ),
+        # What is referred to is judged once, where it stands.
+        ({"engine": engine(tokens=1, x=0), "engines": ["${engine}"]}, ["engine.x: "]),
+        # What a partial node is given is built, to see whether it can be.
+        (
+            {"engine": engine(_partial_=True, inner=engine(tokens=-1))},
+            ["engine.inner: tokens=-1 is below 0"],
+        ),
         (
             {
                 "engine": engine(tokens=1, inner=engine(tokens=1, x=0)),
@@ -79,8 +109,12 @@ def test_other_good_nodes(node: object) -> None:
             for target in ("matchtir.nowhere.X", "matchtir.utils.config_check.Nothing", "Engine")
         ),
         (
-            {"engine": engine(tokens="???"), "paths": {"logs": "${paths.nowhere}"}},
-            ["paths.logs: Interpolation key 'paths.nowhere' not found", "engine.tokens: a value"],
+            {"engine": engine(tokens="???"), "paths": {"logs": "???"}},
+            ["engine.tokens: a value must be given", "paths.logs: a value must be given"],
+        ),
+        (
+            {"paths": {"logs": "${paths.nowhere}"}},
+            ["paths.logs: Interpolation key 'paths.nowhere' not found"],
         ),
     ],
 )  # fmt: skip
@@ -90,6 +124,40 @@ def test_every_mistake_is_named(changes: dict[str, object], named: list[str]) ->
     lines = [line.strip() for line in str(raised.value).splitlines()[1:]]
     assert len(lines) == len(named)
     assert all(line.startswith(name) for line, name in zip(lines, named, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "good"),
+    [
+        (True, bool, True),
+        (1, bool, False),
+        ("false", bool, False),
+        (True, int, False),
+        (1, float, True),
+        (1.0, int, False),
+        (None, float | None, True),
+        ("mean", Literal["mean", "sum"], True),
+        ("max", Literal["mean", "sum"], False),
+        (True, Literal[1], False),
+        ([1, 2], Sequence[int], True),
+        ([1, "2"], tuple[int, ...], False),
+        ("ab", Sequence[str], False),
+        ({"a": 1.0}, Mapping[str, float], True),
+        ({"a": "b"}, dict[str, float], False),
+        (engine(tokens=1), int, True),  # what is made of it is not known
+        ("anything", Engine, True),
+        ("a", "int", True),
+    ],
+)
+def test_what_fits_a_type(value: object, hint: Any, good: bool) -> None:
+    assert fits(value, hint) == good
+
+
+def test_a_missing_package_is_named_with_how_to_install_it() -> None:
+    check_packages(config())
+    larger = {"_target_": f"{__name__}.Larger", "_partial_": True}
+    with pytest.raises(ConfigError, match=r"engine\._target_: .*no_such_package: it cannot be"):
+        check_packages(config(engine=larger))
 
 
 PATH = {"_target_": "pathlib.PurePosixPath", "_args_": ["a"]}

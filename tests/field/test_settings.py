@@ -1,0 +1,61 @@
+"""Settings that would be ignored or mean something else are refused by name at the start."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from matchtir.utils.config_check import ConfigError
+from tests.test_configs import check_program
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        ("+penalties.unmached=0.25", "penalties.unmached: .*did you mean penalties.unmatched"),
+        ("ahead=no", "module.ahead: .* takes bool, not 'no'"),
+        ("turn_groups=foo", "module.advantage: turn_groups='foo' is not one of index"),
+        ("loss.clip_low=-1", "module.objective: clip_low=-1 must lie in"),
+        ("trainer.precision=bf17", "trainer.precision: .* not 'bf17'"),
+        ("sandbox.workers=two", "sandbox.workers: .* takes int, not 'two'"),
+        ("+module.micro_batch_token=9", "module.micro_batch_token: .* mean micro_batch_tokens"),
+        ("trainer.log_every_n_steps=5", "trainer.log_every_n_steps: every iteration is logged"),
+        ("objective=val/solve_f2", "objective: .*did you mean val/solve_f1"),
+        # What nothing in the run reads.
+        ("advantage=trajectory turn_groups=state", "turn_groups=state: nothing in this run reads"),
+        ("advantage=rloo singleton=zero", "singleton=zero: nothing in this run reads"),
+        ("experiment=grpo assignment=soft", "assignment=soft: nothing in this run reads"),
+        ("experiment=grpo assignment.reg=1", "assignment.reg=1: nothing in this run reads"),
+        ("experiment=grpo penalties.unmatched=1", "penalties.unmatched=1: nothing in this run"),
+        ("reward=turn penalties.no_answer=1", "penalties.no_answer=1: nothing in this run reads"),
+        ("experiment=sft optimizer.lr=0.1", "optimizer.lr=0.1: nothing in this run reads"),
+        ("experiment=sft iterations=5", "iterations=5: nothing in this run reads"),
+    ],
+)  # fmt: skip
+def test_it_is_refused(command: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_program("train", *command.split())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "turn_groups=state",
+        "assignment=soft penalties.unmatched=0.1",
+        "experiment=grpo penalties.no_answer=0.1 turn_groups=index",
+        "experiment=sft datamodule.eval_batch_size=3",
+        "objective=train/reward",
+        "data.val=ftrl objective=val/solve_p",
+        "data.val=nestful objective=val/full_match",
+    ],
+)
+def test_what_is_read_is_taken(command: str) -> None:
+    check_program("train", *command.replace("turn_groups=index", "").split())
+
+
+def test_the_program_ends_before_it_loads_anything(tmp_path: Path) -> None:
+    command = [sys.executable, "src/train.py", "ahead=no", f"paths.log_dir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode and "module.ahead: " in done.stderr
+    assert not list(tmp_path.rglob("config.yaml"))
