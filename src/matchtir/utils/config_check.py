@@ -46,20 +46,16 @@ def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str
             with its arguments, and every argument of another type than its annotation; or else
             what the constructor of a `_partial_` node's argument says against its values.
     """
-    problems = [f"  {key}: a value must be given" for key in sorted(OmegaConf.missing_keys(config))]
+    problems = _unresolved(config)
     if not problems:
-        try:
-            plain: Any = OmegaConf.to_container(config, resolve=True)
-        except OmegaConfBaseException as error:
-            problems = [f"  {error.full_key}: {str(error).splitlines()[0]}"]
-        else:
-            problems = [
-                *_unknown(plain, "", [*known.split(), *settings.split()]),
-                *_not_read(config, known.split(), settings.split()),
-                *(problem for name, node in targets(config) for problem in _misfits(node, name)),
-                *also,
-            ]
-            problems = problems or [*_refused(config)]
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        problems = [
+            *_unknown(plain, "", [*known.split(), *settings.split()]),
+            *_not_read(config, known.split(), settings.split()),
+            *(problem for name, node in targets(config) for problem in _misfits(node, name)),
+            *also,
+        ]
+    problems = problems or [*_refused(config)]
     if problems:
         raise ConfigError("\n".join(["the config cannot be run:", *problems]))
 
@@ -113,6 +109,17 @@ def targets(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]
 # -- keys ------------------------------------------------------------------------------------------
 
 
+def _unresolved(config: DictConfig) -> list[str]:
+    """Missing values, or the first reference that fails."""
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if not missing:
+            OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        return [f"  {error.full_key}: {str(error).splitlines()[0]}"]
+    return [f"  {key}: a value must be given" for key in missing]
+
+
 def _unknown(node: Mapping[str, Any], prefix: str, known: Collection[str]) -> Iterator[str]:
     """Leaves and targets that no known key covers."""
     for key, value in node.items():
@@ -155,8 +162,7 @@ def _raw(config: DictConfig, key: str) -> Any:
     node: Any = OmegaConf.select(config, ".".join(path)) if path else config
     if not isinstance(node, DictConfig) or last not in node:
         return None
-    child = node._get_node(last)
-    return OmegaConf.to_container(child) if OmegaConf.is_config(child) else child._value()
+    return OmegaConf.to_container(node)[last]  # type: ignore[index, call-overload]
 
 
 # -- targets and their arguments -------------------------------------------------------------------
@@ -168,8 +174,6 @@ def _misfits(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
     try:
         function = get_object(target)
         parameters, takes_any = _parameters(function)
-    except ValueError:  # some built-ins have no signature
-        return
     except Exception as error:  # an import may fail in any way
         reason = str(error).splitlines()[0]
         yield f"  {prefix}_target_: {target} cannot be imported: {reason}"
@@ -184,8 +188,8 @@ def _misfits(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
             yield f"  {prefix}{key}: {target} takes {wanted}, not {value!r}"
     if node.get("_partial_") or "_args_" in node:
         return
-    for name, (parameter, _) in sorted(parameters.items()):
-        if parameter.default is inspect.Parameter.empty and name not in node:
+    for name in sorted(parameters.keys() - node.keys()):
+        if parameters[name][0].default is inspect.Parameter.empty:
             yield f"  {prefix}{name}: {target} needs this argument"
 
 
@@ -194,7 +198,8 @@ def _parameters(
 ) -> tuple[dict[str, tuple[inspect.Parameter, Any]], bool]:
     """The named parameters of a function or class with their types, and whether it takes others.
 
-    What a constructor takes by `**settings` is for those of its base classes, where they end.
+    What a constructor takes by `**settings` is for those of its base classes; what these need it
+    may give them itself.
     """
     made_by = [
         base.__dict__["__init__"]
@@ -202,15 +207,18 @@ def _parameters(
         if "__init__" in base.__dict__ and base is not object
     ]
     found: dict[str, tuple[inspect.Parameter, Any]] = {}
-    for each in made_by or [function]:
-        parameters = list(inspect.signature(each).parameters.values())[bool(made_by) :]
+    for number, each in enumerate(made_by or [function]):
         try:
+            parameters = list(inspect.signature(each).parameters.values())[bool(made_by) :]
             hints = get_type_hints(inspect.unwrap(each))
-        except Exception:  # a name that only a type checker imports
+        except ValueError:  # some built-ins have no signature
+            return found, True
+        except NameError:  # what only a type checker imports
             hints = {}
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                found.setdefault(parameter.name, (parameter, hints.get(parameter.name, Any)))
+                optional = parameter.replace(default=None) if number else parameter
+                found.setdefault(parameter.name, (optional, hints.get(parameter.name, Any)))
         if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
             return found, False
     return found, True

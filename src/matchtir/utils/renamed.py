@@ -43,7 +43,7 @@ RENAMED = {
     "experiment=ablation_turn_turn": "experiment=matchtir_hard reward=turn advantage=turn",
     "hydra/launcher=processes": "hydra/launcher=joblib",
     "logger=many": "logger=[tensorboard,wandb]",
-    "loss=dual_clip": "loss=clip +loss.dual_clip=3",
+    "loss=dual_clip": "loss=clip +loss.dual_clip=3.0",
     "reward=ftrl_multi": "reward=ftrl",
     "reward=ftrl_single": "reward=ftrl reward.scope=turn",
     "reward=release": (
