@@ -30,8 +30,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from matchtir.policy.batching import micro_batches
+from matchtir.policy.packing import shared_prefixes
 from matchtir.policy.policy import Policy
-from matchtir.policy.prefixes import shared_prefixes
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {"padded": False, "packed": True}

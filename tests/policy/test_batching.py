@@ -1,7 +1,5 @@
 """Turns become tokens: literal ids, masks, turn numbers and log-probabilities."""
 
-from itertools import pairwise
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from matchtir.policy.batching import collate, micro_batches
-from matchtir.policy.prefixes import Prefixes, shared_prefixes
+from matchtir.policy.packing import Prefixes, shared_prefixes
 from matchtir.types import StopReason, Task, Trajectory, Turn
 
 PAD = 99
@@ -62,9 +60,6 @@ def test_a_trajectory_without_turns_is_its_prompt() -> None:
     batch = collate([NO_TURN], PAD)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4]]
     assert batch.attention_mask.all() and not batch.sampled.any()
-
-
-def test_an_empty_batch() -> None:
     assert collate([], PAD).input_ids.shape == (0, 0)
 
 
@@ -74,14 +69,6 @@ def test_rows_are_cut_to_the_longest_of_them() -> None:
     assert batch.turn_index.tolist() == [[-1, -1, 0, 0, 0]] * 2
     assert batch.sampler_logprobs.shape == batch.sampled.shape == (2, 5)
     assert batch.lengths.tolist() == [5, 5]
-
-
-def test_rows_come_in_the_order_asked_for() -> None:
-    batch = collate([TWO_TURNS, ONE_TURN, NO_TURN], PAD)
-    assert batch.rows(torch.tensor([2, 0])).input_ids[:, 0:4].tolist() == [
-        [1, 2, 3, 4],
-        [1, 2, 3, 10],
-    ]
 
 
 def test_log_probabilities_that_do_not_fit_the_tokens_are_refused() -> None:
@@ -119,15 +106,6 @@ def test_micro_batches_cover_every_row_once_within_the_limit(
         else:
             tokens = len(group) * int(lengths[group].max())
         assert tokens <= max_tokens or len(group) == 1
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
-def test_rows_of_like_length_share_a_micro_batch(lengths: list[int]) -> None:
-    groups = micro_batches(as_lengths(lengths), 60)
-    sizes = [[lengths[row] for row in group.tolist()] for group in groups]
-    for group, following in pairwise(sizes):
-        assert max(group) <= min(following)
 
 
 def test_micro_batches_are_filled() -> None:

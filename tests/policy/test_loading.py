@@ -19,17 +19,9 @@ def same_weights(one: LoadedPolicy, other: LoadedPolicy) -> bool:
 def test_weights_depend_on_the_arguments_alone() -> None:
     torch.manual_seed(1)
     first = small()
-    torch.rand(5)
+    assert torch.rand(1).item() == pytest.approx(0.7576, abs=1e-4)  # as if nothing was drawn
     assert same_weights(first, small())
     assert not same_weights(first, small(seed=1))
-
-
-def test_making_a_policy_leaves_the_global_generator_alone() -> None:
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    small()
-    assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_default_is_of_the_promised_size() -> None:
@@ -40,11 +32,6 @@ def test_the_default_is_of_the_promised_size() -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.config.vocab_size == len(loaded.tokenizer)
     assert model.config.eos_token_id == loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
-
-
-def test_init_std_is_that_of_the_weights() -> None:
-    policy = load_tiny(init_std=0.06).policy
-    assert policy.model.get_input_embeddings().weight.std().item() == pytest.approx(0.06, rel=0.05)
 
 
 def test_a_saved_policy_loads_again(tmp_path: Path) -> None:

@@ -61,18 +61,15 @@ LOSSES = {
     "sequence": PolicyLoss(ratio="sequence", clip_low=0.1, clip_high=0.1),
     "turn": PolicyLoss(ratio="turn", aggregation="turn_mean"),
     "dr_grpo": PolicyLoss(aggregation="dr_grpo", length=8),
-    "k1": PolicyLoss(kl_estimator="k1", kl_coefficient=0.3),
-    "k2": PolicyLoss(kl_estimator="k2", kl_coefficient=0.3),
-    "k3": PolicyLoss(kl_estimator="k3", kl_coefficient=0.3, entropy_coefficient=0.2),
+    "k1": PolicyLoss(kl_estimator="k1", kl_coefficient=0.3, entropy_coefficient=0.2),
     "corrected": PolicyLoss(correction=MismatchCorrection(1.1, (0.9, 1.2))),
 }
 each = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
 @each
-@pytest.mark.parametrize("seed", [0, 1])
-def test_gradients_are_those_of_finite_differences(loss, seed):
-    inputs = weighted(loss, draw(seed=seed))
+def test_gradients_are_those_of_finite_differences(loss):
+    inputs = weighted(loss, draw())
 
     def of(logprobs, entropy):
         return loss(replace(inputs, logprobs=logprobs, entropy=entropy)).loss
@@ -109,20 +106,6 @@ def test_micro_batches_add_up(loss):
     assert sum(part.loss for part in parts) == pytest.approx(whole.loss)
     for name, metric in whole.metrics.items():
         assert sum(part.metrics[name] for part in parts) == pytest.approx(metric), name
-
-
-@each
-def test_blind_to_padding(loss):
-    inputs = draw()
-
-    def pad(tensor, fill):
-        return torch.nn.functional.pad(tensor, (0, 3), value=fill)
-
-    padded = {
-        f.name: pad(getattr(inputs, f.name), {"sampled": False, "turn_index": -1}.get(f.name, 7.0))
-        for f in fields(inputs)
-    }
-    assert value(loss, LossInputs(**padded)) == pytest.approx(value(loss, inputs))
 
 
 @each
@@ -342,13 +325,7 @@ def test_every_token_gets_the_value_of_its_turn():
         [0, 0, 1, 1, 0, 2, 0, 0],
         [0, 3, 0, 4, 4, 4, 4, 0],
     ]
-
-
-def test_a_token_of_a_turn_without_value_is_an_error():
-    with pytest.raises(IndexError, match="turn 1 of 1"):
-        spread_turns(torch.ones(2, 1), TWO)
-
-
-def test_no_turns_at_all():
     nothing = torch.full((2, 3), -1)
     assert spread_turns(torch.zeros(2, 0), nothing).tolist() == [[0.0] * 3] * 2
+    with pytest.raises(IndexError, match="turn 1 of 1"):
+        spread_turns(torch.ones(2, 1), TWO)

@@ -117,16 +117,6 @@ def test_neither_padding_nor_a_prompt_is_computed_again(
     assert seen == [(1, computed)]
 
 
-def test_a_sequence_does_not_see_its_neighbours() -> None:
-    ids, scored, real = batch([6, 8])
-    other = ids.clone()
-    other[0] = (other[0] + 1) % 300
-    with torch.no_grad():
-        one, two = PACKED(ids, scored, 1.0, real), PACKED(other, scored, 1.0, real)
-    assert torch.equal(one.logprobs[1], two.logprobs[1])
-    assert not torch.equal(one.logprobs[0], two.logprobs[0])
-
-
 def test_a_packed_policy_samples_from_a_cache_as_any_other() -> None:
     ids, _, _ = batch([9, 9])
     tokens = []

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.tasks.synthetic import SyntheticTasks
 from matchtir.tools.sandbox import ProcessPoolSandbox
+from matchtir.types import Task, ToolCall
 
 CARD = (START / "README.md").read_text(encoding="utf-8")
 LIMITS = EpisodeLimits(8, 16_384, 400, 64)
@@ -56,8 +58,8 @@ def test_they_score_what_the_card_says() -> None:
 
 
 def test_words_of_other_tasks_join_and_the_known_ones_stay() -> None:
-    ours = SyntheticTasks("ftrl", {"train": 4})
-    loaded, start = load_start(words_of=ours), load_start()
+    task = Task("t", "Which currency has Oslo?", (), (ToolCall("rate", {"city": "Oslo"}),), "")
+    loaded, start = load_start(words_of=SimpleNamespace(tasks=lambda split: [task])), load_start()
     size = len(loaded.tokenizer)
     assert size > len(start.tokenizer)
     embeddings = loaded.policy.model.get_input_embeddings().weight

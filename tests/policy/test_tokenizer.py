@@ -12,13 +12,11 @@ from matchtir.policy.tiny.tokenizer import (
     FRAMES,
     MARKUP_TOKENS,
     SPECIAL_TOKENS,
-    build_tokenizer,
     tiny_tokenizer,
     tiny_tokenizer_for,
 )
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
-from matchtir.tasks.gold import task_words
 from matchtir.tasks.synthetic import SyntheticTasks, laptop_words
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 from tests.rollout.episode_fakes import qwen3_tokenizer
@@ -39,19 +37,9 @@ def test_any_text_decodes_to_itself(text: str) -> None:
     assert TOKENIZER.decode(encode(text)) == text
 
 
-@pytest.mark.parametrize(
-    "text", ["\x00", "\r\n", "  two  spaces ", " ,", "don't", "é ¿\u2028", "🙂"]
-)
-def test_ugly_text_decodes_to_itself(text: str) -> None:
-    assert TOKENIZER.decode(encode(text)) == text
-
-
-def test_every_word_is_one_token_alone_and_after_a_space() -> None:
+def test_words_and_frames_are_one_token_each() -> None:
     for word in laptop_words():
         assert (len(encode(word)), len(encode(f" {word}"))) == (1, 1), word
-
-
-def test_every_frame_and_control_token_is_one_token() -> None:
     for piece in (*FRAMES, *SPECIAL_TOKENS, *MARKUP_TOKENS):
         assert len(encode(piece)) == 1, piece
 
@@ -65,12 +53,9 @@ def test_a_word_that_is_not_in_the_vocabulary_falls_apart_into_bytes() -> None:
 def test_an_entity_has_the_same_ids_wherever_it_stands() -> None:
     name = "amber anchor"
     contexts = [
-        f'What is the age of "{name}"?',
         f'What are the age of "opal otter", the rank of "{name}" and the rank of "pale pine"?',
         f'<tool_call>\n{{"name": "find_age", "arguments": {{"person": "{name}"}}}}\n</tool_call>',
         f'{{"person": "{name}", "unit": "feet"}}',
-        f"<tool_response>\n{name}\n</tool_response>",
-        f"<answer>{name}</answer>",
         f"<answer>42, {name}, pale pine</answer>",
     ]
     ids = encode(name)
@@ -124,12 +109,6 @@ def test_it_loads_again_from_a_folder(tmp_path: Path) -> None:
     assert Renderer(loaded).prompt_ids(task) == Renderer(TOKENIZER).prompt_ids(task)
 
 
-def test_ids_do_not_depend_on_repeated_words() -> None:
-    once, twice = build_tokenizer(["a", "b"]), build_tokenizer(["a", "b", "a"])
-    assert once.get_vocab() == twice.get_vocab()
-    assert sorted(once.get_vocab().values()) == list(range(len(once)))
-
-
 # -- a tokenizer with the words of a task set --------------------------------------------------
 
 OSLO = Task(
@@ -143,12 +122,6 @@ OSLO = Task(
 
 
 NAMES = tiny_tokenizer_for([OSLO])
-
-
-def test_the_words_of_tasks_are_those_of_their_gold_solutions() -> None:
-    words = task_words([OSLO])
-    assert len(words) == len(set(words))
-    assert {"Which", "Oslo", "find_currency", "Currency", "city", "krone"} <= set(words)
 
 
 @pytest.mark.parametrize("name", ["Oslo", "12"])

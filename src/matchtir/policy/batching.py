@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from matchtir.policy.prefixes import Prefixes
+from matchtir.policy.packing import Prefixes
 from matchtir.types import Trajectory
 
 

@@ -142,6 +142,7 @@ def kl_estimate(
     return safe_exp(-difference) + difference - 1
 
 
+@dataclass(frozen=True)
 class MismatchCorrection:
     """Importance weights ``pi_old / pi_sampler`` of the trained policy against its sampler.
 
@@ -155,15 +156,15 @@ class MismatchCorrection:
             out of the surrogate; None: none is.
     """
 
-    def __init__(
-        self, cap: float | None = 2.0, sequence_range: Sequence[float] | None = None
-    ) -> None:
-        if cap is not None and cap < 1:
-            raise ValueError(f"cap={cap} must be at least 1")
-        if sequence_range is not None and not 0 < sequence_range[0] < 1 < sequence_range[1]:
-            raise ValueError(f"sequence_range={tuple(sequence_range)} must enclose 1")
-        self.cap = cap
-        self.sequence_range = sequence_range
+    cap: float | None = 2.0
+    sequence_range: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.cap is not None and self.cap < 1:
+            raise ValueError(f"cap={self.cap} must be at least 1")
+        held = self.sequence_range
+        if held is not None and not 0 < held[0] < 1 < held[1]:
+            raise ValueError(f"sequence_range={tuple(held)} must enclose 1")
 
     def __call__(
         self, difference: Float[Tensor, "B L"], sampled: Bool[Tensor, "B L"]
@@ -211,6 +212,7 @@ class LossOutput:
     metrics: dict[str, Float[Tensor, ""]]
 
 
+@dataclass(frozen=True)
 class PolicyLoss:
     """Clipped surrogate, KL to a reference and entropy bonus over sampled tokens.
 
@@ -228,40 +230,28 @@ class PolicyLoss:
         correction: of the mismatch between sampler and trainer; None: it is only measured.
     """
 
-    def __init__(
-        self,
-        clip_low: float = 0.2,
-        clip_high: float = 0.2,
-        dual_clip: float | None = None,
-        ratio: str = "token",
-        kl_coefficient: float = 0.001,
-        kl_estimator: str = "k3",
-        entropy_coefficient: float = 0.001,
-        aggregation: str = "seq_mean_token_mean",
-        length: int | None = None,
-        correction: MismatchCorrection | None = None,
-    ) -> None:
-        check_option("ratio", ratio, RATIOS)
-        check_option("kl_estimator", kl_estimator, KL_ESTIMATORS)
-        check_option("aggregation", aggregation, AGGREGATIONS)
-        if not 0 < clip_low < 1 or clip_high <= 0:
-            raise ValueError(
-                f"clip_low={clip_low} must lie in (0, 1), clip_high={clip_high} above 0"
-            )
-        if dual_clip is not None and dual_clip <= 1:
-            raise ValueError(f"dual_clip={dual_clip} must be above 1")
-        if (aggregation == "dr_grpo") != (length is not None):
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    ratio: str = "token"
+    kl_coefficient: float = 0.001
+    kl_estimator: str = "k3"
+    entropy_coefficient: float = 0.001
+    aggregation: str = "seq_mean_token_mean"
+    length: int | None = None
+    correction: MismatchCorrection | None = None
+
+    def __post_init__(self) -> None:
+        check_option("ratio", self.ratio, RATIOS)
+        check_option("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
+        check_option("aggregation", self.aggregation, AGGREGATIONS)
+        low, high, length = self.clip_low, self.clip_high, self.length
+        if not 0 < low < 1 or high <= 0:
+            raise ValueError(f"clip_low={low} must lie in (0, 1), clip_high={high} above 0")
+        if self.dual_clip is not None and self.dual_clip <= 1:
+            raise ValueError(f"dual_clip={self.dual_clip} must be above 1")
+        if (self.aggregation == "dr_grpo") != (length is not None):
             raise ValueError(f"length={length}: aggregation=dr_grpo needs one, no other takes one")
-        self.clip_low = clip_low
-        self.clip_high = clip_high
-        self.dual_clip = dual_clip
-        self.ratio = ratio
-        self.kl_coefficient = kl_coefficient
-        self.kl_estimator = kl_estimator
-        self.entropy_coefficient = entropy_coefficient
-        self.aggregation = aggregation
-        self.length = length
-        self.correction = correction
 
     def weight_total(self, sampled: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:
         """What these rows add to the number that the weights of a mini-batch are divided by."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +14,28 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from matchtir.policy.prefixes import shared_prefixes
-
 ATTENTION = "packed_sdpa"  # its name among the attention functions of transformers
+
+
+class Prefixes(NamedTuple):
+    """What each sequence of a batch has in common with others, before its first scored token."""
+
+    number: Int[Tensor, " B"]  # the same for sequences that begin alike
+    length: Int[Tensor, " B"]  # tokens; 0 where no other sequence begins so
+
+
+def shared_prefixes(input_ids: Int[Tensor, "B L"], scored: Bool[Tensor, "B L"]) -> Prefixes:
+    """Find them by their tokens; a sequence without scored tokens shares nothing."""
+    lengths = scored.int().argmax(dim=1).tolist()
+    begins = [
+        ids[:length].tobytes() for ids, length in zip(input_ids.cpu().numpy(), lengths, strict=True)
+    ]
+    counts = Counter(begins)
+    numbers = {begin: number for number, begin in enumerate(counts)}
+    shared = [
+        length if counts[begin] > 1 else 0 for begin, length in zip(begins, lengths, strict=True)
+    ]
+    return Prefixes(torch.tensor([numbers[begin] for begin in begins]), torch.tensor(shared))
 
 
 class Segment(NamedTuple):

@@ -16,8 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import TrajectoryMetrics
 from matchtir.policy.batching import TokenBatch, micro_batches
+from matchtir.policy.packing import shared_prefixes
 from matchtir.policy.policy import Policy
-from matchtir.policy.prefixes import shared_prefixes
 from matchtir.policy.weights import full_tensor
 from matchtir.rollout.engine import Engine, SamplingParams
 from matchtir.rollout.renderer import Renderer
