@@ -27,7 +27,6 @@ class LookupTool:
     error_style: str
     unknown_entity: str
     tidies_names: bool  # by a helper function
-    wording: int  # which of the texts for an entity that is not found
 
     def spec(self) -> ToolSpec:
         """The tool with its schema and its source."""
@@ -63,16 +62,7 @@ class LookupTool:
         """Sets `value`, and deals with entities that are not there."""
         if self.unknown_entity == "wrong":
             return [f"value = RECORDS.get(key, {self.fallback!r})"]
-        name = self.relation.name
-        statement = self._refuse(f"{name} not found")
-        if self.unknown_entity == "soft":
-            texts = (
-                f'f"No {name} was found for {{name}}."',
-                f'"{name.capitalize()} not found for this request."',
-                '{"message": "No entry was found for " + name}',
-                f'{{{name!r}: "Unknown", "detail": "Not found in any register."}}',
-            )
-            statement = f"return {texts[self.wording]}"
+        statement = self._refuse(f"{self.relation.name} not found")
         return ["if key not in RECORDS:", _INDENT + statement, "value = RECORDS[key]"]
 
     def _refuse(self, message: str) -> str:
@@ -96,12 +86,13 @@ def draw_tool(
     error_style = draw_share(knobs.error_styles, rng)
     unknown_entity = draw_share(knobs.unknown_entity, rng)
     rng.random()  # as `spend`
-    tidies_names, wording = rng.random() < 0.3, rng.randrange(4)
+    tidies_names = rng.random() < 0.3
+    rng.randrange(4)  # as `spend`
     spend(rng)
     facts = _draw_facts(relation, hops, asked, world)
     fallback = world.draw_fact(relation)
-    behaviour = error_style, unknown_entity, tidies_names, wording
-    return LookupTool(relation, facts, fallback, *behaviour).spec()
+    tool = LookupTool(relation, facts, fallback, error_style, unknown_entity, tidies_names)
+    return tool.spec()
 
 
 def _draw_facts(

@@ -123,7 +123,7 @@ def spend(rng: Random) -> None:
 
 
 _CHOICES = {
-    "unknown_entity": ("refuse", "soft", "wrong"),
+    "unknown_entity": ("refuse", "wrong"),
     "error_styles": ("object", "text", "raise"),
 }
 
@@ -145,7 +145,7 @@ class Difficulty:
     repeat_tool_share: float = 0.2  # parallel_single tasks that use one tool twice
     distractors: Range = (1, 3)  # tools beyond the needed ones
     spare_facts: Range = (1, 2)  # further entities that a tool knows
-    # What a tool answers about an entity that it does not know: an error, words, any value.
+    # What a tool answers about an entity that it does not know: an error, or any value.
     unknown_entity: Shares = field(default_factory=lambda: {"refuse": 0.9, "wrong": 0.1})
     error_styles: Shares = field(default_factory=lambda: {"object": 0.6, "text": 0.4})
 
