@@ -28,7 +28,6 @@ from matchtir.tasks.ftrl import FtrlTasks
 from matchtir.tools.sandbox import replay_all
 from matchtir.types import (
     CallStatus,
-    ResultStatus,
     StopReason,
     SubAnswer,
     Task,
@@ -164,17 +163,6 @@ def test_measures_of_a_good_attempt():
     assert tuple(measure(GOOD)) == MEASURES
     half = measure(attempt(calling("1", "0")))
     assert (half["solve_p"], half["solve_r"], half["solve_f1"]) == (0.5, 0.5, 0.5)
-
-
-def test_a_failed_call_solves_no_empty_gold_output():
-    task = Task("t", "q", (), (), "Paris", (SubAnswer("a", ""),))
-    for result, solved in (
-        (ToolResult("Error: a raised KeyError: 1", ResultStatus.EXCEPTION), 0.0),
-        (ToolResult('{"error": "no such item"}'), 0.0),
-        (ToolResult(""), 1.0),
-    ):
-        turn = Turn((1,), (0.0,), "call", (ToolCall("a", {}),), (result,))
-        assert measure(attempt(turn, saying("?"), task=task))["solve_f1"] == solved
 
 
 def test_measures_of_an_episode_that_never_started():

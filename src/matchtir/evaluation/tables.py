@@ -34,9 +34,9 @@ BOUNDS = ("mean", "low", "high")
 # The paper's Table 1: the columns of each benchmark. "Avg" is the mean of the benchmarks, each the
 # mean of its columns.
 TABLE_1 = {"ftrl": ("Solve-P", "Solve-R", "Solve-F1"), "bfcl": ("BFCL",), "toolhop": ("mandatory",)}
-AVERAGE = "Avg"
 
 Column = tuple[str, str]  # benchmark, heading
+AVERAGE: Column = ("", "Avg")
 Played = Sequence[tuple[Benchmark, Outcome]]
 
 
@@ -170,53 +170,50 @@ class Row:
     numbers: Mapping[Column, Gain]
     is_difference: bool = False
 
-    def missing(self) -> list[str]:
+    def missing(self) -> list[Column]:
         """The columns of Table 1 that have no number."""
-        unknown = Gain(np.nan, np.nan, np.nan)
         columns = [(name, heading) for name, headings in TABLE_1.items() for heading in headings]
-        return [" ".join(c) for c in columns if np.isnan(self.numbers.get(c, unknown).mean)]
+        known = {column for column, number in self.numbers.items() if not np.isnan(number.mean)}
+        return [column for column in columns if column not in known]
 
-    def average(self) -> float | None:
-        """The paper's mean over the benchmarks of Table 1; None where one of them is missing."""
-        if self.missing():
-            return None
-        means = [
-            np.mean([self.numbers[name, heading].mean for heading in headings])
-            for name, headings in TABLE_1.items()
-        ]
-        return float(np.mean(means))
+    def with_average(self) -> Mapping[Column, Gain]:
+        """The numbers, and where they have any of Table 1 their average, NaN if one is missing."""
+        if not any(name in TABLE_1 for name, _ in self.numbers):
+            return self.numbers
+        means = (
+            []
+            if self.missing()
+            else [
+                np.mean([self.numbers[name, heading].mean for heading in headings])
+                for name, headings in TABLE_1.items()
+            ]
+        )
+        mean = float(np.mean(means)) if means else np.nan
+        return {**self.numbers, AVERAGE: Gain(mean, np.nan, np.nan)}
 
 
 def columns_of(rows: Sequence[Row]) -> list[Column]:
-    """All columns of the rows: the benchmarks of Table 1 in its order, then the others."""
-    found = list(dict.fromkeys(column for row in rows for column in row.numbers))
-    known = [column for name in TABLE_1 for column in found if column[0] == name]
-    return known + [column for column in found if column[0] not in TABLE_1]
+    """All columns of the rows: those of Table 1 in its order, their average, then the others."""
+    found = dict.fromkeys(column for row in rows for column in row.with_average())
+    order = [*TABLE_1, AVERAGE[0]]
+    return sorted(found, key=lambda c: order.index(c[0]) if c[0] in order else len(order))
 
 
 def overview(rows: Sequence[Row]) -> Table:
-    """The table, in percent; below each number its interval.
-
-    The average stands behind the columns of Table 1, if there are any.
-    """
+    """The table, in percent; below each number its interval."""
     columns = columns_of(rows)
-    place = sum(name in TABLE_1 for name, _ in columns)
-    table = Table(title="in %, with 95 % bootstrap intervals over tasks")
-    headings = [f"{name}\n{heading}" for name, heading in columns]
-    cells = [[_percent(row.numbers.get(c), row.is_difference) for c in columns] for row in rows]
-    if place:
-        table.caption = f"{AVERAGE}: of FTRL (mean of Solve-P, -R and -F1), BFCL and ToolHop"
-        if missing := dict.fromkeys(name for row in rows for name in row.missing()):
-            table.caption += f"; blank without {', '.join(missing)}"
-        headings.insert(place, AVERAGE)
-        for row, found in zip(rows, cells, strict=True):
-            mean, sign = row.average(), "+" if row.is_difference else ""
-            found.insert(place, "-" if mean is None else f"{100 * mean:{sign}.2f}")
-    table.add_column("policy")
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for row, found in zip(rows, cells, strict=True):
-        table.add_row(row.label, *found, end_section=row.is_difference)
+    title = "in %, with 95 % bootstrap intervals over tasks"
+    table = Table("policy", *[f"{name}\n{heading}" for name, heading in columns], title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        numbers = row.with_average()
+        cells = [_percent(numbers.get(column), row.is_difference) for column in columns]
+        table.add_row(row.label, *cells, end_section=row.is_difference)
+    if AVERAGE in columns:
+        table.caption = "Avg: of FTRL (mean of Solve-P, -R and -F1), BFCL and ToolHop"
+        if missing := dict.fromkeys(column for row in rows for column in row.missing()):
+            table.caption += f"; blank without {', '.join(map(' '.join, missing))}"
     return table
 
 
@@ -224,25 +221,26 @@ def _percent(number: Gain | None, is_difference: bool) -> str:
     if number is None or np.isnan(number.mean):
         return "-"
     mean, low, high = (100 * value for value in (number.mean, number.low, number.high))
+    has_interval = low < high
     if not is_difference:
-        return f"{mean:.2f}" + (f"\n[dim]{low:.1f}-{high:.1f}[/dim]" if low != high else "")
+        return f"{mean:.2f}" + (f"\n[dim]{low:.1f}-{high:.1f}[/dim]" if has_interval else "")
     colour = "green" if low > 0 else "red" if high < 0 else "default"
-    return f"[{colour}]{mean:+.2f}[/]\n[dim]{low:+.1f} to {high:+.1f}[/dim]"
+    interval = f"\n[dim]{low:+.1f} to {high:+.1f}[/dim]" if has_interval else ""
+    return f"[{colour}]{mean:+.2f}[/]{interval}"
 
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The table for a CSV file: percentages, with the bounds of each interval."""
     result = []
     for row in rows:
+        numbers = row.with_average()
         flat: dict[str, Any] = {"policy": row.label}
-        for name, heading in columns_of(rows):
-            number = row.numbers.get((name, heading))
-            for bound in BOUNDS:
-                key = f"{name} {heading}" + ("" if bound == "mean" else f" {bound}")
+        for column in columns_of(rows):
+            name, number = " ".join(column).strip(), numbers.get(column)
+            for bound in BOUNDS if column != AVERAGE else BOUNDS[:1]:
+                key = name if bound == "mean" else f"{name} {bound}"
                 flat[key] = None if number is None else round(100 * getattr(number, bound), 4)
-        average = row.average()
-        flat[AVERAGE] = None if average is None else round(100 * average, 4)
-        result.append(flat)
+        result.append(finite(flat))
     return result
 
 
