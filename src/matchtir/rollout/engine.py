@@ -41,6 +41,7 @@ class Engine(Protocol):
 
     version: int  # of the weights that it samples from
     own_weights: bool  # a copy, so that it may sample while the policy is being trained
+    cache_tokens: int | None = None  # in its KV cache; None: it takes up as many as it has room for
 
     async def generate(
         self, session: str, context: Sequence[int], sampling: SamplingParams, seed: int

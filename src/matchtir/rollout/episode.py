@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import math
 import threading
 import time
 from collections import defaultdict
@@ -68,6 +69,15 @@ class Attempt:
         return Trajectory(self.task, self.prompt_ids, self.turns, reason, first, self.seconds)
 
 
+def response_tokens(turns: Sequence[Turn]) -> int:
+    """Tokens behind the prompt, observations included."""
+    return sum(len(turn.token_ids) + len(turn.observation_ids) for turn in turns)
+
+
+class NotFiniteError(RuntimeError):
+    """An engine gave log-probabilities that are NaN or infinite."""
+
+
 @dataclass(frozen=True, slots=True)
 class Utterance:
     """What was said in a turn."""
@@ -88,6 +98,11 @@ class Speaker(Protocol):
     @property
     def version(self) -> int:
         """Of the weights that turns are sampled from."""
+        ...
+
+    @property
+    def cache_tokens(self) -> int | None:
+        """Tokens of all conversations that it keeps in mind; None: it queues by itself."""
         ...
 
     @property
@@ -206,6 +221,7 @@ class Episode:
         self.limits = limits
         self.watchdog = watchdog
         self.trajectory: Trajectory | None = None  # at the end
+        self.is_dropped = False
         self._last: Turn | None = None  # which no other follows
         self._started = time.perf_counter() - attempt.seconds
         self._session: SandboxSession | None = None
@@ -242,17 +258,17 @@ class Episode:
         """Hear turns of the speaker until one is the last."""
         limits, session = self.limits, self.attempt.session
         while True:
-            room = min(limits.max_turn_tokens, limits.max_response_tokens - self._used)
+            used = response_tokens(self.attempt.turns)
+            room = min(limits.max_turn_tokens, limits.max_response_tokens - used)
             with self.watchdog.stage(session, f"generating turn {len(self.attempt.turns)}"):
                 said = await self.speaker.speak(self.attempt, room)
+            if not all(map(math.isfinite, said.logprobs)):
+                raise NotFiniteError(
+                    f"{session}: turn {len(self.attempt.turns)} has log-probabilities that are not "
+                    "finite"
+                )
             if reason := await self.hear(said):
                 return reason
-
-    @property
-    def _used(self) -> int:
-        """Tokens behind the prompt."""
-        turns = self.attempt.turns
-        return sum(len(turn.token_ids) + len(turn.observation_ids) for turn in turns)
 
     async def hear(self, said: Utterance) -> StopReason | None:
         """Execute the calls of a turn; says why it is the last one, if it is.
@@ -276,13 +292,10 @@ class Episode:
         if number + 1 == self.limits.max_turns:
             return StopReason.MAX_TURNS
         observed = self.speaker.observation_ids(results, turn.token_ids)
-        if self._used + len(turn.token_ids) + len(observed) >= self.limits.max_response_tokens:
+        turns = (*self.attempt.turns, replace(turn, observation_ids=observed))
+        if response_tokens(turns) >= self.limits.max_response_tokens:
             return StopReason.RESPONSE_BUDGET  # no room for another token
-        complete = replace(turn, observation_ids=observed)
-        self.attempt, self._last = (
-            replace(self.attempt, turns=(*self.attempt.turns, complete)),
-            None,
-        )
+        self.attempt, self._last = replace(self.attempt, turns=turns), None
         return None
 
     async def end(self, reason: StopReason) -> Trajectory:

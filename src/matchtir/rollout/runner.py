@@ -5,16 +5,35 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from itertools import chain
 
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Speaker, Watchdog
+from matchtir.rollout.episode import (
+    Attempt,
+    Episode,
+    EpisodeLimits,
+    NotFiniteError,
+    Speaker,
+    Watchdog,
+    response_tokens,
+)
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import StopReason, Task, Trajectory
 
 logger = logging.getLogger(__name__)
 
+MOST_DROPPED = 0.01  # of the attempts of one rollout; more of them end the run
+
 # A group in which some attempts may not be at their end yet.
 PartialGroup = Sequence[Attempt | Trajectory]
+
+
+def conversations_at_once(cache_tokens: int, mean_tokens: float) -> int:
+    """How many conversations of a mean length find their keys and values in the cache again.
+
+    More of them at once would push each other's out, and every turn would read its whole context.
+    """
+    return max(1, int(cache_tokens / max(mean_tokens, 1.0)))
 
 
 class EpisodeRunner:
@@ -24,8 +43,13 @@ class EpisodeRunner:
         speaker: says the turns.
         sandbox: executes the calls.
         limits: where episodes end.
-        max_concurrent: episodes under way at the same time; the others wait for a place, in order.
+        max_concurrent: episodes under way at the same time; the others wait for a place, in order,
+            so that the oldest are done first. None: as many as the engine's cache holds, by the
+            mean length of the last rollout, at first half of what the limits allow; without bound
+            for an engine that has a queue of its own.
         watchdog_s: an episode that is longer in one stage is named in a warning.
+
+    `dropped` names the attempts of the last rollout whose log-probabilities were not finite.
 
     Raises:
         ValueError: `max_concurrent` below 1.
@@ -36,16 +60,18 @@ class EpisodeRunner:
         speaker: Speaker,
         sandbox: Sandbox,
         limits: EpisodeLimits,
-        max_concurrent: int = 256,
+        max_concurrent: int | None = None,
         watchdog_s: float = 300.0,
     ) -> None:
-        if max_concurrent < 1:
+        if max_concurrent is not None and max_concurrent < 1:
             raise ValueError(f"max_concurrent must be at least 1, got {max_concurrent}")
         self.speaker = speaker
         self.sandbox = sandbox
         self.limits = limits
         self.max_concurrent = max_concurrent
         self.watchdog = Watchdog(watchdog_s)
+        self.dropped: list[str] = []
+        self._mean_tokens = (limits.max_prompt_tokens + limits.max_response_tokens) / 2
 
     def run(
         self, tasks: Sequence[Task], group_size: int, sampling: SamplingParams, seed: int
@@ -84,11 +110,16 @@ class EpisodeRunner:
         """
         if group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {group_size}")
-        return [
-            [Attempt(task, prompt_ids, sampling, seed, position, n) for n in range(group_size)]
-            for position, task in zip(positions or range(len(tasks)), tasks, strict=True)
-            for prompt_ids in [self._prompt(task)]
-        ]
+        groups = []
+        for position, task in zip(positions or range(len(tasks)), tasks, strict=True):
+            prompt = self.speaker.prompt_ids(task)
+            if len(prompt) > self.limits.max_prompt_tokens:
+                text = "task %s is skipped: its prompt of %d tokens exceeds max_prompt_tokens=%d"
+                logger.warning(text, task.task_id, len(prompt), self.limits.max_prompt_tokens)
+            groups.append(
+                [Attempt(task, prompt, sampling, seed, position, n) for n in range(group_size)]
+            )
+        return groups
 
     async def go_on(
         self, groups: Sequence[PartialGroup], enough: int, urgent: int = 0
@@ -97,19 +128,39 @@ class EpisodeRunner:
 
         Returns:
             The groups in their order, as far as they have come: a turn under way is given up, the
-            turns before it stay.
+            turns before it stay. Attempts whose log-probabilities are not finite are left out.
+
+        Raises:
+            NotFiniteError: there are too many of them.
         """
         under_way = [[self._begin(each) for each in group] for group in groups]
-        slots = asyncio.Semaphore(self.max_concurrent)
+        self.dropped = []
+        slots = asyncio.Semaphore(self._places())
         # Tasks start in the order of their creation, so first turns are asked for in order.
-        running = [asyncio.create_task(_finish(group, slots)) for group in under_way]
+        running = [asyncio.create_task(self._finish(group, slots)) for group in under_way]
         try:
             with self.watchdog.watching():
                 await _wait_for(running, enough, urgent)
         except BaseExceptionGroup as errors:
             # One failure of an engine reaches many episodes: raise it once, as itself.
             raise _first(errors) from None
-        return [[_so_far(each) for each in group] for group in under_way]
+        if len(self.dropped) > MOST_DROPPED * sum(map(len, groups)):
+            raise NotFiniteError(f"log-probabilities that are not finite: {self.dropped[:10]}")
+        ended = [[_so_far(each) for each in group] for group in under_way]
+        lengths = [
+            len(each.prompt_ids) + response_tokens(each.turns)
+            for each in chain(*ended)
+            if isinstance(each, Trajectory)
+        ]
+        if lengths:
+            self._mean_tokens = sum(lengths) / len(lengths)
+        return [[each for each in group if each is not None] for group in ended]
+
+    def _places(self) -> int:
+        if self.max_concurrent is not None:
+            return self.max_concurrent
+        tokens = self.speaker.cache_tokens
+        return conversations_at_once(tokens, self._mean_tokens) if tokens else 1 << 30
 
     def _begin(self, attempt: Attempt | Trajectory) -> Episode | Trajectory:
         """Nothing is to be done for what is at its end, or too long to begin."""
@@ -119,16 +170,24 @@ class EpisodeRunner:
             return attempt.ended(StopReason.PROMPT_TOO_LONG, self.speaker.version)
         return Episode(attempt, self.speaker, self.sandbox, self.limits, self.watchdog)
 
-    def _prompt(self, task: Task) -> tuple[int, ...]:
-        prompt_ids = self.speaker.prompt_ids(task)
-        if len(prompt_ids) > self.limits.max_prompt_tokens:
-            logger.warning(
-                "task %s is skipped: its prompt of %d tokens exceeds max_prompt_tokens=%d",
-                task.task_id,
-                len(prompt_ids),
-                self.limits.max_prompt_tokens,
-            )
-        return prompt_ids
+    async def _finish(
+        self, group: Sequence[Episode | Trajectory], slots: asyncio.Semaphore
+    ) -> None:
+        """All episodes of a group, each with a place of its own."""
+
+        async def run(episode: Episode) -> None:
+            async with slots:
+                try:
+                    await episode.run()
+                except NotFiniteError as error:
+                    episode.is_dropped = True
+                    self.dropped.append(episode.attempt.session)
+                    logger.warning("attempt dropped: %s", error)
+
+        async with asyncio.TaskGroup() as tasks:
+            for each in group:
+                if isinstance(each, Episode):
+                    tasks.create_task(run(each))
 
 
 def is_complete(group: PartialGroup) -> bool:
@@ -136,21 +195,10 @@ def is_complete(group: PartialGroup) -> bool:
     return all(isinstance(each, Trajectory) for each in group)
 
 
-def _so_far(each: Episode | Trajectory) -> Attempt | Trajectory:
-    return each if isinstance(each, Trajectory) else each.trajectory or each.attempt
-
-
-async def _finish(group: Sequence[Episode | Trajectory], slots: asyncio.Semaphore) -> None:
-    """All episodes of a group, each with a place of its own."""
-
-    async def run(episode: Episode) -> None:
-        async with slots:
-            await episode.run()
-
-    async with asyncio.TaskGroup() as tasks:
-        for each in group:
-            if isinstance(each, Episode):
-                tasks.create_task(run(each))
+def _so_far(each: Episode | Trajectory) -> Attempt | Trajectory | None:
+    if isinstance(each, Trajectory):
+        return each
+    return None if each.is_dropped else each.trajectory or each.attempt
 
 
 async def _wait_for(running: Sequence[asyncio.Task[None]], enough: int, urgent: int) -> None:

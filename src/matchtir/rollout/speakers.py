@@ -38,6 +38,11 @@ class TokenSpeaker:
         """Of the engine's weights."""
         return self.engine.version
 
+    @property
+    def cache_tokens(self) -> int | None:
+        """Of the engine."""
+        return self.engine.cache_tokens
+
     async def speak(self, attempt: Attempt, room: int) -> Utterance:
         """Sample the next turn; what was sampled is never encoded again."""
         generation = await self.engine.generate(
@@ -63,6 +68,7 @@ class TextSpeaker:
     """What speakers without tokens have in common; by itself, one whose turns come from outside."""
 
     version = 0
+    cache_tokens: int | None = None
     calls: CallFormat = HERMES
 
     def prompt_ids(self, task: Task) -> tuple[int, ...]:

@@ -291,7 +291,10 @@ class VllmEngine(VllmBase):
         with TemporaryDirectory() as folder:
             settings = engine_settings(policy, Path(folder), self._settings, self._sleep_level)
             # The weights come with the sync.
-            return LLMEngine.from_engine_args(EngineArgs(**settings, load_format="dummy"))
+            engine = LLMEngine.from_engine_args(EngineArgs(**settings, load_format="dummy"))
+        cache = engine.vllm_config.cache_config
+        self.cache_tokens = cache.num_gpu_blocks * cache.block_size
+        return engine
 
     async def _drive(self) -> None:
         """One step after the other while there are requests."""
