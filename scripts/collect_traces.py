@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -25,14 +28,13 @@ from matchtir.collection.collector import (
     Attempt,
     Collector,
     gold_task,
-    summarise,
-    summary_table,
 )
 from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.traces import AttemptLog
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.custom import row_from_task
+from matchtir.types import Task
 from matchtir.utils.config_check import check
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import keep_config, register_resolvers
@@ -113,6 +115,52 @@ def _say(attempt: Attempt) -> None:
 
 def _no_script(name: str, seed: int) -> dict[str, tuple[str, ...]]:
     raise SystemExit(f"teacher={name}: a script is no teacher")
+
+
+def summarise(
+    attempts: Mapping[str, Sequence[Attempt]],
+    gold: Sequence[Task],
+    usage: Mapping[str, int],
+    price: Mapping[str, float],
+) -> dict[str, Any]:
+    """Counts of tasks, attempts, calls and tokens; all of the folder, tokens of this run alone.
+
+    Args:
+        attempts: at each task, by its id.
+        gold: the tasks that got gold calls.
+        usage: requests and tokens of this run.
+        price: of a million tokens, "input" and "output".
+    """
+    made = [attempt for group in attempts.values() for attempt in group]
+    kept = [attempt for attempt in made if attempt.trace is not None]
+    tokens = {"input": usage.get("prompt_tokens", 0), "output": usage.get("completion_tokens", 0)}
+    solved = {task.task_id for task in gold}
+    return {
+        "tasks": len(attempts),
+        "tasks with gold calls": len(solved),
+        "attempts": len(made),
+        "right attempts": sum(attempt.right for attempt in made),
+        "right attempts that replay": len(kept),
+        "distinct traces": sum(1 + len(task.alternative_gold_calls) for task in gold),
+        "calls in right attempts": sum(attempt.calls for attempt in kept),
+        "calls kept of them": sum(len(attempt.trace or ()) for attempt in kept),
+        "requests": usage.get("requests", 0),
+        "requests made again": usage.get("retries", 0),
+        "input tokens": tokens["input"],
+        "output tokens": tokens["output"],
+        "cost": round(sum(tokens[kind] * price[kind] for kind in tokens) / 1e6, 6),
+        "unsolved": [name for name in attempts if name not in solved],
+    }
+
+
+def summary_table(summary: Mapping[str, Any]) -> Table:
+    """The counts, one per row."""
+    table = Table("collected", "", title_justify="left")
+    table.columns[1].justify = "right"
+    for name, value in summary.items():
+        if not isinstance(value, list):
+            table.add_row(name, f"{value:,}")
+    return table
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="collect_traces")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from matchtir.credit.outcome import missed
 from matchtir.tools.sandbox import Sandbox, replay_calls, reports_error
-from matchtir.types import ResultStatus, Task, ToolCall, ToolResult, Trajectory
+from matchtir.types import ResultStatus, Task, ToolCall, Trajectory
 
 _WORD = re.compile(r"\w+")
 
@@ -33,13 +34,8 @@ def traced_calls(trajectory: Trajectory) -> Trace:
         TracedCall(index, call, result.output)
         for index, turn in enumerate(trajectory.turns)
         for call, result in zip(turn.calls, turn.results, strict=True)
-        if not failed(result)
+        if result.status is ResultStatus.OK and not reports_error(result.output)
     )
-
-
-def failed(result: ToolResult) -> bool:
-    """Whether a call did not run to its end, or its output says that it found an error."""
-    return result.status is not ResultStatus.OK or reports_error(result.output)
 
 
 async def clean_trace(task: Task, trace: Trace, sandbox: Sandbox) -> Trace | None:
@@ -89,12 +85,10 @@ def _explains(task: Task, trace: Trace) -> bool:
     """Whether it can be told which outputs the answer was drawn from."""
     if not task.answer:
         return task.gold_state is not None
-    parts = [_words(part) for part in task.answer.split(", ")]
-    question = _words(task.question)
-    outputs = [_words(step.output) for step in trace]
+    question, outputs = _words(task.question), [_words(step.output) for step in trace]
     return all(
-        part and not _holds(question, part) and any(_holds(output, part) for output in outputs)
-        for part in parts
+        part.strip() and part not in question and any(part in output for output in outputs)
+        for part in _parts(task.answer)
     )
 
 
@@ -104,39 +98,28 @@ def _supports(task: Task, rest: Trace, whole: Trace) -> bool:
     for step in rest:
         for value in _leaves(step.call.arguments):
             words = _words(str(value))
-            if _holds(asked, words):
-                continue
-            before, still = (_said(trace, words, step.turn) for trace in (whole, rest))
-            if before and not still:
+            before, still = (_says(trace, words, step.turn) for trace in (whole, rest))
+            if words not in asked and before and not still:
                 return False
-    parts = [_words(part) for part in task.answer.split(", ")] if task.answer else []
-    return all(_said(rest, part) or not _said(whole, part) for part in parts)
+    return all(_says(rest, part) or not _says(whole, part) for part in _parts(task.answer))
 
 
-def _said(trace: Trace, words: Sequence[str], before_turn: int | None = None) -> bool:
-    return any(
-        _holds(_words(step.output), words)
-        for step in trace
-        if before_turn is None or step.turn < before_turn
-    )
+def _says(trace: Trace, words: str, before_turn: float = math.inf) -> bool:
+    return any(words in _words(step.output) for step in trace if step.turn < before_turn)
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+def _words(text: str) -> str:
+    """The words of a text between single blanks, so that one in another are words in a row."""
+    return f" {' '.join(_WORD.findall(text.casefold()))} "
 
 
-def _holds(text: Sequence[str], words: Sequence[str]) -> bool:
-    """Whether the words stand in the text, one after the other; no words stand anywhere."""
-    size = len(words)
-    return any(list(text[i : i + size]) == list(words) for i in range(len(text) - size + 1))
+def _parts(answer: str) -> list[str]:
+    return [_words(part) for part in answer.split(", ")] if answer else []
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from _leaves(item)
-    elif isinstance(value, list):
-        for item in value:
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
             yield from _leaves(item)
     elif value is not None and not isinstance(value, bool):
         yield value
