@@ -68,48 +68,39 @@ class ChatServer:
             body = await request.json()
             messages, user = body["messages"], str(body.get("user") or "")
             prompt = self._renderer.conversation_ids(messages, body.get("tools") or ())
+            said = sum(message["role"] == "assistant" for message in messages)
         except (ValueError, KeyError, TypeError, TemplateError) as error:
             return self._refuse(f"{type(error).__name__}: {error}", "invalid_request_error")
         if len(prompt) > self._max_prompt_tokens:
             text = f"{len(prompt)} tokens, over max_prompt_tokens={self._max_prompt_tokens}"
             return self._refuse(text, "context_length_exceeded")
-        said = sum(message["role"] == "assistant" for message in messages)
+        session = session_name(self._seed, next(self._serial), said, user)
         try:
-            generation = await self._sample(prompt, user, said)
+            seed = derive_seed(self._seed, user, said)
+            generation = await self._engine.generate(session, prompt, self._sampling, seed)
         except Exception as error:
             self.error = self.error or error
             return self._refuse(f"{type(error).__name__}: {error}", "engine_error", status=500)
-        sampled = len(generation.token_ids)
-        return web.json_response(
-            {
-                "id": f"chatcmpl-{next(self._serial)}",
-                "object": "chat.completion",
-                "created": int(time.time()),
-                "model": MODEL,
-                "choices": [self._choice(generation)],
-                "usage": {
-                    "prompt_tokens": len(prompt),
-                    "completion_tokens": sampled,
-                    "total_tokens": len(prompt) + sampled,
-                },
-            }
-        )
-
-    async def _sample(self, prompt: Sequence[int], user: str, said: int) -> Generation:
-        session = session_name(self._seed, next(self._serial), said, user)
-        seed = derive_seed(self._seed, user, said)
-        try:
-            return await self._engine.generate(session, prompt, self._sampling, seed)
         finally:
             self._engine.release(session)
+        return web.json_response(self._answer(session, len(prompt), generation))
 
-    def _choice(self, generation: Generation) -> dict[str, Any]:
-        """What was sampled, as the protocol has it."""
+    def _answer(self, name: str, read: int, generation: Generation) -> dict[str, Any]:
+        """What was sampled after `read` tokens, as the protocol has it."""
         text, written = self._renderer.decode(generation.token_ids), self._renderer.calls
         calls = written.parse(text, None) if generation.stopped else ()
         message, found = assistant_message(text, calls, written)
         reason = "tool_calls" if found else "stop" if generation.stopped else "length"
-        return {"index": 0, "message": message, "finish_reason": reason}
+        sampled = len(generation.token_ids)
+        usage = {"prompt_tokens": read, "completion_tokens": sampled}
+        return {
+            "id": f"chatcmpl-{name}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": MODEL,
+            "choices": [{"index": 0, "message": message, "finish_reason": reason}],
+            "usage": {**usage, "total_tokens": read + sampled},
+        }
 
     def _refuse(self, text: str, code: str, status: int = 400) -> web.Response:
         self.counts[code] += 1
@@ -165,16 +156,13 @@ def assistant_message(
     message: dict[str, Any] = {"role": "assistant", "content": content.strip()}
     if len(spoken) < len(text) and text.endswith(spoken):
         message["reasoning_content"] = reasoning.strip()
-    if found:
+    functions = [
+        {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
+        for call in found
+    ]
+    if functions:
         message["tool_calls"] = [
-            {
-                "id": f"call_{uuid.uuid4().hex[:12]}",
-                "type": "function",
-                "function": {
-                    "name": call.name,
-                    "arguments": json.dumps(call.arguments, ensure_ascii=False),
-                },
-            }
-            for call in found
+            {"id": f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": function}
+            for function in functions
         ]
     return message, bool(found)
