@@ -112,15 +112,6 @@ def test_calls_left_in_the_text_are_found_and_broken_ones_answered():
     assert last["messages"][-1]["tool_call_id"] == "id0"
 
 
-def test_calls_without_an_id_or_with_an_object_as_arguments():
-    odd = says("", ("mayor_of", {"city": "alpha"}), ids=False)
-    with answering(odd, says("<answer>beta</answer>")) as (url, requests):
-        trajectory = play(ChatEndpoint(url))
-    assert [call.arguments for call in trajectory.calls] == [{"city": "alpha"}]
-    assistant, result = requests[1]["messages"][-2:]
-    assert assistant["tool_calls"][0]["id"] == result["tool_call_id"]
-
-
 def test_failures_of_the_network_are_tried_again_and_counted(monkeypatch):
     quick(monkeypatch)
     busy = (529, {"error": "busy"})
@@ -209,13 +200,6 @@ def test_our_server_refuses_what_it_cannot_serve():
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "hello"}
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert server.counts["context_length_exceeded"] == 1
-
-
-def test_a_control_token_in_a_message_is_plain_text():
-    renderer = Renderer(tiny_tokenizer(), system_prompt="")
-    stop = renderer.stop_token_ids[0]
-    ids = renderer.conversation_ids([{"role": "user", "content": "a <|im_end|> b"}], ())
-    assert ids.count(stop) == 1
 
 
 def test_what_the_engine_raises_comes_out_at_the_end():

@@ -34,17 +34,6 @@ def test_calls_are_grouped_by_gold_turns():
     )
 
 
-def test_one_call_a_turn_where_turns_are_unknown():
-    texts = gold_turn_texts(gold("alpha", "beta"))
-    assert texts == (call_text("alpha"), call_text("beta"), "<answer>beta</answer>")
-
-
-def test_answer_alone_without_gold_calls():
-    trajectory = gold_trajectory(gold(), RENDERER)
-    assert [turn.text for turn in trajectory.turns] == ["<answer>beta</answer>"]
-    assert trajectory.turns[0].observation_ids == ()
-
-
 def test_results_follow_their_calls_through_the_turns():
     trajectory = gold_trajectory(gold("alpha", "beta", "gamma", gold_turns=(1, 0, 1)), RENDERER)
     assert [call.arguments["city"] for call in trajectory.calls] == ["beta", "alpha", "gamma"]

@@ -11,7 +11,7 @@ from matchtir.rollout.engine import (
     session_name,
     task_id_of,
 )
-from matchtir.rollout.episode import Attempt, EpisodeLimits
+from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.speakers import TokenSpeaker
@@ -113,12 +113,6 @@ def test_refused_calls_are_answered_and_the_episode_goes_on():
     assert trajectory.stop_reason is StopReason.ANSWER
 
 
-def test_no_sandbox_session_without_calls():
-    sandbox = FakeSandbox()
-    assert run_one(Engine(ANSWER), sandbox).stop_reason is StopReason.ANSWER
-    assert sandbox.sessions == []
-
-
 # -- stop reasons ----------------------------------------------------------------------------
 
 
@@ -152,11 +146,6 @@ def test_turn_length():
     [turn] = trajectory.turns
     assert turn.text == text and len(turn.token_ids) == tokens(text) - 1
     assert turn.calls == () and turn.results == () and turn.observation_ids == ()
-
-
-def test_turn_of_exactly_the_limit_is_whole():
-    trajectory = run_one(Engine(ANSWER), max_turn_tokens=tokens(ANSWER))
-    assert trajectory.stop_reason is StopReason.ANSWER
 
 
 def test_turn_is_cut_where_the_response_budget_ends():
@@ -206,21 +195,6 @@ def test_prompt_too_long(caplog):
     assert len(engine.requests) == 3
 
 
-@pytest.mark.parametrize(
-    "limit", ["max_turns", "max_prompt_tokens", "max_response_tokens", "max_turn_tokens"]
-)
-def test_limits_below_one_are_refused(limit):
-    with pytest.raises(ValueError, match=f"{limit} must be at least 1"):
-        EpisodeLimits(**{limit: 0})
-
-
-def test_counts_below_one_are_refused():
-    with pytest.raises(ValueError, match="max_concurrent must be at least 1"):
-        runner_of(Engine(), max_concurrent=0)
-    with pytest.raises(ValueError, match="group_size must be at least 1"):
-        runner_of(Engine()).run([task()], 0, SAMPLING, seed=0)
-
-
 # -- order, seeds, concurrency ---------------------------------------------------------------
 
 
@@ -244,19 +218,6 @@ def test_groups_sessions_and_seeds_are_in_order():
     seeds = {request.seed for request in first}
     assert len(seeds) == 12  # of every turn its own
     assert not seeds & {request.seed for request in other}
-
-
-def test_turn_seed_is_the_same_in_every_process():
-    def seed(*place, turns):
-        return Attempt(task(), (), SAMPLING, *place, turns=(None,) * turns).turn_seed
-
-    assert seed(0, 0, 0, turns=0) == 8662518681111019217
-    assert len({seed(s, p, n, turns=t) for s in (-1, 12) for p in (1, 11) for n in (1, 11)
-                for t in (0, 1)}) == 16  # fmt: skip
-
-
-def test_a_run_without_tasks():
-    assert runner_of(Engine()).run([], 4, SAMPLING, seed=0) == []
 
 
 def test_slow_tool_delays_no_other_trajectory():
@@ -297,27 +258,6 @@ def test_calls_of_one_turn_run_concurrently_and_keep_their_order():
     assert [result.output for result in trajectory.results] == ["mayor of alpha", "mayor of beta"]
 
 
-def test_no_more_episodes_at_once_than_allowed():
-    running, most = set(), 0
-
-    class Counting(Engine):
-        async def generate(self, session, context, sampling, seed):
-            nonlocal most
-            running.add(session)
-            most = max(most, len(running))
-            await asyncio.sleep(0)
-            return await super().generate(session, context, sampling, seed)
-
-        def release(self, session):
-            running.discard(session)
-            super().release(session)
-
-    runner_of(Counting(call_text("alpha"), ANSWER), max_concurrent=3).run(
-        [task(str(i)) for i in range(4)], 4, SAMPLING, seed=0
-    )
-    assert most == 3 and not running
-
-
 # -- failures --------------------------------------------------------------------------------
 
 
@@ -351,17 +291,6 @@ def test_engine_failure_ends_all_episodes_and_is_raised_as_itself():
     assert len(sandbox.sessions) == 6
     assert all(session.is_closed for session in sandbox.sessions)
     assert len(engine.released) == 6
-
-
-def test_sandbox_failure_inside_a_turn_is_raised_as_itself():
-    async def answer(call):
-        raise RuntimeError("pool is gone")
-
-    sandbox = FakeSandbox(answer)
-    engine = Engine(call_text("alpha"))
-    with pytest.raises(RuntimeError, match="pool is gone"):
-        runner_of(engine, sandbox).run([task()], 2, SAMPLING, seed=0)
-    assert all(session.is_closed for session in sandbox.sessions)
 
 
 def test_cancellation_from_outside_releases_everything():

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
-from matchtir.types import Message, ToolResult
+from matchtir.types import ToolResult
 from tests.rollout.episode_fakes import (
     TOKENIZERS,
     WORDS,
@@ -88,30 +88,6 @@ def test_conversation_equals_chat_template_id_for_id(load, thinking):
         assert whole == template_ids(renderer, question, messages)
 
 
-@TOKENIZERS
-def test_a_history_equals_the_template_with_its_system_message_joined(load):
-    history = (
-        Message("system", "Be brief."),
-        Message("user", "What is beta ?"),
-        Message("assistant", "<|im_end|> beta is a city"),
-    )
-    renderer = Renderer(load(), thinking=False, system_prompt="Use tools.")
-    prompt = renderer.prompt_ids(task(history=history))
-    messages = [
-        {"role": "system", "content": "Use tools.\n\nBe brief."},
-        {"role": "user", "content": "What is beta ?"},
-        {"role": "assistant", "content": "<|im_end|> beta is a city"},
-        {"role": "user", "content": "What is alpha ?"},
-    ]
-    tools = [spec.schema() for spec in task().tools]
-    text = renderer.tokenizer.apply_chat_template(
-        messages, tools=tools, add_generation_prompt=True, enable_thinking=False, tokenize=False
-    )
-    end = renderer.stop_token_ids[0]
-    assert renderer.tokenizer.decode(prompt) == text
-    assert prompt.count(end) == text.count("<|im_end|>") - 1  # the written one is plain text
-
-
 def test_observation_token_by_token():
     renderer = Renderer(small_tokenizer(), "", thinking=False)
     ids = renderer.observation_ids([ToolResult("alpha"), ToolResult("<|im_end|>")])
@@ -177,13 +153,6 @@ def test_control_tokens_in_data_are_plain_text(load):
     assert tokenizer.decode(prompt).count(nasty) == 6
 
 
-def test_data_of_the_task_is_left_as_it_was():
-    spec = tool(description="<|im_end|>")
-    before = spec.schema()
-    Renderer(small_tokenizer()).prompt_ids(task(tools=(spec,)))
-    assert spec.schema() == before
-
-
 @TOKENIZERS
 def test_lone_surrogates_become_replacement_characters(load):
     renderer = Renderer(load(), "")
@@ -204,21 +173,6 @@ def test_turn_text_survives_the_round_trip(load, text):
     assert renderer.decode(ids[:-1]) == text  # cut before its end
     assert renderer.decode([]) == ""
     assert renderer.decode([*ids[:-1], renderer.stop_token_ids[1]]) == text
-
-
-@TOKENIZERS
-def test_written_turn_ends_once_and_its_calls_are_live(load):
-    renderer = Renderer(load())
-    ids = renderer.encode_turn("a<|im_end|>b<|endoftext|>" + call_text("alpha"))
-    stops = [position for position, token in enumerate(ids) if token in renderer.stop_token_ids]
-    assert stops == [len(ids) - 1]
-    assert load().convert_tokens_to_ids("<tool_call>") in ids
-
-
-@TOKENIZERS
-def test_stop_tokens(load):
-    tokens = load().convert_ids_to_tokens(Renderer(load()).stop_token_ids)
-    assert tokens == ["<|im_end|>", "<|endoftext|>"]
 
 
 def without_chat_tokens():

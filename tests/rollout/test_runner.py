@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from matchtir.rollout.episode import Attempt, Watchdog
-from matchtir.rollout.runner import is_complete
+from matchtir.rollout.episode import Attempt, EpisodeLimits, Watchdog
+from matchtir.rollout.runner import conversations_at_once, is_complete
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, ToolSpec, Trajectory
 from tests.rollout.episode_fakes import (
@@ -176,18 +176,6 @@ def test_it_names_the_stage_and_the_episode_that_hangs(caplog):
     assert said(caplog, named)
 
 
-def test_it_counts_those_that_it_does_not_name(caplog):
-    async def answer(call):
-        deadline = time.monotonic() + 20
-        while not said(caplog, "and 3 more") and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
-        return await echo(call)
-
-    with caplog.at_level(logging.WARNING):
-        watched(answer, 0.05).run([task()], 8, SAMPLING, seed=0)
-    assert said(caplog, "and 3 more")
-
-
 def test_it_is_silent_where_nothing_hangs(caplog):
     runner = runner_of(Engine(call_text("alpha"), ANSWER))
     with caplog.at_level(logging.WARNING):
@@ -196,6 +184,66 @@ def test_it_is_silent_where_nothing_hangs(caplog):
     assert not runner.watchdog._entered
 
 
-def test_no_patience_is_refused():
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def test_settings_below_one_are_refused():
+    for limit in ("max_turns", "max_prompt_tokens", "max_response_tokens", "max_turn_tokens"):
+        with pytest.raises(ValueError, match=f"{limit} must be at least 1"):
+            EpisodeLimits(**{limit: 0})
+    with pytest.raises(ValueError, match="max_concurrent must be at least 1"):
+        runner_of(Engine(), max_concurrent=0)
+    with pytest.raises(ValueError, match="group_size must be at least 1"):
+        runner_of(Engine()).run([task()], 0, SAMPLING, seed=0)
     with pytest.raises(ValueError, match="patience_s must be above 0"):
         Watchdog(0)
+
+
+# -- how many at once -----------------------------------------------------------------------------
+
+
+class Counting(Engine):
+    """Knows how many episodes are under way at most, and in which order they began."""
+
+    def __init__(self, *turns, cache_tokens=None):
+        super().__init__(*turns)
+        self.cache_tokens = cache_tokens
+        self.running, self.most, self.begun = set(), 0, []
+
+    async def generate(self, session, context, sampling, seed):
+        if session not in self.running:
+            self.begun.append(session)
+        self.running.add(session)
+        self.most = max(self.most, len(self.running))
+        await asyncio.sleep(0)
+        return await super().generate(session, context, sampling, seed)
+
+    def release(self, session):
+        self.running.discard(session)
+        super().release(session)
+
+
+def test_no_more_episodes_at_once_than_allowed_the_oldest_first():
+    engine = Counting(CALL, ANSWER)
+    runner_of(engine, max_concurrent=3).run([task(str(i)) for i in range(4)], 4, SAMPLING, seed=0)
+    assert engine.most == 3 and not engine.running
+    assert engine.begun == [f"0.{p}/{n}/{p}" for p in range(4) for n in range(4)]
+
+
+def test_by_default_as_many_as_the_cache_holds():
+    engine = Counting(CALL, ANSWER, cache_tokens=400)
+    limits = {"max_prompt_tokens": 300, "max_response_tokens": 100}
+    runner = runner_of(engine, max_concurrent=None, **limits)
+    tasks = [task(str(i)) for i in range(4)]
+    [[first], *_] = runner.run(tasks, 1, SAMPLING, seed=0)
+    assert engine.most == 2  # half of what the limits allow: 200 tokens each
+    length = len(first.prompt_ids) + sum(
+        len(turn.token_ids) + len(turn.observation_ids) for turn in first.turns
+    )
+    engine.cache_tokens, engine.most = 3 * length, 0
+    runner.run(tasks, 1, SAMPLING, seed=1)
+    assert engine.most == 3  # by now their length is known
+    engine.cache_tokens, engine.most = None, 0
+    runner.run(tasks, 4, SAMPLING, seed=2)
+    assert engine.most == 16
+    assert conversations_at_once(10, 1000.0) == 1

@@ -33,41 +33,6 @@ def test_tokens_come_up_as_often_as_their_probability(temperature: float) -> Non
     assert found[4] == 0
 
 
-def test_top_k_keeps_the_k_likeliest() -> None:
-    kept = torch.tensor([True, False, True, False, False, False])
-    expected = LOGITS.masked_fill(~kept, -torch.inf).softmax(dim=-1)
-    torch.testing.assert_close(shares(LOGITS, SamplingParams(top_k=2)), expected, atol=2e-3, rtol=0)
-
-
-def test_top_k_of_more_than_the_vocabulary_changes_nothing() -> None:
-    wide = shares(LOGITS, SamplingParams(top_k=100))
-    torch.testing.assert_close(wide, shares(LOGITS, SamplingParams()))
-
-
-@pytest.mark.parametrize(
-    ("top_p", "kept"),
-    [
-        (0.01, [0]),  # the likeliest token always stays
-        (0.49, [0]),
-        (0.51, [0, 1]),  # the smallest set that reaches top_p: the token that crosses it is in
-        (0.81, [0, 1, 2]),
-        (1.0, [0, 1, 2, 3]),
-    ],
-)
-def test_top_p_keeps_the_nucleus(top_p: float, kept: list[int]) -> None:
-    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    expected = torch.zeros(4)
-    expected[kept] = probabilities[kept] / probabilities[kept].sum()
-    found = shares(probabilities.log(), SamplingParams(top_p=top_p))
-    torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
-
-
-def test_top_p_is_of_the_distribution_at_the_temperature() -> None:
-    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    found = shares(probabilities.log(), SamplingParams(temperature=0.1, top_p=0.9))
-    assert found[0] == 1
-
-
 def test_greedy_is_the_likeliest_token_with_its_log_probability_at_temperature_1() -> None:
     tokens, logprobs = sample_tokens(LOGITS[None], [SamplingParams(temperature=0)], [0.999])
     assert tokens.tolist() == [2]
@@ -125,3 +90,25 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
     _, logprobs = sample_tokens(logits, [SamplingParams()], [0.5])
     assert logprobs.dtype == torch.float32
     assert logprobs.item() == pytest.approx(-torch.tensor(5000.0).log().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"top_k": 2}, [0, 1]),
+        ({"top_k": 100}, [0, 1, 2, 3]),
+        ({"top_p": 0.01}, [0]),  # the likeliest token always stays
+        ({"top_p": 0.49}, [0]),
+        ({"top_p": 0.51}, [0, 1]),  # the token that crosses it is in
+        ({"top_p": 0.81}, [0, 1, 2]),
+        ({"top_k": 2, "top_p": 0.6}, [0]),  # the nucleus of what top-k left
+        ({"top_p": 0.9, "temperature": 0.1}, [0]),  # of the distribution at the temperature
+    ],
+)
+def test_truncation_keeps_the_likeliest_tokens(settings: dict, kept: list[int]) -> None:
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    params = SamplingParams(**settings)
+    scaled = (probabilities.log() / params.temperature).softmax(-1)
+    expected = torch.zeros(4)
+    expected[kept] = scaled[kept] / scaled[kept].sum()
+    torch.testing.assert_close(shares(probabilities.log(), params), expected, atol=2e-3, rtol=0)

@@ -115,20 +115,6 @@ def test_log_probabilities_equal_the_trainers() -> None:
         torch.testing.assert_close(scores.logprobs[mask], torch.tensor(expected), atol=2e-5, rtol=0)
 
 
-def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch() -> None:
-    conversations = talks(5, seed=2)
-    together = run_all(engine(), conversations, SAMPLED)
-    for talk, generations in zip(conversations, together, strict=True):
-        (alone,) = run_all(engine(), [talk], SAMPLED)
-        assert_equal(alone, generations)
-
-
-def test_another_seed_gives_other_tokens() -> None:
-    prompt = (50, 60, 70)
-    found = run_all(engine(), [Talk(prompt, seed=n) for n in range(8)], SAMPLED)
-    assert len({generations[0].token_ids for generations in found}) > 4
-
-
 def test_rows_with_different_settings_share_a_batch() -> None:
     conversations = talks(3, turns=1)
     settings = [GREEDY, SAMPLED, SamplingParams(2.0, 1.0, 3, 5)]
@@ -147,23 +133,6 @@ def test_rows_with_different_settings_share_a_batch() -> None:
 
 
 # -- where a turn ends ---------------------------------------------------------------------------
-
-
-def test_a_turn_ends_with_its_stop_token() -> None:
-    found = run_all(engine(), [Talk((50, 60), seed=n) for n in range(10)], SAMPLED)
-    stopped = [generations[0] for generations in found if generations[0].stopped]
-    assert stopped
-    for generation in stopped:
-        assert generation.token_ids[-1] in STOP
-        assert not set(generation.token_ids[:-1]) & set(STOP)
-
-
-@pytest.mark.parametrize("room", [1, 2, 7])
-def test_a_turn_without_a_stop_token_is_cut(room: int) -> None:
-    sampling = SamplingParams(max_new_tokens=room)
-    ((generation,),) = run_all(engine(stop=()), [Talk((50, 60))], sampling)
-    assert len(generation.token_ids) == len(generation.logprobs) == room
-    assert not generation.stopped
 
 
 def test_a_stop_token_in_the_last_place_counts_as_stopped() -> None:
@@ -311,25 +280,8 @@ def test_an_error_in_the_model_reaches_everybody_once(
     assert not caplog.records  # the episodes have the error: nothing is left over to warn about
 
 
-def test_the_engine_goes_on_in_the_same_loop_after_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    broken = small(layers=1, seed=3).policy.eval()
-    shared = engine(broken)
-    (talk,) = talks(1)
-
-    async def main() -> list[Generation]:
-        with monkeypatch.context() as patch:
-            patch.setattr(broken.model.base_model, "forward", lambda **_: 1 / 0)
-            with pytest.raises(ZeroDivisionError):
-                await converse(shared, "s", talk, SAMPLED)
-        return await converse(shared, "s", talk, SAMPLED)
-
-    assert_equal(asyncio.run(main()), naive(broken, talk, SAMPLED))
-
-
 @pytest.mark.parametrize("rejoin_after", [4, None])
-@pytest.mark.parametrize("ticks", [0, 1, 3, 8])
+@pytest.mark.parametrize("ticks", [0, 3])
 def test_a_turn_that_is_cancelled_leaves_the_others_alone(
     ticks: int, rejoin_after: int | None
 ) -> None:
@@ -360,21 +312,6 @@ def test_a_turn_that_is_cancelled_leaves_the_others_alone(
         assert_equal(generations, alone)
 
 
-def test_a_session_can_be_opened_again_under_its_name() -> None:
-    (talk,) = talks(1, seed=11)
-
-    async def main() -> list[Generation]:
-        shared = engine()
-        task = asyncio.create_task(converse(shared, "s", Talk((5, 6)), SAMPLED))
-        for _ in range(4):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.sleep(0)
-        return await asyncio.wait_for(converse(shared, "s", talk, SAMPLED), 20)
-
-    assert_equal(asyncio.run(main()), naive(POLICY, talk, SAMPLED))
-
-
 def test_a_context_that_does_not_extend_the_session_is_refused() -> None:
     async def main() -> None:
         shared = engine()
@@ -390,42 +327,7 @@ def test_a_context_that_does_not_extend_the_session_is_refused() -> None:
     asyncio.run(main())
 
 
-def test_a_session_samples_one_turn_at_a_time() -> None:
-    async def main() -> None:
-        shared = engine()
-        turn = asyncio.create_task(shared.generate("s", (50, 51), SAMPLED, 0))
-        await asyncio.sleep(0)
-        with pytest.raises(ValueError, match="session s is already generating"):
-            await shared.generate("s", (50, 51, 52), SAMPLED, 0)
-        await turn
-        shared.release("s")
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize(
-    ("context", "room"), [((), 5), ((50,), 0)], ids=["empty context", "no room"]
-)
-def test_impossible_requests_are_refused(context: tuple[int, ...], room: int) -> None:
-    request = engine().generate("s", context, SamplingParams(max_new_tokens=room), 0)
-    with pytest.raises(ValueError, match="session s"):
-        asyncio.run(request)
-
-
-@pytest.mark.parametrize(
-    ("option", "value"), [("max_sessions", 0), ("prefill_tokens", 0), ("rejoin_after", -1)]
-)
-def test_options_out_of_range_are_refused(option: str, value: int) -> None:
-    with pytest.raises(ValueError, match=option):
-        TransformersEngine(STOP, **{option: value})
-
-
 # -- weights --------------------------------------------------------------------------------------
-
-
-def test_it_needs_weights_first() -> None:
-    with pytest.raises(RuntimeError, match="sync"):
-        asyncio.run(TransformersEngine(STOP).generate("s", (50,), SAMPLED, 0))
 
 
 def test_weights_cannot_change_while_sessions_are_open() -> None:
@@ -463,14 +365,6 @@ def test_new_weights_are_used_at_once_in_the_same_loop(rejoin_after: int | None)
     assert found[0] != naive(POLICY, talk, SAMPLED)[0]
 
 
-def test_a_policy_of_another_shape_can_follow() -> None:
-    shared, other = engine(), small(key_value_heads=2).policy.eval()
-    (talk,) = talks(1)
-    run_all(shared, [talk], SAMPLED)
-    shared.sync(other, version=1)
-    assert_equal(run_all(shared, [talk], SAMPLED)[0], naive(other, talk, SAMPLED))
-
-
 def sliding_window() -> Policy:
     sizes = {"vocab_size": 50, **ARCHITECTURE, "num_hidden_layers": 6}
     return Policy(Gemma3ForCausalLM(Gemma3TextConfig(**sizes)))
@@ -495,3 +389,25 @@ def test_what_it_cannot_sample_from_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         TransformersEngine(STOP).sync(make(), version=0)
+
+
+def test_requests_and_options_that_make_no_sense_are_refused() -> None:
+    async def refused(shared: TransformersEngine, context, room=5, match="session s") -> None:
+        with pytest.raises((ValueError, RuntimeError), match=match):
+            await shared.generate("s", context, SamplingParams(max_new_tokens=room), 0)
+
+    async def main() -> None:
+        shared = engine()
+        await refused(TransformersEngine(STOP), (50,), match="sync")
+        await refused(shared, ())
+        await refused(shared, (50,), room=0)
+        turn = asyncio.create_task(shared.generate("s", (50, 51), SAMPLED, 0))
+        await asyncio.sleep(0)
+        await refused(shared, (50, 51, 52), match="already generating")
+        await turn
+        shared.release("s")
+
+    asyncio.run(main())
+    for option in ({"max_sessions": 0}, {"prefill_tokens": 0}, {"rejoin_after": -1}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            TransformersEngine(STOP, **option)

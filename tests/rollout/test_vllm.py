@@ -18,7 +18,7 @@ from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.http import HttpClient
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.vllm_engine import VllmEngine
-from matchtir.rollout.vllm_server import VllmServerEngine, server_flags
+from matchtir.rollout.vllm_server import VllmServerEngine
 from tests.policy.tiny_policy import small
 from tests.rollout.chat_fakes import listening
 from tests.rollout.engine_helpers import STOP, Talk, converse, needs_vllm, talks
@@ -128,11 +128,6 @@ def test_a_turn_ends_with_its_stop_token_or_is_cut(engine: Engines) -> None:
 
 
 @needs_vllm
-def test_greedy_needs_no_seed(engine: Engines) -> None:
-    assert one(engine, sampling=GREEDY, seed=1) == one(engine, sampling=GREEDY, seed=2)
-
-
-@needs_vllm
 def test_turns_and_groups_share_what_was_read(engine: Engines) -> None:
     engine.sync(policy(0), version=100)
     prompt = tuple(range(60, 188))
@@ -226,11 +221,6 @@ def test_what_is_not_free_is_refused() -> None:
         one(VllmEngine(STOP, 256))
     with pytest.raises(RuntimeError, match="call sync first"):
         one(VllmServerEngine(STOP, 256))
-
-
-def test_settings_as_flags() -> None:
-    flags = server_flags({"max_model_len": 5, "enforce_eager": True, "chunk": False})
-    assert flags[-4:] == ["--max-model-len", "5", "--enforce-eager", "--no-chunk"]
 
 
 # -- without vLLM: what goes over the wire ---------------------------------------------------------

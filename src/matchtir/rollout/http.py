@@ -122,8 +122,8 @@ class HttpClient:
             elif 0 < status < 500 and status not in _TRY_AGAIN:
                 message = f"{method} {self.url}{path}: status {status}: {text[:1000]}"
                 raise EndpointError(message, said=text)
-            log.warning("%s%s: %s: %s", self.url, path, status or "no answer", text[:200])
             if attempt < self.retries:
+                log.warning("%s%s: %s: %s", self.url, path, status or "no answer", text[:200])
                 self.counts["retries"] += 1
                 pause = float(asked_for) if asked_for.isdecimal() else 2.0**attempt
                 await asyncio.sleep(min(pause, _LONGEST_WAIT_S))
