@@ -107,6 +107,10 @@ class HttpClient:
         sent = _connections().submit(self._request(method, path, body, empty))
         return await asyncio.wrap_future(sent)
 
+    def ask(self, method: str, path: str, body: Any = None, empty: bool = False) -> Any:
+        """`request`, and wait for the answer, whether an event loop runs here or not."""
+        return _connections().submit(self._request(method, path, body, empty)).result()
+
     async def _request(self, method: str, path: str, body: Any, empty: bool) -> Any:
         for attempt in range(self.retries + 1):
             await self._wait_for_start()

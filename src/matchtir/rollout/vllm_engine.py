@@ -81,7 +81,8 @@ class VllmBase(Engine):
         settings: further engine arguments of vLLM: dtype, max_num_seqs, ...
         kv_cache_gib: size of the KV cache on a CPU; a GPU has gpu_memory_utilization.
         sleep_level: 1: asleep, its weights are kept in host memory; 2: nowhere, since a sync
-            follows; 0: it never sleeps, and `sleep` and `wake` do nothing.
+            follows; 0: it never sleeps, and `sleep` and `wake` do nothing. None: 2 with a GPU,
+            0 without one.
 
     Raises:
         ValueError: a sleep level out of range, or settings that cannot be chosen.
@@ -96,11 +97,13 @@ class VllmBase(Engine):
         max_model_len: int,
         settings: Mapping[str, Any] | None,
         kv_cache_gib: int,
-        sleep_level: int,
+        sleep_level: int | None,
     ) -> None:
         taken = sorted(_TAKEN.intersection(settings or ()))
         if taken:
             raise ValueError(f"these settings of vLLM cannot be chosen: {', '.join(taken)}")
+        if sleep_level is None:
+            sleep_level = 2 if torch.cuda.is_available() else 0
         if sleep_level not in (0, 1, 2):
             raise ValueError(f"sleep_level must be 0, 1 or 2, not {sleep_level}")
         self.version = -1
@@ -210,7 +213,7 @@ class VllmEngine(VllmBase):
         max_model_len: int,
         settings: Mapping[str, Any] | None = None,
         kv_cache_gib: int = 1,
-        sleep_level: int = 0,
+        sleep_level: int | None = None,
     ) -> None:
         super().__init__(stop_token_ids, max_model_len, settings, kv_cache_gib, sleep_level)
         if (self._settings.get("tensor_parallel_size") or 1) != 1:

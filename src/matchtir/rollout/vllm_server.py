@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import logging
 import os
+import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,19 +16,22 @@ from typing import Any
 
 from torch import nn
 
-from matchtir.policy.weights import full_weights, save_full_weights
+from matchtir.policy.weights import WEIGHTS_FILE, full_weights, save_full_weights
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.vllm_engine import ENVIRONMENT, VllmBase, engine_settings
 from matchtir.utils import guarded
-from matchtir.utils.processes import rank, wait_for_all
+from matchtir.utils.processes import gathered, rank, wait_for_all
+
+log = logging.getLogger(__name__)
 
 _DEFAULTS = {
     **ENVIRONMENT,
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer is on the same cores
 }
 _NEEDED = {"VLLM_SERVER_DEV_MODE": "1"}  # weights can be changed
-RETRIES = 2  # of a request; seeds belong to turns, so that it samples the same
+RETRIES = 2  # of a request
+MOST_RESTARTS = 3  # of a server, in a run
 
 
 def server_flags(settings: Mapping[str, Any]) -> list[str]:
@@ -37,7 +42,7 @@ def server_flags(settings: Mapping[str, Any]) -> list[str]:
         if isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
+            flags += [f"--{name}", ",".join(map(str, value))]
         else:
             flags += [f"--{name}", str(value)]
     return flags
@@ -52,7 +57,8 @@ class VllmProcess:
     Args:
         settings: engine arguments.
         kv_cache_gib: size of the KV cache on a CPU.
-        folder: gets the socket, and what the server prints in `server.log`.
+        folder: gets the socket, and what the server prints in `server.log`; where this process is
+            killed it is removed.
         timeout_s: for the start.
 
     Raises:
@@ -65,14 +71,14 @@ class VllmProcess:
     def __init__(
         self, settings: Mapping[str, Any], kv_cache_gib: int, folder: Path, timeout_s: float
     ) -> None:
-        socket = folder / "socket"
-        self.url = f"unix:{socket}"
+        path = folder / f"socket{uuid.uuid4().hex[:8]}"  # not that of a server before it
+        self.url = f"unix:{path}"
         self._log_file = folder / "server.log"
-        guard = [sys.executable, guarded.__file__, str(os.getpid())]
+        guard = [sys.executable, guarded.__file__, str(os.getpid()), str(folder)]
         cache = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
         with self._log_file.open("wb") as output:
             self._process = subprocess.Popen(
-                [*guard, *self.program, *server_flags(settings), "--uds", str(socket)],
+                [*guard, *self.program, *server_flags(settings), "--uds", str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -100,10 +106,7 @@ class VllmProcess:
         if not Path(self.url.removeprefix("unix:")).exists():
             return False
         try:
-            health = HttpClient(self.url, timeout_s=5, retries=0).request(
-                "GET", "/health", empty=True
-            )
-            asyncio.run(health)
+            HttpClient(self.url, timeout_s=5, retries=0).ask("GET", "/health", empty=True)
         except EndpointError:
             return False
         return True
@@ -120,9 +123,13 @@ class VllmProcess:
 class VllmServerEngine(VllmBase):
     """Samples with a vLLM server over HTTP, token ids in and out.
 
-    The weights go over as one file in a folder that both sides see: in memory (/dev/shm) where the
-    server runs here. They carry a version, and an answer that other weights had a part in is an
-    error. One process of a distributed run updates a shared server; the others wait.
+    Each process has a server of its own on its own GPU, or all share the one at `url`. The weights
+    go over as one file per machine in a folder that both sides see, in memory (/dev/shm) by
+    default. They carry a version, and an answer that other weights had a part in is an error.
+
+    A server of its own that does not answer any more, or died, is replaced, in the middle of turns
+    or of a sync, and what it was asked is asked again: seeds belong to turns, so that the new one
+    samples the same. `restarts` counts it; more than `MOST_RESTARTS` end the run.
 
     Args:
         stop_token_ids, max_model_len, settings, kv_cache_gib, sleep_level: see `VllmBase`.
@@ -141,18 +148,22 @@ class VllmServerEngine(VllmBase):
         max_model_len: int,
         settings: Mapping[str, Any] | None = None,
         kv_cache_gib: int = 1,
-        sleep_level: int = 0,
+        sleep_level: int | None = None,
         url: str | None = None,
         weights_folder: str | None = None,
         timeout_s: float = 600.0,
     ) -> None:
-        super().__init__(stop_token_ids, max_model_len, settings, kv_cache_gib, sleep_level)
+        level = 0 if url and sleep_level is None else sleep_level
+        super().__init__(stop_token_ids, max_model_len, settings, kv_cache_gib, level)
         if url and (settings or sleep_level):
             raise ValueError("the server at url has settings of its own: set none here")
+        self.restarts = 0
         self._timeout_s = timeout_s
         self._client = HttpClient(url.rstrip("/"), timeout_s, RETRIES) if url else None
         self._is_shared = url is not None
-        self._folder = Path(weights_folder) if weights_folder else None
+        self._weights_folder = weights_folder
+        self._folder = Path()  # where the weights are
+        self._process_settings: dict[str, Any] = {}
         self._temporary: TemporaryDirectory[str] | None = None
         self._process: VllmProcess | None = None
 
@@ -168,11 +179,18 @@ class VllmServerEngine(VllmBase):
         settings = self._request(session, context, sampling, seed)
         body = {"token_ids": list(context), "sampling_params": settings}
         body |= {"cache_salt": self._cache_salt}
-        assert self._client is not None
         self._sampling += 1
         try:
-            answer = await self._client.request("POST", "/inference/v1/generate", body)
-            return self._generation(answer, self._client.url)
+            while True:
+                client, process = self._client, self._process
+                assert client is not None
+                try:
+                    answer = await client.request("POST", "/inference/v1/generate", body)
+                    return self._generation(answer, client.url)
+                except EndpointError as error:
+                    if self._process is process:  # else another turn has replaced it
+                        self._replace(error)
+                        self._reload(self.version)
         finally:
             self._sampling -= 1
 
@@ -204,21 +222,32 @@ class VllmServerEngine(VllmBase):
     # -- the server itself -----------------------------------------------------------------------
 
     def _load(self, policy: nn.Module, version: int) -> None:
-        folder = self._folder or self._own_folder()
-        if self._is_shared and rank() > 0:
+        writer = self._agree_on_folder()
+        if writer:
+            save_full_weights(policy, self._folder)
+        else:
             for _ in full_weights(policy):  # sharded weights need every process
                 pass
-        else:
-            save_full_weights(policy, folder)
-            if self._client is None:
-                settings = engine_settings(policy, folder, self._settings, self._sleep_level)
-                self._process = VllmProcess(
-                    settings, self._kv_cache_gib, self._own_folder(), self._timeout_s
-                )
-                self._client = HttpClient(self._process.url, self._timeout_s, RETRIES)
-            self._reload(folder, version)
-        if self._is_shared:
-            wait_for_all()
+        wait_for_all()
+        if self._client is None:
+            own = self._own_folder()
+            if own != self._folder:  # a server loads weights where its configuration lies
+                (own / WEIGHTS_FILE).symlink_to(self._folder / WEIGHTS_FILE)
+            settings = engine_settings(policy, own, self._settings, self._sleep_level)
+            self._process_settings = settings
+            self._start()
+        if writer or not self._is_shared:
+            self._reload(version)
+        wait_for_all()
+
+    def _agree_on_folder(self) -> bool:
+        """Where the weights go, and whether this process writes them: one does for a machine."""
+        given = self._weights_folder
+        machine = "" if given or self._is_shared else socket.gethostname()
+        places = gathered((machine, str(given or self._own_folder())))
+        first = [where for where, _ in places].index(machine)
+        self._folder = Path(places[first][1])
+        return first == rank()
 
     def _own_folder(self) -> Path:
         """Of this process alone, in memory where there is such a place."""
@@ -227,23 +256,57 @@ class VllmServerEngine(VllmBase):
             self._temporary = TemporaryDirectory(prefix="weights", dir=memory)
         return Path(self._temporary.name)
 
-    def _reload(self, folder: Path, version: int) -> None:
+    def _start(self) -> None:
+        self._process = VllmProcess(
+            self._process_settings, self._kv_cache_gib, self._own_folder(), self._timeout_s
+        )
+        self._client = HttpClient(self._process.url, self._timeout_s, RETRIES)
+        cache = self._client.ask("GET", "/server_info?config_format=json")["vllm_config"]
+        self.cache_tokens = _cache_tokens(cache["cache_config"])
+
+    def _replace(self, error: EndpointError) -> None:
+        """Another server for one that does not answer; raises the error where there can be none."""
+        if self._process is None or error.said or self.restarts == MOST_RESTARTS:
+            raise error
+        self.restarts += 1
+        log.warning("the vLLM server is started again (%d): %s", self.restarts, error)
+        self._process.stop()
+        self._start()
+
+    def _reload(self, version: int) -> None:
         """Have the server read the weights, and forget what it read with older ones."""
-        self._post("/pause?mode=abort", {})
-        reading = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        while True:
+            try:
+                self._send_weights(version)
+                return
+            except EndpointError as error:
+                self._replace(error)
+
+    def _send_weights(self, version: int) -> None:
+        self._post("/pause?mode=abort")
+        reading = {"method": "reload_weights", "kwargs": {"weights_path": str(self._folder)}}
         self._post("/collective_rpc", reading)
-        if not self._post("/reset_prefix_cache", {})["success"]:
+        if not self._post("/reset_prefix_cache")["success"]:
             raise RuntimeError("the server did not drop the cache of older weights")
         self._post("/update_weight_version", {"new_version": str(version)})
-        if self._state != "woken":  # then the waking of the KV cache does it
-            self._post("/resume", {})
+        self._post("/wake_up?tags=kv_cache" if self._state == "woken" else "/resume")
 
     def _send_sleep(self, level: int) -> None:
-        self._post(f"/sleep?level={level}", {})
+        self._post(f"/sleep?level={level}")
 
     def _send_wake(self, tag: str) -> None:
-        self._post(f"/wake_up?tags={tag}", {})
+        if tag == "kv_cache":  # woken with the weights that it is for
+            return
+        try:
+            self._post(f"/wake_up?tags={tag}")
+        except EndpointError as error:
+            self._replace(error)
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> Any:
+    def _post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         assert self._client is not None
-        return asyncio.run(self._client.request("POST", path, body, empty=True))
+        return self._client.ask("POST", path, body or {}, empty=True)
+
+
+def _cache_tokens(cache: Mapping[str, Any]) -> int | None:
+    blocks, size = cache.get("num_gpu_blocks"), cache.get("block_size")
+    return int(blocks) * int(size) if blocks and size else None

@@ -1,0 +1,192 @@
+"""A vLLM server that refuses, hangs, dies or does not hear, and trainers that die before it."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.vllm_server import MOST_RESTARTS, VllmProcess, VllmServerEngine
+from tests.policy.tiny_policy import small
+
+ROOT = Path(__file__).parents[2]
+FAKE = (sys.executable, str(Path(__file__).with_name("fake_vllm.py")))
+SAMPLING = SamplingParams(max_new_tokens=5)
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def gone(start: dict) -> bool:
+    """A server and its engine core."""
+    return not alive(start["pid"]) and not alive(start["core"])
+
+
+def soon(condition: Callable[[], bool], seconds: float = 30) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """Makes engines whose server is the stand-in; `faults` are those of its next requests."""
+    log, faults = tmp_path / "log", tmp_path / "faults"
+    monkeypatch.setenv("FAKE_VLLM_LOG", str(log))
+    monkeypatch.setenv("FAKE_VLLM_FAULTS", str(faults))
+    monkeypatch.setattr(VllmProcess, "program", FAKE)
+    pause = asyncio.sleep
+
+    async def no_pause(seconds: float) -> None:
+        await pause(min(seconds, 0.01))
+
+    monkeypatch.setattr("matchtir.rollout.http.asyncio.sleep", no_pause)
+    made = []
+
+    def engine(**options) -> VllmServerEngine:
+        made.append(VllmServerEngine((9,), 256, **options))
+        made[-1].sync(small(layers=1).policy, version=1)
+        return made[-1]
+
+    def notes() -> list[dict]:
+        return [json.loads(line) for line in log.read_text().splitlines()]
+
+    def fail(*lines: str) -> None:
+        faults.write_text("\n".join(lines))
+
+    yield SimpleNamespace(engine=engine, notes=notes, fail=fail)
+    for each in made:
+        each.close()
+
+
+def sample(engine: VllmServerEngine, *seeds: int) -> list[Generation]:
+    async def main() -> list[Generation]:
+        turns = [
+            engine.generate(f"s{n}", (1, 2, 3), SAMPLING, seed) for n, seed in enumerate(seeds)
+        ]
+        return await asyncio.gather(*turns)
+
+    return asyncio.run(main())
+
+
+def asked(server: SimpleNamespace, part: str) -> list[dict]:
+    return [note["body"] for note in server.notes() if part in note.get("path", "")]
+
+
+def test_a_busy_server_is_asked_again_with_the_same_seed(server) -> None:
+    engine = server.engine()
+    server.fail("503", "503")
+    assert sample(engine, 7) == [Generation((7, 9), (-0.5, -0.5), stopped=True)]
+    bodies = asked(server, "generate")
+    assert len(bodies) == 3 and bodies[0] == bodies[1] == bodies[2]
+    assert engine.restarts == 0 and engine._client.counts["retries"] == 2
+    assert engine.cache_tokens == 160
+
+
+@pytest.mark.parametrize("fault", ["die", "hang"])
+def test_a_server_lost_in_mid_turn_is_replaced_and_samples_the_same(server, fault: str) -> None:
+    engine = server.engine(timeout_s=5 if fault == "die" else 0.5)
+    before = sample(engine, 1, 2, 3)
+    engine._timeout_s = 20.0  # of the next server's start
+    server.fail(*[f"inference/v1/generate {fault}"] * (1 if fault == "die" else 9))
+    assert sample(engine, 1, 2, 3) == before
+    assert engine.restarts == 1
+    starts = [note for note in server.notes() if "start" in note]
+    assert len(starts) == 2 and soon(lambda: gone(starts[0]))
+    assert asked(server, "update_weight_version") == [{"new_version": "1"}] * 2
+
+
+def test_a_server_lost_in_a_weight_sync_is_replaced(server) -> None:
+    engine = server.engine()
+    server.fail("collective_rpc die")
+    engine.sync(small(layers=1).policy, version=2)
+    assert engine.restarts == 1 and engine.version == 2
+    assert sample(engine, 4)[0].token_ids == (4, 9)
+    assert asked(server, "update_weight_version")[-1] == {"new_version": "2"}
+
+
+def test_replacements_are_bounded(server) -> None:
+    engine = server.engine()
+    server.fail(*["inference/v1/generate die"] * 20)
+    with pytest.raises(RuntimeError, match="inference/v1/generate failed 3 times"):
+        sample(engine, 1)
+    assert engine.restarts == MOST_RESTARTS
+
+
+def test_a_refusal_is_raised_at_once(server) -> None:
+    engine = server.engine()
+    server.fail("400")
+    with pytest.raises(RuntimeError, match="status 400: why"):
+        sample(engine, 1)
+    assert engine.restarts == 0
+
+
+def test_a_server_that_ignores_sigterm_is_ended_all_the_same(server) -> None:
+    server.fail("deaf")
+    engine = server.engine()
+    (start,) = (note for note in server.notes() if "start" in note)
+    assert alive(start["pid"]) and alive(start["core"])
+    engine.close()
+    assert soon(lambda: gone(start))
+
+
+TRAINER = """
+import os, sys, threading, time
+sys.path[:0] = ["src", "."]
+from pathlib import Path
+from matchtir.rollout.vllm_server import VllmProcess
+VllmProcess.program = {fake}
+thread = threading.Thread(target=lambda: VllmProcess({{}}, 1, Path({folder!r}), 60))
+thread.start()
+thread.join()
+print("started", flush=True)
+time.sleep(3600)
+"""
+
+
+def test_a_server_ends_with_a_trainer_that_is_killed_and_not_with_a_thread(
+    server, tmp_path
+) -> None:
+    server.fail("deaf")
+    folder = tmp_path / "f"
+    folder.mkdir()
+    code = TRAINER.format(fake=FAKE, folder=str(folder))
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert trainer.stdout.readline() == "started\n"
+    (start,) = server.notes()
+    time.sleep(0.5)
+    assert alive(start["pid"]) and alive(start["core"])  # the thread that started it has ended
+    os.kill(trainer.pid, signal.SIGKILL)
+    trainer.wait()
+    assert soon(lambda: gone(start))
+    assert soon(lambda: not folder.exists())
+
+
+def test_many_turns_need_few_descriptors_and_nobody_else_reaches_the_server(server) -> None:
+    engine = server.engine()
+    before = len(os.listdir("/proc/self/fd"))
+    for seed in range(100):
+        sample(engine, seed)
+    sample(engine, *range(200))
+    for seed in range(20):
+        sample(engine, seed)
+    asyncio.run(asyncio.sleep(0))
+    assert soon(lambda: len(os.listdir("/proc/self/fd")) < before + 10)
+    path = Path(engine._client.url.removeprefix("unix:"))
+    assert path.is_socket() and path.parent.stat().st_mode & 0o077 == 0
