@@ -103,7 +103,7 @@ def spoken_text(text: str) -> str:
 
 def _spoken(text: str) -> list[str]:
     """The parts of a turn outside thinking."""
-    masked = _BLOCK.sub(_without_think_tags, text)
+    masked = _BLOCK.sub(_without_think_tags, text) if _THINK_TAG.search(text) else text
     before, close, _ = masked.partition("</think>")
     start = len(before + close) if close and "<think>" not in before else 0
     parts = []
