@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import io
+import json
 import logging
 import os
 import secrets
@@ -18,13 +20,15 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
 from lightning.pytorch.utilities import rank_zero_only
 
-from matchtir.utils.run_folder import METRICS_FILE, read_rows
+from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_rows
 
 log = logging.getLogger(__name__)
 
 STEP = "iteration"  # the horizontal axis of everything in W&B
 SECONDS_TO_BEGIN, SECONDS_TO_END = 60.0, 300.0  # a run waits no longer for W&B
 ID_FILE = "wandb_id.txt"
+MAX_GROUP = 128  # characters of a group's name, as W&B has it
+ARTIFACTS = {"policy": "model", "checkpoints": "model", "traces": "traces"}  # folders: types
 
 # Messages about nothing that can be changed here: (category, beginning).
 CHATTER: tuple[tuple[type[Warning], str], ...] = (
@@ -72,6 +76,11 @@ class CsvLogger(loggers.Logger):
             self._columns, rows = read_rows(self.path)
             self._rows = {int(row["step"]): row for row in rows}
         self._appends = False  # not yet: the last line of a file that is there may be torn
+
+    @property
+    def experiment(self) -> CsvLogger:
+        """What callbacks of others ask a logger for: there is nothing behind it."""
+        return self
 
     @property
     def save_dir(self) -> str:
@@ -149,15 +158,20 @@ def _only_watching(act: Callable[..., None]) -> Callable[..., None]:
 
 
 class WandbLogger(loggers.WandbLogger):
-    """Lightning's logger of W&B, which can fail without stopping a run.
+    """Lightning's logger of W&B, which can fail without stopping a run and keeps what a run leaves.
 
     Where W&B cannot be reached at the start the run is logged offline, to be synchronised later
-    (`wandb sync <folder>/wandb/offline-run-*`). A resumed run goes on as the same run of W&B.
+    (`wandb sync <folder>/wandb/offline-run-*`). A resumed run goes on as the same run of W&B. The
+    environment variables of W&B hold (WANDB_MODE, WANDB_ENTITY, ...), names too where the config
+    leaves them their place. The end of a run adds its gains to the summary.
 
     Args:
         folder: of the run; W&B's files go to `<folder>/wandb`.
-        project, group, name, tags, entity, job_type: as W&B has them.
+        project, group, name, tags, entity, job_type: as W&B has them; a group of more than 128
+            characters is cut, and ends in a hash of the whole.
         offline: log to files only.
+        log_model: whether policy, checkpoints and traces become artifacts at the end.
+        code: a folder whose sources are kept; None: none.
     """
 
     def __init__(
@@ -170,18 +184,23 @@ class WandbLogger(loggers.WandbLogger):
         entity: str | None = None,
         job_type: str = "train",
         offline: bool = False,
+        log_model: bool = False,
+        code: str | None = None,
     ) -> None:
         super().__init__(
             name=name,
             save_dir=folder,
-            offline=offline,
             project=project,
-            group=group,
+            group=group and _short(group),
             tags=list(tags),
             entity=entity,
             job_type=job_type,
         )
-        self._id_file = Path(folder, ID_FILE)
+        self._folder = Path(folder)
+        self._mode: Any = "offline" if offline else os.environ.get("WANDB_MODE", "online")
+        self._artifacts = ARTIFACTS if log_model else {}
+        self._code = code
+        self._tables: dict[str, Any] = {}
         self.failures = 0
         self.given_up = False
         self._said = False
@@ -190,35 +209,38 @@ class WandbLogger(loggers.WandbLogger):
     @rank_zero_experiment
     def experiment(self) -> Any:
         """W&B's run; it begins when it is first asked for."""
-        if self._experiment is None and not self._offline:
+        if self._experiment is None and self._mode == "online":
             try:
                 self._experiment = self._begin("online")
             except Exception as error:  # no network, no account, another service's trouble
                 self.failures += 1
+                self._mode = "offline"
                 log.warning("W&B cannot be reached (%s): logging offline", error)
-                self._id_file.unlink(missing_ok=True)  # the attempt holds on to the id
+                (self._folder / ID_FILE).unlink(missing_ok=True)  # the attempt holds on to the id
         if self._experiment is None:
-            self._experiment = self._begin("offline")
+            self._experiment = self._begin(self._mode)
         return self._experiment
 
-    def _begin(self, mode: str) -> Any:
+    def _begin(self, mode: Any) -> Any:
         import wandb
 
-        self._id_file.parent.mkdir(parents=True, exist_ok=True)
-        if not self._id_file.exists():
-            self._id_file.write_text(secrets.token_hex(4), encoding="utf-8")
-        settings = wandb.Settings(
-            init_timeout=SECONDS_TO_BEGIN, finish_timeout=SECONDS_TO_END, console="off", quiet=True
-        )
+        id_file = self._folder / ID_FILE
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not id_file.exists():  # an agent of a W&B sweep has chosen one
+            id_file.write_text(os.environ.get("WANDB_RUN_ID", secrets.token_hex(4)), "utf-8")
+        settings = wandb.Settings(init_timeout=SECONDS_TO_BEGIN, finish_timeout=SECONDS_TO_END)
         given = {key: value for key, value in self._wandb_init.items() if key != "anonymous"}
-        given |= {"id": self._id_file.read_text(encoding="utf-8").strip(), "mode": mode}
+        given |= {"id": id_file.read_text(encoding="utf-8").strip(), "mode": mode}
         run = wandb.init(**given, settings=settings, reinit="create_new")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP)
+        for curves in ("train/*", "val/*", "test/*"):
+            run.define_metric(curves, step_metric=STEP, summary="min,max,last")
+        if self._code is not None:
+            run.log_code(self._code)
         return run
 
     log_hyperparams = _only_watching(loggers.WandbLogger.log_hyperparams)
-    log_table = _only_watching(loggers.WandbLogger.log_table)
 
     @_only_watching
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -227,16 +249,50 @@ class WandbLogger(loggers.WandbLogger):
         self.experiment.log({**values, STEP: step})
 
     @_only_watching
+    def log_table(
+        self, key: str, columns: list[str], data: list[list[Any]], *, step: int | None = None
+    ) -> None:
+        """Add rows to a table, which is shown whole."""
+        import wandb
+
+        table = self._tables.setdefault(key, wandb.Table(columns, log_mode="INCREMENTAL"))
+        for row in data:
+            table.add_data(*row)
+        self.log_metrics({key: table}, step)
+
+    @_only_watching
     def log_histograms(self, histograms: Mapping[str, Sequence[float]], step: int) -> None:
         """Log how the values of each name are distributed."""
         import wandb
 
         self.log_metrics({n: wandb.Histogram(list(v)) for n, v in histograms.items()}, step)
 
+    @_only_watching
+    def _finish(self) -> None:
+        import wandb
+
+        run, result = self.experiment, self._folder / RESULT_FILE
+        if result.exists():
+            gains = json.loads(result.read_text(encoding="utf-8")).get("gain", {})
+            run.summary.update({f"gain/{name}": dict(gain) for name, gain in gains.items()})
+        for name, kind in self._artifacts.items():
+            if (self._folder / name).exists():
+                artifact = wandb.Artifact(f"{name}-{run.id}", kind)
+                artifact.add_dir(str(self._folder / name))
+                run.log_artifact(artifact)
+        run.finish()
+
     @rank_zero_only
     def close(self) -> None:
         """End the run of W&B, waiting a while for what is still to be sent."""
         if self._experiment is not None:
-            _only_watching(lambda self: self.experiment.finish())(self)
+            self._finish()
         if self.failures:
             log.warning("W&B: %d failures; metrics.csv has every metric", self.failures)
+
+
+def _short(group: str) -> str:
+    """A group's name as W&B takes it."""
+    if len(group) <= MAX_GROUP:
+        return group
+    return f"{group[: MAX_GROUP - 9]}~{hashlib.sha256(group.encode()).hexdigest()[:8]}"
