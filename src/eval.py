@@ -16,13 +16,13 @@ from typing import Any
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from matchtir.evaluation.benchmark import Setting
 from matchtir.evaluation.policies import find_policy
-from matchtir.evaluation.tables import Earlier, report
-from matchtir.utils.config_check import check, check_packages
-from matchtir.utils.loggers import quiet
+from matchtir.evaluation.tables import Earlier, overall, report
+from matchtir.utils.config_check import check, check_packages, instantiate_group
+from matchtir.utils.loggers import close, quiet
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import (
     CONFIG_FILE,
@@ -34,7 +34,7 @@ from matchtir.utils.run_folder import (
 
 KNOWN_KEYS = """
     benchmark max_tasks policy label against seed max_concurrent sandbox reward
-    renderer rollout.engine endpoint ckpt_path paths
+    renderer rollout.engine endpoint ckpt_path paths identity logger
 """
 SETTINGS = "penalties.unmatched penalties.no_answer turn_reduction assignment"
 
@@ -68,7 +68,13 @@ def run(config: DictConfig) -> dict[str, Any]:
         sandbox.shutdown()
     facts = {"policy": config.policy, "seed": config.seed, "requests": dict(policy.counts)}
     label = config.label or config.policy
-    return report(folder, label, list(zip(benchmarks, outcomes, strict=True)), earlier, facts)
+    result = report(folder, label, list(zip(benchmarks, outcomes, strict=True)), earlier, facts)
+    loggers = instantiate_group(config.get("logger"))
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
+        logger.log_metrics(overall(result), step=0)
+    close(loggers)
+    return result
 
 
 def with_lists(arguments: Sequence[str]) -> list[str]:

@@ -90,9 +90,9 @@ def run(config: DictConfig) -> float:
         after = test_scores(trainer, module, datamodule)
         save_pretrained(loaded, folder / POLICY_FOLDER)
         wait_for_all()
-    if trainer.is_global_zero:
-        facts = {"objective": objective, "seed": config.seed, "iterations": module.iteration}
-        report(folder, before, after, seconds=time.monotonic() - started, **facts)
+        if trainer.is_global_zero:
+            facts = {"objective": objective, "seed": config.seed, "iterations": module.iteration}
+            report(folder, before, after, seconds=time.monotonic() - started, **facts)
     return objective
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from matchtir.utils.run_folder import read_metrics
 
 
 def write(folder: Path, *rows: tuple[int, dict[str, float]], resume: int | None = None) -> str:
-    logger = CsvLogger(folder)
+    logger, text = CsvLogger(folder), ""
     if resume is not None:
         logger.resume(resume)
     for step, metrics in rows:
         logger.log_metrics(metrics, step)
-    return logger.path.read_text()
+        text = logger.path.read_text()  # on disk at once
+        assert text.endswith("\n") and f"\n{step}," in text
+    return text
 
 
 @pytest.mark.parametrize(
@@ -48,13 +51,6 @@ def write(folder: Path, *rows: tuple[int, dict[str, float]], resume: int | None 
 )  # fmt: skip
 def test_the_table(tmp_path: Path, rows: list[tuple[int, dict[str, float]]], text: str) -> None:
     assert write(tmp_path, *rows) == text
-
-
-def test_rows_are_on_disk_at_once(tmp_path: Path) -> None:
-    logger = CsvLogger(tmp_path)
-    for step in range(5):
-        logger.log_metrics({"a": float(step)}, step)
-        assert len(logger.path.read_text().splitlines()) == step + 2
 
 
 @given(
@@ -82,11 +78,6 @@ def test_a_resumed_file_equals_an_unbroken_one(
     resumed_at = min(back_to, seen[-1][0])
     again = [row for row in rows if row[0] >= resumed_at]
     assert write(folder, *again, resume=resumed_at - 1) == unbroken
-
-
-def test_the_last_row_of_a_file_gets_what_it_lacks(tmp_path: Path) -> None:
-    write(tmp_path, (1, {"a": 1.0}), (2, {"a": 2.0}))
-    assert write(tmp_path, (2, {"test": 3.0})) == "step,a,test\n1,1.0,\n2,2.0,3.0\n"
 
 
 def test_a_line_cut_short_is_written_anew(tmp_path: Path) -> None:
@@ -120,77 +111,124 @@ def test_a_row_without_a_step_is_refused(tmp_path: Path) -> None:
 class Run:
     """A run of W&B that breaks when it is told to."""
 
-    def __init__(self, broken: bool = False) -> None:
-        self.broken = broken
+    id = "abc"
+
+    def __init__(self) -> None:
+        self.broken = self.finished = False
         self.logged: list[dict[str, Any]] = []
-        self.finished = False
+        self.artifacts: dict[str, str] = {}
+        self.summary: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
 
     def log(self, values: dict[str, Any]) -> None:
         if self.broken:
             raise ConnectionError("no route to host")
         self.logged.append(values)
 
-    def define_metric(self, *_: Any, **__: Any) -> None:
-        pass
+    def define_metric(self, name: str, summary: str | None = None, **_: Any) -> None:
+        self.metrics[name] = summary
+
+    def log_artifact(self, artifact: wandb.Artifact) -> None:
+        self.artifacts[artifact.name] = artifact.type
 
     def finish(self) -> None:
         self.finished = True
 
 
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What `wandb.init` was called with, the runs under "run"; modes in "failing" are refused."""
+    calls: list[dict[str, Any]] = []
+
+    def init(**given: Any) -> Run:
+        calls.append(given)
+        if given["mode"] in os.environ.get("FAILING", ""):
+            raise TimeoutError("90 s")
+        given["run"] = Run()
+        return given["run"]
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return calls
+
+
 def test_a_network_that_fails_under_way_is_counted_and_said_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, begun: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
 ) -> None:
-    run = Run()
-    monkeypatch.setattr(wandb, "init", lambda **_: run)
     logger = WandbLogger(str(tmp_path), "p")
     logger.log_metrics({"train/loss": 1.0, "epoch": 0}, step=3)
+    run = begun[0]["run"]
     assert run.logged == [{"train/loss": 1.0, "iteration": 3}]
+    assert run.metrics["train/*"] == "min,max,last" and "*" in run.metrics
     run.broken = True
     with caplog.at_level(logging.WARNING):
         logger.log_metrics({"train/loss": 2.0}, step=4)
-        logger.log_table("t", ["a"], [[1]], step=4)
+        logger.log_metrics({"train/loss": 2.0}, step=5)
         logger.close()
     assert logger.failures == 2 and run.finished
     said = [record.message for record in caplog.records]
     assert len(said) == 2 and "no route to host" in said[0] and "2 failures" in said[1]
 
 
-@pytest.mark.parametrize("failing", [["online"], ["online", "offline"]])
+@pytest.mark.parametrize("failing", ["online", "online offline"])
 def test_without_a_network_at_the_start_it_logs_offline_or_gives_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: list[str]
+    tmp_path: Path, begun: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    run, modes = Run(), []
-
-    def init(mode: str, **_: Any) -> Run:
-        modes.append(mode)
-        if mode in failing:
-            raise TimeoutError("90 s")
-        return run
-
-    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setenv("FAILING", failing)
     logger = WandbLogger(str(tmp_path), "p")
     for step in range(3):
         logger.log_metrics({"train/loss": 1.0}, step=step)
     logger.close()
-    assert modes == ["online", "offline"] and logger.failures == len(failing)
-    assert len(run.logged) == (3 if failing == ["online"] else 0)
+    assert [each["mode"] for each in begun] == ["online", "offline"]
+    assert logger.failures == len(failing.split())
+    logged = begun[1]["run"].logged if "run" in begun[1] else []
+    assert len(logged) == (3 if failing == "online" else 0)
 
 
-def test_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = []
-    monkeypatch.setattr(wandb, "init", lambda **made: ids.append(made["id"]) or Run())
-    for _ in range(2):
-        WandbLogger(str(tmp_path), "p").log_metrics({"a/b": 1.0}, step=1)
-    WandbLogger(str(tmp_path / "other"), "p").log_metrics({"a/b": 1.0}, step=1)
-    assert ids[0] == ids[1] != ids[2]
+def test_its_names_and_variables_are_those_of_wandb(
+    tmp_path: Path, begun: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("a", "a", "b"):
+        WandbLogger(str(tmp_path / folder), "p").log_metrics({"a/b": 1.0}, step=1)
+    first, resumed, other = begun
+    assert first["id"] == resumed["id"] != other["id"] and resumed["resume"] == "allow"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("WANDB_RUN_ID", "chosen")  # by an agent of a sweep
+    for group in ("g" * 128, "g" * 129, "g" * 130):
+        WandbLogger(str(tmp_path / "c"), "p", group=group).log_metrics({"a/b": 1.0}, step=1)
+    named = begun[3:]
+    assert {each["mode"] for each in named} == {"disabled"} and named[0]["id"] == "chosen"
+    groups = [each["group"] for each in named]
+    assert groups[0] == "g" * 128 and len(set(groups)) == 3 and {*map(len, groups)} == {128}
+
+
+@pytest.mark.parametrize("log_model", [True, False])
+def test_the_end_has_gains_and_what_the_run_leaves(
+    tmp_path: Path, begun: list[dict[str, Any]], log_model: bool
+) -> None:
+    logger = WandbLogger(str(tmp_path), "p", log_model=log_model)
+    logger.log_table("samples", ["a"], [[1]], step=1)
+    logger.log_table("samples", ["a"], [[2]], step=2)
+    for name in ("policy", "traces"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("x")
+    gain = {"success": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+    (tmp_path / "result.json").write_text(json.dumps({"gain": gain}))
+    logger.close()
+    run = begun[0]["run"]
+    assert run.finished and logger.failures == 0
+    assert run.summary == {"gain/success": gain["success"]}
+    assert run.artifacts == ({"policy-abc": "model", "traces-abc": "traces"} if log_model else {})
+    assert run.logged[1]["samples"].data == [[1], [2]]  # of which only the second row is sent
 
 
 @pytest.mark.slow
 def test_an_offline_run_has_everything_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    logger = WandbLogger(str(tmp_path), "p", group="g", name="g seed=2", tags=["g"], offline=True)
+    logger = WandbLogger(str(tmp_path), "p", "g", "g seed=2", ["g"], log_model=True, code="configs")
     logger.log_hyperparams({"seed": 2, "module": {"seed": 2, "lr": 0.1}, "paths": {"x": "y"}})
     for step in (1, 2):
         logger.log_metrics({"train/reward": step / 2}, step=step)

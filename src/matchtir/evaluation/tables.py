@@ -307,6 +307,16 @@ def report(
     return result
 
 
+def overall(result: Mapping[str, Any]) -> dict[str, float]:
+    """`<benchmark>/<statistic>` over all tasks, of what `report` returned."""
+    return {
+        f"{benchmark}/{name}": number["mean"]
+        for benchmark, summary in result["benchmarks"].items()
+        for name, number in summary["groups"][ALL][ALL].items()
+        if name != "tasks" and number["mean"] is not None
+    }
+
+
 def score_rows(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Any]]:
     """One row for each statistic of each group of each benchmark."""
     for benchmark, summary in summaries.items():

@@ -255,7 +255,7 @@ class WandbLogger(loggers.WandbLogger):
         """Add rows to a table, which is shown whole."""
         import wandb
 
-        table = self._tables.setdefault(key, wandb.Table(columns, log_mode="INCREMENTAL"))
+        table = self._tables.setdefault(key, wandb.Table([*columns], log_mode="INCREMENTAL"))
         for row in data:
             table.add_data(*row)
         self.log_metrics({key: table}, step)

@@ -74,6 +74,9 @@ class TableLogger(Protocol):
     ) -> None: ...
 
 
+TAKERS = (TableLogger, TensorBoardLogger)
+
+
 class Samples(Callback):
     """Gives tables and histograms to the loggers that take them (W&B; TensorBoard: histograms).
 
@@ -96,7 +99,8 @@ class Samples(Callback):
         if not isinstance(pl_module, PolicyGradientModule):
             return
         iteration, scored = pl_module.iteration, pl_module.last_rollout
-        if iteration % self.every_n_iterations:
+        takers = [each for each in trainer.loggers if isinstance(each, TAKERS)]
+        if iteration % self.every_n_iterations or not takers:
             return
         mask = scored.rewards.turn_mask
         values = {
@@ -105,11 +109,11 @@ class Samples(Callback):
             "credit/advantages": scored.advantages[mask].tolist(),
         }
         rows = sample_rows(pl_module, self.groups)
-        for logger in trainer.loggers:
+        for logger in takers:
             if isinstance(logger, TableLogger):
                 logger.log_histograms(values, iteration)
                 logger.log_table(TABLE, list(COLUMNS), rows, step=iteration)
-            elif isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            elif trainer.is_global_zero:
                 for name, numbers in values.items():
                     logger.experiment.add_histogram(name, np.array(numbers), iteration)
 
