@@ -117,12 +117,18 @@ def test_packed_rows_take_their_own_tokens_and_each_prompt_once() -> None:
     lengths = torch.tensor([6, 12, 7, 9])
     packed = Prefixes(torch.tensor([0, 1, 0, 2]), torch.tensor([4, 0, 4, 0]))
     groups = micro_batches(lengths, max_tokens=9, packed=packed)
-    assert [group.tolist() for group in groups] == [[0, 2], [1], [3]]
+    assert [group.tolist() for group in groups] == [[1], [0, 2], [3]]
 
 
-def test_micro_batches_of_packed_rows_without_a_common_prompt_are_filled() -> None:
-    packed = Prefixes(torch.arange(4), torch.zeros(4, dtype=torch.int64))
-    groups = micro_batches(torch.tensor([2, 12, 3, 9]), max_tokens=14, packed=packed)
+def test_attempts_at_one_task_stay_together_and_tokens_are_balanced() -> None:
+    # Three prompts of 4 tokens with own tokens of 2, 2, 2, of 3, 3 and of 8.
+    number = torch.tensor([0, 1, 0, 1, 0, 2])
+    packed = Prefixes(number, torch.tensor([4, 4, 4, 4, 4, 0]))
+    groups = micro_batches(torch.tensor([6, 7, 6, 7, 6, 8]), max_tokens=20, packed=packed)
+    assert [sorted(group.tolist()) for group in groups] == [[0, 2, 4, 5], [1, 3]]
+    # All four of one prompt, which do not fit, in two pieces.
+    packed = Prefixes(torch.zeros(4, dtype=torch.int64), torch.full((4,), 4))
+    groups = micro_batches(torch.tensor([9, 9, 9, 9]), max_tokens=14, packed=packed)
     assert [group.tolist() for group in groups] == [[0, 1], [2, 3]]
 
 

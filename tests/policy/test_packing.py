@@ -1,6 +1,8 @@
 """Sequences packed into one row have the scores and gradients of padded ones."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from matchtir.policy import packing
 from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
 from matchtir.policy.policy import Policy
 from tests.policy.tiny_policy import ARCHITECTURE, small
@@ -93,6 +96,74 @@ def test_other_architectures(config: PreTrainedConfig) -> None:
     assert_same(Policy(padded), Policy(packed, packing=True), [9, 3, 14], [0, 1, 0])
 
 
+def by_kernel(query, key, value, query_ends, key_ends, longest_query, longest_key, scale=None):
+    """Attention of segments that lie one behind the other, aligned at their last tokens."""
+    assert query_ends.dtype == key_ends.dtype == torch.int32
+    heads = query.shape[1] // key.shape[1]
+    outputs = []
+    for segment in range(len(query_ends) - 1):
+        own = query[query_ends[segment] : query_ends[segment + 1]]
+        here = slice(key_ends[segment], key_ends[segment + 1])
+        keys, values = (x[here].repeat_interleave(heads, dim=1) for x in (key, value))
+        assert len(own) <= longest_query and len(own) <= len(keys) <= longest_key
+        scores = torch.einsum("qhd,khd->hqk", own, keys) * scale
+        hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(keys) - len(own) + 1)
+        outputs.append(
+            torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values)
+        )
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("package", ["torch", "flash_attn", "flash_attn_interface"])
+def test_one_kernel_for_all_segments(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """What a GPU's kernel is given: a stand-in of its signature does the work on the CPU."""
+
+    def own(*inputs, scale, window_size, enable_gqa):
+        assert window_size == (-1, 0) and enable_gqa
+        return by_kernel(*inputs, scale=scale)
+
+    def of_flash(*inputs, softmax_scale, causal):
+        assert causal
+        return by_kernel(*inputs, scale=softmax_scale)
+
+    packed = small(packing=True).policy
+    monkeypatch.setattr(packing, "one_kernel_does", lambda *_: True)
+    if package == "torch":
+        monkeypatch.setattr(packing, "varlen_attn", own)
+    else:
+        stand_in = SimpleNamespace(flash_attn_varlen_func=of_flash)
+        monkeypatch.setitem(sys.modules, package, stand_in)
+        names = {package: name for name, package in packing.PACKAGES.items()}
+        packed.model.set_attn_implementation(names[package])
+    assert_same(PADDED, packed, [9, 3, 14, 5, 0], [0, 1, 0, 2, 1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_kernel_of_a_gpu_does_the_same() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 40, 32) for heads in (4, 2, 2))
+    ids, scored, real = batch([9, 3, 14], [0, 1, 0])
+    segments = packing.layout(ids, scored, real).segments
+    states = [each[:, :, : sum(segments.queries)] for each in (query, key, value)]
+    plain, _ = packing.packed_attention(torch.nn.Module(), *states, None, segments)
+    there = packing.layout(ids.cuda(), scored.cuda(), real.cuda()).segments
+    half = [each.cuda().bfloat16() for each in states]
+    found, _ = packing.packed_attention(torch.nn.Module(), *half, None, there)
+    torch.testing.assert_close(found.float().cpu(), plain, atol=2e-2, rtol=2e-2)
+
+
+def test_split_or_unsplit_groups_have_the_same_gradients() -> None:
+    ids, scored, real = batch([5, 9, 2, 7, 4, 6], [0, 1, 0, 1, 0, 2])
+    found = []
+    for parts in ([[0, 1, 2, 3, 4, 5]], [[0, 2, 4], [1, 3], [5]], [[0, 1], [2, 3], [4, 5]]):
+        PACKED.zero_grad()
+        for rows in parts:
+            PACKED(ids[rows], scored[rows], 1.0, real[rows]).logprobs.sum().backward()
+        found.append([weight.grad.clone() for weight in PACKED.parameters()])
+    torch.testing.assert_close(found[1], found[0], atol=2e-4, rtol=2e-4)
+    torch.testing.assert_close(found[2], found[0], atol=2e-4, rtol=2e-4)
+
+
 def test_layers_are_computed_again_for_the_backward_pass() -> None:
     policy = small(packing=True, activation_checkpointing=True).policy
     assert_same(PADDED, policy, [5, 12, 7], [0, 1, 1])
@@ -138,7 +209,10 @@ def test_a_packed_policy_is_saved_as_any_other(tmp_path: Path) -> None:
     [
         (Gemma3TextConfig(**SIZES), "full attention in every layer"),
         (MistralConfig(**SIZES, sliding_window=8), "full attention in every layer"),
-        (LlamaConfig(**SIZES, attn_implementation="eager"), "attn_implementation=sdpa, not eager"),
+        (
+            LlamaConfig(**SIZES, attn_implementation="eager"),
+            "flash_attention_2 or flash_attention_3, not eager",
+        ),
     ],
 )
 def test_models_that_cannot_be_packed_are_refused(config: PreTrainedConfig, message: str) -> None:

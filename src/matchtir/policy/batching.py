@@ -87,23 +87,48 @@ def micro_batches(
     """Row indices in groups of at most `max_tokens` tokens.
 
     Rows of similar length are together, and padding counts as tokens. Of packed rows those that
-    share a prompt are together, and the prompt counts once. A row longer than `max_tokens` gets a
-    group of its own.
+    share a prompt are together, as far as they fit, and the prompt counts once; the groups are of
+    about as many tokens each. A row longer than `max_tokens` gets a group of its own.
     """
-    order = torch.argsort(lengths if packed is None else packed.number, stable=True).tolist()
+    if packed is not None:
+        return _balanced(_families(lengths, max_tokens, packed), max_tokens)
     groups: list[list[int]] = []
-    tokens = 0
-    for row in order:
-        length, group = int(lengths[row]), groups[-1] if groups else []
-        if packed is None:
-            tokens = (len(group) + 1) * length
-        elif group and packed.number[row] == packed.number[group[-1]]:
-            tokens += length - int(packed.length[row])
-        else:
-            tokens += length
-        if group and tokens <= max_tokens:
-            group.append(row)
+    for row in torch.argsort(lengths, stable=True).tolist():
+        if groups and (len(groups[-1]) + 1) * int(lengths[row]) <= max_tokens:
+            groups[-1].append(row)
         else:
             groups.append([row])
-            tokens = length
     return [torch.tensor(group) for group in groups]
+
+
+def _families(
+    lengths: Int[Tensor, " B"], max_tokens: int, packed: Prefixes
+) -> list[tuple[int, list[int]]]:
+    """Rows of one prompt with their tokens, in pieces of at most `max_tokens`."""
+    pieces: list[tuple[int, list[int]]] = []
+    last = None
+    for row in torch.argsort(packed.number, stable=True).tolist():
+        length, prompt, number = int(lengths[row]), int(packed.length[row]), packed.number[row]
+        tokens = pieces[-1][0] + length - prompt if pieces else 0
+        if prompt and number == last and tokens <= max_tokens:
+            pieces[-1] = tokens, [*pieces[-1][1], row]
+        else:
+            pieces.append((length, [row]))
+        last = number
+    return pieces
+
+
+def _balanced(pieces: list[tuple[int, list[int]]], max_tokens: int) -> list[Tensor]:
+    """Pieces in groups: the largest first, each to where there is the most room."""
+    total = sum(tokens for tokens, _ in pieces)
+    room = [max_tokens] * -(-total // max_tokens)
+    groups: list[list[int]] = [[] for _ in room]
+    for tokens, rows in sorted(pieces, key=lambda piece: -piece[0]):
+        most = max(range(len(room)), key=room.__getitem__)
+        if tokens > room[most] and groups[most]:
+            most = len(room)
+            room.append(max_tokens)
+            groups.append([])
+        room[most] -= tokens
+        groups[most] += rows
+    return [torch.tensor(group) for group in groups if group]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
-
-ATTENTION = "packed_sdpa"  # its name among the attention functions of transformers
 
 
 class Prefixes(NamedTuple):
@@ -38,18 +40,14 @@ def shared_prefixes(input_ids: Int[Tensor, "B L"], scored: Bool[Tensor, "B L"]) 
     return Prefixes(torch.tensor([numbers[begin] for begin in begins]), torch.tensor(shared))
 
 
-class Segment(NamedTuple):
-    """Tokens that stand together in the row: a sequence, a shared prompt, or what follows on it."""
+class Segments(NamedTuple):
+    """Stretches of the row with one attention each: a sequence, a prompt, or what follows on it."""
 
-    row: int  # of the batch
-    first: int
-    end: int  # its tokens are columns first to end - 1
-    prompt: int | None  # the number of the segment that it follows on
-
-    @property
-    def length(self) -> int:
-        """Number of tokens."""
-        return self.end - self.first
+    keys: Int[Tensor, " K"]  # places in the row that each segment sees: its prompt's and its own
+    queries: list[int]  # tokens of each segment
+    seen: list[int]  # keys of each segment
+    query_ends: Int[Tensor, " S+1"]  # cumulated, from 0 on, in 32 bits
+    seen_ends: Int[Tensor, " S+1"]
 
 
 class Layout(NamedTuple):
@@ -58,7 +56,7 @@ class Layout(NamedTuple):
     rows: Int[Tensor, " N"]
     columns: Int[Tensor, " N"]
     places: Int[Tensor, "B L"]  # in the row; 0 for padding
-    segments: list[Segment]
+    segments: Segments
 
 
 def packed_attention(
@@ -67,38 +65,67 @@ def packed_attention(
     key: Float[Tensor, "B G K D"],
     value: Float[Tensor, "B G K D"],
     attention_mask: Tensor | None,
-    segments: Sequence[Segment] | None = None,
+    segments: Segments | None = None,
+    package: str | None = None,
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention of each segment to its prompt and itself; without segments that of "sdpa".
 
     Without segments there may be a cache (K > N), as where the model samples; with them K is N.
-    A mask over the whole row would do the work of all pairs of tokens, and take its memory. Segment
-    by segment it is small, and where there is no prompt the kernels without a mask apply.
+    A mask over the whole row would do the work of all pairs of tokens, and take its memory. On a
+    GPU one kernel does all segments, elsewhere each has its own call.
+
+    Args:
+        package: of FlashAttention, on a GPU; None: PyTorch's own.
     """
     given = {"scale": settings.get("scaling"), "dropout_p": settings.get("dropout", 0.0)}
     if segments is None:
         if attention_mask is not None and key.shape[1] < query.shape[1]:
             return grouped_attention(query, key, value, attention_mask, **given), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    lengths = [segment.length for segment in segments]
+    key, value = (states.index_select(2, segments.keys) for states in (key, value))
+    dtype = query.dtype
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+    if one_kernel_does(query, dtype, given["dropout_p"]):
+        row = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
+        return flash(*row, segments, given["scale"], package)[None], None
     # Split, not sliced: the gradient of every slice would be as long as the row.
-    queries, keys, values = (states.split(lengths, dim=2) for states in (query, key, value))
+    parts = zip(
+        query.split(segments.queries, dim=2),
+        *(states.split(segments.seen, dim=2) for states in (key, value)),
+        strict=True,
+    )
     outputs = []
-    for number, segment in enumerate(segments):
-        own_key, own_value = keys[number], values[number]
-        if segment.prompt is None:
-            output, _ = sdpa_attention_forward(
-                module, queries[number], own_key, own_value, None, **settings
-            )
-        else:
-            own_key = torch.cat((keys[segment.prompt], own_key), dim=2)
-            own_value = torch.cat((values[segment.prompt], own_value), dim=2)
-            shape = (1, 1, segment.length, own_key.shape[2])
-            mask = query.new_ones(shape, dtype=torch.bool).tril(lengths[segment.prompt])
-            output = grouped_attention(queries[number], own_key, own_value, mask, **given)
-        outputs.append(output)
-    return torch.cat(outputs, dim=1), None
+    for own, keys, values in parts:
+        causal = causal_lower_right(own.shape[2], keys.shape[2])
+        outputs.append(
+            scaled_dot_product_attention(own, keys, values, causal, **given, enable_gqa=True)
+        )
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def one_kernel_does(query: Tensor, dtype: torch.dtype, dropout: float) -> bool:
+    """Whether attention can be FlashAttention's: on a GPU, in half precision, without dropout."""
+    return query.is_cuda and dtype != torch.float32 and not dropout
+
+
+def flash(
+    query: Float[Tensor, "N H D"],
+    key: Float[Tensor, "K G D"],
+    value: Float[Tensor, "K G D"],
+    segments: Segments,
+    scale: float | None,
+    package: str | None,
+) -> Float[Tensor, "N H D"]:
+    """Causal attention of all segments, which lie one behind the other, aligned at their ends."""
+    longest = max(segments.queries), max(segments.seen)
+    sizes = segments.query_ends, segments.seen_ends, *longest
+    if package is None:
+        options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0), "enable_gqa": True}
+        return varlen_attn(query, key, value, *sizes, **options)
+    function = import_module(package).flash_attn_varlen_func
+    return function(query, key, value, *sizes, softmax_scale=scale, causal=True)
 
 
 def grouped_attention(
@@ -130,8 +157,16 @@ def grouped_attention(
     return output.view(batch, heads, length, dimension).transpose(1, 2)
 
 
-AttentionInterface.register(ATTENTION, packed_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+# Names of transformers' attention functions, and what packs in their place.
+PACKED = {
+    "sdpa": "packed_sdpa",
+    "flash_attention_2": "packed_fa2",
+    "flash_attention_3": "packed_fa3",
+}
+PACKAGES = {"packed_sdpa": None, "packed_fa2": "flash_attn", "packed_fa3": "flash_attn_interface"}
+for name, package in PACKAGES.items():
+    AttentionInterface.register(name, partial(packed_attention, package=package))
+    AttentionMaskInterface.register(name, sdpa_mask)
 
 
 def use_packed_attention(model: PreTrainedModel, who: str) -> None:
@@ -139,7 +174,7 @@ def use_packed_attention(model: PreTrainedModel, who: str) -> None:
 
     Raises:
         ValueError: it has other layers than those of full attention, or other kernels than
-            PyTorch's; `who` needs these.
+            PyTorch's and those of FlashAttention 2 and 3; `who` needs these.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or [])
@@ -147,9 +182,10 @@ def use_packed_attention(model: PreTrainedModel, who: str) -> None:
     if kinds - {"full_attention"} or window:
         found = sorted(kinds) or [f"sliding_window={window}"]
         raise ValueError(f"{who} needs full attention in every layer, found {found}")
-    if config._attn_implementation not in ("sdpa", ATTENTION):
-        raise ValueError(f"{who} needs attn_implementation=sdpa, not {config._attn_implementation}")
-    model.set_attn_implementation(ATTENTION)
+    given = config._attn_implementation
+    if given not in PACKED and given not in PACKAGES:
+        raise ValueError(f"{who} needs attn_implementation={' or '.join(PACKED)}, not {given}")
+    model.set_attn_implementation(PACKED.get(given, given))
 
 
 def layout(
@@ -157,23 +193,34 @@ def layout(
 ) -> Layout:
     """The row: sequence after sequence, a prompt that several have before the first of them."""
     numbers, shared = (column.tolist() for column in shared_prefixes(input_ids, scored))
-    segments: list[Segment] = []
-    prompts: dict[int, int] = {}  # segments by their number among the shared ones
+    places = torch.zeros(input_ids.shape, dtype=torch.int64)
+    prompts: dict[int, Tensor] = {}  # places by number
+    sources: list[tuple[int, int, int]] = []  # row and columns of each segment
+    keys: list[Tensor] = []
+    end = 0
     for row, length in enumerate(attention_mask.sum(dim=1).tolist()):
         common, number = shared[row], numbers[row]
         if common and number not in prompts:
-            prompts[number] = len(segments)
-            segments.append(Segment(row, 0, common, None))
-        if length > common:
-            segments.append(Segment(row, common, length, prompts[number] if common else None))
-    rows = torch.cat([torch.full((segment.length,), segment.row) for segment in segments])
-    columns = torch.cat([torch.arange(segment.first, segment.end) for segment in segments])
-    places = torch.zeros(input_ids.shape, dtype=torch.int64)
-    places[rows, columns] = torch.arange(len(rows))
-    for row, common in enumerate(shared):
-        if common:
-            places[row, :common] = places[segments[prompts[numbers[row]]].row, :common]
+            prompts[number] = torch.arange(end, end + common)
+            sources.append((row, 0, common))
+            keys.append(prompts[number])
+            end += common
+        own = torch.arange(end, end + length - common)
+        seen = torch.cat((prompts[number], own)) if common else own
+        places[row, :length] = seen
+        if len(own):
+            sources.append((row, common, length))
+            keys.append(seen)
+            end += len(own)
+    queries, seen_by = [last - first for _, first, last in sources], [len(each) for each in keys]
+    rows = torch.cat([torch.full((last - first,), row) for row, first, last in sources])
+    columns = torch.cat([torch.arange(first, last) for _, first, last in sources])
     device = input_ids.device
+
+    def ends(lengths: list[int]) -> Tensor:
+        return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+
+    segments = Segments(torch.cat(keys).to(device), queries, seen_by, ends(queries), ends(seen_by))
     return Layout(rows.to(device), columns.to(device), places.to(device), segments)
 
 
