@@ -88,8 +88,8 @@ def packed_attention(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
     if one_kernel_does(query, dtype, given["dropout_p"]):
-        row = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
-        return flash(*row, segments, given["scale"], package)[None], None
+        query, key, value = (each[0].transpose(0, 1).to(dtype) for each in (query, key, value))
+        return flash(query, key, value, segments, given["scale"], package)[None], None
     # Split, not sliced: the gradient of every slice would be as long as the row.
     parts = zip(
         query.split(segments.queries, dim=2),
@@ -123,9 +123,11 @@ def flash(
     sizes = segments.query_ends, segments.seen_ends, *longest
     if package is None:
         options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0), "enable_gqa": True}
-        return varlen_attn(query, key, value, *sizes, **options)
-    function = import_module(package).flash_attn_varlen_func
-    return function(query, key, value, *sizes, softmax_scale=scale, causal=True)
+        output: Any = varlen_attn(query, key, value, *sizes, **options)
+    else:
+        function = import_module(package).flash_attn_varlen_func
+        output = function(query, key, value, *sizes, softmax_scale=scale, causal=True)
+    return output
 
 
 def grouped_attention(
