@@ -65,6 +65,8 @@ class ToolSpec:
     owner: str = ""  # the class whose method the tool is; each episode has one object of it
     path: str = ""  # file of the source: where it finds its neighbours; "" for a source alone
     server: McpServer | None = None  # instead of a source
+    network: bool = False  # whether its process may use the network
+    environment: tuple[str, ...] = ()  # names of the environment variables that its process gets
 
     def schema(self) -> dict[str, Any]:
         """The tool as chat templates expect it."""

@@ -39,7 +39,7 @@ def run(sandbox, source: str, /, **arguments) -> ToolResult:
 
 
 def worker_pids(parent: int) -> set[int]:
-    """The tool processes of a process, dead but unreaped ones included."""
+    """The workers of a process, dead but unreaped ones included."""
     found = set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -48,7 +48,7 @@ def worker_pids(parent: int) -> set[int]:
                 command = (folder / "cmdline").read_bytes()
             except OSError:
                 continue  # gone meanwhile
-            if int(fields[1]) == parent and (b"worker.py" in command or fields[0] == "Z"):
+            if int(fields[1]) == parent and (b"tools import worker" in command or fields[0] == "Z"):
                 found.add(int(folder.name))
     return found
 

@@ -142,6 +142,28 @@ def test_tools_see_no_environment_variables_of_ours(sandbox, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "body",
+    [
+        "print('spam' * 100_000)",
+        "os.write(1, b'spam' * 1000); os.write(2, b'spam')",
+        "os.system('echo spam; echo spam >&2')",
+        "sys.stdout.close()",
+        "sys.stdout = sys.stderr = None",
+        "os.close(0); os.close(1); os.close(2)",
+        "logging.warning('spam')",
+        "warnings.warn('spam')",
+    ],
+)
+def test_side_effects_disturb_neither_this_result_nor_the_next(make_sandbox, body):
+    sandbox = make_sandbox(workers=1)
+    imports = "import logging, os, sys, warnings"
+    source = f"{imports}\ndef f():\n    {body}\n    return 'done'"
+    tools = [tool(source), tool("def g():\n    print('x')\n    return 1", "g")]
+    results, _ = in_session(sandbox, tools, *[("f", {}), ("g", {})] * 2)
+    assert [result.output for result in results] == ["done", "1"] * 2
+
+
+@pytest.mark.parametrize(
     ("source", "words"),
     [
         ("def f(:", "SyntaxError"),

@@ -18,8 +18,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from matchtir.tools.pool import Reply
-from matchtir.tools.worker import cut
+from matchtir.tools.calls import cut
+from matchtir.tools.pool import Reply, WorkerSettings
 from matchtir.types import McpServer, ResultStatus, ToolSpec
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,13 @@ class McpHost:
         max_output_chars: longer outputs are cut there and marked.
     """
 
-    def __init__(self, timeout_s: float = 60.0, max_output_chars: int = 8_000) -> None:
+    def __init__(
+        self,
+        timeout_s: float = 60.0,
+        max_output_chars: int = 8_000,
+        settings: WorkerSettings | None = None,
+    ) -> None:
+        self.settings = settings or WorkerSettings()
         self.timeout_s = timeout_s
         self.max_output_chars = max_output_chars
         self._starting = threading.Lock()

@@ -1,10 +1,10 @@
-"""The parent's side of the worker processes: start one, ask it, kill it; many of them, shared."""
+"""The parent's side of the workers: start one, ask it, end it; many of them, shared by episodes."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import logging
 import os
 import select
 import signal
@@ -16,16 +16,30 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
-from matchtir.tools import worker
+from matchtir.tools import isolation, worker
 from matchtir.types import ResultStatus
 
-_START_S = 60.0  # a worker takes 0.03 s to start; only a machine in trouble takes longer
-_MAX_REPLY_BYTES = 1 << 28
+log = logging.getLogger(__name__)
+
+_SOURCES = str(Path(__file__).parents[2])
+_START = (
+    "import sys, json; sys.path.insert(0, sys.argv[1]); from matchtir.tools import worker; "
+    "sys.path.remove(sys.argv[1]); worker.main(int(sys.argv[2]), **json.loads(sys.argv[3]))"
+)
+_START_S = 60.0  # a worker takes 0.1 s to start; only a machine in trouble takes longer
+_GRACE_S = 0.5  # a worker keeps the deadline; this much later it is stuck itself
+_PATIENCE_S = 0.25  # a call that takes longer gives its place up to those that wait
+_ATTEMPTS = 3  # at a call whose process is killed from outside
+
+
+class IsolationError(RuntimeError):
+    """Isolation that is required, and not to be had here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,18 @@ class Reply:
     status: ResultStatus
     output: str
     seconds: float
+    hung: bool = False  # until its deadline, in a call or already in loading the source
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How workers are started: isolation, grants, limits, and modules to import beforehand."""
+
+    isolation: str = "best"
+    network: bool = False
+    environment: tuple[str, ...] = ()  # names of variables that they get
+    memory_mb: int = 1_024
+    preload: tuple[str, ...] = ()
 
 
 class WorkerProcess:
@@ -42,37 +68,60 @@ class WorkerProcess:
 
     It is started by the first request and again after it died. `execute` blocks, and is called by
     one thread at a time; `abandon` and `stop` may come from any thread. A worker whose parent
-    dies ends at once when idle, else one second after the deadline of its call. (The kernel's
-    parent-death signal is no way to get this: it fires when the *thread* ends that started it.)
+    dies ends at once, whatever it does.
     """
 
-    def __init__(self, memory_mb: int, folder: str) -> None:
-        self._memory_mb = memory_mb
+    def __init__(self, settings: WorkerSettings, folder: str) -> None:
+        self.key: Any = None  # for whom it executed its last request
+        self.losses = 0  # how often it was killed from outside
+        self.in_force = ""  # its isolation, in words
+        self.missing: Mapping[str, str] = {}  # parts of isolation, and why they are missing
+        self._settings = settings
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
-        self._lock = threading.RLock()  # of everything below and of the process's life
-        self._serial = 0
+        self._lock = threading.RLock()  # of everything above and of the process's life
         self._running: threading.Event | None = None
         self._stopped = False
 
     def execute(
-        self, abandoned: threading.Event, request: Mapping[str, Any], timeout_s: float
+        self,
+        abandoned: threading.Event,
+        request: Mapping[str, Any],
+        hangs: Callable[[], None] = lambda: None,
     ) -> Reply:
-        """Run one request; `abandoned` is its own and tells whether anybody still waits for it."""
-        with self._lock:
-            if self._stopped or abandoned.is_set():
-                return Reply(ResultStatus.CRASHED, "it was stopped", 0.0)
-            if not self._usable():
-                self._end()
-                self._start()
-            self._running = abandoned
-            self._serial += 1
-        try:
-            return self._ask({**request, "id": self._serial, "timeout_s": timeout_s}, timeout_s)
-        finally:
+        """Run one request; `abandoned` is its own and tells whether anybody still waits for it.
+
+        `hangs` is called where it takes long. A request whose process is killed from outside is
+        repeated, a few times.
+        """
+        self.key = request["key"]
+        for _ in range(_ATTEMPTS):
             with self._lock:
-                self._running = None
+                if self._stopped or abandoned.is_set():
+                    break
+                if self._process is None or self._process.poll() is not None:
+                    self._end()
+                    self._start()
+                self._running = abandoned
+            try:
+                reply = self._ask(request, hangs)
+            finally:
+                with self._lock:
+                    self._running = None
+            if reply is not None:
+                return reply
+            self.losses += not (self._stopped or abandoned.is_set())
+        else:
+            log.warning("a call is given up: its process was killed %d times", _ATTEMPTS)
+        return Reply(ResultStatus.CRASHED, "it was stopped", 0.0)
+
+    def started(self) -> WorkerProcess:
+        """This one, with its process running."""
+        with self._lock:
+            if self._process is None:
+                self._start()
+        return self
 
     def abandon(self, abandoned: threading.Event) -> None:
         """Kill the process if it is busy with that request."""
@@ -90,67 +139,71 @@ class WorkerProcess:
             else:
                 self._end()
 
-    def _usable(self) -> bool:
-        """Whether the process lives and is silent, as an idle one must be."""
-        if self._process is None or self._channel is None or self._process.poll() is not None:
-            return False
-        poll = select.poll()  # unlike select, it takes any number of open files
-        poll.register(self._channel, select.POLLIN)
-        return not poll.poll(0)
-
     def _start(self) -> None:
-        """Start the process; what it gives up before it runs tools is `worker.confine`."""
-        os.makedirs(self._folder, exist_ok=True)  # a tool may have removed it
+        """Start the process; raises IsolationError where it lacks some that is required."""
+        os.makedirs(self._folder, exist_ok=True)
         ours, theirs = socket.socketpair()
+        settings = self._settings
+        rules = isolation.Rules(
+            self._folder, settings.isolation, settings.network, settings.memory_mb
+        )
+        arguments = {"rules": asdict(rules), "preload": settings.preload}
         with theirs:
             descriptor = theirs.fileno()
             # The environment is ours alone, so -I adds nothing but randomised string hashes.
-            command = [sys.executable, "-s", "-P", "-B", "-X", "utf8", worker.__file__]
+            command = [sys.executable, "-s", "-P", "-B", "-X", "utf8", "-c", _START, _SOURCES]
             self._process = subprocess.Popen(
-                [*command, str(descriptor), str(self._memory_mb)],
+                [*command, str(descriptor), json.dumps(arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(descriptor,),
                 cwd=self._folder,
-                env=_environment(),
+                env=environment(settings.environment),
                 start_new_session=True,  # a group of its own: killed with what it started
             )
         self._channel = ours
         try:
-            self._receive(time.monotonic() + _START_S)
+            report = self._hello()
         except (OSError, EOFError) as error:
             raise RuntimeError(
-                f"a tool process does not start: {' '.join(command)}, memory_mb {self._memory_mb}, "
-                f"exit code {self._end()}"
+                f"a tool process does not start: {sys.executable}, {rules}, exit code {self._end()}"
             ) from error
+        self.in_force, self.missing = isolation.told(report)
+        missing = "; ".join(f"{part} ({why})" for part, why in self.missing.items())
+        if missing and settings.isolation == "require":
+            self._end()
+            raise IsolationError(f"isolation=require, but missing are: {missing}")
+        if settings.isolation != "none":
+            _tell_once(self.in_force, missing)
 
-    def _ask(self, request: Mapping[str, Any], timeout_s: float) -> Reply:
+    def _hello(self) -> dict[str, Any]:
+        """What the worker says of its isolation when it is ready."""
+        found: dict[str, Any] = json.loads(self._receive(time.monotonic() + _START_S)[1])
+        return found
+
+    def _ask(self, request: Mapping[str, Any], hangs: Callable[[], None]) -> Reply | None:
+        """The reply; None where the process was killed by somebody else."""
         started = time.monotonic()
+        deadline = started + request["timeout_s"] + _GRACE_S
         try:
-            self._send(request, started + timeout_s)
-            reply = self._receive(started + timeout_s)
-            seconds = time.monotonic() - started
-            if reply["id"] != request["id"]:
-                raise ValueError("not the reply to this request")
-            if reply["last"]:
-                self._end()
-            return Reply(ResultStatus(reply["status"]), str(reply["output"]), seconds)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as error:
-            return self._died(error, time.monotonic() - started, timeout_s)
-
-    def _died(self, error: Exception, seconds: float, timeout_s: float) -> Reply:
-        code = self._end()
-        # By our deadline or, behind it, by the worker's own.
-        if isinstance(error, TimeoutError) or seconds >= timeout_s:
-            return Reply(ResultStatus.TIMEOUT, f"{timeout_s:g}", seconds)
-        if not isinstance(error, (OSError, EOFError)):
-            cause = "it disturbed the protocol"
-        elif code < 0:
-            cause = signal.strsignal(-code) or f"signal {-code}"
-        else:
-            cause = f"exit code {code}"
-        return Reply(ResultStatus.CRASHED, cause, seconds)
+            body = json.dumps(request).encode()
+            self._until(deadline).sendall(worker.REQUEST.pack(len(body)) + body)
+            if not self._speaks(_PATIENCE_S):
+                hangs()
+            status, text = self._receive(deadline)
+        except TimeoutError:
+            self._end()
+            status, text = "timeout", f"{request['timeout_s']:g}"
+        except (OSError, EOFError):
+            self._end()
+            return None
+        if status == "lost":
+            return None
+        if status == "load_timeout":
+            text = f"its source did not load within {text} seconds"
+        hung = status in ("timeout", "load_timeout")
+        return Reply(_STATUSES[status], text, time.monotonic() - started, hung)
 
     def _end(self) -> int:
         """Kill and reap the process, if there is one; its exit code, negative for a signal."""
@@ -165,15 +218,16 @@ class WorkerProcess:
                 self._channel = None
             return code
 
-    def _send(self, request: Mapping[str, Any], deadline: float) -> None:
-        body = json.dumps(request).encode()
-        self._until(deadline).sendall(worker.HEADER.pack(len(body)) + body)
+    def _speaks(self, seconds: float) -> bool:
+        """Whether a reply begins within these seconds."""
+        poll = select.poll()  # unlike select, it takes any number of open files
+        assert self._channel is not None
+        poll.register(self._channel, select.POLLIN)
+        return bool(poll.poll(seconds * 1_000))
 
-    def _receive(self, deadline: float) -> Any:
-        (size,) = worker.HEADER.unpack(self._read(worker.HEADER.size, deadline))
-        if size > _MAX_REPLY_BYTES:
-            raise ValueError("a reply of impossible length")
-        return json.loads(self._read(size, deadline))
+    def _receive(self, deadline: float) -> tuple[str, str]:
+        code, size = worker.REPLY.unpack(self._read(worker.REPLY.size, deadline))
+        return worker.STATUSES[code], self._read(size, deadline).decode("utf-8", "replace")
 
     def _read(self, size: int, deadline: float) -> bytes:
         data = bytearray()
@@ -191,55 +245,172 @@ class WorkerProcess:
         return self._channel
 
 
+@dataclass(eq=False, slots=True)
+class _Job:
+    """A request that waits for its turn; `lent` is the worker that has to execute it, if any."""
+
+    request: Mapping[str, Any]
+    lent: WorkerProcess | None = None
+    reply: Future[Reply] = field(default_factory=Future)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+
+
+class _Queue:
+    """Jobs in order, and threads that block on the workers' channels meanwhile."""
+
+    def __init__(self, settings: WorkerSettings, workers: int, max_workers: int) -> None:
+        self.settings, self.workers, self.max_workers = settings, workers, max_workers
+        self.folder = tempfile.TemporaryDirectory(prefix="matchtir-", ignore_cleanup_errors=True)
+        self.all: list[WorkerProcess] = []
+        self.losses = 0
+        self._free: list[WorkerProcess] = []  # the last one used is the first to be used again
+        self._waiting: deque[_Job] = deque()
+        self._running = self._hanging = self._made = 0
+        self._lock = threading.RLock()
+        self._threads = ThreadPoolExecutor(max_workers, thread_name_prefix="matchtir-tools")
+        self._stopped = False
+
+    def add(self, job: _Job) -> None:
+        """Execute it when it is its turn; raises RuntimeError after `stop`."""
+        with self._lock:
+            if self._stopped:
+                raise RuntimeError("no tool can be called after shutdown")
+            self._waiting.append(job)
+            self._start_next()
+
+    def make(self) -> WorkerProcess:
+        """A new worker."""
+        with self._lock:
+            self._made += 1
+            made = WorkerProcess(self.settings, f"{self.folder.name}/{self._made}")
+            self.all.append(made)
+            return made
+
+    def end_episode(self, episode: int) -> list[_Job]:
+        """Have free workers end what an episode left running."""
+        jobs = []
+        with self._lock:
+            for process in [each for each in self._free if each.key and each.key[0] == episode]:
+                self._free.remove(process)
+                jobs.append(_Job({"action": "end", "key": None, "timeout_s": 5.0}, process))
+                self._running += 1
+                self._threads.submit(self._run, jobs[-1], process)
+        return jobs
+
+    def stop(self) -> None:
+        """Kill everything: running calls crash, waiting ones are cancelled, later ones raise."""
+        with self._lock:
+            self._stopped = True
+            for job in self._waiting:
+                job.reply.cancel()
+            self._waiting.clear()
+        for process in tuple(self.all):
+            process.stop()
+        self._threads.shutdown(wait=True)
+        self.folder.cleanup()
+
+    def _start_next(self) -> None:
+        while (
+            self._waiting
+            and self._running - self._hanging < self.workers
+            and self._running < self.max_workers
+        ):
+            job = self._waiting.popleft()
+            if job.reply.set_running_or_notify_cancel():
+                self._running += 1
+                self._threads.submit(self._run, job, job.lent or self._take(job.request["key"]))
+
+    def _take(self, key: Any) -> WorkerProcess:
+        """A free worker, of the same episode if there is one."""
+        for index, process in enumerate(self._free):
+            if process.key == key:
+                return self._free.pop(index)
+        return self._free.pop() if self._free else self.make()
+
+    def _run(self, job: _Job, process: WorkerProcess) -> None:
+        hanging = 0
+
+        def hangs() -> None:
+            nonlocal hanging
+            with self._lock:
+                hanging = 1
+                self._hanging += 1
+                self._start_next()
+
+        try:
+            reply = process.execute(job.abandoned, job.request, hangs)
+        except BaseException as error:
+            self._done(process, job, hanging)
+            job.reply.set_exception(error)
+        else:
+            self._done(process, job, hanging)
+            job.reply.set_result(reply)
+
+    def _done(self, process: WorkerProcess, job: _Job, hanging: int) -> None:
+        with self._lock:
+            self.losses += process.losses
+            process.losses = 0
+            self._running -= 1
+            self._hanging -= hanging
+            surplus = job.lent is None and len(self._free) >= self.workers
+            if surplus:
+                self.all.remove(process)
+            elif job.lent is None or job.request["action"] == "end":
+                self._free.append(process)
+            self._start_next()
+        if surplus:
+            process.stop()
+
+
 class WorkerPool:
     """Processes, each started when first needed, that execute requests of any event loop.
 
-    Each has a thread here that blocks on its pipe. So a deadline is kept, and the next request
-    started, also while the event loop is busy with the model; and nothing is bound to an event
-    loop, so successive `asyncio.run`, and loops of several threads, may use one pool. A request
-    waits for a free worker, first come first served; its deadline starts when its execution does.
+    Each request has a thread here that blocks on its worker's channel. So a deadline is kept, and
+    the next request started, also while the event loop is busy with the model; and nothing is bound
+    to an event loop, so successive `asyncio.run`, and loops of several threads, may use one pool.
+    A request waits for a free worker, first come first served; its deadline starts when its
+    execution does.
 
     Args:
-        workers: requests executed at once; processes at most, apart from those that are lent.
-        timeout_s: seconds that one request may take; then its process is killed.
-        memory_mb: address space of a process in MiB, 0 for no limit.
+        settings: of the workers.
+        workers: requests executed at once, not counting those that take long.
+        max_workers: requests executed at once, counting all.
     """
 
-    def __init__(self, workers: int, timeout_s: float, memory_mb: int) -> None:
-        self._timeout_s, self._memory_mb = timeout_s, memory_mb
-        folder = tempfile.TemporaryDirectory(prefix="matchtir-", ignore_cleanup_errors=True)
-        self._folder = folder.name
-        self._workers = [WorkerProcess(memory_mb, folder.name) for _ in range(workers)]
-        # The last one used is the first to be used again, so that few stay warm when few suffice.
-        self._free = deque(self._workers)
+    def __init__(self, settings: WorkerSettings, workers: int, max_workers: int) -> None:
+        self._queue = _Queue(settings, workers, max_workers)
         self._lendable: deque[WorkerProcess] = deque()
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="matchtir-tools")
         # Kills everything, once; runs at exit too, and when the pool is forgotten.
-        self.stop = weakref.finalize(self, _stop, self._workers, self._threads, folder)
+        self.stop = weakref.finalize(self, self._queue.stop)
+
+    @property
+    def losses(self) -> int:
+        """How often a process was killed from outside, and its request repeated."""
+        return self._queue.losses
 
     async def ask(self, request: Mapping[str, Any], lent: WorkerProcess | None = None) -> Reply:
         """Execute one request, in a lent worker or in any free one."""
-        abandoned = threading.Event()
-        free = self._free if lent is None else deque([lent])
-        loop = asyncio.get_running_loop()
+        job = _Job(request, lent)
+        self._queue.add(job)
         try:
-            return await loop.run_in_executor(
-                self._threads, _execute, free, abandoned, request, self._timeout_s
-            )
+            return await asyncio.wrap_future(job.reply)
         except asyncio.CancelledError:
-            abandoned.set()
-            for each in tuple(self._workers):
-                each.abandon(abandoned)
+            job.abandoned.set()
+            for each in tuple(self._queue.all):
+                each.abandon(job.abandoned)
             raise
+
+    async def end_episode(self, episode: int) -> None:
+        """End what the functions of an episode left running."""
+        for job in self._queue.end_episode(episode):
+            await asyncio.wrap_future(job.reply)
 
     def lend(self) -> WorkerProcess:
         """A worker that nobody else uses, until it is given back."""
         try:
             return self._lendable.pop()
         except IndexError:
-            worker = WorkerProcess(self._memory_mb, self._folder)
-            self._workers.append(worker)
-            return worker
+            return self._queue.make()
 
     def take_back(self, lent: WorkerProcess, reusable: bool) -> None:
         """Take a lent worker back, to lend it again or to end it."""
@@ -247,44 +418,44 @@ class WorkerPool:
             self._lendable.append(lent)
         else:
             lent.stop()
-            self._workers.remove(lent)
+            self._queue.all.remove(lent)
 
 
-def _execute(
-    free: deque[WorkerProcess],
-    abandoned: threading.Event,
-    request: Mapping[str, Any],
-    timeout_s: float,
-) -> Reply:
-    """What a thread of the pool does; it holds no reference to the pool."""
-    process = free.pop()  # there are as many workers as threads
-    try:
-        return process.execute(abandoned, request, timeout_s)
-    finally:
-        free.append(process)
+_STATUSES = {status: ResultStatus(status) for status in worker.OF_CHILDREN} | {
+    "crashed": ResultStatus.CRASHED,
+    "timeout": ResultStatus.TIMEOUT,
+    "load_timeout": ResultStatus.BROKEN_TOOL,
+}
 
 
-def _stop(
-    workers: Sequence[WorkerProcess],
-    threads: ThreadPoolExecutor,
-    folder: tempfile.TemporaryDirectory[str],
-) -> None:
-    threads.shutdown(wait=False, cancel_futures=True)
-    for process in workers:
-        process.stop()
-    threads.shutdown(wait=True)
-    folder.cleanup()
+def environment(names: Sequence[str] = ()) -> dict[str, str]:
+    """A tool process's environment: what it may know of ours, one thread, the same hashes always.
+
+    Raises ValueError for a variable that is not set.
+    """
+    unset = [name for name in names if name not in os.environ]
+    if unset:
+        raise ValueError(f"a tool asks for the environment variable {unset[0]}, which is not set")
+    kept = {key: os.environ[key] for key in ("LD_LIBRARY_PATH", *names) if key in os.environ}
+    fixed = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
+    return {**kept, **fixed, "OPENBLAS_NUM_THREADS": "1"}
+
+
+_told: set[tuple[str, str]] = set()
+
+
+def _tell_once(found: str, missing: str) -> None:
+    if (found, missing) not in _told:
+        _told.add((found, missing))
+        log.info("sandbox: %s", found)
+        if missing:
+            log.warning("\033[31msandbox: missing are: %s\033[0m", missing)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """Kill the process and its group; before it is reaped, so that the id is still its own."""
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
+        try:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def _environment() -> dict[str, str]:
-    """The worker's environment: no secrets of ours, one thread, and the same hashes every time."""
-    kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
-    fixed = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-    return {**kept, **fixed, "OPENBLAS_NUM_THREADS": "1"}
+        except (ProcessLookupError, PermissionError):
+            process.kill()

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from matchtir.tools.mcp import McpConnection, McpHost
 from matchtir.tools.pool import Reply, WorkerPool, WorkerProcess
 from matchtir.types import McpServer, ResultStatus, ToolSpec
 
-_LOSING = (ResultStatus.TIMEOUT, ResultStatus.CRASHED)  # the process is gone
+Pools = Callable[[Sequence[ToolSpec]], WorkerPool]  # workers that have what these tools ask for
 
 
 class ToolRunner(Protocol):
@@ -29,22 +30,37 @@ class FunctionRunner:
     """Python functions, without a state: every call executes the tool's source anew, in any worker.
 
     Args:
-        pool: of the workers.
-        options: of every call: how values become text, and where that is cut.
+        pools: where the workers come from.
+        options: of every call: its seconds, how values become text, and where that is cut.
+        fork: "call", "episode" or "none": for what a process that runs tool code is made.
+        episode: number of this one.
     """
 
-    def __init__(self, pool: WorkerPool, options: Mapping[str, Any]) -> None:
-        self._pool = pool
-        self._options = options
+    def __init__(self, pools: Pools, options: Mapping[str, Any], fork: str, episode: int) -> None:
+        self._pools, self._options = pools, options
+        self._once = fork == "call"
+        self._episode = 0 if fork == "none" else episode
+        self._used: set[WorkerPool] = set()
 
     async def run(self, tool: ToolSpec, arguments: str) -> Reply:
         """Call the function, in the worker that is free first."""
-        return await self._pool.ask(self.request(tool, arguments))
+        pool = self._pools([tool])
+        self._used.add(pool)
+        place = _place(self._episode, [tool.path])
+        return await pool.ask(
+            {**call_request(tool, arguments, self._options), **place, "once": self._once}
+        )
 
-    def request(self, tool: ToolSpec, arguments: str) -> dict[str, Any]:
-        """A call as a worker is told of it."""
-        code = {"name": tool.name, "source": tool.source, "owner": tool.owner, "path": tool.path}
-        return {"action": "call", "arguments": arguments, **code, **self._options}
+    async def close(self) -> None:
+        """End what the calls left running."""
+        for pool in self._used if self._episode else ():
+            await pool.end_episode(self._episode)
+
+
+def call_request(tool: ToolSpec, arguments: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as a worker is told of it."""
+    code = {"name": tool.name, "source": tool.source, "owner": tool.owner, "path": tool.path}
+    return {"action": "call", "arguments": arguments, **code, **options}
 
 
 class ObjectRunner:
@@ -52,11 +68,13 @@ class ObjectRunner:
 
     The objects are made at the first request; requests are executed one by one, in order. A call
     that times out or crashes takes the objects with it: later calls say so, and there is no state
-    to read any more.
+    to read any more. Where the process is killed from outside, the objects are made again, and the
+    calls before are repeated.
 
     Args:
-        functions: makes the requests of calls.
-        pool: lends the worker.
+        pools: where the worker comes from.
+        options: of every call, as for functions.
+        episode: number of this one.
         tools: of the session, of any kind.
         state: arguments of the objects, by class; without any where a class is not among them.
 
@@ -66,60 +84,64 @@ class ObjectRunner:
 
     def __init__(
         self,
-        functions: FunctionRunner,
-        pool: WorkerPool,
+        pools: Pools,
+        options: Mapping[str, Any],
+        episode: int,
         tools: Sequence[ToolSpec],
         state: Mapping[str, Any],
     ) -> None:
-        self._functions = functions
-        self._pool = pool
+        self._options = options
         self._objects = _objects_of(tools, state)
+        owned = [tool for tool in tools if tool.owner]
+        self._pool = pools(owned)
+        self._place = {**_place(episode, [tool.path for tool in owned]), "objects": self._objects}
+        self._earlier: list[dict[str, str]] = []
         self._worker: WorkerProcess | None = None
-        self._opened: Reply | None = None  # how making the objects ended
         self._lost = False
         self._cancelled = False
         self._order = asyncio.Lock()
 
     async def run(self, tool: ToolSpec, arguments: str) -> Reply:
         """Call the method; where the objects could not be made, the reply says why."""
-        return await self._ask(self._functions.request(tool, arguments))
+        call = {"name": tool.name, "owner": tool.owner, "arguments": arguments}
+        reply = await self._ask({**call_request(tool, arguments, self._options), "source": ""})
+        self._earlier.append(call)
+        return reply
 
     async def state(self) -> Mapping[str, Any] | None:
         """The public attributes of each object, by class; None where they are lost, or no JSON."""
         if not self._objects:
             return {}
-        if self._lost:
-            return None
-        reply = await self._ask({"action": "state"})
+        reply = await self._ask({"action": "state", "timeout_s": self._options["timeout_s"]})
         return json.loads(reply.output) if reply.status is ResultStatus.OK else None
 
     async def close(self) -> None:
         """Give the objects up, and the worker back."""
         if self._worker is None or not self._pool.stop.alive:
             return
-        if self._opened is not None and not self._lost:
-            await self._ask({"action": "close"})
+        if not self._cancelled:
+            await self._pool.ask({"action": "end", "key": None, "timeout_s": 5.0}, self._worker)
         # Of a cancelled request, the thread may still be at work on the killed process.
         self._pool.take_back(self._worker, reusable=not self._cancelled)
 
     async def _ask(self, request: Mapping[str, Any]) -> Reply:
         async with self._order:
+            if self._lost:
+                owners = ", ".join(item["owner"] for item in self._objects)
+                lost = f"{owners} and its state were lost with an earlier call"
+                return Reply(ResultStatus.CRASHED, lost, 0.0)
             if self._worker is None:
                 self._worker = self._pool.lend()
-            if self._opened is None:
-                self._opened = await self._execute({"action": "open", "objects": self._objects})
-            if self._opened.status is not ResultStatus.OK:
-                return self._opened
-            return await self._execute(request)
-
-    async def _execute(self, request: Mapping[str, Any]) -> Reply:
-        try:
-            reply = await self._pool.ask(request, self._worker)
-        except BaseException:
-            self._lost = self._cancelled = True
-            raise
-        self._lost |= reply.status in _LOSING
-        return reply
+            try:
+                reply = await self._pool.ask(
+                    {**request, **self._place, "earlier": self._earlier, "once": False},
+                    self._worker,
+                )
+            except BaseException:
+                self._lost = self._cancelled = True
+                raise
+            self._lost = reply.hung or reply.status is ResultStatus.CRASHED
+            return reply
 
 
 class McpRunner:
@@ -150,6 +172,12 @@ class McpRunner:
         for server, connection in self._connections.items():
             if not server.shared:
                 await connection.close()
+
+
+def _place(episode: int, paths: Sequence[str]) -> dict[str, Any]:
+    """In which process a request is executed, and which folders that one may read."""
+    folders = sorted({os.path.dirname(path) for path in paths} - {""})
+    return {"key": [episode, folders], "folders": folders}
 
 
 def _objects_of(tools: Sequence[ToolSpec], state: Mapping[str, Any]) -> list[dict[str, Any]]:

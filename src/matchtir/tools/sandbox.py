@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
+import logging
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,11 +16,14 @@ from typing import Any, Protocol
 
 from matchtir.tools.formats import error_text
 from matchtir.tools.mcp import McpHost
-from matchtir.tools.pool import Reply, WorkerPool
+from matchtir.tools.pool import Reply, WorkerPool, WorkerSettings
 from matchtir.tools.runners import FunctionRunner, McpRunner, ObjectRunner, ToolRunner
 from matchtir.types import CallStatus, ResultStatus, Task, ToolCall, ToolResult, ToolSpec
+from matchtir.utils.options import check_option
 
-_OUTPUT_FORMS = ("json", "python")
+log = logging.getLogger(__name__)
+
+_REST_S = 60.0  # between two calls of a tool that hangs
 _ERROR_TEXTS = {
     ResultStatus.BAD_ARGUMENTS: "Error: {detail}.",
     ResultStatus.EXCEPTION: "Error: {name} raised {detail}",
@@ -65,23 +71,30 @@ class Sandbox(Protocol):
 
 
 class ProcessPoolSandbox:
-    """Executes tools in long-lived worker processes that all sessions share (`WorkerPool`).
+    """Executes tools in worker processes that all sessions share (`WorkerPool`).
 
     Functions are stateless: every call executes its source anew. The objects of a stateful tool
     set live in a process that their session has to itself: there are as many of these as such
-    sessions open at once. MCP servers are processes of their own. This guards against tools that
-    fail, hang or flood, not against hostile ones: they see the file system, the network, and other
-    processes of the user.
+    sessions open at once. MCP servers are processes of their own. What all of them can reach is
+    bounded by the kernel (`isolation`).
 
     Args:
-        workers: calls that run at once; processes at most, apart from those that hold objects.
+        workers: calls that run at once, not counting those that take long.
+        max_workers: calls that run at once, counting all; None: four times `workers`.
         timeout_s: seconds that one call may run; then its process is killed, C code or not.
+        max_timeouts: a tool that hangs so often in a row is named, and then, but for one call in a
+            minute, answered at once.
         max_output_chars: longer outputs are cut there and marked (status `truncated`).
         max_argument_chars: calls with longer arguments, as JSON, are rejected.
-        memory_mb: address space of a worker in MiB, 0 for no limit. A tool that imports PyTorch
+        memory_mb: address space of a process in MiB, 0 for no limit. A tool that imports PyTorch
             needs 1,024.
         output: how a return value that is no string becomes text: "json", or "python" for `str`.
             FTRL's recorded scores come out equal with both.
+        isolation: "best": what the kernel offers, and what is missing is said; "require": all of
+            it, or RuntimeError; "none": tools can do what this process can.
+        fork: a process of its own for each "call" or each "episode", or, for tools that may meet
+            each other's traces, "none". Objects always have one for the episode.
+        preload: modules that a worker imports before it forks, so that no call has to.
 
     `counts` holds how many calls ended in each status; `mcp` talks to MCP servers.
     """
@@ -94,27 +107,43 @@ class ProcessPoolSandbox:
         max_argument_chars: int = 100_000,
         memory_mb: int = 1_024,
         output: str = "json",
+        isolation: str = "best",
+        fork: str = "episode",
+        max_workers: int | None = None,
+        max_timeouts: int = 8,
+        preload: Sequence[str] = (),
     ) -> None:
         for option, value in {
             "workers": workers,
             "timeout_s": timeout_s,
             "max_output_chars": max_output_chars,
             "max_argument_chars": max_argument_chars,
+            "max_timeouts": max_timeouts,
         }.items():
             if not value > 0:
                 raise ValueError(f"{option} must be positive, not {value!r}")
         if memory_mb < 0:
             raise ValueError(f"memory_mb must be 0 (no limit) or positive, not {memory_mb!r}")
-        if output not in _OUTPUT_FORMS:
-            raise ValueError(f"output must be one of {', '.join(_OUTPUT_FORMS)}, not {output!r}")
+        check_option("output", output, ("json", "python"))
+        check_option("isolation", isolation, ("require", "best", "none"))
+        check_option("fork", fork, ("call", "episode", "none"))
         self.max_argument_chars = max_argument_chars
         self.counts: Counter[ResultStatus] = Counter()
+        self.hanging = HangingTools(max_timeouts)
         self._counting = threading.Lock()
-        self.pool = WorkerPool(workers, timeout_s, memory_mb)
-        options = {"output": output, "max_output_chars": max_output_chars}
-        self.functions = FunctionRunner(self.pool, options)
-        self.mcp = McpHost(timeout_s, max_output_chars)
+        self._workers = workers, max(workers, max_workers or 4 * workers)
+        self._settings = WorkerSettings(isolation, memory_mb=memory_mb, preload=tuple(preload))
+        self._pools: dict[WorkerSettings, WorkerPool] = {}
+        self._closed = False
+        self._episodes = itertools.count(1)
+        self._fork = fork
+        self._options = {
+            "output": output, "max_output_chars": max_output_chars, "timeout_s": timeout_s
+        }  # fmt: skip
+        self.mcp = McpHost(timeout_s, max_output_chars, self._settings)
         weakref.finalize(self, self.mcp.stop)
+        if isolation == "require":
+            self.check()
 
     async def open(
         self, tools: Sequence[ToolSpec], state: Mapping[str, Any] | None = None
@@ -127,12 +156,47 @@ class ProcessPoolSandbox:
         names = Counter(tool.name for tool in tools)
         if len(names) < len(tools):
             raise ValueError(f"two tools of one session are called {names.most_common(1)[0][0]!r}")
-        return ProcessPoolSession(self, tools, state or {})
+        episode = next(self._episodes)
+        functions = FunctionRunner(self._pool_for, self._options, self._fork, episode)
+        objects = ObjectRunner(self._pool_for, self._options, episode, tools, state or {})
+        return ProcessPoolSession(self, tools, functions, objects)
+
+    def check(self) -> tuple[str, Mapping[str, str]]:
+        """What isolation is in force, in words, and why each missing part is missing.
+
+        Starts a worker; RuntimeError where that fails, or where required isolation is missing.
+        """
+        pool = self._pool_for(())
+        worker = pool.lend().started()
+        pool.take_back(worker, reusable=True)
+        return worker.in_force, worker.missing
+
+    @property
+    def losses(self) -> int:
+        """How often a tool's process was killed from outside, and its call repeated."""
+        return sum(pool.losses for pool in self._pools.values())
 
     def shutdown(self) -> None:
         """Kill every process: running calls crash, waiting ones are cancelled, later ones raise."""
-        self.pool.stop()
+        self._closed = True
+        for pool in self._pools.values():
+            pool.stop()
         self.mcp.stop()
+
+    def _pool_for(self, tools: Sequence[ToolSpec]) -> WorkerPool:
+        """The workers that have what these tools ask for, and no more."""
+        names = sorted({name for tool in tools for name in tool.environment})
+        settings = replace(
+            self._settings,
+            network=any(tool.network for tool in tools),
+            environment=tuple(names),
+        )
+        with self._counting:
+            if self._closed:
+                raise RuntimeError("no tool can be called after shutdown")
+            if settings not in self._pools:
+                self._pools[settings] = WorkerPool(settings, *self._workers)
+            return self._pools[settings]
 
     def count(self, status: ResultStatus) -> None:
         """Add one call to `counts`."""
@@ -144,10 +208,14 @@ class ProcessPoolSession:
     """The tools of one episode, each with the runner of its kind; made by `open`."""
 
     def __init__(
-        self, sandbox: ProcessPoolSandbox, tools: Sequence[ToolSpec], state: Mapping[str, Any]
+        self,
+        sandbox: ProcessPoolSandbox,
+        tools: Sequence[ToolSpec],
+        functions: FunctionRunner,
+        objects: ObjectRunner,
     ) -> None:
         self._sandbox = sandbox
-        self._objects = ObjectRunner(sandbox.functions, sandbox.pool, tools, state)
+        self._functions, self._objects = functions, objects
         self._servers = McpRunner(sandbox.mcp)
         self._tools = {tool.name: (tool, self._runner_of(tool)) for tool in tools}
         self._closed = False
@@ -168,13 +236,13 @@ class ProcessPoolSession:
         """Refuse further calls; give up objects and servers."""
         if not self._closed:
             self._closed = True
-            await self._objects.close()
-            await self._servers.close()
+            for runner in (self._functions, self._objects, self._servers):
+                await runner.close()
 
     def _runner_of(self, tool: ToolSpec) -> ToolRunner:
         if tool.server is not None:
             return self._servers
-        return self._objects if tool.owner else self._sandbox.functions
+        return self._objects if tool.owner else self._functions
 
     async def _result(self, call: ToolCall) -> ToolResult:
         if call.status is CallStatus.OK and call.name not in self._tools:
@@ -191,7 +259,43 @@ class ProcessPoolSession:
             text = f"Error: the arguments are too long: {len(arguments)} characters, over {limit}."
             return ToolResult(text, ResultStatus.REJECTED)
         tool, runner = self._tools[call.name]
-        return _to_result(call.name, await runner.run(tool, arguments))
+        reply = self._sandbox.hanging.answer(tool)
+        if reply is None:
+            reply = await runner.run(tool, arguments)
+            self._sandbox.hanging.see(tool, reply)
+        return _to_result(call.name, reply)
+
+
+class HangingTools:
+    """Which tools hung in their last calls; those that did so too often are not waited for."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_a_row: Counter[Any] = Counter()
+        self._next_trial: dict[Any, float] = {}
+
+    def answer(self, tool: ToolSpec) -> Reply | None:
+        """The reply of a tool that is not to be called now; None for one that is."""
+        key = _identity(tool)
+        times, now = self._in_a_row[key], time.monotonic()
+        if times < self._limit or now >= self._next_trial[key]:
+            self._next_trial[key] = now + _REST_S
+            return None
+        detail = f"it did not return in the last {times} calls"
+        return Reply(ResultStatus.BROKEN_TOOL, detail, 0.0)
+
+    def see(self, tool: ToolSpec, reply: Reply) -> None:
+        """Take note of how a call ended; a source that does not load need not try again."""
+        key = _identity(tool)
+        unloaded = reply.hung and reply.status is ResultStatus.BROKEN_TOOL
+        before = self._in_a_row[key]
+        self._in_a_row[key] = max(before + 1, self._limit * unloaded) if reply.hung else 0
+        if before < self._limit <= self._in_a_row[key]:
+            log.warning("the tool %s hangs: it is now called once in a minute", tool.name)
+
+
+def _identity(tool: ToolSpec) -> Any:
+    return tool.name, tool.owner, tool.source, tool.path, tool.server
 
 
 def _as_json(arguments: Any) -> str:

@@ -1,269 +1,229 @@
-"""A process that runs tool code: started by file name, needs nothing but the standard library.
+"""A process that runs tool code in forks of itself: started by `pool`, standard library only.
 
-It reads requests from a private socket and answers each on it, JSON in frames of a 4-byte length
-and a body. What tools print goes to /dev/null.
+It moves into namespaces when it starts, and says what it could not give up. For each episode, or
+each call, it forks a child that is confined before it reads a line of tool code, and ends it with
+everything that the child started. So it is the worker, which no tool code ever shares a process
+with, that keeps deadlines, says how a call ended, and ends everything when its parent goes away.
 
-Every call of a function executes its source in a fresh module, so that no global of a source
-outlives a call: which worker a call lands on must not show in its result. Only the compiled code is
-kept. (State inside imported modules does outlive a call; the process is the border for that.)
-
-Methods are called on objects instead, one of each class, which "open" makes and which last until
-"close", the next "open", or the end of the process: a session has its worker to itself meanwhile.
+Frames: the parent's are a length and JSON; replies, of worker and child, are a status, a length
+and text. A child's reply may have the first few statuses only.
 """
 
 import contextlib
 import dataclasses
-import enum
-import functools
-import inspect
+import gc
+import importlib
 import json
-import math
+import mmap
 import os
-import resource
+import select
+import shutil
 import signal
 import socket
 import struct
-import sys
-import types
+import tempfile
+import time
 
-HEADER = struct.Struct("!I")
-FOLDER = os.getcwd()
-SEARCH_PATH = tuple(sys.path)
-OBJECTS: dict = {}  # of the session that has this process: an object per class
-FOLDERS: set = set()  # of their sources
-NEIGHBOURS: list = [""]  # the folder whose modules a source finds now
-GRACE_S = 1.0  # the parent enforces the deadline; a worker without a parent ends itself this later
+from matchtir.tools import calls, isolation
 
-
-class Failure(Exception):
-    """A call without a result: its status and what to tell."""
+REQUEST, REPLY = struct.Struct("!I"), struct.Struct("!BI")
+OF_CHILDREN = ("ok", "truncated", "exception", "bad_arguments", "broken_tool")
+STATUSES = (*OF_CHILDREN, "ready", "crashed", "timeout", "load_timeout", "lost")
+MAX_REPLY_BYTES = 1 << 28
+# What tools are likely to import: once per worker rather than once per episode.
+COMMON = """bisect calendar collections copy csv datetime decimal fractions functools hashlib heapq
+itertools math operator random re statistics string textwrap typing unicodedata uuid"""
 
 
-@functools.lru_cache(maxsize=4096)
-def compiled(source, name):
-    """The code object of a tool's source."""
-    return compile(source, f"<tool {name}>", "exec", dont_inherit=True)
+class Child:
+    """A fork that runs tool code; `key` says for whom."""
 
+    def __init__(self, worker, key, folders):
+        self.key = key
+        self.loaded = mmap.mmap(-1, 1)  # set once the source of a call is loaded
+        self.folder = worker.make_scratch()
+        self._unmounts = worker.mounts
+        ours, theirs = socket.socketpair()
+        self.pid = isolation.fork_init(worker.pid_namespace)
+        if self.pid == 0:
+            _become_child(worker, theirs.detach(), self, folders)
+        theirs.close()
+        self.channel = ours
+        self.is_init = worker.pid_namespace is not None
+        self._poll = select.poll()
+        self._poll.register(ours, select.POLLIN)
+        self._parent = worker.channel.fileno()
+        self._poll.register(self._parent, select.POLLIN)
 
-def load(request, module_name):
-    """A fresh module with the source executed in it; it finds its neighbours by its path."""
-    path = request["path"]
-    folder = os.path.dirname(path) if path else ""
-    if folder != NEIGHBOURS[0] and not OBJECTS:  # another folder's modules may have the same names
-        forget({NEIGHBOURS[0]})
-        NEIGHBOURS[0] = folder
-    module = types.ModuleType(module_name)
-    sys.modules[module_name] = module  # where dataclasses and the like look their module up
-    sys.path[:] = [folder, *SEARCH_PATH] if path else SEARCH_PATH
-    if path:
-        module.__file__ = path
-    try:
-        exec(compiled(request["source"], request["name"]), module.__dict__)
-    except BaseException as error:
-        raise Failure("broken_tool", describe(error)) from None
-    return module
-
-
-def find(module, name, kind):
-    """What a module defines under a name; it must be something to call."""
-    found = module.__dict__.get(name)
-    if not callable(found):
-        raise Failure("broken_tool", f"its source defines no {kind} {name}")
-    return found
-
-
-def open_objects(request):
-    """An object of each class, made with the arguments that are its initial state."""
-    close_objects(request)
-    modules: dict = {}
-    for item in request["objects"]:
-        FOLDERS.add(os.path.dirname(item["path"]))
-        place = item["source"], item["path"]
-        if place not in modules:
-            modules[place] = load({**item, "name": item["owner"]}, f"tool_{len(modules)}")
-        make = find(modules[place], item["owner"], "class")
+    def ask(self, body, timeout_s):
+        """(status, text as bytes) of a request, within its seconds."""
+        deadline = time.monotonic() + timeout_s
+        self.loaded[0] = 0
         try:
-            OBJECTS[item["owner"]] = make(**item["state"])
-        except BaseException as error:
-            text = f"{item['owner']} cannot be made with its initial state: {describe(error)}"
-            raise Failure("broken_tool", text) from error
-    return "ok", ""
+            self.channel.settimeout(timeout_s)
+            self.channel.sendall(REQUEST.pack(len(body)) + body)
+            status, size = REPLY.unpack(self._read(REPLY.size, deadline))
+            if status >= len(OF_CHILDREN) or size > MAX_REPLY_BYTES:
+                return "crashed", b"it disturbed the protocol"
+            return OF_CHILDREN[status], self._read(size, deadline)
+        except TimeoutError:
+            return "timeout" if self.loaded[0] else "load_timeout", f"{timeout_s:g}".encode()
+        except OSError:
+            return self._death()
 
-
-def close_objects(request):
-    """Nothing of the session stays, nor in modules that lie beside its sources."""
-    OBJECTS.clear()
-    forget(FOLDERS)
-    FOLDERS.clear()
-    return "ok", ""
-
-
-def forget(folders):
-    """The modules in these folders, so that they are imported anew."""
-    for name, module in list(sys.modules.items()):
-        if os.path.dirname(getattr(module, "__file__", None) or "") in folders - {""}:
-            del sys.modules[name]
-
-
-def read_state(request):
-    """The public attributes of every object, as JSON."""
-    try:
-        return "ok", json.dumps({name: attributes(found) for name, found in OBJECTS.items()})
-    except BaseException as error:
-        raise Failure("exception", describe(error)) from error
-
-
-def attributes(value):
-    """The public attributes of an object, as JSON values."""
-    found = dict(getattr(value, "__dict__", {}))
-    if dataclasses.is_dataclass(value):  # perhaps with slots
-        found |= {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return {name: plain(item) for name, item in found.items() if not name.startswith("_")}
-
-
-def plain(value):
-    """A value as JSON has it: sets sorted, objects as their attributes, the rest as text."""
-    if isinstance(value, enum.Enum):
-        return plain(value.value)
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, dict):
-        return {
-            key if isinstance(key, str) else str(key): plain(item) for key, item in value.items()
-        }
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((plain(item) for item in value), key=json.dumps)
-    if isinstance(value, type) or not (
-        hasattr(value, "__dict__") or dataclasses.is_dataclass(value)
-    ):
-        return str(value)
-    return attributes(value)
-
-
-def function_of(request):
-    """What a call calls: a method of this session's object, or a function from a fresh module."""
-    name, owner = request["name"], request["owner"]
-    if not owner:
-        return find(load(request, "tool"), name, "function")
-    if owner not in OBJECTS:
-        raise Failure("crashed", f"{owner} and its state were lost with an earlier call")
-    function = getattr(OBJECTS[owner], name, None)
-    if not callable(function):
-        raise Failure("broken_tool", f"{owner} has no method {name}")
-    return function
-
-
-def call(request):
-    """Status and text of one call."""
-    function = function_of(request)
-    try:
-        arguments = json.loads(request["arguments"])
-        return "ok", as_text(function(**arguments), request["output"])
-    except TypeError as error:
-        if fits(function, arguments):
-            raise Failure("exception", describe(error)) from error
-        # Python's own words: FTRL's metric finds a gold output of 1 in "missing 1 required ..."
-        raise Failure("bad_arguments", str(error)) from error
-    except BaseException as error:
-        raise Failure("exception", describe(error)) from error
-
-
-ACTIONS = {"call": call, "open": open_objects, "state": read_state, "close": close_objects}
-
-
-def fits(function, arguments):
-    """Whether the function takes these arguments; if so, a TypeError came from inside it."""
-    try:
-        inspect.signature(function).bind(**arguments)
-    except TypeError:
+    def usable(self):
+        """Whether it waits for a request: it lives, and says nothing that it was not asked."""
+        self.channel.setblocking(False)
+        try:
+            self.channel.recv(1)
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
         return False
-    except ValueError:
-        pass  # a callable that does not tell its signature
-    return True
+
+    def end(self):
+        """End it, with everything that it started; its exit status as `os.waitpid` has it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        _, status = os.waitpid(self.pid, 0)
+        if not self.is_init:
+            _end_descendants()
+        self.channel.close()
+        self.loaded.close()
+        if self._unmounts:
+            isolation.unmount(self.folder)
+        else:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        return status
+
+    def _read(self, size, deadline):
+        data = bytearray()
+        while len(data) < size:
+            ready = self._poll.poll(max(deadline - time.monotonic(), 0) * 1_000)
+            if any(descriptor == self._parent for descriptor, _ in ready):
+                os._exit(0)  # the parent says nothing meanwhile, unless it is gone
+            if not ready:
+                raise TimeoutError
+            part = self.channel.recv(size - len(data))
+            if not part:
+                raise ConnectionError
+            data += part
+        return bytes(data)
+
+    def _death(self):
+        """How it ended, which closed its end of the channel."""
+        end = time.monotonic() + 1.0  # a child that lives on without a channel is ended
+        while not (found := os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
+            if time.monotonic() > end:
+                return "crashed", b"it closed its channel"
+            time.sleep(0.001)
+        if found.si_code == os.CLD_EXITED:
+            return "crashed", f"exit code {found.si_status}".encode()
+        if found.si_status == signal.SIGKILL and self.is_init:  # nobody inside can do that
+            return "lost", b""
+        cause = signal.strsignal(found.si_status) or f"signal {found.si_status}"
+        return "crashed", cause.encode()
 
 
-def as_text(value, form):
-    """A return value as the policy reads it."""
-    if isinstance(value, str):
-        return value
-    if form == "python":
-        return str(value)
+def _become_child(worker, descriptor, child, folders):
+    """Confine this process and answer requests in it, until it is ended."""
     try:
+        os.closerange(3, descriptor)
+        os.closerange(descriptor + 1, 1 << 16)
+        os.setsid()
+        os.chdir(child.folder)
+        isolation.confine(worker.rules, folders, worker.steps)
+        isolation.end_with_parent()
+        os.environ.update(HOME=child.folder, TMPDIR=child.folder)
+        _answer(socket.socket(fileno=descriptor), child.loaded)
+    finally:
+        os._exit(70)
+
+
+def _answer(channel, loaded):
+    pid = os.getpid()
+    while True:
+        (size,) = REQUEST.unpack(receive(channel, REQUEST.size))
+        status, text = calls.answer(json.loads(receive(channel, size)), loaded)
+        if os.getpid() != pid:
+            os._exit(0)  # a fork made by the tool
+        send(channel, status, text.encode("utf-8", "replace"))
+
+
+def _end_descendants():
+    """Without a PID namespace: kill what was left behind, which then are children of this one."""
+    while True:
         try:
-            return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
-        except ValueError:  # NaN or an infinity; or a cycle, which ends in RecursionError
-            return json.dumps(finite(value), ensure_ascii=False, default=str)
-    except (TypeError, ValueError, RecursionError):  # keys that JSON has not, cycles, depth
-        return str(value)
+            with open("/proc/thread-self/children") as file:
+                left = file.read().split()
+        except OSError:
+            return  # no Linux
+        if not left:
+            return
+        for pid in map(int, left):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
-def finite(value):
-    """The value with NaN and infinities as text: JSON has no such numbers."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else json.dumps(float(value))
-    if isinstance(value, dict):
-        return {finite(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return value
+class Worker:
+    """The loop over requests."""
 
+    def __init__(self, channel, rules):
+        self.channel = channel
+        entered, missing = [], {}
+        if rules.isolation != "none":
+            entered, missing = isolation.enter(rules.network)
+        self.rules = rules
+        if "user" not in entered:  # the count would be that of all processes of the user
+            self.rules = dataclasses.replace(rules, processes=0)
+        found = isolation.probe(self.rules)
+        self.steps = [name for name, error in found.items() if error is None]
+        missing |= {name: error for name, error in found.items() if error is not None}
+        self.mounts = "mount" in entered
+        self.pid_namespace = None
+        if "pid" in entered:
+            self.pid_namespace = os.open("/proc/thread-self/ns/pid", os.O_RDONLY)
+        else:
+            isolation.adopt_orphans()
+        self.report = {"entered": entered, "steps": self.steps, "missing": missing}
 
-def describe(error):
-    """An exception in one line."""
-    try:
-        message = str(error)
-    except BaseException:
-        message = ""
-    kind = type(error).__name__
-    return f"{kind}: {message}" if message else kind
+    def make_scratch(self):
+        """An empty folder that a child may write to."""
+        if self.mounts:
+            isolation.mount_scratch(self.rules.folder, self.rules.scratch_mb)
+            return self.rules.folder
+        folder = tempfile.mkdtemp(dir=self.rules.folder)
+        os.chmod(folder, 0o777)
+        return folder
 
-
-def answer(request):
-    """The reply to one request."""
-    out_of_memory = False
-    with open(os.devnull, "w") as null:  # anew for each call: the last tool may have closed it
-        sys.stdout = sys.stderr = null
-        try:
-            status, text = ACTIONS[request["action"]](request)
-        except Failure as failure:
-            status, text = failure.args
-            out_of_memory = isinstance(failure.__cause__, MemoryError)
-    if "max_output_chars" in request:
-        text, whole = cut(text, request["max_output_chars"])
-        status = "truncated" if status == "ok" and not whole else status
-    # A session with objects keeps its process, whatever they do to it, until it is closed.
-    last = not OBJECTS and (out_of_memory or damaged())
-    return {"id": request["id"], "status": status, "output": text, "last": last}
-
-
-def cut(text, cap):
-    """A text as the policy may read it, and whether it is whole: longer ones end in a remark."""
-    length = len(text)
-    # Joins surrogate pairs and replaces lone ones: what the policy reads must be encodable.
-    text = text[:cap].encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return (
-        (text, True)
-        if length <= cap
-        else (f"{text}\n[cut here: {cap} of {length} characters]", False)
-    )
-
-
-def damaged():
-    """Whether the call left something behind that the next one would run into."""
-    if len(sys._current_frames()) > 1:  # a thread
-        return True
-    try:
-        for descriptor in range(3):
-            os.fstat(descriptor)
-        return os.getcwd() != FOLDER
-    except OSError:
-        return True
+    def serve(self):
+        """Answer requests until the parent goes away."""
+        send(self.channel, "ready", json.dumps(self.report).encode())
+        child = None
+        while True:
+            (size,) = REQUEST.unpack(receive(self.channel, REQUEST.size))
+            body = receive(self.channel, size)
+            request = json.loads(body)
+            if child and (child.key != request["key"] or not child.usable()):
+                child.end()
+                child = None
+            if request["action"] == "end":
+                send(self.channel, "ok", b"")
+                continue
+            if child is None:
+                with contextlib.suppress(Exception):  # the child says what is wrong with it
+                    calls.compiled(request["source"], request["name"])
+                child = Child(self, request["key"], request["folders"])
+            status, text = child.ask(body, request["timeout_s"])
+            send(self.channel, status, text)
+            if status not in OF_CHILDREN or request["once"]:
+                child.end()
+                child = None
 
 
 def receive(channel, size):
-    """Exactly `size` bytes; ends the process where the parent has closed its end."""
+    """Exactly `size` bytes; ends the process where the other end is closed."""
     data = bytearray()
     while len(data) < size:
         part = channel.recv(size - len(data))
@@ -273,40 +233,15 @@ def receive(channel, size):
     return bytes(data)
 
 
-def send(channel, reply):
-    """One frame."""
-    body = json.dumps(reply).encode()
-    channel.sendall(HEADER.pack(len(body)) + body)
+def send(channel, status, text):
+    """One reply."""
+    channel.sendall(REPLY.pack(STATUSES.index(status), len(text)) + text)
 
 
-def confine(memory_mb):
-    """What this process gives up before it runs any tool: the one place for its isolation."""
-    limits = {resource.RLIMIT_CORE: 0}
-    if memory_mb:
-        limits[resource.RLIMIT_AS] = memory_mb << 20
-    for kind, value in limits.items():
-        with contextlib.suppress(ValueError, OSError):  # a limit that the system has not
-            resource.setrlimit(kind, (value, value))
-
-
-def main(descriptor, memory_mb):
-    """Answer requests until the parent goes away."""
-    channel = socket.socket(fileno=descriptor)
-    confine(memory_mb)
-    pid = os.getpid()
-    send(channel, {"id": 0})  # ready
-    while True:
-        (size,) = HEADER.unpack(receive(channel, HEADER.size))
-        request = json.loads(receive(channel, size))
-        # The kernel ends this process even inside C code, should the parent be gone by then.
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, request["timeout_s"] + GRACE_S)
-        reply = answer(request)
-        if os.getpid() != pid:
-            os._exit(0)  # a fork made by the tool
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        send(channel, reply)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+def main(descriptor, rules, preload):
+    """What a worker process does, with its arguments as its parent wrote them."""
+    for name in (*COMMON.split(), *preload):
+        importlib.import_module(name)
+    worker = Worker(socket.socket(fileno=descriptor), isolation.Rules(**rules))
+    gc.freeze()  # forks copy fewer pages
+    worker.serve()

@@ -1,0 +1,388 @@
+"""What tool code can reach: namespaces, Landlock, seccomp and limits of Linux, by ctypes alone.
+
+A worker moves into namespaces once (`enter`), mounts a scratch folder for each process that runs
+tool code (`mounted_scratch`), and that process gives up the rest before it does (`confine`). What
+each is for:
+
+* namespaces: user (no right outside), net (not even a loopback), ipc, pid (what a tool starts ends
+  with it, and sees no other process), mount (everything is read-only but the scratch folder, which
+  has a size);
+* Landlock: reads of Python, the system's libraries and the tool's own folder, writes to the
+  scratch folder; no TCP (ABI 4), no signals nor abstract sockets beyond itself (ABI 6);
+* seccomp: what neither covers: UNIX sockets by path, ptrace, mounts, namespaces of its own;
+* limits: memory, size of a file, processes, CPU time. The superuser's tools run as nobody.
+
+Where the kernel or a container refuses a part, the others stand: `enter` and `probe` name it.
+(The package sandlock confines commands, not forks, without namespaces, and weighs 13 MB; pyseccomp
+needs the system's libseccomp.)
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import json
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+import sysconfig
+
+NOBODY = 65534
+NAMESPACES = {"net": 0x40000000, "ipc": 0x08000000, "pid": 0x20000000, "mount": 0x00020000}
+NEW_USER, NEW_PID = 0x10000000, NAMESPACES["pid"]
+SYSTEM_READS = (
+    "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo",
+    "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/random", "/dev/zero",
+)  # fmt: skip
+NETWORK_READS = (
+    "/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf", "/etc/services", "/etc/gai.conf",
+    "/etc/ssl", "/usr/share/ca-certificates",
+)  # fmt: skip
+ADVICE = {
+    "user": "sysctl user.max_user_namespaces > 0, kernel.apparmor_restrict_unprivileged_userns=0; "
+    "in a container, a seccomp profile that allows unshare",
+    "landlock": "a kernel of 5.13 or later, started with landlock among lsm=",
+    "seccomp": "a kernel with CONFIG_SECCOMP_FILTER",
+}
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What one worker may do; `isolation` is "require", "best" or "none"."""
+
+    folder: str  # scratch folders lie in it
+    isolation: str = "best"
+    network: bool = False
+    memory_mb: int = 1_024  # address space of one process; 0: no limit
+    scratch_mb: int = 64
+    processes: int = 32  # 0: no limit
+    cpu_s: int = 600  # of one process
+
+
+def told(report):
+    """What a worker reports of its isolation, in words: what is in force; why a part is missing."""
+    spaces = "+".join(report["entered"])
+    found = [f"{spaces} namespaces"] if spaces else []
+    if "landlock" in report["steps"]:
+        found.append(f"landlock {landlock_abi()}")
+    found += [step for step in ("seccomp", "limits") if step in report["steps"]]
+    missing = {}
+    for name, error in report["missing"].items():
+        advice = ADVICE.get(name.split()[0])
+        missing[name] = f"{error}; needs {advice}" if advice else error
+    return ", ".join(found), missing
+
+
+def adopt_orphans():
+    """Become the parent of what a child leaves behind: the way to find it without a namespace."""
+    with contextlib.suppress(AttributeError):
+        libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def end_with_parent():
+    """Be killed when the parent ends."""
+    with contextlib.suppress(AttributeError):
+        libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
+def check(result, step):
+    """The result of a C function; raises OSError where it says that it failed."""
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{step}: {os.strerror(code)}")
+    return result
+
+
+# Namespaces
+
+
+def enter(network):
+    """Move into namespaces; returns their names and what went wrong, by name.
+
+    With a PID namespace it returns in a child, the first process of it, with which all others end;
+    the parent waits for the child and ends like it.
+    """
+    entered, missing = [], {}
+    for name, join in {"user": _enter_user, **_joins(network)}.items():
+        try:
+            join()
+            entered.append(name)
+        except (OSError, AttributeError) as error:  # AttributeError: no Linux
+            missing[f"{name} namespace"] = str(error)
+    if "pid" in entered:
+        _become_init()
+    if "mount" in entered:
+        try:
+            _mount_read_only()
+        except OSError as error:
+            entered.remove("mount")
+            missing["mount namespace"] = str(error)
+    return entered, missing
+
+
+def _joins(network):
+    wanted = {name: flag for name, flag in NAMESPACES.items() if not (network and name == "net")}
+    return {
+        name: functools.partial(lambda flag: check(libc.unshare(flag), "unshare"), flag)
+        for name, flag in wanted.items()
+    }
+
+
+def _enter_user():
+    """A user namespace where this user is itself; where root may become nobody, too."""
+    process, user, group = os.getpid(), os.getuid(), os.getgid()
+    ready, go = os.pipe()
+    helper = os.fork()  # stands outside, where two users may be mapped
+    if helper == 0:
+        code = 1
+        with contextlib.suppress(OSError):
+            if os.read(ready, 1) == b"+":
+                _map_ids(process, user, group)
+                code = 0
+        os._exit(code)
+    try:
+        check(libc.unshare(NEW_USER), "unshare")
+        os.write(go, b"+")
+    finally:
+        os.close(go)
+        os.close(ready)
+        _, status = os.waitpid(helper, 0)
+    if status:
+        raise OSError("its users cannot be mapped")
+
+
+def _map_ids(process, user, group):
+    if user:
+        with open(f"/proc/{process}/setgroups", "w") as file:
+            file.write("deny")
+    for kind, own in (("gid", group), ("uid", user)):
+        ids = [own] if user else [own, NOBODY]
+        with open(f"/proc/{process}/{kind}_map", "w") as file:
+            file.write("".join(f"{each} {each} 1\n" for each in ids))
+
+
+def _become_init():
+    child = os.fork()
+    if child:
+        os.closerange(3, 1 << 16)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os._exit(code if code >= 0 else 128 - code)
+    end_with_parent()
+
+
+def _mount_read_only():
+    private, recursive, read_only = 1 << 18, 1 << 14, 1
+    check(libc.mount(None, b"/", None, private | recursive, None), "mount")
+    attributes = struct.pack("=4Q", read_only, 0, 0, 0)
+    mount_setattr, everything_below = 442, 0x8000
+    arguments = -100, b"/", everything_below, attributes, len(attributes)
+    check(libc.syscall(mount_setattr, *arguments), "mount_setattr")
+
+
+def fork_init(own_pid_namespace):
+    """Fork into a PID namespace of its own; `own_pid_namespace` is a descriptor, None for none."""
+    if own_pid_namespace is None:
+        return os.fork()
+    check(libc.unshare(NEW_PID), "unshare")
+    child = os.fork()
+    if child:
+        check(libc.setns(own_pid_namespace, NEW_PID), "setns")
+    return child
+
+
+def mount_scratch(path, size_mb):
+    """An empty file system in memory, of bounded size, on a folder."""
+    options = f"size={size_mb}m,nr_inodes={size_mb * 64},mode=777".encode()
+    no_suid_no_devices = 2 | 4
+    mounted = libc.mount(b"scratch", path.encode(), b"tmpfs", no_suid_no_devices, options)
+    check(mounted, "mount")
+
+
+def unmount(path):
+    """Take a file system away, also from under files that are open."""
+    detach = 2
+    check(libc.umount2(path.encode(), detach), "umount")
+
+
+# What a process gives up that runs tool code
+
+
+def confine(rules, folders, steps):
+    """Take these steps, in their order; raises OSError where one fails."""
+    for name in steps:
+        _STEPS[name](rules, folders)
+
+
+def probe(rules):
+    """What of `confine` works here, as tried by a child: error text by step, None where it does."""
+    if rules.isolation == "none":
+        return {"limits": None}
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        found: dict = {}
+        for name, step in _STEPS.items():
+            try:
+                step(rules, [])
+                found[name] = None
+            except Exception as error:
+                found[name] = str(error)
+        os.write(writing, json.dumps(found).encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with open(reading, "rb") as file:
+        return json.loads(file.read())
+
+
+def _limit(rules, _):
+    size = rules.scratch_mb << 20
+    limits = {"FSIZE": size, "CPU": rules.cpu_s, "NPROC": rules.processes}
+    limits["AS"] = rules.memory_mb << 20
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for name, value in limits.items():
+        with contextlib.suppress(AttributeError, ValueError, OSError):  # what the system has not
+            if value:
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+
+def _drop_user(*_):
+    """No capability; root becomes nobody, who may still read Python wherever it is installed."""
+    read_all, keep_capabilities, ambient, ambient_raise = 2, 8, 47, 2
+    kept = 0
+    if os.geteuid() == 0:
+        kept = 1 << read_all
+        check(libc.prctl(keep_capabilities, 1, 0, 0, 0), "prctl")
+        os.setgroups([])
+        os.setresgid(NOBODY, NOBODY, NOBODY)
+        os.setresuid(NOBODY, NOBODY, NOBODY)
+    header, sets = struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", kept, kept, kept, 0, 0, 0)
+    check(libc.capset(header, sets), "capset")
+    if kept:
+        check(libc.prctl(ambient, ambient_raise, read_all, 0, 0), "prctl")
+
+
+# Landlock
+
+_EXECUTE, _READ_FILE, _READ_FOLDER = 1 << 0, 1 << 2, 1 << 3
+_READ = _READ_FILE | _READ_FOLDER
+_OF_FILES = _EXECUTE | _READ_FILE | 1 << 1 | 1 << 14  # also to write, to truncate
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+
+
+def landlock_abi():
+    """The version of Landlock that the kernel has; raises OSError for none."""
+    return check(libc.syscall(_CREATE_RULESET, None, 0, 1), "landlock")
+
+
+def _landlock(rules, folders):
+    abi = landlock_abi()
+    handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
+    writable = handled & ~(_EXECUTE | 1 << 6 | 1 << 11)  # no programs, no devices
+    network, scopes = (0 if rules.network or abi < 4 else 3), (3 if abi >= 6 else 0)
+    size = 8 if abi < 4 else 16 if abi < 6 else 24
+    attributes = struct.pack("=3Q", handled, network, scopes)[:size]
+    ruleset = libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0)
+    check(ruleset, "landlock")
+    rights = {path: _READ | _EXECUTE for path in python_paths()}
+    rights |= dict.fromkeys(NETWORK_READS if rules.network else (), _READ)
+    rights |= dict.fromkeys(folders, _READ)
+    rights |= {rules.folder: writable, "/dev/null": _READ | 1 << 1 | 1 << 14}
+    for path, allowed in rights.items():
+        _allow(ruleset, path, allowed & handled)
+    check(libc.prctl(38, 1, 0, 0, 0), "prctl")  # PR_SET_NO_NEW_PRIVS
+    check(libc.syscall(_RESTRICT_SELF, ruleset, 0), "landlock")
+    os.close(ruleset)
+
+
+def _allow(ruleset, path, rights):
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return  # what is not there cannot be reached either
+    if not os.path.isdir(path):
+        rights &= _OF_FILES
+    rule = struct.pack("=Qi", rights, descriptor)
+    check(libc.syscall(_ADD_RULE, ruleset, 1, rule, 0), "landlock")
+    os.close(descriptor)
+
+
+@functools.cache
+def python_paths():
+    """What Python needs to read to run and to import installed packages."""
+    paths = {os.path.realpath(sys.executable), *filter(None, sys.path), *SYSTEM_READS}
+    paths |= {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    for prefix in {sys.prefix, sys.base_prefix}:  # an installation of its own is read as a whole
+        paths |= {prefix} if prefix not in ("/", "/usr", "/usr/local") else set()
+    found = {os.path.realpath(path) for path in paths if os.path.exists(path)}
+    return sorted(p for p in found if not any(p.startswith(f"{other}/") for other in found))
+
+
+# seccomp
+
+_DENIED = {  # by machine: number of the system call; those from 424 on are the same everywhere
+    "x86_64": {
+        "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "mount": 165,
+        "umount2": 166, "pivot_root": 155, "unshare": 272, "setns": 308, "bpf": 321,
+        "perf_event_open": 298, "add_key": 248, "request_key": 249, "keyctl": 250,
+        "userfaultfd": 323, "open_by_handle_at": 304,
+    },
+    "aarch64": {
+        "ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "mount": 40,
+        "umount2": 39, "pivot_root": 41, "unshare": 97, "setns": 268, "bpf": 280,
+        "perf_event_open": 241, "add_key": 217, "request_key": 218, "keyctl": 219,
+        "userfaultfd": 282, "open_by_handle_at": 265,
+    },
+}  # fmt: skip
+_DENIED_EVERYWHERE = {
+    "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428,
+    "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433,
+    "pidfd_getfd": 438, "mount_setattr": 442,
+}  # fmt: skip
+_JUDGED = {"x86_64": (0xC000003E, 41, 53, 56), "aarch64": (0xC00000B7, 198, 199, 220)}
+_CLONE3, _NEW_NAMESPACES = 435, 0x7E020000
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_ALLOW, _KILL, _DENY, _UNKNOWN = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026  # EPERM, ENOSYS
+
+
+def _seccomp(rules, _):
+    machine = platform.machine()
+    if machine not in _DENIED:
+        raise OSError(f"no filter for {machine}")
+    program = _filter(machine, rules.network)
+    code = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
+    check(libc.prctl(38, 1, 0, 0, 0), "prctl")
+    check(libc.prctl(22, 2, header, 0, 0), "seccomp")  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
+
+
+def _filter(machine, network):
+    """The program, in the kernel's instructions: (code, jump if true, jump if false, value)."""
+    architecture, socket, socketpair, clone = _JUDGED[machine]
+    number, machine_field, first, second = 0, 4, 16, 24  # offsets in seccomp_data
+    inet = [(_EQUAL, 2, 0, 2), (_EQUAL, 1, 0, 10)] if network else []
+    program = [
+        (_LOAD, 0, 0, machine_field), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _KILL),
+        (_LOAD, 0, 0, number), (_AT_LEAST, 0, 1, 0x40000000), (_RETURN, 0, 0, _KILL),
+        # UNIX and other sockets; with a network, those of the internet are allowed.
+        (_EQUAL, 0, 3 + len(inet), socket), (_LOAD, 0, 0, first), *inet,
+        (_RETURN, 0, 0, _DENY), (_RETURN, 0, 0, _ALLOW),
+        # Pairs are sockets that can reach nobody else, if they are streams.
+        (_EQUAL, 0, 5, socketpair), (_LOAD, 0, 0, second), (_AND, 0, 0, 15), (_EQUAL, 1, 0, 1),
+        (_RETURN, 0, 0, _DENY), (_RETURN, 0, 0, _ALLOW),
+        (_EQUAL, 0, 4, clone), (_LOAD, 0, 0, first), (_ANY_BIT, 0, 1, _NEW_NAMESPACES),
+        (_RETURN, 0, 0, _DENY), (_RETURN, 0, 0, _ALLOW),
+        (_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _UNKNOWN),  # its flags cannot be read here
+    ]  # fmt: skip
+    for denied in (*_DENIED[machine].values(), *_DENIED_EVERYWHERE.values()):
+        program += [(_EQUAL, 0, 1, denied), (_RETURN, 0, 0, _DENY)]
+    program.append((_RETURN, 0, 0, _ALLOW))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+_STEPS = {"limits": _limit, "user": _drop_user, "landlock": _landlock, "seccomp": _seccomp}

@@ -1,0 +1,55 @@
+"""What the tests of faults share: how a case is named, and what processes are left."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tools.sandbox_helpers import until
+
+DEADLINE_S = 1.5
+TOOL_PROCESSES = 3  # generations below us: a worker outside, the worker inside, and its children
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="no Linux")
+
+
+def need_isolation(sandbox):
+    """Skips where the kernel refuses a part of isolation."""
+    _, missing = sandbox.check()
+    if missing:
+        pytest.skip(f"this kernel refuses {', '.join(missing)}")
+
+
+def fault(case: str, what: str, expected: str) -> pytest.MarkDecorator:
+    """Names a test, or one of its parameters, as a case of the table in docs/reliability.md.
+
+    Args:
+        case: its part and name, as in "A fork bomb".
+        what: what happens.
+        expected: what must come of it.
+    """
+    return pytest.mark.fault(case, what, expected)
+
+
+def descendants(pid: int | None = None, depth: int = 1) -> set[int]:
+    """The living processes below one (this one), so many generations down, and theirs."""
+    parents = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue  # gone meanwhile, or no process
+        if folder.name.isdigit() and fields[0] != "Z":
+            parents[int(folder.name)] = int(fields[1])
+    level, found = {os.getpid() if pid is None else pid}, set()
+    for generation in range(1, len(parents) + 1):
+        level = {child for child, parent in parents.items() if parent in level}
+        found |= level if generation >= depth else set()
+        if not level:
+            break
+    return found
+
+
+def no_more_than(before: set[int], depth: int = 1) -> bool:
+    """Whether, after a moment, this process has no descendants that it did not have before."""
+    return until(lambda: descendants(depth=depth) <= before)
