@@ -195,17 +195,17 @@ def describe(error):
 
 def answer(request, loaded):
     """Status and text of the reply to one request."""
-    null = open(os.devnull, "w")  # anew for each call: the last tool may have closed it
-    sys.stdout = sys.stderr = null
-    try:
-        if request.get("objects") and not OBJECTS:
-            make_objects(request, loaded)
-        act = read_state if request["action"] == "state" else call
-        status, text = act(request, loaded)
-    except Failure as failure:
-        status, text = failure.args
-    with contextlib.suppress(OSError):  # this one may be closed by now, too
-        null.close()
+    # The stream is opened anew for each call, since the last tool may have closed it; and this one
+    # may have been closed by now, too.
+    with contextlib.suppress(OSError), open(os.devnull, "w") as null:
+        sys.stdout = sys.stderr = null
+        try:
+            if request.get("objects") and not OBJECTS:
+                make_objects(request, loaded)
+            act = read_state if request["action"] == "state" else call
+            status, text = act(request, loaded)
+        except Failure as failure:
+            status, text = failure.args
     if "max_output_chars" in request:
         text, whole = cut(text, request["max_output_chars"])
         status = "truncated" if status == "ok" and not whole else status
