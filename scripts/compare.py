@@ -4,7 +4,7 @@ python scripts/compare.py logs/grpo+matchtir_hard/multiruns/<time>
 python scripts/compare.py logs/grpo/runs/* logs/matchtir_hard/runs/* --baseline grpo
 
 Writes compare.html, which opens from disk, and the same numbers as compare_*.csv: into the folder
-that holds all that were given. Runs that differ in their seed alone are one method.
+that holds all that were given. Runs that differ in seed and starting weights alone are one method.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs, of sweeps, or above")
     parser.add_argument("--out", type=Path, help="the page; its folder gets the CSV files, too")
-    parser.add_argument("--baseline", help="the method that the others are compared with")
+    parser.add_argument(
+        "--baseline", help="what the others are compared with: a label, or a part of it"
+    )
     options = parser.parse_args()
     page = options.out or common_folder(options.runs) / "compare.html"
     try:

@@ -10,6 +10,7 @@ from matchtir.evaluation.benchmark import Setting
 from matchtir.evaluation.bfcl import CATEGORIES, BfclBenchmark, scripted_texts
 from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.statistics import value
+from matchtir.evaluation.tables import report
 from matchtir.tasks.bfcl import entry_from_row
 from matchtir.tools.formats import parse_calls
 from tests.evaluation.benchmark_helpers import REWARD
@@ -43,6 +44,18 @@ def test_the_score_is_the_papers_mean_or_nothing():
     assert value(statistics["bfcl"], tasks) == pytest.approx((1.0 + (0.0 + 0.5) / 2) / 2)
     without = [task for task in tasks if "memory_vector" not in task]
     assert np.isnan(value(statistics["bfcl"], without)) and value(statistics["multi_turn"], without)
+
+
+def test_where_no_category_can_be_run_the_table_is_blank(tmp_path, monkeypatch, capsys):
+    gaps = {name: "no network" for name in CATEGORIES}
+    described = json.dumps({"entries": [], "gaps": gaps})
+    monkeypatch.setattr(BfclBenchmark, "_worker", lambda *_: described)
+    benchmark = bfcl(*CATEGORIES, max_tasks=2)
+    outcome = benchmark.run(find_policy("gold"), Setting(tmp_path, None, REWARD))
+    assert outcome.records == [] and len(outcome.notes) == len(CATEGORIES) + 1
+    result = report(tmp_path, "gold", [(benchmark, outcome)], [], {})
+    assert result["table"] == [row | {"bfcl BFCL": None, "Avg": None} for row in result["table"]]
+    assert "bfcl: memory_vector was not run: no network" in capsys.readouterr().out
 
 
 def test_random_conversations_have_calls_and_an_end_for_every_turn_of_the_user():

@@ -20,7 +20,7 @@ from matchtir.evaluation import bfcl_worker
 from matchtir.evaluation.benchmark import Outcome, Setting, attempt_record
 from matchtir.evaluation.policies import Address, EvaluatedPolicy, random_turn_texts
 from matchtir.evaluation.statistics import Mean, MeanOf, Statistic
-from matchtir.evaluation.traces import Record, drop_unfinished_line
+from matchtir.evaluation.traces import Record, drop_unfinished_line, write_traces
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.tasks.bfcl import BfclEntry, entry_from_row, gold_turn_texts
@@ -135,11 +135,8 @@ class BfclBenchmark:
                 self._worker(folder, arguments, address)
             lines = read_jsonl(folder / "scored.jsonl")
             notes += _troubles(lines, address)
-        attempts = setting.attempts(self.name)
-        for number, line in enumerate(lines):
-            record = _record(number, entries[line["id"]], line, setting)
-            attempts.done[record["task"]] = record
-        records = attempts.finish([f"{self.name}/{line['id']}" for line in lines])
+        records = [_record(n, entries[line["id"]], line, setting) for n, line in enumerate(lines)]
+        write_traces(setting.attempts(self.name).path, records)
         return Outcome(records, time.perf_counter() - started, notes)
 
     def _choose(self, entries: Sequence[BfclEntry], folder: Path) -> list[BfclEntry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import os
@@ -21,7 +20,7 @@ from matchtir.evaluation.statistics import Runs, nested_bootstrap, nested_differ
 from matchtir.reports.page import write_page
 from matchtir.reports.progress import SMOOTHING, trailing_mean
 from matchtir.reports.runs import START, RunData
-from matchtir.utils.run_folder import write_csv
+from matchtir.utils.run_folder import finite, write_csv
 
 SMOOTHED = ("train/", "credit/", "time/")  # drawn as trailing means over `SMOOTHING` iterations
 POINTS = 400  # at most, of a curve
@@ -166,29 +165,24 @@ def curve(method: Method, metric: str) -> dict[str, list[Any]] | None:
     """
     single: list[dict[int, float]] = []
     for run in method.runs:
-        steps, values = run.curves.get(metric, ((), ()))
+        measured, values = run.curves.get(metric, ((), ()))
         if metric.startswith(SMOOTHED):
             values = trailing_mean(values, SMOOTHING).tolist()
-        pairs = zip(steps, values, strict=True)
+        pairs = zip(measured, values, strict=True)
         single.append({step: value for step, value in pairs if math.isfinite(value)})
     steps = sorted(set().union(*single))
     if not steps:
         return None
     if len(steps) > POINTS:
         steps = [steps[round(n)] for n in np.linspace(0, len(steps) - 1, POINTS)]
-    result: dict[str, list[Any]] = {"steps": steps, "mean": [], "low": [], "high": []}
-    for step in steps:
-        values = [each[step] for each in single if step in each]
-        mean = float(np.mean(values))
-        half = None
-        if len(values) > 2:
-            error = np.std(values, ddof=1) / math.sqrt(len(values))
-            half = float(stdtrit(len(values) - 1, 0.975) * error)
-        result["mean"].append(mean)
-        result["low"].append(None if half is None else mean - half)
-        result["high"].append(None if half is None else mean + half)
-    result["seeds"] = [[each.get(step) for step in steps] for each in single]
-    return result
+    table = np.array([[each.get(step, np.nan) for step in steps] for each in single])
+    count = np.isfinite(table).sum(axis=0)
+    mean, half = np.nanmean(table, axis=0), np.full(len(steps), np.nan)
+    enough = count > 2
+    error = np.nanstd(table[:, enough], axis=0, ddof=1) / np.sqrt(count[enough])
+    half[enough] = stdtrit(count[enough] - 1, 0.975) * error
+    ends = {"mean": mean, "low": mean - half, "high": mean + half, "seeds": table}
+    return {"steps": steps, **{name: finite(each.tolist()) for name, each in ends.items()}}
 
 
 def final_scores(compared: Sequence[Method], baseline: Method) -> list[dict[str, Any]]:
@@ -332,7 +326,7 @@ def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
         f"Comparison: {title}",
         ("base.css", "compare.css"),
         ("base.js", "compare_charts.js", "compare_main.js"),
-        {"comparison": gzip.compress(json.dumps(data).encode("utf-8"), mtime=0)},
+        {"comparison": json.dumps(data)},
     )
     labels = [method.label for method in comparison.methods]
     tables = {

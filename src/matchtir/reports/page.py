@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import html
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def write_page(
     title: str,
     styles: Sequence[str],
     scripts: Sequence[str],
-    data: Mapping[str, bytes],
+    data: Mapping[str, str],
     body: str = "",
 ) -> None:
     """Write a page whose own script is all that may run in it.
@@ -46,7 +47,7 @@ def write_page(
         title: of the page.
         styles: names of files in `pages/`, put together in this order.
         scripts: likewise; one scope for all of them.
-        data: gzipped JSON by the id under which the script finds it.
+        data: JSON by the id under which the script finds it, gzipped.
         body: markup, for what no script has to make; texts in it are escaped already.
     """
     style = "\n".join((PAGES / name).read_text(encoding="utf-8") for name in styles)
@@ -57,9 +58,10 @@ def write_page(
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{styles_from}'; "
         "base-uri 'none'; form-action 'none'"
     )
+    zipped = {name: gzip.compress(text.encode("utf-8"), mtime=0) for name, text in data.items()}
     blocks = "\n".join(
         f'<script type="application/gzip" id="{name}">{base64.b64encode(value).decode()}</script>'
-        for name, value in data.items()
+        for name, value in zipped.items()
     )
     text = _PAGE.format(
         policy=policy, title=html.escape(title), style=style, body=body + blocks, script=script

@@ -62,14 +62,10 @@ def profiles(splits: Splits, prompt_tokens: Callable[[Task], int]) -> list[Profi
     measures = {**MEASURES, "prompt tokens": prompt_tokens}
     found = []
     for split, tasks in splits.items():
-        measured = [{name: measure(task) for name, measure in measures.items()} for task in tasks]
-        scenarios = sorted({task.scenario for task in tasks} - {""})
+        measured = [(t.scenario, {n: measure(t) for n, measure in measures.items()}) for t in tasks]
+        scenarios = sorted({scenario for scenario, _ in measured} - {""})
         for scenario in [*scenarios, ""] if tasks else ():
-            chosen = [
-                values
-                for task, values in zip(tasks, measured, strict=True)
-                if scenario in ("", task.scenario)
-            ]
+            chosen = [values for of, values in measured if scenario in ("", of)]
             columns = {
                 name: [float(value) for values in chosen if (value := values[name]) is not None]
                 for name in measures

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -15,19 +14,13 @@ from matchtir.reports.page import write_page
 
 MAX_BYTES = 5_000_000  # of a page
 RESERVED = 100_000  # of them for style and script
-SCRIPTS = ("base.js", "view_state.js", "view_list.js", "view_matrix.js", "view_turns.js")
+SCRIPTS = (
+    *("base.js", "view_state.js", "view_list.js", "view_matrix.js", "view_turns.js"),
+    *("view_group.js", "view_main.js"),
+)
 NEEDED = ("task", "turns", "total", "stop_reason", "similarity", "plan")
 
 Group = tuple[tuple[str, int], list[str]]  # place and number, and its records
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The records of one page, compressed."""
-
-    data: bytes
-    places: dict[str, tuple[int, int]]  # of each: its first and its last group on the page
-    records: int
 
 
 def write_viewer(run: Path, out: Path) -> list[Path]:
@@ -41,25 +34,20 @@ def write_viewer(run: Path, out: Path) -> list[Path]:
         FileNotFoundError: there are no traces.
         ValueError: a line is not a trace; the message names file and line.
     """
-    files = trace_files(run)
-    parts = list(_parts(files))
+    parts = list(_parts(trace_files(run)))
     if not parts:
         raise FileNotFoundError(f"{run}: its trace files are empty")
     pages = [out if n == 1 else out.with_stem(f"{out.stem}_{n}") for n in range(1, len(parts) + 1)]
-    listed = [
-        {"file": page.name, "places": part.places, "records": part.records}
-        for page, part in zip(pages, parts, strict=True)
-    ]
     name = "/".join(run.resolve().parts[-3:])
-    for number, (page, part) in enumerate(zip(pages, parts, strict=True)):
+    records = [[record for _, lines in groups for record in lines] for groups in parts]
+    listed = [
+        {"file": page.name, "places": _places(groups), "records": len(found)}
+        for page, groups, found in zip(pages, parts, records, strict=True)
+    ]
+    for number, (page, found) in enumerate(zip(pages, records, strict=True)):
         meta = json.dumps({"run": name, "page": number, "pages": listed})
-        write_page(
-            page,
-            f"Traces of {name}",
-            ("base.css", "view.css"),
-            (*SCRIPTS, "view_group.js", "view_main.js"),
-            {"meta": gzip.compress(meta.encode(), mtime=0), "records": part.data},
-        )
+        data = {"meta": meta, "records": f"[{','.join(found)}]"}
+        write_page(page, f"Traces of {name}", ("base.css", "view.css"), SCRIPTS, data)
     return pages
 
 
@@ -79,7 +67,7 @@ def trace_files(run: Path) -> list[Path]:
     return files
 
 
-def _parts(files: list[Path]) -> Iterator[Part]:
+def _parts(files: list[Path]) -> Iterator[list[Group]]:
     """Groups of attempts, as many as fit a page; one that is too large alone gets its own."""
     limit = (MAX_BYTES - RESERVED) * 3 // 4  # base64 makes four bytes of three
     page: list[Group] = []
@@ -87,21 +75,20 @@ def _parts(files: list[Path]) -> Iterator[Part]:
     for group in _groups(files):
         more = len(gzip.compress(",".join(group[1]).encode("utf-8")))
         if page and size + more > limit:
-            yield _part(page)
+            yield page
             page, size = [], 0
         page.append(group)
         size += more
     if page:
-        yield _part(page)
+        yield page
 
 
-def _part(groups: Sequence[Group]) -> Part:
+def _places(groups: Sequence[Group]) -> dict[str, tuple[int, int]]:
+    """The places on a page, each with its first and its last group there."""
     places: dict[str, tuple[int, int]] = {}
     for (place, number), _ in groups:
         places[place] = (places.get(place, (number, number))[0], number)
-    records = [record for _, lines in groups for record in lines]
-    text = f"[{','.join(records)}]"
-    return Part(gzip.compress(text.encode("utf-8"), mtime=0), places, len(records))
+    return places
 
 
 def _groups(files: list[Path]) -> Iterator[Group]:
