@@ -64,7 +64,7 @@ def run(config: DictConfig) -> dict[str, list[Task]]:
     found = profiles(splits, lambda task: len(renderer.prompt_ids(task)))
     sections = [
         task_page.profile_section(found),
-        task_page.shares_section(
+        task_page.counts_section(
             "Answers", "type", {split: answer_types(tasks) for split, tasks in splits.items()}
         ),
         task_page.tools_section(tool_use(everything)),

@@ -16,7 +16,7 @@ State = Mapping[str, Any]  # by class: attributes
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 # Where punctuation tells answers apart.
-_TELLING = re.compile(
+_SIGNIFICANT = re.compile(
     r"(?<![\w)])[-\u2212](?=[$€£¥]?\.?\d|∞|(?:[a-z]|inf|infinity)\b)"  # a sign: -5, -x
     r"|(?<![\w.])\.(?=\w)|(?<=\d)[./:*](?=\d)"  # a point, fraction, ratio, time, product: .5, 1/2
     r"|(?<=\w)_(?=\w)|(?<=(?<!\*)\b\w)\*(?![\w*])|!(?==)"  # a_b, A*, !=
@@ -40,7 +40,7 @@ def answer_tokens(text: str) -> list[str]:
 @lru_cache(maxsize=1024)  # the gold answer is that of a whole group
 def _meaning(text: str) -> list[str]:
     """`answer_tokens` and, where they stand, the signs and symbols that tell answers apart."""
-    signs = {found.start() for found in _TELLING.finditer(text)}
+    signs = {found.start() for found in _SIGNIFICANT.finditer(text)}
     pluses = {found.start() for found in _PLUS.finditer(text)}
 
     def kept(match: re.Match[str]) -> str:

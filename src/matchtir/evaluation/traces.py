@@ -186,7 +186,7 @@ class AttemptLog:
 
 
 def drop_unfinished_line(path: Path) -> None:
-    """Cut a file of lines behind its last whole one."""
+    """Cut a file of lines after its last complete one."""
     data = path.read_bytes()
     if data and not data.endswith(b"\n"):
         path.write_bytes(data[: data.rfind(b"\n") + 1])

@@ -234,7 +234,7 @@ def _tasks(method: Method) -> list[str]:
 def _task_scores(method: Method, side: str) -> dict[str, Runs]:
     """Of each measure, the scores of the finished runs at each test task.
 
-    Where a run has the paper's columns their mean comes behind them.
+    Where a run has the paper's columns their mean follows them.
     """
     tasks = _tasks(method)
     scores: dict[str, dict[tuple[str, int], np.ndarray]] = {}

@@ -74,7 +74,7 @@ def profile_section(profiles: Sequence[Profile]) -> Section:
     return Section("Tasks (means)", ["split: scenario", "tasks", *measures], rows)
 
 
-def shares_section(title: str, what: str, counts: Mapping[str, Mapping[str, int]]) -> Section:
+def counts_section(title: str, what: str, counts: Mapping[str, Mapping[str, int]]) -> Section:
     """A column for each split, a row for each kind, the most frequent first."""
     totals: Counter[str] = sum(map(Counter, counts.values()), Counter())
     rows = [

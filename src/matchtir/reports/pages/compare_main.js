@@ -55,7 +55,6 @@ function curves(data) {
 }
 
 const NEITHER = ["turns", "calls"]; // fewer of them is neither better nor worse
-const LEADING = ["success", "solve_p", "solve_r", "solve_f1", "solve_avg", "answer_f1", "answered"];
 // Of which runs the numbers are: starts and seeds.
 const runsOf = (row) => `${row.starts > 1 ? `${row.starts} starts, ` : ""}seed${row.seeds.length > 1 ? "s" : ""} ${row.seeds.join(", ")}`;
 
@@ -71,10 +70,9 @@ function interval(gain, name, measure) {
     `${signed(gain.mean, 3)} `, h("small", {}, `[${signed(gain.low, 3)}, ${signed(gain.high, 3)}]`));
 }
 function finalTable(data) {
-  const measures = [...new Set([...LEADING, ...data.final.flatMap((row) => Object.keys(row.scores))])]
-    .filter((measure) => data.final.some((row) => row.scores[measure]));
+  const measures = [...new Set(data.final.flatMap((row) => Object.keys(row.scores)))];
   const best = {};
-  for (const measure of measures.filter((m) => LEADING.includes(m))) {
+  for (const measure of measures.filter((m) => m in data.headings)) {
     best[measure] = [...new Set(data.final.map((row) => row.scores[measure]?.mean))].sort((a, b) => b - a);
   }
   const same = new Set(data.final.map(runsOf)).size === 1;
