@@ -316,6 +316,27 @@ def test_connections_are_kept_whatever_the_event_loop() -> None:
     assert len(set(seen)) == 1
 
 
+def test_the_time_limit_is_of_the_service_and_not_of_the_queue() -> None:
+    serving, most = 0, 0
+
+    async def answer(request: web.Request) -> web.Response:
+        nonlocal serving, most
+        serving += 1
+        most = max(most, serving)
+        await asyncio.sleep(0.2)
+        serving -= 1
+        return web.json_response(1)
+
+    with listening(ask=answer) as url:
+        client = HttpClient(url, timeout_s=1.0, retries=0, at_once=1)
+
+        async def several() -> list[int]:
+            return await asyncio.gather(*(client.request("POST", "/ask", {}) for _ in range(8)))
+
+        assert asyncio.run(several()) == [1] * 8
+    assert most == 1
+
+
 @pytest.mark.parametrize("level", [0, 2])
 def test_sampling_sleep_wake_sync_are_the_only_order(tmp_path: Path, level: int) -> None:
     asked = []

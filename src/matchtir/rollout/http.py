@@ -19,7 +19,7 @@ import aiohttp
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-MOST_CONNECTIONS = 256  # of one client; further requests wait
+MOST_CONNECTIONS = 256  # of one client
 _TRY_AGAIN = frozenset({408, 409, 425, 429})  # and what is the server's own fault, from 500 on
 _LONGEST_WAIT_S = 30.0
 _IDLE_S = 2.0  # less than servers keep a connection open: none is used that is just being closed
@@ -66,11 +66,12 @@ class HttpClient:
 
     Args:
         url: paths are appended to it; `unix:` and the path of a socket for a server behind one.
-        timeout_s: of one request, from when it has a connection.
+        timeout_s: of one request, from when it has one of the places; the queue does not count.
         retries: after failures of the network or an overloaded server, with growing pauses, or
             with those that the server asks for.
         api_key: sent as a bearer token; None: none is.
         requests_per_minute: requests are begun evenly at this pace, at most; None: at once.
+        at_once: places: requests under way at the same time, at most as many connections.
 
     `counts` holds how many requests were made, and made again.
 
@@ -85,6 +86,7 @@ class HttpClient:
         retries: int,
         api_key: str | None = None,
         requests_per_minute: float | None = None,
+        at_once: int = MOST_CONNECTIONS,
     ) -> None:
         if requests_per_minute is not None and requests_per_minute <= 0:
             raise ValueError(f"requests_per_minute must be positive, not {requests_per_minute}")
@@ -95,7 +97,7 @@ class HttpClient:
         self.pause_s = 60.0 / requests_per_minute if requests_per_minute else 0.0
         self._next_start = 0.0  # of a request, in monotonic time
         self._session: aiohttp.ClientSession | None = None
-        self._places = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._places = asyncio.Semaphore(min(at_once, MOST_CONNECTIONS))
         self.counts: Counter[str] = Counter()
 
     async def request(self, method: str, path: str, body: Any = None, empty: bool = False) -> Any:

@@ -18,7 +18,7 @@ from torch import nn
 
 from matchtir.policy.weights import WEIGHTS_FILE, full_weights, save_full_weights
 from matchtir.rollout.engine import Generation, SamplingParams
-from matchtir.rollout.http import EndpointError, HttpClient
+from matchtir.rollout.http import MOST_CONNECTIONS, EndpointError, HttpClient
 from matchtir.rollout.vllm_engine import ENVIRONMENT, VllmBase, engine_settings
 from matchtir.utils import guarded
 from matchtir.utils.processes import gathered, rank, wait_for_all
@@ -260,7 +260,9 @@ class VllmServerEngine(VllmBase):
         self._process = VllmProcess(
             self._process_settings, self._kv_cache_gib, self._own_folder(), self._timeout_s
         )
-        self._client = HttpClient(self._process.url, self._timeout_s, RETRIES)
+        served = self._settings.get("max_num_seqs") or MOST_CONNECTIONS  # others would wait there
+        url = self._process.url
+        self._client = HttpClient(url, self._timeout_s, RETRIES, at_once=served)
         cache = self._client.ask("GET", "/server_info?config_format=json")["vllm_config"]
         self.cache_tokens = _cache_tokens(cache["cache_config"])
 
