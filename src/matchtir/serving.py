@@ -14,7 +14,7 @@ from openenv.core.env_server.types import Action, Observation, State
 
 from matchtir.credit.rewards import Reward
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Utterance, Watchdog
+from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Utterance
 from matchtir.rollout.speakers import TextSpeaker
 from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tools.sandbox import Sandbox
@@ -57,7 +57,6 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
         self.sandbox = sandbox
         self.reward = reward
         self.limits = EpisodeLimits(max_turns)
-        self.watchdog = Watchdog(patience_s=300)
         self._episode: Episode | None = None
         self._state = State()
 
@@ -79,7 +78,7 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
             index = random.Random(seed).randrange(len(tasks))
         task = tasks[index]
         attempt = Attempt(task, (), SamplingParams(), 0, 0, 0)
-        self._episode = Episode(attempt, TextSpeaker(), self.sandbox, self.limits, self.watchdog)
+        self._episode = Episode(attempt, TextSpeaker(), self.sandbox, self.limits)
         self._state = State(episode_id=episode_id, step_count=0, task=task.task_id)
         return TurnObservation(
             messages=[{"role": m.role, "content": m.content} for m in task.history]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, NotFiniteError, Watchdog
+from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, NotFiniteError
 from matchtir.rollout.episode import Utterance as Said
 from matchtir.rollout.speakers import TextSpeaker
 from matchtir.tools.formats import HERMES, LLAMA3, extract_answer
@@ -40,7 +40,7 @@ def played(*texts: str) -> Trajectory:
     async def play() -> Trajectory:
         attempt = Attempt(task(), (), SAMPLING, 0, 0, 0)
         limits = EpisodeLimits(max_turns=len(texts) + 1)
-        episode = Episode(attempt, TextSpeaker(), FakeSandbox(), limits, Watchdog(300))
+        episode = Episode(attempt, TextSpeaker(), FakeSandbox(), limits)
         reasons = [await episode.hear(Said(text, stopped=True)) for text in (*texts, ANSWER)]
         await episode.close()
         assert reasons[:-1] == [None] * len(texts)

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from matchtir.rollout.episode import Attempt, EpisodeLimits, Watchdog
-from matchtir.rollout.runner import conversations_at_once, is_complete
+from matchtir.rollout.episode import Attempt, EpisodeLimits
+from matchtir.rollout.runner import EpisodeRunner, conversations_at_once, is_complete
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, ToolSpec, Trajectory
 from tests.rollout.episode_fakes import (
@@ -157,7 +157,7 @@ def said(caplog, part: str) -> bool:
 
 def watched(answer, patience_s: float):
     runner = runner_of(Engine(call_text("alpha"), ANSWER), FakeSandbox(answer))
-    runner.watchdog = Watchdog(patience_s)
+    runner.watchdog_s = patience_s
     return runner
 
 
@@ -181,7 +181,6 @@ def test_it_is_silent_where_nothing_hangs(caplog):
     with caplog.at_level(logging.WARNING):
         runner.run([task()], 8, SAMPLING, seed=0)
     assert caplog.records == []
-    assert not runner.watchdog._entered
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -195,8 +194,8 @@ def test_settings_below_one_are_refused():
         runner_of(Engine(), max_concurrent=0)
     with pytest.raises(ValueError, match="group_size must be at least 1"):
         runner_of(Engine()).run([task()], 0, SAMPLING, seed=0)
-    with pytest.raises(ValueError, match="patience_s must be above 0"):
-        Watchdog(0)
+    with pytest.raises(ValueError, match="watchdog_s must be above 0"):
+        EpisodeRunner(None, FakeSandbox(), EpisodeLimits(), watchdog_s=0)
 
 
 # -- how many at once -----------------------------------------------------------------------------

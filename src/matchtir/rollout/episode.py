@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import math
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Protocol
@@ -19,10 +15,6 @@ from matchtir.rollout.engine import SamplingParams, session_name
 from matchtir.tools.formats import CallFormat
 from matchtir.tools.sandbox import Sandbox, SandboxSession
 from matchtir.types import CallStatus, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
-
-logger = logging.getLogger(__name__)
-
-NAMED = 5  # episodes that a warning of the watchdog names; the others are counted
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -151,52 +143,6 @@ class EpisodeLimits:
         return replace(self, max_prompt_tokens=none, max_response_tokens=none, max_turn_tokens=none)
 
 
-class Watchdog:
-    """Warns of stages of episodes that take longer than `patience_s`, again after as long.
-
-    It looks from a thread of its own: what hangs may be the event loop itself. It ends nothing;
-    `EpisodeLimits.max_seconds` does.
-    """
-
-    def __init__(self, patience_s: float) -> None:
-        if patience_s <= 0:
-            raise ValueError(f"patience_s must be above 0, got {patience_s}")
-        self.patience_s = patience_s
-        self._entered: dict[str, tuple[str, float]] = {}  # session -> stage, since when
-
-    @contextmanager
-    def stage(self, session: str, name: str) -> Iterator[None]:
-        """The episode `session` is in the stage `name`."""
-        self._entered[session] = (name, time.monotonic())
-        try:
-            yield
-        finally:
-            del self._entered[session]
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Look for as long."""
-        done = threading.Event()
-        thread = threading.Thread(target=self._watch, args=(done,), name="watchdog", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-    def _watch(self, done: threading.Event) -> None:
-        while not done.wait(self.patience_s):
-            late = defaultdict(list)
-            for session, (stage, since) in self._entered.copy().items():
-                if time.monotonic() - since >= self.patience_s:
-                    late[stage].append(session)
-            for stage, sessions in late.items():
-                others = f" and {len(sessions) - NAMED} more" if len(sessions) > NAMED else ""
-                names = ", ".join(sessions[:NAMED]) + others
-                logger.warning("in stage %r for more than %g s: %s", stage, self.patience_s, names)
-
-
 class Episode:
     """An attempt under way: `run` plays it to the end; who speaks from outside calls `hear`, `end`.
 
@@ -204,24 +150,18 @@ class Episode:
         attempt: where it begins; holds the turns that are complete, each with its observation.
         speaker, sandbox, limits: see `EpisodeRunner`. A session is opened at the first call; where
             tools keep state, calls of turns that another session executed are made again first.
-        watchdog: hears of every stage.
     """
 
     def __init__(
-        self,
-        attempt: Attempt,
-        speaker: Speaker,
-        sandbox: Sandbox,
-        limits: EpisodeLimits,
-        watchdog: Watchdog,
+        self, attempt: Attempt, speaker: Speaker, sandbox: Sandbox, limits: EpisodeLimits
     ) -> None:
         self.attempt = attempt
         self.speaker = speaker
         self.sandbox = sandbox
         self.limits = limits
-        self.watchdog = watchdog
         self.trajectory: Trajectory | None = None  # at the end
         self.is_dropped = False
+        self.stage: tuple[str, float] | None = None  # that it is in, and since when
         self._last: Turn | None = None  # which no other follows
         self._started = time.perf_counter() - attempt.seconds
         self._session: SandboxSession | None = None
@@ -256,16 +196,16 @@ class Episode:
 
     async def _play(self) -> StopReason:
         """Hear turns of the speaker until one is the last."""
-        limits, session = self.limits, self.attempt.session
+        limits = self.limits
         while True:
             used = response_tokens(self.attempt.turns)
             room = min(limits.max_turn_tokens, limits.max_response_tokens - used)
-            with self.watchdog.stage(session, f"generating turn {len(self.attempt.turns)}"):
-                said = await self.speaker.speak(self.attempt, room)
+            number = len(self.attempt.turns)
+            self._enter(f"generating turn {number}")
+            said = await self.speaker.speak(self.attempt, room)
             if not all(map(math.isfinite, said.logprobs)):
                 raise NotFiniteError(
-                    f"{session}: turn {len(self.attempt.turns)} has log-probabilities that are not "
-                    "finite"
+                    f"{self.attempt.session}: log-probabilities of turn {number} are not finite"
                 )
             if reason := await self.hear(said):
                 return reason
@@ -278,8 +218,8 @@ class Episode:
         number, names = len(self.attempt.turns), {spec.name for spec in self.attempt.task.tools}
         calls = self.speaker.calls.parse(said.text, names) if said.calls is None else said.calls
         calls = calls if said.stopped else ()
-        with self.watchdog.stage(self.attempt.session, f"tools of turn {number}"):
-            results = await _execute(await self._tools(), calls) if calls else ()
+        self._enter(f"tools of turn {number}")
+        results = await _execute(await self._tools(), calls) if calls else ()
         version = self.speaker.version
         turn = Turn(
             said.token_ids, said.logprobs, said.text, calls, results, policy_version=version
@@ -304,8 +244,8 @@ class Episode:
         turns = (*turns[:-1], *(replace(turn, observation_ids=()) for turn in turns[-1:]))
         seconds, state = time.perf_counter() - self._started, None
         if self.attempt.task.gold_state is not None:
-            with self.watchdog.stage(self.attempt.session, "final state"):
-                state = await (await self._tools()).state()
+            self._enter("final state")
+            state = await (await self._tools()).state()
         ended = replace(self.attempt, turns=turns, seconds=seconds)
         self.trajectory = replace(ended.ended(reason, self.speaker.version), final_state=state)
         return self.trajectory
@@ -322,15 +262,18 @@ class Episode:
 
     async def close(self) -> None:
         """Close the tools' session to the end, also where the episode is cancelled meanwhile."""
-        if self._session is None:
-            return
-        closing = asyncio.ensure_future(self._session.close())
-        with self.watchdog.stage(self.attempt.session, "closing the tools"):
+        self._enter("closing the tools")
+        if self._session is not None:
+            closing = asyncio.ensure_future(self._session.close())
             try:
                 await asyncio.shield(closing)
             except asyncio.CancelledError:
                 await closing
                 raise
+        self.stage = None
+
+    def _enter(self, stage: str) -> None:
+        self.stage = (stage, time.monotonic())
 
 
 async def _execute(session: SandboxSession, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 
 from matchtir.rollout.engine import SamplingParams
@@ -14,7 +19,6 @@ from matchtir.rollout.episode import (
     EpisodeLimits,
     NotFiniteError,
     Speaker,
-    Watchdog,
     response_tokens,
 )
 from matchtir.tools.sandbox import Sandbox
@@ -22,6 +26,7 @@ from matchtir.types import StopReason, Task, Trajectory
 
 logger = logging.getLogger(__name__)
 
+NAMED = 5  # episodes that a warning of the watchdog names; the others are counted
 MOST_DROPPED = 0.01  # of the attempts of one rollout; more of them end the run
 
 # A group in which some attempts may not be at their end yet.
@@ -52,7 +57,7 @@ class EpisodeRunner:
     `dropped` names the attempts of the last rollout whose log-probabilities were not finite.
 
     Raises:
-        ValueError: `max_concurrent` below 1.
+        ValueError: `max_concurrent` below 1, or `watchdog_s` not above 0.
     """
 
     def __init__(
@@ -65,11 +70,13 @@ class EpisodeRunner:
     ) -> None:
         if max_concurrent is not None and max_concurrent < 1:
             raise ValueError(f"max_concurrent must be at least 1, got {max_concurrent}")
+        if watchdog_s <= 0:
+            raise ValueError(f"watchdog_s must be above 0, got {watchdog_s}")
         self.speaker = speaker
         self.sandbox = sandbox
         self.limits = limits
         self.max_concurrent = max_concurrent
-        self.watchdog = Watchdog(watchdog_s)
+        self.watchdog_s = watchdog_s
         self.dropped: list[str] = []
         self._mean_tokens = (limits.max_prompt_tokens + limits.max_response_tokens) / 2
 
@@ -139,7 +146,7 @@ class EpisodeRunner:
         # Tasks start in the order of their creation, so first turns are asked for in order.
         running = [asyncio.create_task(self._finish(group, slots)) for group in under_way]
         try:
-            with self.watchdog.watching():
+            with self._watched(list(chain(*under_way))):
                 await _wait_for(running, enough, urgent)
         except BaseExceptionGroup as errors:
             # One failure of an engine reaches many episodes: raise it once, as itself.
@@ -156,6 +163,28 @@ class EpisodeRunner:
             self._mean_tokens = sum(lengths) / len(lengths)
         return [[each for each in group if each is not None] for group in ended]
 
+    @contextmanager
+    def _watched(self, under_way: Sequence[Episode | Trajectory]) -> Iterator[None]:
+        """Warn of episodes that stay too long in a stage, again after as long.
+
+        It is looked from a thread: what hangs may be the event loop itself. It ends nothing;
+        `EpisodeLimits.max_seconds` does.
+        """
+        episodes = [each for each in under_way if isinstance(each, Episode)]
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(self.watchdog_s):
+                _warn_of_late(episodes, self.watchdog_s)
+
+        thread = threading.Thread(target=watch, name="watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
     def _places(self) -> int:
         if self.max_concurrent is not None:
             return self.max_concurrent
@@ -168,7 +197,7 @@ class EpisodeRunner:
             return attempt
         if len(attempt.prompt_ids) > self.limits.max_prompt_tokens:
             return attempt.ended(StopReason.PROMPT_TOO_LONG, self.speaker.version)
-        return Episode(attempt, self.speaker, self.sandbox, self.limits, self.watchdog)
+        return Episode(attempt, self.speaker, self.sandbox, self.limits)
 
     async def _finish(
         self, group: Sequence[Episode | Trajectory], slots: asyncio.Semaphore
@@ -193,6 +222,18 @@ class EpisodeRunner:
 def is_complete(group: PartialGroup) -> bool:
     """Whether all attempts of a group have ended."""
     return all(isinstance(each, Trajectory) for each in group)
+
+
+def _warn_of_late(episodes: Sequence[Episode], patience_s: float) -> None:
+    late: defaultdict[str, list[str]] = defaultdict(list)
+    for episode in episodes:
+        stage, since = episode.stage or ("", math.inf)
+        if time.monotonic() - since >= patience_s:
+            late[stage].append(episode.attempt.session)
+    for stage, sessions in late.items():
+        others = f" and {len(sessions) - NAMED} more" if len(sessions) > NAMED else ""
+        names = ", ".join(sessions[:NAMED]) + others
+        logger.warning("in stage %r for more than %g s: %s", stage, patience_s, names)
 
 
 def _so_far(each: Episode | Trajectory) -> Attempt | Trajectory | None:
