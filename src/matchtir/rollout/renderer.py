@@ -5,6 +5,7 @@ The ids that a policy sampled are never decoded and encoded again: what follows 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -94,7 +95,12 @@ class Renderer:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.thinking = thinking
-        self._format = read_format(self._template, thinking, tuple(added), name)
+        self._format = read_format(
+            lambda messages, begin_turn, thinks: self._render(messages, (), begin_turn, thinks),
+            thinking,
+            tuple(added),
+            name,
+        )
         self.calls = self._format.calls
         if stop_at_call and CALL_END not in added:
             raise ValueError(f"stop_at_call: tokenizer {name!r} lacks {CALL_END}")
@@ -133,17 +139,7 @@ class Renderer:
 
         Raises what the template raises for messages that it does not render.
         """
-        inert = [
-            self._inert(message["role"]).json(
-                {
-                    **message,
-                    "content": plain_text(message.get("content")),
-                    # Templates that write JSON would write a text of JSON as a string.
-                    "tool_calls": [_with_object(call) for call in message.get("tool_calls") or ()],
-                }
-            )
-            for message in messages
-        ]
+        inert = [self._inert(m["role"]).json(_for_template(m)) for m in messages]
         return self._encode(self._render(inert, [self._data.json(tool) for tool in tools]))
 
     def _inert(self, role: str) -> _Inert:
@@ -192,21 +188,18 @@ class Renderer:
         pieces = [encode(piece, add_special_tokens=False) for piece in text.split(_CUT)]
         return tuple(token for piece in pieces for token in piece)
 
-    def _render(self, messages: Sequence[ChatMessage], tools: Sequence[Any]) -> str:
-        return self._template(messages, True, self.thinking, tools)
-
-    def _template(
+    def _render(
         self,
         messages: Sequence[ChatMessage],
-        begin_turn: bool,
-        thinking: bool,
         tools: Sequence[Any] = (),
+        begin_turn: bool = True,
+        thinking: bool | None = None,
     ) -> str:
         text = self.tokenizer.apply_chat_template(
             list(messages),
             tools=list(tools) or None,
             add_generation_prompt=begin_turn,
-            enable_thinking=thinking,
+            enable_thinking=self.thinking if thinking is None else thinking,
             tokenize=False,
         )
         assert isinstance(text, str)
@@ -226,11 +219,16 @@ class Renderer:
             raise ValueError(f"tokenizer {name!r} cannot encode a conversation in parts")
 
 
-def _with_object(call: ChatMessage) -> ChatMessage:
-    """A call of the protocol, its arguments an object where they are the JSON of one."""
-    function = call.get("function") or call
-    try:
-        arguments = json.loads(function["arguments"])
-    except (KeyError, TypeError, ValueError):
-        return call
-    return {"type": "function", "function": {**function, "arguments": arguments}}
+def _for_template(message: ChatMessage) -> ChatMessage:
+    """A message with a text as its content and objects as arguments of its calls.
+
+    The protocol has arguments as JSON, which a template that writes JSON would write as a string.
+    """
+    kept = {**message, "content": plain_text(message.get("content"))}
+    calls = []
+    for call in kept.pop("tool_calls", None) or ():
+        function = dict(call.get("function") or call)
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            function["arguments"] = json.loads(function["arguments"])
+        calls.append({"type": "function", "function": function})
+    return kept | ({"tool_calls": calls} if calls else {})
