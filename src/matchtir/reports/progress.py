@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from omegaconf import OmegaConf
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from matchtir.evaluation.statistics import Gain, nested_difference
-from matchtir.utils.run_folder import finite
+from matchtir.utils.run_folder import CONFIG_FILE, finite
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values of each metric
 Scores = Mapping[str, Mapping[str, float]]  # of each task, by metric
@@ -73,6 +74,12 @@ class Position:
         end = "" if self.total is None else f"/{self.total}"
         return f"iteration {self.iteration}{end}"
 
+    @property
+    def times(self) -> str:
+        """How long it has taken, and will still take."""
+        left = "" if self.left is None else f", {clock(self.left)} left"
+        return clock(self.elapsed) + left
+
 
 # -- under way -------------------------------------------------------------------------------------
 
@@ -85,6 +92,7 @@ def plain_line(position: Position, metrics: Mapping[str, float], names: Mapping[
     ]
     if names is TRAINING:
         parts += [f"{phase} {share:.0%}" for phase, share in time_shares(metrics).items()]
+        parts.append(position.times)
     return "  ".join(parts)
 
 
@@ -96,9 +104,7 @@ def panel(
 ) -> RenderableType:
     """The live display: position, a row for each metric with its recent course, a bar of time."""
     head = Text.assemble((title, "bold"), "  " if title else "", str(position))
-    head.append(f"  {clock(position.elapsed)}")
-    if position.left is not None:
-        head.append(f", {clock(position.left)} left")
+    head.append(f"  {position.times}")
     table = Table.grid(padding=(0, 2))
     for _ in range(2):
         table.add_column()
@@ -279,10 +285,11 @@ def next_commands(folder: Path) -> list[str]:
     """What one may want to type once a run has ended, each with a remark."""
     here = Path.cwd()
     run = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    benchmark = _benchmark_of(OmegaConf.load(folder / CONFIG_FILE))
     commands = {
         f"python scripts/view.py {run}": "its attempts, turn by turn",
         f"python scripts/compare.py {run.parent}": "with its neighbours",
-        f"python src/eval.py benchmark=synthetic policy={run}": "on a benchmark",
+        f"python src/eval.py benchmark={benchmark} policy={run}": "on all test tasks",
     }
     if any(folder.glob("wandb/offline-run-*")):
         commands[f"wandb sync {run}/wandb/offline-run-*"] = "to W&B"
@@ -290,6 +297,16 @@ def next_commands(folder: Path) -> list[str]:
         del commands[f"python scripts/view.py {run}"]
     width = max(map(len, commands))
     return [f"{command:{width}}  # {remark}" for command, remark in commands.items()]
+
+
+def _benchmark_of(config: Any) -> str:
+    """The benchmark of the tasks that a run learned from, with what it needs."""
+    data = config.get("data", {})
+    name = str(data.get("_target_", "matchtir.tasks.synthetic")).split(".")[2]
+    if name != "custom":
+        return name
+    given = {key: data[key] for key in ("path", "tools") if data.get(key) is not None}
+    return " ".join([name, *(f"benchmark.custom.tasks.{k}={v}" for k, v in given.items())])
 
 
 def write_result(path: Path, changes: Sequence[Change], **facts: Any) -> None:

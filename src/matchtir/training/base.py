@@ -8,7 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -32,6 +38,47 @@ from matchtir.utils.loggers import CsvLogger
 from matchtir.utils.processes import largest
 
 GREEDY = SamplingParams(temperature=0.0)
+# Settings of a trainer that would do nothing here, or harm: what they must be, and why.
+SETTINGS: dict[str, tuple[Any, str]] = {
+    "max_epochs": (1, "an epoch is the whole run, whose length is `iterations`"),
+    "max_steps": (-1, "it counts the steps of every optimizer; say `iterations`"),
+    "overfit_batches": (0, "a batch is an iteration: the run would be as short; debug=overfit"),
+    "gradient_clip_val": (None, "module.max_grad_norm"),
+    "accumulate_grad_batches": (1, "tasks_per_iteration and module.micro_batch_tokens"),
+}
+CALLBACKS: dict[type[Callback], str] = {
+    WeightAveraging: "what is validated and kept would not be what samples",
+    StochasticWeightAveraging: "it averages over epochs, and an epoch is the whole run",
+    BatchSizeFinder: "tasks_per_iteration and module.micro_batch_tokens are the sizes",
+    LearningRateFinder: "here a loss says little of a learning rate; sweep over optimizer.lr",
+}
+
+
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse settings of a trainer with which a policy would not learn as it should.
+
+    Raises:
+        ValueError: naming each setting and callback, and why.
+    """
+    given: dict[str, Any] = {name: getattr(trainer, name) for name in (*SETTINGS, "fast_dev_run")}
+    if given["fast_dev_run"]:  # sets it
+        given["max_steps"] = -1
+    problems = [
+        f"trainer.{name}={given[name]}: {why}"
+        for name, (neutral, why) in SETTINGS.items()
+        if given[name] != neutral
+    ]
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        why = "gradients would be clipped while they are scaled; use bf16-mixed"
+        problems.append(f"trainer.precision={trainer.precision}: {why}")
+    problems += [
+        f"callback {type(callback).__name__}: {why}"
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        for kind, why in CALLBACKS.items()
+        if isinstance(callback, kind)
+    ]
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 class PolicyModule(LightningModule):
@@ -128,19 +175,10 @@ class PolicyModule(LightningModule):
         DDP would average those of the first backward pass and drop those of all others.
 
         Raises:
-            ValueError: settings of the trainer with which it would not learn as it should.
+            ValueError: see `check_trainer`.
         """
         trainer = self.trainer
-        if trainer.max_epochs != 1:
-            raise ValueError(
-                f"trainer.max_epochs={trainer.max_epochs}: an epoch is the whole run, whose "
-                "length is `iterations`"
-            )
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
-            raise ValueError(
-                f"trainer.precision={trainer.precision}: gradients would be clipped while "
-                "they are scaled; use bf16-mixed"
-            )
+        check_trainer(trainer)
         # Models are loaded at rest, in which they have no dropout and no checkpointed activations.
         self.policy.train()
         replica = trainer.strategy.model
@@ -149,18 +187,26 @@ class PolicyModule(LightningModule):
             replica.broadcast_buffers = False  # a process may have fewer batches to validate
 
     def on_train_start(self) -> None:
-        """Let the loggers forget what an earlier process measured behind the checkpoint."""
+        """Let the loggers forget what an earlier process measured behind the checkpoint.
+
+        What callbacks log stands beside what was measured in the same iteration: Lightning would
+        count their rows from 0.
+        """
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.iteration + 1
         for logger in self.loggers:
             if isinstance(logger, CsvLogger):
                 logger.resume(self.iteration)
 
     def log_row(self, metrics: Mapping[str, Any]) -> None:
-        """Log what was measured in this iteration, and nothing else.
+        """Log what was measured in this iteration, and nothing else; loggers get every nth one.
 
         Lightning's own way to the loggers would repeat the last value of a metric in every later
         row, also in iterations that did not measure it.
         """
         self.log_dict(dict(metrics), logger=False, sync_dist=True)  # alike in every process
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.trainer.training and (every == 0 or self.iteration % every):
+            return
         for logger in self.loggers:
             logger.log_metrics({k: float(v) for k, v in metrics.items()}, step=self.iteration)
 

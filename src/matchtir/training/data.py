@@ -26,11 +26,18 @@ class Stage:
     tasks: TaskSet
     iterations: int
     batch_size: int
+    first: int | None = None  # the first so many tasks alone
 
     def __post_init__(self) -> None:
         check_at_least(1, iterations=self.iterations, batch_size=self.batch_size)
-        if not len(self.tasks.tasks("train")):
+        if not len(self.training_tasks):
             raise ValueError("the task set of a stage has no training tasks")
+
+    @property
+    def training_tasks(self) -> Sequence[Task]:
+        """What there is to train on."""
+        tasks = self.tasks.tasks("train")
+        return tasks if self.first is None else tasks[: self.first]
 
 
 class TaskBatches:
@@ -75,7 +82,7 @@ class TaskBatches:
         """The tasks of one iteration, counted from 0 over all stages."""
         number, within = self.stage_of(iteration)
         stage = self.stages[number]
-        tasks = stage.tasks.tasks("train")
+        tasks = stage.training_tasks
         first = within * stage.batch_size
         places = range(first + self.rank, first + stage.batch_size, self.world_size)
         return [tasks[self._place(number, len(tasks), place)] for place in places]
@@ -114,6 +121,7 @@ class TaskDataModule(LightningDataModule):
         seed: of the order of training tasks.
         eval_batch_size: tasks that are attempted at once.
         validation: a benchmark that validates in place of the validation split.
+        overfit: train on the first so many tasks of each stage, again and again; None: on all.
 
     Raises:
         ValueError: an option out of range, or a split without tasks: before any model is loaded.
@@ -126,8 +134,11 @@ class TaskDataModule(LightningDataModule):
         seed: int,
         eval_batch_size: int = 128,
         validation: TaskBenchmark | None = None,
+        overfit: int | None = None,
     ) -> None:
         super().__init__()
+        if overfit is not None:
+            check_at_least(1, overfit=overfit)
         check_at_least(1, eval_batch_size=eval_batch_size)
         for split in ("validation", "test"):
             if held_out is not None and not len(held_out.tasks(split)):
@@ -140,7 +151,8 @@ class TaskDataModule(LightningDataModule):
                     "tested on them",
                     validation.name,
                 )
-        self.stages = stages
+        # Hydra hands records over as configs of their fields.
+        self.stages = [Stage(s.tasks, s.iterations, s.batch_size, overfit) for s in stages]
         self.validation = validation
         self.held_out = held_out
         self.seed = seed
@@ -160,7 +172,7 @@ class TaskDataModule(LightningDataModule):
         """Tasks to sample in an iteration instead of others, from the same stage, at random."""
         rank, _ = self._place()
         batches = self.train_dataloader()
-        tasks = self.stages[batches.stage_of(iteration - 1)[0]].tasks.tasks("train")
+        tasks = self.stages[batches.stage_of(iteration - 1)[0]].training_tasks
         rng = np.random.default_rng((self.seed, iteration, round_, rank))
         return [tasks[int(place)] for place in rng.integers(len(tasks), size=count)]
 

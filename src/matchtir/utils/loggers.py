@@ -35,6 +35,8 @@ CHATTER: tuple[tuple[type[Warning], str], ...] = (
     (FutureWarning, r"`isinstance\(treespec, LeafSpec\)` is deprecated"),  # Lightning with torch
     (UserWarning, r"Checkpoint directory .* exists and is not empty"),  # a resumed run has one
     (UserWarning, r"The '\w+_dataloader' does not have many workers"),  # tasks are in memory
+    # The schedule counts iterations, also one that has nothing to learn from.
+    (UserWarning, r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`"),
     (UserWarning, r"It is recommended to use `self\.log\(.*sync_dist=True"),  # vLLM's group of one
 )
 
