@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from matchtir.utils.run_folder import (
     CONFIG_FILE,
     LAST,
     checkpoint_to_load,
-    keep_config,
+    opened,
     register_resolvers,
 )
 
@@ -57,15 +58,12 @@ def run(config: DictConfig) -> dict[str, Any]:
         endpoint=instantiate(config.endpoint),
         seed=config.seed,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    keep_config(config, folder)
-    sandbox = instantiate(config.sandbox)
-    reward = instantiate(config.reward)
-    setting = Setting(folder, sandbox, reward, config.seed, config.max_concurrent)
-    try:
+    with opened(config, folder), ExitStack() as at_the_end:
+        sandbox = instantiate(config.sandbox)
+        at_the_end.callback(sandbox.shutdown)
+        reward = instantiate(config.reward)
+        setting = Setting(folder, sandbox, reward, config.seed, config.max_concurrent)
         outcomes = [benchmark.run(policy, setting) for benchmark in benchmarks]
-    finally:
-        sandbox.shutdown()
     facts = {"policy": config.policy, "seed": config.seed, "requests": dict(policy.counts)}
     label = config.label or config.policy
     result = report(folder, label, list(zip(benchmarks, outcomes, strict=True)), earlier, facts)

@@ -14,27 +14,37 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import hydra
-import torch
 from hydra.utils import instantiate
-from lightning import LightningDataModule, Trainer, seed_everything
+from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
+from matchtir.training.base import check_trainer
+from matchtir.training.data import TaskDataModule
 from matchtir.training.plan import check_plan
 from matchtir.training.run import (
     build_module,
     last_value,
+    policy_hashes,
     report,
     scores_before,
+    set_up,
+    start_from,
     start_warm,
+    task_hashes,
     test_scores,
 )
 from matchtir.training.settings import unfit_settings
 from matchtir.utils.config_check import check, check_packages, instantiate_group
 from matchtir.utils.loggers import close, quiet
-from matchtir.utils.processes import end_with_the_first, terminated_with_status, wait_for_all
+from matchtir.utils.processes import end_with_the_first, ended_with_status, wait_for_all
 from matchtir.utils.renamed import with_current_names
-from matchtir.utils.run_folder import checkpoint_to_load, keep_config, register_resolvers
+from matchtir.utils.run_folder import (
+    checkpoint_to_load,
+    keep_inputs,
+    opened,
+    register_resolvers,
+)
 from matchtir.utils.sweep import run_job
 
 KNOWN_KEYS = """
@@ -61,31 +71,28 @@ def run(config: DictConfig) -> float:
     started = time.monotonic()
     folder = Path(config.paths.run_dir)
     checkpoint = checkpoint_to_load(config.ckpt_path, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    keep_config(config, folder)
-    if config.extras.print_config:
-        print(OmegaConf.to_yaml(config, resolve=True))
-    if config.extras.threads is not None:
-        torch.set_num_threads(config.extras.threads)
-    torch.set_float32_matmul_precision(config.extras.matmul_precision)
-    seed_everything(config.seed, workers=True, verbose=False)
-
-    datamodule: LightningDataModule = instantiate(config.datamodule)
-    callbacks, loggers = instantiate_group(config.callbacks), instantiate_group(config.logger)
-    trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
-    with terminated_with_status(), ExitStack() as at_the_end:
+    with ended_with_status(), ExitStack() as at_the_end:
+        at_the_end.enter_context(opened(config, folder))
+        set_up(config)
+        datamodule: TaskDataModule = instantiate(config.datamodule)
+        keep_inputs(folder, task_hashes(datamodule))
+        callbacks, loggers = map(instantiate_group, (config.get("callbacks"), config.get("logger")))
+        trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
+        check_trainer(trainer)
         at_the_end.callback(close, loggers)
         for logger in loggers:
             logger.log_hyperparams(OmegaConf.to_container(config, resolve=True))
         sandbox = instantiate(config.sandbox)
         at_the_end.callback(sandbox.shutdown)
         loaded = instantiate(config.model)
+        keep_inputs(folder, policy_hashes(loaded))
         if config.get("warm_start"):
             start_warm(config, loaded, sandbox)
+        checkpoint = start_from(checkpoint, loaded)
         module = build_module(config, config.module, loaded, sandbox)
         at_the_end.callback(module.engine.close)
         before = scores_before(trainer, module, datamodule, folder / "before.json")
-        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=False)
+        trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         objective = last_value(config.objective, trainer, folder)
         after = test_scores(trainer, module, datamodule)
         save_pretrained(loaded, folder / POLICY_FOLDER)

@@ -14,16 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict, read_write
 
 import train
 from matchtir.policy.loading import load_policy, load_pretrained
 from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.config_check import ConfigError
-from matchtir.utils.run_folder import register_resolvers
-from tests.scale.whole_runs import COPYING, NOT_REPEATED, ROOT, SMALL_MODEL, SMALL_RUN
+from tests.scale.whole_runs import COPYING, NOT_REPEATED, ROOT, SMALL_MODEL, SMALL_RUN, composed
 from tests.training.token_reward import PAID
 
 CONFIGS = ROOT / "configs"
@@ -34,24 +31,14 @@ FEW_TASKS = "data.sizes={train: 8, validation: 2, test: 2}"
 @pytest.fixture
 def run() -> Iterator[Callable[..., float]]:
     """Runs a command line in this process, in a given folder; gives its objective."""
-    hydra = HydraConfig.instance()
 
     def compose_and_run(folder: Path, *overrides: str) -> float:
-        register_resolvers()
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            paths = [f"paths.log_dir={folder.parent}"]
-            data = [] if "data=ftrl" in overrides else [FEW_TASKS]
-            model = [] if any(each.startswith("model.folder=") for each in overrides) else RANDOM
-            arguments = [*SMALL_RUN, *model, *paths, *data, *overrides]
-            config = compose("train", arguments, return_hydra_config=True)
-        config.hydra.runtime.output_dir = str(folder)
-        hydra.set_config(config)
-        with read_write(config), open_dict(config):
-            del config["hydra"]
-        return train.run(config)
+        data = [] if "data=ftrl" in overrides else [FEW_TASKS]
+        model = [] if any(each.startswith("model.folder=") for each in overrides) else RANDOM
+        return train.run(composed(folder, *SMALL_RUN, *model, *data, *overrides))
 
     yield compose_and_run
-    hydra.cfg = None
+    HydraConfig.instance().cfg = None
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -113,7 +100,7 @@ def test_the_policy_of_a_run_loads_as_a_hugging_face_model(
     folder = tmp_path / "run"
     run(folder, "iterations=1")
     loaded = load_pretrained(str(folder / "policy"))
-    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     trained = loaded.policy.state_dict()
     assert {f"policy.{name}" for name in trained} == set(last)
     assert all(torch.equal(weight, last[f"policy.{name}"]) for name, weight in trained.items())
@@ -265,7 +252,7 @@ def test_a_warm_start_is_made_once_and_only_as_a_whole(
     run(tmp_path / "second", *warm, "group_size=2", "data.sizes.test=3")
     assert [*cache.iterdir()] == [file] and file.stat().st_mtime_ns == made
     # A training that is cut short does not cut its warm start: it would begin with raw weights.
-    run(tmp_path / "third", *warm, "trainer.limit_train_batches=1", "trainer.max_steps=1")
+    run(tmp_path / "third", *warm, "trainer.limit_train_batches=1")
     assert [*cache.iterdir()] == [file] and file.stat().st_mtime_ns == made
     # Where a run goes on does not make other weights.
     run(tmp_path / "fourth", *warm, "trainer.limit_val_batches=2")

@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, open_dict, read_write
+
+from matchtir.utils.run_folder import register_resolvers
 from tests.scale.failing import FAILS
 from tests.training.token_reward import PAID
 
@@ -34,6 +39,19 @@ COPYING = (
 )
 # What differs between numbers of processes is the order of sums in 32 bits.
 TOLERANCE = 1e-5
+
+
+def composed(folder: Path, *overrides: str) -> DictConfig:
+    """The config of a command line as the program gets it, with a given run folder."""
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+        arguments = [*overrides, f"paths.log_dir={folder.parent}"]
+        config = compose("train", arguments, return_hydra_config=True)
+    config.hydra.runtime.output_dir = str(folder)
+    HydraConfig.instance().set_config(config)
+    with read_write(config), open_dict(config):
+        del config["hydra"]
+    return config
 
 
 def train(

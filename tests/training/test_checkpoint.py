@@ -119,7 +119,7 @@ def run(folder: Path, every_n_iterations: int, kill: Callback | None, resume: bo
         callbacks=callbacks + ([kill] if kill else []),
     )
     last = checkpoints / "last.ckpt"
-    running.fit(Toy(), ckpt_path=last if resume and last.exists() else None, weights_only=False)
+    running.fit(Toy(), ckpt_path=last if resume and last.exists() else None, weights_only=True)
     return running
 
 
@@ -127,7 +127,7 @@ Outcome = tuple[str, int, float, list[float]]
 
 
 def outcome(folder: Path, trainer: Trainer) -> Outcome:
-    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=False)
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     return (
         (folder / "metrics.csv").read_text(),
         int(best["state_dict"]["iterations"]),
@@ -175,7 +175,7 @@ def test_a_terminated_run_is_saved_after_the_iteration_under_way(
     with pytest.raises(SIGTERMException):
         run(tmp_path, 5, Terminate(iteration), resume=False)
     assert signal.getsignal(signal.SIGTERM) == handler
-    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["state_dict"]["iterations"] == iteration
     assert outcome(tmp_path, run(tmp_path, 5, kill=None, resume=True)) == unbroken
 

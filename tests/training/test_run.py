@@ -1,13 +1,37 @@
-"""The name of starting weights: another one when what determines them changes."""
+"""What a run works on is known by hashes; starting weights have a name by theirs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from matchtir.training import run as module_under_test
-from matchtir.training.run import fingerprint
+from matchtir.training.data import Stage, TaskDataModule
+from matchtir.training.run import fingerprint, policy_hashes, task_hashes
+from matchtir.types import Task
+from tests.policy.tiny_policy import small
+from tests.training.training_parts import TaskList, tasks
 
 SETTINGS = {"model": {"layers": 1}, "seed": 1}
+
+
+def test_the_hashes_of_tasks_and_policy_are_of_their_content() -> None:
+    def data(*given: Task) -> TaskDataModule:
+        return TaskDataModule([Stage(TaskList(given), 1, 1)], TaskList(given), seed=1)
+
+    first, second = tasks(2)
+    known = task_hashes(data(first, second))
+    assert known.keys() == {"training tasks of stage 0", "validation tasks", "test tasks"}
+    assert task_hashes(data(first, second)) == known
+    for other in (data(second, first), data(first), data(first, replace(second, answer="other"))):
+        assert not known.items() & task_hashes(other).items()
+
+    loaded = small(layers=1)
+    known = policy_hashes(loaded)
+    assert policy_hashes(small(layers=1)) == known
+    next(loaded.policy.parameters()).data[0, 0] += 1e-6
+    loaded.tokenizer.chat_template += " "
+    assert not known.items() & policy_hashes(loaded).items()
 
 
 def test_the_fingerprint_is_of_the_settings() -> None:

@@ -177,7 +177,7 @@ def fit(
         callbacks=list(callbacks),
     )
     data = TaskDataModule([Stage(task_set, iterations, batch_size)], task_set, seed=1)
-    fitting.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=False)
+    fitting.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     return fitting
 
 

@@ -1,11 +1,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from matchtir.utils.run_folder import (
     checkpoint_to_load,
+    is_whole,
     keep_config,
+    keep_inputs,
     run_dir,
     run_group,
     run_name,
@@ -20,7 +23,7 @@ def make_run(log_dir: Path, time: str, checkpoint: bool = True, result: bool = F
     folder = log_dir / "grpo" / "runs" / time
     (folder / "checkpoints").mkdir(parents=True)
     if checkpoint:
-        (folder / "checkpoints" / "last.ckpt").touch()
+        torch.save({"state": torch.arange(1000)}, folder / "checkpoints" / "last.ckpt")
     if result:
         (folder / "result.json").touch()
     return folder
@@ -82,6 +85,39 @@ def test_a_checkpoint_given_by_its_path_starts_a_new_run(tmp_path: Path) -> None
     assert checkpoint_to_load(None, new) is None
     with pytest.raises(FileNotFoundError, match="nowhere"):
         checkpoint_to_load("nowhere.ckpt", new)
+
+
+def test_a_checkpoint_with_any_bit_changed_is_not_whole(tmp_path: Path) -> None:
+    file = make_run(tmp_path, "2026-01-01_00-00-00") / "checkpoints" / "last.ckpt"
+    data = file.read_bytes()
+    assert is_whole(file)
+    for place in range(0, 8000, 997):  # of the numbers
+        start = data.index(torch.arange(1000).numpy().tobytes()) + place
+        file.write_bytes(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :])
+        assert not is_whole(file)
+    for length in (0, 100, len(data) // 2, len(data) - 1):
+        file.write_bytes(data[:length])
+        assert not is_whole(file)
+    with pytest.raises(ValueError, match=r"ckpt_path=.*last.ckpt: damaged"):
+        checkpoint_to_load(str(file), tmp_path)
+
+
+def test_inputs_of_a_run_stay_what_they_were(tmp_path: Path) -> None:
+    keep_inputs(tmp_path, {"training tasks": "a"})
+    keep_inputs(tmp_path, {"training tasks": "a", "tokenizer": "b"})
+    with pytest.raises(ValueError, match="was started with other tokenizer, model weights"):
+        keep_inputs(tmp_path, {"model weights": "d"})
+        keep_inputs(tmp_path, {"tokenizer": "c", "model weights": "e", "training tasks": "a"})
+
+
+def test_stages_may_become_longer_and_nothing_else(tmp_path: Path) -> None:
+    stage = {"_target_": "Stage", "iterations": 4, "batch_size": 2}
+    keep_config(settings(iterations=4, datamodule={"stages": [stage]}), tmp_path)
+    keep_config(
+        settings(iterations=5, datamodule={"stages": [{**stage, "iterations": 5}]}), tmp_path
+    )
+    with pytest.raises(ValueError, match=r"datamodule.stages.0.batch_size: 2 -> 3"):
+        keep_config(settings(datamodule={"stages": [{**stage, "batch_size": 3}]}), tmp_path)
 
 
 def test_experiments_that_are_swept_over_are_joined(tmp_path: Path) -> None:

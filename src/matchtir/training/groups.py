@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 
+from matchtir import types
 from matchtir.credit.advantages import RewardBatch
 from matchtir.credit.rewards import Credit
 from matchtir.evaluation.metrics import measure
+from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import Attempt
 from matchtir.rollout.runner import PartialGroup, is_complete
 from matchtir.types import ResultStatus, StopReason, Task, Trajectory
@@ -34,6 +37,12 @@ log = logging.getLogger(__name__)
 
 ZERO = 1e-6  # advantages below are the rounding of a zero
 MAX_ROUNDS = 3  # of replacements in one iteration
+
+# Groups under way are in checkpoints, which load with `weights_only`: so may these records.
+_RECORDS = [
+    each for each in vars(types).values() if getattr(each, "__module__", "") == types.__name__
+]
+torch.serialization.add_safe_globals([Attempt, SamplingParams, *_RECORDS])
 
 Groups = list[list[Trajectory]]
 

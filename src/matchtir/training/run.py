@@ -6,16 +6,20 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from hydra.utils import instantiate
-from lightning import LightningDataModule, Trainer
+from lightning import LightningDataModule, Trainer, seed_everything
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.syntax import Syntax
+from rich.tree import Tree
 from safetensors.torch import load_model, save_model
 
 import matchtir
@@ -25,7 +29,8 @@ from matchtir.reports.progress import Scores, compare, final_table, next_command
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
 from matchtir.training.callbacks.display import Progress
-from matchtir.utils.processes import rank, wait_for_all
+from matchtir.training.data import TaskDataModule
+from matchtir.utils.processes import is_first, rank, wait_for_all
 from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_metrics
 
 log = logging.getLogger(__name__)
@@ -45,15 +50,87 @@ def build_module(
     return instantiate(module)(policy=loaded.policy, **parts)
 
 
+def set_up(config: DictConfig) -> None:
+    """What holds for the whole process; and the config on the screen, where that is wanted."""
+    if config.extras.print_config and is_first():
+        tree = Tree("config")
+        for name, node in OmegaConf.to_container(config, resolve=True).items():  # type: ignore[union-attr]
+            text = json.dumps(node) if not isinstance(node, dict) else OmegaConf.to_yaml(node)
+            tree.add(str(name)).add(Syntax(text.rstrip(), "yaml", background_color="default"))
+        Console().print(tree)
+    if config.extras.threads is not None:
+        torch.set_num_threads(config.extras.threads)
+    torch.set_float32_matmul_precision(config.extras.matmul_precision)
+    seed_everything(config.seed, workers=True, verbose=False)
+
+
+# -- what a run works on -------------------------------------------------------------------------
+
+
+def task_hashes(data: TaskDataModule) -> dict[str, str]:
+    """A hash of all training, validation and test tasks; of tasks made on demand the first ones."""
+    sets = {f"training tasks of stage {n}": s.training_tasks for n, s in enumerate(data.stages)}
+    if data.held_out is not None:
+        for split in ("validation", "test"):
+            sets[f"{split} tasks"] = data.held_out.tasks(split)
+    if data.validation is not None:
+        sets["validation tasks"] = data.validation.select()
+    return {
+        name: _hash(
+            repr(task).encode()
+            for task in (tasks if isinstance(tasks, list | tuple) else tasks[:64])
+        )
+        for name, tasks in sets.items()
+    }
+
+
+def policy_hashes(loaded: LoadedPolicy) -> dict[str, str]:
+    """A hash of the weights as they were loaded, and one of the tokenizer with its template."""
+    weights = (
+        part
+        for name, value in loaded.policy.state_dict().items()
+        for part in (name.encode(), value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    )
+    with TemporaryDirectory() as folder:
+        loaded.tokenizer.save_pretrained(folder)
+        tokenizer = _hash(file.read_bytes() for file in sorted(Path(folder).rglob("*.*")))
+    return {"model weights": _hash(weights), "tokenizer": tokenizer}
+
+
+def _hash(parts: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
 # -- starting weights ----------------------------------------------------------------------------
+
+
+def start_from(checkpoint: Path | None, loaded: LoadedPolicy) -> Path | None:
+    """Give the policy the weights of a checkpoint that has nothing else, as `best.ckpt` has.
+
+    Returns:
+        The checkpoint, where it is one of a run to go on with.
+    """
+    if checkpoint is None or checkpoint.is_dir():
+        return checkpoint
+    state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    if "optimizer_states" in state:
+        return checkpoint
+    log.info("a new run from the weights of %s", checkpoint)
+    prefix = "policy."
+    weights = {n.removeprefix(prefix): w for n, w in state["state_dict"].items() if prefix in n}
+    loaded.policy.load_state_dict(weights)
+    return None
 
 
 def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> None:
     """Give the policy the weights of the configured supervised fine-tuning, all of it.
 
     They come from `warm_start.cache_dir`, one file per fingerprint of what determines them, if they
-    are there. What cuts a run short (max_steps, limit_train_batches) is meant for the training
-    behind them, and where it runs does not name other weights: a run that goes on elsewhere needs
+    are there. What cuts a run short (limit_train_batches) is meant for the training behind
+    them, and where it runs does not name other weights: a run that goes on elsewhere needs
     the same ones.
     """
     names = ("model", "renderer", "warm_start.module", "warm_start.datamodule")
@@ -71,7 +148,7 @@ def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> No
             callbacks=[Progress("warm start")],
             logger=False,
             enable_checkpointing=False,
-            **{"limit_val_batches": 0, "limit_train_batches": None, "max_steps": -1},
+            **{"limit_val_batches": 0, "limit_train_batches": None},
         )
         trainer.fit(module, datamodule=instantiate(config.warm_start.datamodule))
         trained = module.policy.state_dict()

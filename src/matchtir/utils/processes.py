@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor, distributed
 
@@ -20,6 +21,11 @@ T = TypeVar("T")
 def rank() -> int:
     """The number of this process, from 0 on."""
     return distributed.get_rank() if _several() else 0
+
+
+def is_first() -> bool:
+    """Whether this is the process of rank 0, also before the processes know each other."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def world_size() -> int:
@@ -69,8 +75,8 @@ def end_with_the_first() -> None:
 
 
 @contextmanager
-def terminated_with_status() -> Iterator[None]:
-    """Let a run that SIGTERM ends exit with 143.
+def ended_with_status() -> Iterator[None]:
+    """Let a run that SIGTERM or Ctrl-C ends exit with 143 or 130.
 
     Lightning ends it with status 0, as if it were finished; what waits for the status (a scheduler,
     `make`) would go on with a policy that is not there. A process that another one started keeps
@@ -80,9 +86,10 @@ def terminated_with_status() -> Iterator[None]:
         yield
     except SIGTERMException as ended:
         if _has_a_first():
-            raise
-        print("terminated", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from ended
+            raise SystemExit(0) from ended
+        number = signal.Signals(int(ended.code or signal.SIGTERM))
+        print(f"ended by {number.name}; ckpt_path=last goes on", file=sys.stderr)
+        raise SystemExit(128 + number) from ended
 
 
 def _has_a_first() -> bool:

@@ -4,29 +4,38 @@
     <log_dir>/<experiment>/multiruns/<time>/<n>      job n of a sweep
 
 `ckpt_path=last` continues the experiment's newest interrupted run in its own folder: one that has
-`checkpoints/last.ckpt` but no `result.json` yet. With `-m` it continues the newest unfinished sweep
-of the same choices; `matchtir.utils.sweep` says how.
+a checkpoint but no `result.json` yet. With `-m` it continues the newest unfinished sweep of the
+same choices; `matchtir.utils.sweep` says how. One run at a time writes into a folder.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import fnmatch
 import itertools
 import json
+import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+log = logging.getLogger(__name__)
+
 CONFIG_FILE = "config.yaml"
 RESULT_FILE = "result.json"
 METRICS_FILE = "metrics.csv"
-CHECKPOINT_FILE = Path("checkpoints", "last.ckpt")
+INPUTS_FILE = "inputs.json"  # hashes of what a run began with
+LOCK_FILE = ".lock"
+LAST_CHECKPOINT, PREVIOUS_CHECKPOINT = "last.ckpt", "previous.ckpt"
+CHECKPOINTS = (f"checkpoints/{LAST_CHECKPOINT}", f"checkpoints/{PREVIOUS_CHECKPOINT}")
 SWEEP_FILE = "sweep.json"
 LAST = "last"
 MAX_TAG = 64  # characters, as W&B has it
@@ -36,10 +45,12 @@ WATCHING = (
     *("ckpt_path", "hparams_search", "identity.*", "paths.*", "logger.*", "callbacks.*"),
     *("extras.*", "*.cache_dir", "trainer.default_root_dir", "trainer.enable_*"),
 )
-# A resumed run may differ in these, too: on how many processes and how long it runs.
+# A resumed run may differ in these, too: on how many processes and how long it runs. The schedule
+# of a learning rate that falls until the end is then that of the new length.
 MAY_CHANGE = (
     *(*WATCHING, "trainer.max_*", "trainer.limit_*", "trainer.accelerator", "trainer.devices"),
     *("trainer.num_nodes", "trainer.strategy", "trainer.strategy.*"),
+    *("iterations", "datamodule.stages.*.iterations"),
     *("label", "against", "max_concurrent"),
 )
 
@@ -82,7 +93,7 @@ def run_dir(
     overrides: Sequence[str],
     choices: DictConfig,
     ckpt_path: str | None,
-    started: str = str(CHECKPOINT_FILE),
+    *started: str,
 ) -> str:
     """The folder of a single run: the newest interrupted one for `ckpt_path=last`, else a new one.
 
@@ -93,13 +104,15 @@ def run_dir(
         choices: Hydra's chosen option of each config group.
         ckpt_path: "last" to go on with an interrupted run. Where there is none the folder is a
             new one, so that `checkpoint_to_load` raises, inside the program.
-        started: the file that an interrupted run has; it has no `result.json`.
+        started: files of which an interrupted run has one (default: a checkpoint); it has no
+            `result.json`.
     """
     runs = Path(log_dir, _experiment(job, overrides, choices), "runs")
     interrupted = [
         folder
         for folder in (runs.glob("*/") if ckpt_path == LAST else ())
-        if (folder / started).exists() and not (folder / RESULT_FILE).exists()
+        if any((folder / file).exists() for file in started or CHECKPOINTS)
+        and not (folder / RESULT_FILE).exists()
     ]
     return str(max(interrupted, default=None) or _new(runs))
 
@@ -172,43 +185,119 @@ def _names(experiment: str | None, overrides: Sequence[str]) -> list[str]:
 # -- what it goes on with --------------------------------------------------------------------------
 
 
-def checkpoint_to_load(
-    ckpt_path: str | None, folder: str | Path, started: str | Path = CHECKPOINT_FILE
-) -> Path | None:
+def checkpoint_to_load(ckpt_path: str | None, folder: str | Path, *started: str) -> Path | None:
     """The file that the run goes on from, None for a fresh start.
 
+    A checkpoint that is damaged (truncated, or any bit of it changed) is not taken: of the run's
+    own two the one before is, with an error in the log.
+
     Args:
-        ckpt_path: "last": the file `started` of the run's own folder; else a checkpoint of any run.
+        ckpt_path: "last": the first of the files `started` in the run's own folder that is whole;
+            else a checkpoint of any run.
         folder: of the run.
         started: see `run_dir`.
 
     Raises:
         FileNotFoundError: there is no such file.
+        ValueError: every such file is damaged.
     """
     if ckpt_path is None:
         return None
-    file = Path(folder, started) if ckpt_path == LAST else Path(ckpt_path)
-    if file.exists():
-        return file
-    why = f"there is no {file}"
-    if ckpt_path == LAST:
-        why = f"no interrupted run in {file.parents[len(Path(started).parts)]}"
-        why += f" (one that has {started} and no {RESULT_FILE})"
-    raise FileNotFoundError(f"ckpt_path={ckpt_path}: {why}")
+    names = started or CHECKPOINTS
+    places = [Path(folder, name) for name in names] if ckpt_path == LAST else [Path(ckpt_path)]
+    found = [place for place in places if place.exists()]
+    if not found:
+        why = f"there is no {places[0]}"
+        if ckpt_path == LAST:
+            why = f"no interrupted run in {Path(folder).parent} (one that has {names[0]} and no "
+            why += f"{RESULT_FILE})"
+        raise FileNotFoundError(f"ckpt_path={ckpt_path}: {why}")
+    for place in found:
+        if place.suffix != ".ckpt" or is_whole(place):
+            return place
+        log.error("%s IS DAMAGED and is not taken", place)
+    raise ValueError(f"ckpt_path={ckpt_path}: damaged: {', '.join(map(str, found))}")
 
 
-def keep_config(config: DictConfig, folder: str | Path) -> None:
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint can be read and all its checksums are right; reads all of it.
+
+    One in a folder of shards has no checksums: it is whole where its last file was written.
+    """
+    import torch  # slow; reports do without it
+
+    if checkpoint.is_dir():
+        return (checkpoint / "meta.pt").exists()
+    try:
+        torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        with zipfile.ZipFile(checkpoint) as archive:  # PyTorch itself does not check what it reads
+            return archive.testzip() is None
+    except Exception:  # what is damaged may fail in any way
+        return False
+
+
+@contextmanager
+def opened(config: DictConfig, folder: Path) -> Iterator[None]:
+    """Make the folder of a run, say where it is, keep other runs out of it, write its config.
+
+    Other processes of the same run leave that to the first one.
+
+    Raises:
+        RuntimeError: another run that still lives writes there.
+        ValueError: the folder has another config; the message names the keys that differ.
+    """
+    from matchtir.utils.processes import is_first  # slow; reports do without it
+
+    if not is_first():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK_FILE).open("a+", encoding="utf-8") as lock:
+        try:
+            fcntl.lockf(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # until this process ends, or closes it
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise RuntimeError(f"{folder}: {lock.read().strip()} still writes here") from error
+        lock.truncate(0)
+        print(f"process {os.getpid()} of {os.uname().nodename}", file=lock, flush=True)
+        print(f"run folder: {folder}", flush=True)
+        keep_config(config, folder)
+        yield
+
+
+def keep_inputs(folder: str | Path, found: Mapping[str, str]) -> None:
+    """Keep hashes of what the run works on; those of a resumed run must be the same.
+
+    Raises:
+        ValueError: the run was begun with others; the message names them.
+    """
+    from matchtir.utils.processes import is_first
+
+    file = Path(folder, INPUTS_FILE)
+    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    changed = [name for name, value in found.items() if known.get(name, value) != value]
+    if changed:
+        raise ValueError(f"{folder} was started with other {', '.join(changed)}")
+    if is_first():
+        replace_text(file, json.dumps({**known, **found}, indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a kill leaves the old one or the new one, and a reader sees no half."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)
+
+
+def keep_config(config: DictConfig, folder: Path) -> None:
     """Write the resolved config into the run's folder; a resumed run's must be the same.
 
     Raises:
         ValueError: the folder has another config; the message names the keys that differ.
     """
-    from lightning.pytorch.utilities import rank_zero_only  # slow; reports do without it
-
-    rank_zero_only(_keep_config)(config, Path(folder, CONFIG_FILE))
-
-
-def _keep_config(config: DictConfig, path: Path) -> None:
+    path = folder / CONFIG_FILE
     new = OmegaConf.to_container(config, resolve=True)
     if path.exists():
         old_leaves, new_leaves = leaves(OmegaConf.to_container(OmegaConf.load(path))), leaves(new)
@@ -221,14 +310,16 @@ def _keep_config(config: DictConfig, path: Path) -> None:
         if differing:
             head = f"{path.parent} was started with another config:"
             raise ValueError("\n".join([head, *differing]))
-    OmegaConf.save(OmegaConf.create(new), path)
+    replace_text(path, OmegaConf.to_yaml(OmegaConf.create(new)))
 
 
 # -- what it leaves --------------------------------------------------------------------------------
 
 
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
-    """The values of a config by their dotted keys; lists and empty mappings stay whole."""
+    """The values of a config by their dotted keys; plain lists and empty mappings stay whole."""
+    if isinstance(node, list) and any(isinstance(item, dict) for item in node):
+        node = dict(enumerate(node))
     if isinstance(node, dict) and node:
         return {
             name: leaf

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from matchtir.utils.run_folder import (
-    CHECKPOINT_FILE,
+    CHECKPOINTS,
     CONFIG_FILE,
     LAST,
     RESULT_FILE,
@@ -67,7 +67,7 @@ def run_job(run: Callable[[DictConfig], float], config: DictConfig) -> float | N
     if failed.exists() and _is_search():
         log.info("failed earlier: %s", folder)
         return None
-    if (folder / CHECKPOINT_FILE).exists():
+    if any((folder / file).exists() for file in CHECKPOINTS):
         config.ckpt_path = LAST
     elif config.ckpt_path == LAST:
         config.ckpt_path = None

@@ -1,0 +1,168 @@
+"""A run that is killed, interrupted or short of disk goes on to the numbers of an unbroken one."""
+
+import json
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from matchtir.utils.run_folder import CHECKPOINTS, is_whole
+from tests.faults.faulty_runs import COUNTS_FILE, PHASES, Moment, outcome, run, start
+from tests.scale.whole_runs import rows
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run that all others are held against."""
+    folder = tmp_path_factory.mktemp("unbroken") / "run"
+    status, said = run(folder)
+    assert status == 0, said
+    return folder
+
+
+def go_on(folder: Path, *overrides: str) -> str:
+    """Resume a run to its end; one that was never saved begins again. Gives what it said."""
+    last = [] if not any((folder / name).exists() for name in CHECKPOINTS) else ["ckpt_path=last"]
+    status, said = run(folder, *last, *overrides)
+    assert status == 0, said
+    return said
+
+
+def killed(folder: Path, moment: Moment) -> Path:
+    """The folder of a run that was killed."""
+    status, said = run(folder, moment=moment)
+    assert status == -signal.SIGKILL, said
+    return folder
+
+
+def random_moments(counts: dict[str, int], number: int, seed: int) -> list[Moment]:
+    """Moments of all phases in turn, each anywhere in the run."""
+    generator = random.Random(seed)
+    phases = [list(PHASES)[index % len(PHASES)] for index in range(number)]
+    return [Moment(phase, generator.randint(1, counts[phase])) for phase in phases]
+
+
+@pytest.mark.parametrize("moment", [("rollout", 30), ("step", 7), ("save", 3)], ids=str)
+def test_a_killed_run_goes_on_to_the_same_numbers(
+    tmp_path: Path, unbroken: Path, moment: tuple[str, int]
+) -> None:
+    folder = killed(tmp_path / "run", Moment(*moment))
+    saved = [folder / name for name in CHECKPOINTS if (folder / name).exists()]
+    assert all(is_whole(checkpoint) for checkpoint in saved)
+    go_on(folder)
+    assert outcome(folder) == outcome(unbroken)
+    assert not [*folder.glob("checkpoints/*.part")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(20))
+def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(
+    tmp_path: Path, unbroken: Path, seed: int
+) -> None:
+    counts = json.loads((unbroken / COUNTS_FILE).read_text())
+    moment = random_moments(counts, 20, 1)[seed]
+    print(f"\n{moment.phase} {moment.number} of {counts[moment.phase]}", end="")
+    folder = killed(tmp_path / "run", moment)
+    go_on(folder)
+    assert outcome(folder) == outcome(unbroken)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status"), [("interrupt", 130), ("terminate", 143), ("interrupt twice", -2)]
+)
+def test_a_run_that_is_asked_to_end_saves_its_iteration(
+    tmp_path: Path, unbroken: Path, fault: str, status: int
+) -> None:
+    folder = tmp_path / "run"
+    ended, said = run(folder, moment=Moment("credit", 3, fault))
+    assert ended == status, said
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["callbacks"]["LastCheckpoint"] and rows(folder)[-1]["step"] == 2 + (status > 0)
+    assert ("ckpt_path=last" in said) == (status > 0)
+    go_on(folder)
+    assert outcome(folder) == outcome(unbroken)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    file.write_bytes(data)
+
+
+def remove(file: Path) -> None:
+    file.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, remove])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, unbroken: Path, damage: Callable[[Path], None]
+) -> None:
+    folder = killed(tmp_path / "run", Moment("credit", 5))
+    damage(folder / "checkpoints" / "last.ckpt")
+    said = go_on(folder)
+    assert ("last.ckpt IS DAMAGED" in said) == (damage is not remove)
+    assert outcome(folder) == outcome(unbroken)
+
+
+def test_a_full_disk_ends_a_run_that_can_go_on(tmp_path: Path, unbroken: Path) -> None:
+    folder = tmp_path / "run"
+    status, said = run(folder, moment=Moment("save", 3, "full disk"))
+    assert status == 1 and "could not be saved; once it can, ckpt_path=last goes on" in said
+    assert is_whole(folder / "checkpoints" / "last.ckpt")
+    assert not [*folder.glob("checkpoints/*.part")]
+    go_on(folder)
+    assert outcome(folder) == outcome(unbroken)
+
+
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    living = start(folder, moment=Moment("credit", 4, "wait"))
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "waits").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        config = (folder / "config.yaml").read_text(encoding="utf-8")
+        status, said = run(folder, "ckpt_path=last")
+        assert status == 1 and f"process {living.pid}" in said and "still writes here" in said
+        assert (folder / "config.yaml").read_text(encoding="utf-8") == config
+    finally:
+        living.kill()
+
+
+def test_a_run_may_become_longer_and_not_shorter_than_it_is(tmp_path: Path, unbroken: Path) -> None:
+    folder = tmp_path / "run"
+    status, said = run(folder, "iterations=3", moment=Moment("credit", 3))
+    assert status == -signal.SIGKILL, said
+    status, said = run(folder, "iterations=1", "ckpt_path=last")
+    assert status == 1 and "iterations=1: 2 are done" in said
+    go_on(folder, "iterations=5")
+    assert outcome(folder) == outcome(unbroken)
+
+
+@pytest.mark.parametrize("changed", ["validation tasks", "model weights", "tokenizer"])
+def test_a_run_does_not_go_on_with_other_inputs(tmp_path: Path, changed: str) -> None:
+    folder = killed(tmp_path / "run", Moment("credit", 3))
+    inputs: dict[str, Any] = json.loads((folder / "inputs.json").read_text())
+    assert changed in inputs
+    (folder / "inputs.json").write_text(json.dumps({**inputs, changed: "other"}))
+    status, said = run(folder, "ckpt_path=last")
+    assert status == 1 and f"was started with other {changed}" in said
+
+
+def test_the_best_checkpoint_is_a_start(tmp_path: Path, unbroken: Path) -> None:
+    best = unbroken / "checkpoints" / "best.ckpt"
+    folder = tmp_path / "run"
+    status, said = run(folder, f"ckpt_path={best}", "iterations=1")
+    assert status == 0, said
+    assert [row["step"] for row in rows(folder) if "train/loss" in row] == [1]
+    before = json.loads((folder / "before.json").read_text())
+    assert before.keys() == json.loads((folder / "after.json").read_text()).keys()
