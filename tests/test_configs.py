@@ -22,7 +22,6 @@ OPTION_NEEDS = {
     "model=huggingface": ["model.name_or_path=a/model"],
     "data=custom": ["data.path=tasks.jsonl"],
     "benchmark=custom": ["benchmark.custom.tasks.path=tasks.jsonl"],
-    "data.val=custom": ["validation.tasks.path=tasks.jsonl"],
 }
 PROGRAMS = list(NEEDED)
 

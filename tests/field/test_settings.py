@@ -46,8 +46,8 @@ def test_it_is_refused(command: str, named: str) -> None:
         "experiment=grpo penalties.no_answer=0.1 turn_groups=index",
         "experiment=sft datamodule.eval_batch_size=3",
         "objective=train/reward",
-        "data.val=ftrl objective=val/solve_p",
-        "data.val=nestful objective=val/full_match",
+        "benchmark@validation=ftrl objective=val/solve_p",
+        "benchmark@validation=nestful objective=val/full_match",
     ],
 )
 def test_what_is_read_is_taken(command: str) -> None:

@@ -23,7 +23,7 @@ class OneSplit(TaskList):
         return self.given if split == self.split else ()
 
 
-def benchmark(split: str = "validation", **settings) -> TaskBenchmark:
+def benchmark(split: str | None = None, **settings) -> TaskBenchmark:
     return TaskBenchmark(
         "three",
         OneSplit(3, "validation"),

@@ -79,7 +79,7 @@ class TaskBenchmark:
         name: what the benchmark is called in tables and files.
         tasks: the task set.
         columns: of the table over all benchmarks.
-        split: of the task set.
+        split: of the task set; None: test, or validation where the benchmark validates.
         limits: where episodes end.
         sampling: how tokens are drawn; greedy by default.
         scores: measures of a trajectory besides the common ones.
@@ -97,7 +97,7 @@ class TaskBenchmark:
         name: str,
         tasks: TaskSet,
         columns: Mapping[str, str],
-        split: str = "test",
+        split: str | None = None,
         limits: EpisodeLimits | None = None,
         sampling: SamplingParams | None = None,
         scores: Mapping[str, str] | None = None,
@@ -122,15 +122,16 @@ class TaskBenchmark:
         for statistic in [*self.columns.values(), *self.details]:
             check_option(f"statistic of benchmark {name}", statistic, list(self.statistics))
 
-    def select(self) -> list[Task]:
-        """The tasks to attempt.
+    def select(self, split: str = "test") -> list[Task]:
+        """The tasks to attempt: of this split, unless the benchmark has its own.
 
         Raises:
             ValueError: there are none.
         """
-        tasks = self.task_set.tasks(self.split)
+        split = self.split or split
+        tasks = self.task_set.tasks(split)
         if not tasks:
-            raise ValueError(f"benchmark {self.name}: the split {self.split!r} has no tasks")
+            raise ValueError(f"benchmark {self.name}: the split {split!r} has no tasks")
         return spread(tasks, self.max_tasks, attrgetter("scenario"))
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:

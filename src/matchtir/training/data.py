@@ -144,7 +144,7 @@ class TaskDataModule(LightningDataModule):
             if held_out is not None and not len(held_out.tasks(split)):
                 raise ValueError(f"the held-out task set has no {split} tasks")
         if validation is not None:
-            validation.select()
+            validation.select("validation")
             if validation.split == "test":
                 log.warning(
                     "validating on the test tasks of %s: what is chosen by them must not be "
@@ -178,7 +178,7 @@ class TaskDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[list[Task]]:
         """Validation tasks in lists of `eval_batch_size`."""
-        chosen = None if self.validation is None else self.validation.select()
+        chosen = None if self.validation is None else self.validation.select("validation")
         return self._eval_loader("validation", chosen)
 
     def test_dataloader(self) -> DataLoader[list[Task]]:

@@ -22,6 +22,11 @@ RENAMED = {
     "carried_groups": "partial_groups",
     "+data.on_bad_row=error": "+data.on_bad_row=stop",
     "data.on_bad_row=error": "data.on_bad_row=stop",
+    "data.val=custom": "benchmark@validation=custom",
+    "data.val=ftrl": "benchmark@validation=ftrl",
+    "data.val=nestful": "benchmark@validation=nestful +validation.tasks.on_bad_row=skip",
+    "data.val=synthetic": "benchmark@validation=synthetic",
+    "data.val=toolhop": "benchmark@validation=toolhop",
     "engine": "rollout.engine",
     "engine=transformers": "rollout=transformers",
     "engine=vllm": "rollout=vllm",
@@ -41,6 +46,14 @@ RENAMED = {
     ),
     "experiment=ablation_turn_integrated": "experiment=matchtir_hard advantage=turn",
     "experiment=ablation_turn_turn": "experiment=matchtir_hard reward=turn advantage=turn",
+    "experiment=ftrl_multi": "experiment=ftrl",
+    "experiment=ftrl_single": (
+        "experiment=ftrl reward.scope=turn advantage=turn advantage.gamma=0.0"
+    ),
+    "experiment=toolrl_multi": "experiment=toolrl",
+    "experiment=toolrl_single": (
+        "experiment=toolrl reward.scope=turn advantage=turn advantage.gamma=0.0"
+    ),
     "hydra/launcher=processes": "hydra/launcher=joblib",
     "logger=many": "logger=[tensorboard,wandb]",
     "loss=dual_clip": "loss=clip +loss.dual_clip=3.0",
