@@ -19,7 +19,7 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from matchtir.evaluation.benchmark import Setting
+from matchtir.evaluation.benchmark import Setting, TaskBenchmark
 from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.tables import Earlier, overall, report
 from matchtir.utils.config_check import check, check_packages, instantiate_group
@@ -51,6 +51,9 @@ def run(config: DictConfig) -> dict[str, Any]:
     checkpoint_to_load(config.ckpt_path, folder, CONFIG_FILE)
     earlier = [Earlier.load(path) for path in config.against]
     benchmarks = [instantiate(node) for node in config.benchmark.values()]
+    for benchmark in benchmarks:
+        if isinstance(benchmark, TaskBenchmark):
+            benchmark.select()  # files that are not there are named before a policy is loaded
     policy = find_policy(
         config.policy,
         renderer=instantiate(config.get("renderer")),

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 
 import eval as program
@@ -42,9 +41,10 @@ def test_every_benchmark_has_its_own_name(configure):
 
 @pytest.mark.parametrize("benchmark", ["ftrl", "nestful", "toolhop"])
 def test_a_missing_file_names_the_key_and_how_to_set_it(configure, tmp_path, benchmark):
-    config = configure(f"benchmark={benchmark}", "policy=gold", f"paths.data_dir={tmp_path}")
-    with pytest.raises(HydraException, match=r"benchmark\.NAME\.tasks\.test_path=FILE"):
-        instantiate(config.benchmark[benchmark])
+    paths = (f"paths.data_dir={tmp_path}", f"paths.run_dir={tmp_path}")
+    config = configure(f"benchmark={benchmark}", "policy=gold", *paths)
+    with pytest.raises(FileNotFoundError, match=r"benchmark\.NAME\.tasks\.test_path=FILE"):
+        program.run(config)
 
 
 def test_without_the_variable_data_lie_beside_the_repository(configure, monkeypatch):

@@ -63,6 +63,6 @@ def test_it_is_the_validation_split_unless_told_otherwise(caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         TaskDataModule([], None, seed=1, validation=benchmark(max_tasks=2))
         assert not caplog.records
-        tested = TaskBenchmark("three", OneSplit(3, "test"), {})
+        tested = TaskBenchmark("three", OneSplit(3, "test"), {}, split="test")
         TaskDataModule([], None, seed=1, validation=tested)
     assert "must not be tested on them" in caplog.text
