@@ -57,7 +57,8 @@ def test_scores_and_groups_of_the_benchmark(sandbox, tmp_path):
 
 def test_gold_needs_gold_calls(sandbox, tmp_path):
     with pytest.raises(ValueError, match=r"policy=gold.*one have no gold calls.*gold_traces_path"):
-        play(benchmark(plain_task(gold_calls=())), "gold", sandbox, tmp_path)
+        unknown = plain_task(gold_calls=(), metadata={"gold_unknown": True})
+        play(benchmark(unknown), "gold", sandbox, tmp_path)
 
 
 def test_tasks_are_spread_evenly():

@@ -47,10 +47,10 @@ def test_a_missing_file_names_the_key_and_how_to_set_it(configure, tmp_path, ben
         program.run(config)
 
 
-def test_without_the_variable_data_lie_beside_the_repository(configure, monkeypatch):
+def test_without_the_variable_data_lie_in_a_folder_data(configure, monkeypatch):
     monkeypatch.delenv("MATCHTIR_DATA", raising=False)
     config = configure("benchmark=ftrl", "policy=gold")
-    assert config.benchmark.ftrl.tasks.test_path == "../shared/data/ftrl/test.parquet"
+    assert config.benchmark.ftrl.tasks.test_path == "data/ftrl/test.parquet"
 
 
 def test_several_values_of_a_key_become_a_list_outside_sweeps():

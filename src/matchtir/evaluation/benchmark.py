@@ -153,7 +153,7 @@ class TaskBenchmark:
             ValueError: gold solutions of tasks that have none.
         """
         can_call = [task for task in tasks if task.tools]
-        if name == "gold" and can_call and not any(task.gold_calls for task in can_call):
+        if name == "gold" and can_call and all(t.metadata.get("gold_unknown") for t in can_call):
             raise ValueError(
                 f"policy=gold: the tasks of benchmark {self.name} have no gold calls (where they "
                 f"are not published, benchmark.{self.name}.tasks.gold_traces_path names them)"

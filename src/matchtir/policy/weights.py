@@ -99,7 +99,7 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("model.lora needs peft: pip install 'matchtir[lora]'") from error
+        raise ImportError("model.lora needs peft: pip install -e '.[lora]'") from error
     given = {"target_modules": "all-linear", **settings}
     if "alpha" in given:
         given["lora_alpha"] = given.pop("alpha")

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from matchtir.credit.outcome import missed
+from matchtir.tasks.files import existing_file
 from matchtir.tasks.rows import (
     SPLITS,
     RowError,
     Sieve,
-    existing_file,
     jsonl_rows,
     read_call,
     read_field,
@@ -56,7 +56,7 @@ class CustomTasks:
         split_by: what tasks of two splits may not share: "content", "tools" or "entities".
         shares: relative sizes of the splits.
         seed: of the splitting.
-        on_bad_row: as `Sieve`.
+        on_bad_row, quarantine: as `Sieve`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -73,6 +73,7 @@ class CustomTasks:
         shares: Mapping[str, float] | None = None,
         seed: int = 0,
         on_bad_row: str = "stop",
+        quarantine: str | None = None,
     ) -> None:
         check_option("gold", gold, GOLD)
         check_option("split_by", split_by, SPLIT_BY)
@@ -83,7 +84,7 @@ class CustomTasks:
         self.split_by = split_by
         self.shares = dict(shares or DEFAULT_SHARES)
         self.seed = seed
-        self.sieve = Sieve(on_bad_row)
+        self.sieve = Sieve(on_bad_row, quarantine)
         self._splits: dict[str, tuple[Task, ...]] | None = None
 
     def tasks(self, split: str) -> Sequence[Task]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from matchtir.tasks.files import FileTasks
 from matchtir.tasks.gold import read_trace, with_traces, worst_quality
 from matchtir.tasks.rows import (
-    FileTasks,
     Row,
     RowError,
     align_sub_answers,
@@ -41,7 +41,7 @@ class FtrlTasks(FileTasks):
     Args:
         train_path, validation_path, test_path: where the splits are; None: the split is not there.
         gold_traces_path: JSON lines with gold calls for the rows of the test file, where known.
-        validation_share, seed, on_bad_row: as `FileTasks`.
+        settings: validation_share, seed, on_bad_row, quarantine, as `FileTasks`.
 
     Raises:
         ValueError: an option that is not allowed.
@@ -55,13 +55,11 @@ class FtrlTasks(FileTasks):
         validation_path: str | None = None,
         test_path: str | None = None,
         gold_traces_path: str | None = None,
-        validation_share: float = 0.05,
-        seed: int = 0,
-        on_bad_row: str = "stop",
+        **settings: Any,
     ) -> None:
         paths = {"train": train_path, "validation": validation_path, "test": test_path}
         paths["gold_traces"] = gold_traces_path
-        super().__init__(paths, on_bad_row, validation_share, seed)
+        super().__init__(paths, **settings)
 
     def is_remote(self, path: str) -> bool:
         """Whether a path means a dataset on the hub: "owner/name" that is nothing on this disk."""
@@ -80,7 +78,7 @@ class FtrlTasks(FileTasks):
             return rows
         return with_traces(rows, self.paths["gold_traces"], self.sieve)
 
-    def _published_rows(self, path: str, split: str) -> Iterable[Mapping[str, Any]]:
+    def _published_rows(self, path: str, split: str) -> Iterable[Row]:
         if self.is_remote(path):
             import datasets  # a slow import, and only hub users need it
 
@@ -92,7 +90,7 @@ class FtrlTasks(FileTasks):
                     f"Hugging Face dataset of that name failed: {error}"
                 ) from error
         try:
-            return pyarrow.parquet.read_table(path).to_pylist()
+            return _parquet_rows(pyarrow.parquet.read_table(path))
         except pyarrow.ArrowInvalid as error:
             raise ValueError(f"{path}: not a readable parquet file: {error}") from error
 
@@ -123,10 +121,19 @@ class FtrlTasks(FileTasks):
             gold_turns=turns,
             metadata={
                 "row": number,
+                "gold_unknown": not gold_trace and ground_truth is None,
                 "solve_rate": row.get("solve_rate"),
                 "gold_quality": worst_quality(gold_trace),
             },
         )
+
+
+def _parquet_rows(table: pyarrow.Table) -> Iterator[Row]:
+    for number in range(table.num_rows):
+        try:
+            yield table.slice(number, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            yield RowError(f"not UTF-8: {error}")
 
 
 def complexity(task: Task) -> str:

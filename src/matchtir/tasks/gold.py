@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from matchtir.tasks.rows import (
     Row,
     RowError,
     Sieve,
-    existing_file,
     jsonl_rows,
     read_calls,
     read_field,
@@ -20,6 +21,8 @@ from matchtir.tasks.rows import (
 )
 from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.types import Task, ToolCall
+
+log = logging.getLogger(__name__)
 
 WORD = "[A-Za-z_]+"
 # How well founded the arguments of a derived gold call are, best first: knowable from the question
@@ -38,17 +41,23 @@ def with_traces(rows: Iterable[Row], path: str | None, sieve: Sieve) -> Iterator
     its line counts, and its steps: `name`, `arguments` (null: nobody found any), `turn` (from 1)
     and `quality`.
 
+    Only gold solutions and what is held against them need the file: without it the tasks have no
+    gold calls, which is logged.
+
     Raises:
         RowError: a line without a trace (with on_bad_row=stop): file, row and field.
-        FileNotFoundError: no such file.
     """
 
     def read(line: Mapping[str, Any], number: int) -> tuple[int, Trace]:
         place = read_field(line, "row", int, optional=True)
         return number if place is None else place, read_field(line, "gold_trace", list)
 
-    lines = jsonl_rows(existing_file(path, "gold_traces_path")) if path else ()
-    traces = dict(trace for _, trace in sieve.sift(path, enumerate(lines), read))
+    traces: dict[int, Trace] = {}
+    if path and Path(path).exists():
+        lines = sieve.sift(path, enumerate(jsonl_rows(path)), read)
+        traces = dict(trace for _, trace in lines)
+    elif path:
+        log.info("no gold calls: there is no %s, which is not published", path)
     for number, row in enumerate(rows):
         found = {"gold_trace": traces.get(number, ())}
         yield row if isinstance(row, RowError) else {**row, **found}

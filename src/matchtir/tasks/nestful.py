@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from matchtir.credit.similarity import json_equal
+from matchtir.tasks.files import FileTasks, existing_file
 from matchtir.tasks.rows import (
-    FileTasks,
     Row,
     RowError,
-    existing_file,
     jsonl_rows,
     parameter_names,
     read_calls,
@@ -55,7 +54,7 @@ class NestfulTasks(FileTasks):
             for gold traces that were executed, by pure functions, to the gold answer; of the test
             only those rows are left out whose gold arguments are no JSON (bytes), which nobody can
             write as a call.
-        validation_share, seed, on_bad_row: as `FileTasks`.
+        settings: validation_share, seed, on_bad_row, quarantine, as `FileTasks`.
 
     Raises:
         ValueError: an option that is not allowed.
@@ -69,12 +68,9 @@ class NestfulTasks(FileTasks):
         test_path: str | None = None,
         train_require: Sequence[str] = ("executed", "answer_ok", "json_args", "gold_tools_pure"),
         test_require: Sequence[str] = ("json_args",),
-        validation_share: float = 0.05,
-        seed: int = 0,
-        on_bad_row: str = "stop",
+        **settings: Any,
     ) -> None:
-        paths = {"train": train_path, "test": test_path}
-        super().__init__(paths, on_bad_row, validation_share, seed)
+        super().__init__({"train": train_path, "test": test_path}, **settings)
         self.require = {"train": tuple(train_require), "test": tuple(test_require)}
         self._sources: dict[str, Mapping[str, str]] = {}
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import ast
 import json
 import logging
-import random
+import os
 import warnings
-from abc import ABC, abstractmethod
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
+from matchtir.tools.formats import extract_answer, parse_calls, render_call
+from matchtir.types import CallStatus, SubAnswer, Task, ToolCall, ToolSpec
 from matchtir.utils.options import check_option
 
 log = logging.getLogger(__name__)
@@ -56,14 +56,21 @@ class Sieve:
 
     Args:
         on_bad_row: "stop" raises for the first of them, "skip" logs each one and their count.
+        quarantine: JSON lines with `file`, `row` and `reason` of all of them, of each file as it
+            was last read; None: nothing is written.
 
     Raises:
         ValueError: another word.
     """
 
-    def __init__(self, on_bad_row: str) -> None:
+    def __init__(self, on_bad_row: str, quarantine: str | None) -> None:
+        if on_bad_row == "error":
+            log.warning("on_bad_row=error is a former name: write stop")
+            on_bad_row = "stop"
         check_option("on_bad_row", on_bad_row, ON_BAD_ROW)
         self.on_bad_row = on_bad_row
+        self.quarantine = Path(quarantine) if quarantine else None
+        self._bad: dict[str, dict[int, str]] = {}  # by file and row
 
     def sift(
         self,
@@ -74,11 +81,11 @@ class Sieve:
         """(number, what `make` made of it) of the numbered rows of a file; None is left out.
 
         Raises:
-            RowError: a bad row, or a task of an earlier one's id (with on_bad_row=stop): file, row
-                and field.
+            RowError: a bad row, a task of an earlier one's id, or one whose gold solution cannot be
+                written (with on_bad_row=stop): file, row and field.
         """
         made: list[tuple[int, Made]] = []
-        bad: list[tuple[int, RowError]] = []
+        bad: dict[int, str] = {}
         ids: set[str] = set()
         numbered = list(rows)
         for number, row in numbered:
@@ -87,137 +94,59 @@ class Sieve:
                     raise row
                 result = make(row, number)
                 if isinstance(result, Task):
+                    check_gold(result)
                     if result.task_id in ids:
                         raise RowError(f"id: an earlier row has {result.task_id!r} too")
                     ids.add(result.task_id)
             except RowError as error:
-                bad.append((number, error))
+                bad[number] = str(error)
             else:
                 made += [] if result is None else [(number, result)]
-        for number, problem in bad:
+        self._quarantine(str(path), bad)
+        for number, problem in bad.items():
             if self.on_bad_row == "stop":
-                more = f"; so are {len(bad) - 1} more rows" if len(bad) > 1 else ""
                 raise RowError(
-                    f"{path}, row {number}: {problem} (on_bad_row=skip leaves such rows out{more})"
-                ) from None
+                    f"{path}, row {number}: {problem} (on_bad_row=skip leaves out such rows; there "
+                    f"are {len(bad)}, {self.quarantine or 'quarantine=FILE'} names them)"
+                )
             log.warning("left out: %s, row %d: %s", path, number, problem)
         if bad:
             log.warning("%s: left out %d of %d rows", path, len(bad), len(numbered))
         return made
 
+    def _quarantine(self, path: str, bad: Mapping[int, str]) -> None:
+        """Put the bad rows of a file, those of its other sifts too, in the place of former ones."""
+        found = self._bad.setdefault(path, {})
+        found |= bad
+        if self.quarantine is None or not (found or self.quarantine.exists()):
+            return
+        kept = read_jsonl(self.quarantine) if self.quarantine.exists() else []
+        entries = [entry for entry in kept if entry["file"] != path]
+        entries += [{"file": path, "row": row, "reason": why} for row, why in found.items()]
+        self.quarantine.parent.mkdir(parents=True, exist_ok=True)
+        # Whole at any moment, whoever else reads or writes it.
+        written = self.quarantine.with_suffix(f".{os.getpid()}")
+        written.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+        written.replace(self.quarantine)
 
-class FileTasks(ABC):
-    """Tasks in files of rows, the same options and loading for every benchmark.
 
-    Args:
-        paths: the files, by the name of their option without "_path": those of splits and others;
-            None: the file is not there. A task set without training tasks has no validation.
-        on_bad_row: as `Sieve`.
-        validation_share: part of the training tasks set aside for validation (test tasks never
-            are), where there is no file for it.
-        seed: chooses them.
-
-    Raises:
-        ValueError: an option that is not allowed.
-    """
-
-    benchmark: ClassVar[str]  # its name, for messages
-
-    def __init__(
-        self,
-        paths: Mapping[str, str | None],
-        on_bad_row: str,
-        validation_share: float = 0.0,
-        seed: int = 0,
-    ) -> None:
-        self.sieve = Sieve(on_bad_row)
-        split_validation((), validation_share, seed)  # checks the share
-        self.paths = paths
-        self.validation_share = validation_share
-        self.seed = seed
-        self._loaded: dict[str, tuple[Task, ...]] = {}
-
-    def tasks(self, split: str) -> Sequence[Task]:
-        """The tasks of "train", "validation" or "test"; a file is read when first asked for.
-
-        Raises:
-            ValueError: an unknown split, or one that has no path.
-            FileNotFoundError: the path is no file.
-            RowError: a malformed row (with on_bad_row=stop): file, row and field.
-        """
-        check_option("split", split, SPLITS)
-        if split == "test" or self.paths.get("validation") is not None:
-            return self._load(split)
-        if "train" not in self.paths:
-            return ()
-        training, validation = split_validation(
-            self._load("train"), self.validation_share, self.seed
-        )
-        return training if split == "train" else validation
-
-    def is_remote(self, path: str) -> bool:
-        """Whether a path means something else than a file on this disk."""
-        return False
-
-    @abstractmethod
-    def rows(self, path: str, split: str) -> Iterable[Row]:
-        """The rows of a split, from its path."""
-
-    @abstractmethod
-    def task(self, row: Mapping[str, Any], number: int, split: str) -> Task | None:
-        """A row as a task; None: it is not wanted.
-
-        Raises:
-            RowError: what is wrong, and with which field.
-        """
-
-    def _load(self, split: str) -> tuple[Task, ...]:
-        if split not in self._loaded:
-            path = self.paths[split]
-            if path is None:
-                raise ValueError(
-                    f"{self.benchmark}'s {split} tasks are not there: set {split}_path"
+def check_gold(task: Task) -> None:
+    """Raise RowError for a gold solution that is read otherwise than it is written."""
+    for number, trace in enumerate(task.gold_traces):
+        field = "gold_calls" if number == 0 else f"alternatives[{number - 1}]"
+        for index, call in enumerate(trace):
+            try:
+                text = render_call(call.name, call.arguments)
+            except (ValueError, TypeError) as error:
+                raise RowError(f"{field}[{index}]: is not JSON: {error}") from None
+            read = [(c.name, c.arguments, c.status) for c in parse_calls(text, None)]
+            if read != [(call.name, call.arguments, CallStatus.OK)]:
+                raise RowError(
+                    f"{field}[{index}]: arguments: as the text of a call they are read otherwise "
+                    "(tags of calls or thinking, numbers out of range, deep nesting)"
                 )
-            if not self.is_remote(path):
-                path = str(existing_file(path, f"{split}_path"))
-            rows = enumerate(self.rows(path, split))
-            made = self.sieve.sift(path, rows, lambda row, number: self.task(row, number, split))
-            self._loaded[split] = tuple(task for _, task in made)
-        return self._loaded[split]
-
-
-def existing_file(path: str | Path, argument: str) -> Path:
-    """The path, if it is a file.
-
-    Raises:
-        FileNotFoundError: the message says which file, which option names it, and how to set it.
-    """
-    file = Path(path).expanduser()
-    if file.is_file():
-        return file
-    raise FileNotFoundError(
-        f"no such file: {file.absolute()}. The task set's option {argument} names it: set the key "
-        f"data.{argument}=FILE in training, benchmark.NAME.tasks.{argument}=FILE in evaluation; or "
-        "set paths.data_dir=FOLDER, or the environment variable MATCHTIR_DATA, to the folder that "
-        "holds the data of the benchmarks"
-    )
-
-
-def split_validation(
-    tasks: Sequence[Task], share: float, seed: int
-) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-    """(training tasks, validation tasks): a seeded share, both in their original order.
-
-    Raises:
-        ValueError: a share outside [0, 1).
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"validation_share={share} is not in [0, 1)")
-    order = list(range(len(tasks)))
-    random.Random(seed).shuffle(order)
-    chosen = set(order[: round(share * len(tasks))])
-    training = tuple(task for index, task in enumerate(tasks) if index not in chosen)
-    return training, tuple(tasks[index] for index in sorted(chosen))
+    if extract_answer(f"<answer>{task.answer}</answer>") != task.answer.strip():
+        raise RowError("answer: holds tags that end an answer or begin thinking")
 
 
 def jsonl_rows(path: str | Path) -> Iterator[Row]:

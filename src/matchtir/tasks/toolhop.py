@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from matchtir.credit.outcome import contains_answer
+from matchtir.tasks.files import FileTasks
 from matchtir.tasks.gold import read_trace, with_traces, worst_quality
 from matchtir.tasks.rows import (
-    FileTasks,
     Row,
     RowError,
     align_sub_answers,
@@ -60,7 +60,7 @@ class ToolHopTasks(FileTasks):
         scenarios: which of the three.
         prompts: text of the question in each scenario, with {question}; ours say what the
             published ones say, in other words.
-        on_bad_row: as `FileTasks`.
+        settings: on_bad_row and quarantine, as `FileTasks`.
 
     Raises:
         ValueError: an option that is not allowed.
@@ -74,13 +74,13 @@ class ToolHopTasks(FileTasks):
         gold_traces_path: str | None = None,
         scenarios: Sequence[str] = SCENARIOS,
         prompts: Mapping[str, str] | None = None,
-        on_bad_row: str = "stop",
+        **settings: Any,
     ) -> None:
         self.prompts = {**PROMPTS, **(prompts or {})}
         for scenario in [*scenarios, *self.prompts]:
             check_option("scenario", scenario, SCENARIOS)
         self.scenarios = tuple(scenarios)
-        super().__init__({"test": test_path, "gold_traces": gold_traces_path}, on_bad_row)
+        super().__init__({"test": test_path, "gold_traces": gold_traces_path}, **settings)
 
     def rows(self, path: str, split: str) -> Iterable[Row]:
         """The published rows with their gold traces."""
@@ -137,6 +137,7 @@ class ToolHopTasks(FileTasks):
             gold_turns=turns,
             metadata={
                 "row": number,
+                "gold_unknown": not steps,
                 "domain": row.get("domain"),
                 "answer_type": row.get("answer_type"),
                 "gold_quality": worst_quality(steps),

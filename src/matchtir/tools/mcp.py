@@ -189,7 +189,7 @@ class McpConnection:
             from mcp import StdioServerParameters, stdio_client
             from mcp.client import Client
         except ImportError as error:
-            self._fail(f"the package mcp is needed for it: pip install 'matchtir[mcp]' ({error})")
+            self._fail(f"the package mcp is needed for it: pip install -e '.[mcp]' ({error})")
             return
         program, *arguments = self._server.command
         parameters = StdioServerParameters(command=program, args=arguments)

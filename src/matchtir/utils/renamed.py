@@ -20,8 +20,6 @@ RENAMED = {
     "advantage.outcome_weight": "advantage.trajectory_weight",
     "assignment=soft_release": "assignment=soft +assignment.max_iterations=1000",
     "carried_groups": "partial_groups",
-    "+data.on_bad_row=error": "+data.on_bad_row=stop",
-    "data.on_bad_row=error": "data.on_bad_row=stop",
     "data.val=custom": "benchmark@validation=custom",
     "data.val=ftrl": "benchmark@validation=ftrl",
     "data.val=nestful": "benchmark@validation=nestful +validation.tasks.on_bad_row=skip",

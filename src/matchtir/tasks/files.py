@@ -1,0 +1,128 @@
+"""Task sets in files of rows: the same options and loading for every benchmark."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from matchtir.tasks.rows import SPLITS, Row, Sieve
+from matchtir.types import Task
+from matchtir.utils.options import check_option
+
+
+class FileTasks(ABC):
+    """Tasks in files of rows.
+
+    Args:
+        paths: the files, by the name of their option without "_path": those of splits and others;
+            None: the file is not there. A task set without training tasks has no validation.
+        validation_share: part of the training tasks set aside for validation (test tasks never
+            are), where there is no file for it.
+        seed: chooses them.
+        on_bad_row, quarantine: as `Sieve`.
+
+    Raises:
+        ValueError: an option that is not allowed.
+    """
+
+    benchmark: ClassVar[str]  # its name, for messages
+
+    def __init__(
+        self,
+        paths: Mapping[str, str | None],
+        validation_share: float = 0.05,
+        seed: int = 0,
+        on_bad_row: str = "stop",
+        quarantine: str | None = None,
+    ) -> None:
+        self.sieve = Sieve(on_bad_row, quarantine)
+        split_validation((), validation_share, seed)  # checks the share
+        self.paths = paths
+        self.validation_share = validation_share
+        self.seed = seed
+        self._loaded: dict[str, tuple[Task, ...]] = {}
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of "train", "validation" or "test"; a file is read when first asked for.
+
+        Raises:
+            ValueError: an unknown split, or one that has no path.
+            FileNotFoundError: the path is no file.
+            RowError: a malformed row (with on_bad_row=stop): file, row and field.
+        """
+        check_option("split", split, SPLITS)
+        if split == "test" or self.paths.get("validation") is not None:
+            return self._load(split)
+        if "train" not in self.paths:
+            return ()
+        training, validation = split_validation(
+            self._load("train"), self.validation_share, self.seed
+        )
+        return training if split == "train" else validation
+
+    def is_remote(self, path: str) -> bool:
+        """Whether a path means something else than a file on this disk."""
+        return False
+
+    @abstractmethod
+    def rows(self, path: str, split: str) -> Iterable[Row]:
+        """The rows of a split, from its path."""
+
+    @abstractmethod
+    def task(self, row: Mapping[str, Any], number: int, split: str) -> Task | None:
+        """A row as a task; None: it is not wanted.
+
+        Raises:
+            RowError: what is wrong, and with which field.
+        """
+
+    def _load(self, split: str) -> tuple[Task, ...]:
+        if split not in self._loaded:
+            path = self.paths[split]
+            if path is None:
+                raise ValueError(
+                    f"{self.benchmark}'s {split} tasks are not there: set {split}_path"
+                )
+            if not self.is_remote(path):
+                path = str(existing_file(path, f"{split}_path"))
+            rows = enumerate(self.rows(path, split))
+            made = self.sieve.sift(path, rows, lambda row, number: self.task(row, number, split))
+            self._loaded[split] = tuple(task for _, task in made)
+        return self._loaded[split]
+
+
+def existing_file(path: str | Path, argument: str) -> Path:
+    """The path, if it is a file.
+
+    Raises:
+        FileNotFoundError: the message says which file, which option names it, and how to set it.
+    """
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    raise FileNotFoundError(
+        f"no such file: {file.absolute()}. The task set's option {argument} names it: set the key "
+        f"data.{argument}=FILE in training, benchmark.NAME.tasks.{argument}=FILE in evaluation; or "
+        "set paths.data_dir=FOLDER, or the environment variable MATCHTIR_DATA, to the folder that "
+        "holds the data of the benchmarks"
+    )
+
+
+def split_validation(
+    tasks: Sequence[Task], share: float, seed: int
+) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+    """(training tasks, validation tasks): a seeded share, both in their original order.
+
+    Raises:
+        ValueError: a share outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"validation_share={share} is not in [0, 1)")
+    order = list(range(len(tasks)))
+    random.Random(seed).shuffle(order)
+    chosen = set(order[: round(share * len(tasks))])
+    training = tuple(task for index, task in enumerate(tasks) if index not in chosen)
+    return training, tuple(tasks[index] for index in sorted(chosen))
