@@ -58,9 +58,9 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(tmp_path: Path) -> N
     fit(tmp_path, Progress(every_n_iterations=3, console=console))
     assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
         "iteration 2/5  val Solve-F1 0.250",
-        "iteration 3/5  reward 2.000  rollout 75%  update 25%",
+        "iteration 3/5  reward 2.000  rollout 75%  update 25%  0:00:00, 0:00:00 left",
         "iteration 4/5  val Solve-F1 0.250",
-        "iteration 5/5  reward 4.000  rollout 75%  update 25%",
+        "iteration 5/5  reward 4.000  rollout 75%  update 25%  0:00:00, 0:00:00 left",
     ]
 
 

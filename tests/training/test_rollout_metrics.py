@@ -1,8 +1,16 @@
 import pytest
 
-from matchtir.training.groups import rollout_metrics
+from matchtir.credit.advantages import RewardBatch
+from matchtir.training.groups import ScoredRollout, rollout_metrics
 from matchtir.types import ResultStatus, StopReason, ToolCall, ToolResult, Trajectory, Turn
+from tests.credit.builders import match_reward
 from tests.rollout.episode_fakes import task
+
+
+def scored(trajectories: list[Trajectory]) -> ScoredRollout:
+    credits = match_reward()(trajectories)
+    rewards = RewardBatch.from_credits(credits, trajectories, [0] * len(trajectories))
+    return ScoredRollout(trajectories, credits, rewards, rewards.turn_rewards)
 
 
 def turn(tokens: int, *results: ToolResult) -> Turn:
@@ -18,7 +26,7 @@ def test_rollout_metrics():
         Trajectory(task(), (1,), (), StopReason.PROMPT_TOO_LONG),
         Trajectory(task(), (1,), (turn(20),), StopReason.ANSWER),
     ]
-    metrics = rollout_metrics(trajectories, seconds=8.0)
+    metrics = rollout_metrics(scored(trajectories), seconds=8.0, iteration=0)
     assert metrics["train/turns"] == 1.0
     assert metrics["train/calls"] == 1.0
     assert metrics["train/stop/answer"] == 0.5
@@ -34,6 +42,6 @@ def test_rollout_metrics():
 
 
 def test_nothing_was_sampled():
-    metrics = rollout_metrics([], seconds=0.0)
+    metrics = rollout_metrics(scored([]), seconds=0.0, iteration=0)
     assert set(metrics.values()) == {0.0}
-    assert set(metrics) == set(rollout_metrics([], seconds=1.0))
+    assert set(metrics) == set(rollout_metrics(scored([]), seconds=1.0, iteration=0))
