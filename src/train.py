@@ -8,6 +8,7 @@ python src/train.py experiment=matchtir_soft scale=paper_8b dry_run=true    # wh
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
 from matchtir.training.base import check_trainer
-from matchtir.training.data import TaskDataModule
+from matchtir.training.data import TaskDataModule, check_prompts
 from matchtir.training.plan import check_plan
 from matchtir.training.run import (
     build_module,
@@ -37,7 +38,12 @@ from matchtir.training.run import (
 from matchtir.training.settings import unfit_settings
 from matchtir.utils.config_check import check, check_packages, instantiate_group
 from matchtir.utils.loggers import close, quiet
-from matchtir.utils.processes import end_with_the_first, ended_with_status, wait_for_all
+from matchtir.utils.processes import (
+    end_with_the_first,
+    ended_with_status,
+    is_first,
+    wait_for_all,
+)
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import (
     checkpoint_to_load,
@@ -46,6 +52,8 @@ from matchtir.utils.run_folder import (
     register_resolvers,
 )
 from matchtir.utils.sweep import run_job
+
+log = logging.getLogger(__name__)
 
 KNOWN_KEYS = """
     seed ckpt_path objective identity paths dry_run plan extras.print_config
@@ -90,6 +98,9 @@ def run(config: DictConfig) -> float:
             start_warm(config, loaded, sandbox)
         checkpoint = start_from(checkpoint, loaded)
         module = build_module(config, config.module, loaded, sandbox)
+        if is_first():
+            limit, share = config.rollout.limits.max_prompt_tokens, config.plan.skipped_share
+            log.info(check_prompts(datamodule.stages, module.renderer, limit, share))
         at_the_end.callback(module.engine.close)
         before = scores_before(trainer, module, datamodule, folder / "before.json")
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)

@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from matchtir.evaluation.benchmark import TaskBenchmark
+from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.rows import TaskSet
 from matchtir.types import Task
 from matchtir.utils.options import check_at_least
@@ -38,6 +39,26 @@ class Stage:
         """What there is to train on."""
         tasks = self.tasks.tasks("train")
         return tasks if self.first is None else tasks[: self.first]
+
+
+def check_prompts(
+    stages: Sequence[Stage], renderer: Renderer, limit: int, allowed_share: float
+) -> str:
+    """How many training tasks a limit on prompts skips, in words.
+
+    Raises:
+        ValueError: more than `allowed_share` of them.
+    """
+    tasks = {task.task_id: task for stage in stages for task in stage.tasks.tasks("train")}
+    lengths = [len(renderer.prompt_ids(task)) for task in tasks.values()]
+    skipped = sum(length > limit for length in lengths)
+    said = (
+        f"{skipped} of {len(lengths)} training tasks are skipped, whose prompts are longer than "
+        f"rollout.limits.max_prompt_tokens={limit}; the longest has {max(lengths)} tokens"
+    )
+    if skipped > allowed_share * len(lengths):
+        raise ValueError(f"{said}. To go on without them: plan.skipped_share=1")
+    return said
 
 
 class TaskBatches:

@@ -64,6 +64,7 @@ RENAMED = {
     "reward=toolrl_multi": "reward=toolrl",
     "reward=toolrl_single": "reward=toolrl reward.scope=turn",
     "module.most_carries": "module.max_partial_iterations",
+    "rollout=transformers_12": "rollout=transformers rollout.engine.max_sessions=12",
     "silent": "zero_advantage",
     "trainer=default": "trainer=cpu trainer.accelerator=auto",
 }
