@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
@@ -15,7 +17,7 @@ from transformers import (
 
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import add_adapters, full_weights
-from matchtir.utils.processes import rank
+from matchtir.utils.processes import begins_first, rank
 
 POLICY_FOLDER = "policy"  # of a run folder: what training made, in the Hugging Face format
 
@@ -34,6 +36,7 @@ def load_pretrained(
     packing: bool = False,
     activation_checkpointing: bool = False,
     lora: Mapping[str, Any] | None = None,
+    load_once: bool = False,
     **model_kwargs: Any,
 ) -> LoadedPolicy:
     """A Hugging Face causal LM and its tokenizer, from a folder or the hub.
@@ -45,12 +48,20 @@ def load_pretrained(
         activation_checkpointing: keep only the input of each layer for the backward pass, and
             compute the layer again there.
         lora: settings of `add_adapters`; None: all weights are trained.
+        load_once: in all processes but the first the weights are left out (the meta device), for a
+            strategy that spreads them.
         model_kwargs: for `from_pretrained`.
 
     Raises what transformers raises where the model is not there: OSError, ValueError.
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **model_kwargs)
+    if load_once and not begins_first():
+        config = AutoConfig.from_pretrained(name_or_path)
+        with torch.device("meta"):
+            chosen = config.dtype if dtype == "auto" else dtype
+            model = AutoModelForCausalLM.from_config(config, dtype=chosen, **model_kwargs)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **model_kwargs)
     return wrapped(model, tokenizer, head_chunk, packing, activation_checkpointing, lora)
 
 

@@ -8,6 +8,7 @@ tokens are never exchanged. `ShardedStrategy` shards the weights over them too.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +35,7 @@ from matchtir.policy.policy import Policy
 from matchtir.utils.processes import gathered, rank, world_size
 
 NUMBERS = ("group", "states", "actions")  # fields that name things: those of others are others
-SUMMED = ("train/tokens_per_s", "train/partial_groups", "train/replaced")
+SUMMED = ("train/tokens_per_s", "train/partial_groups", "train/replaced", "train/dropped")
 
 
 def advantages_of(advantage: Advantage, own: RewardBatch) -> Float[np.ndarray, "N T"]:
@@ -71,27 +72,26 @@ def joined(parts: Sequence[RewardBatch]) -> RewardBatch:
 
 
 def mini_batch_rows(
-    groups: Sequence[Sequence[int]], mine: int, mini_batches: int, seed: Sequence[int]
+    groups: Sequence[Sequence[int]], mine: int, mini_batches: int
 ) -> list[np.ndarray]:
     """The rows of process `mine` in each mini-batch; there may be none in one.
+
+    A mini-batch is a stretch of whole groups, in the order of the iteration's tasks, which is
+    random. So it is the same for any number of processes, each of which has about as many groups
+    of it as the others, and the attempts at a task are computed with their prompt once.
 
     Args:
         groups: for each process the number of the group of each of its rows, counted by itself.
             Group k of process r of W is group k W + r of the iteration.
         mine: a process.
-        mini_batches: at most so many, of an equal number of rows each.
-        seed: of the order.
+        mini_batches: at most so many, of an equal number of groups each.
     """
-    places = [
-        (group, process, row)
-        for process, of_process in enumerate(groups)
-        for row, group in enumerate(of_process)
-    ]
-    places.sort()
-    order = np.random.default_rng(tuple(seed)).permutation(len(places))
+    size = len(groups)
+    numbers = [np.array(own, dtype=int) * size + process for process, own in enumerate(groups)]
+    parts = np.unique(np.concatenate(numbers))
     return [
-        np.array(sorted(places[int(i)][2] for i in part if places[int(i)][1] == mine), dtype=int)
-        for part in np.array_split(order, min(mini_batches, len(places)))
+        np.flatnonzero(np.isin(numbers[mine], part))
+        for part in np.array_split(parts, min(mini_batches, len(parts)))
     ]
 
 
@@ -126,6 +126,13 @@ def metrics_of_all(own: Mapping[str, float]) -> dict[str, float]:
         else:
             joint[name] = float(sum(values) if name in SUMMED else np.mean(values))
     return joint
+
+
+def frozen_copy(policy: Policy, weights: bool) -> Policy:
+    """A reference policy; without weights, for a strategy that gives it those of the policy."""
+    empty = [] if weights else policy.parameters()
+    memo = {id(each): nn.Parameter(torch.empty_like(each, device="meta")) for each in empty}
+    return deepcopy(policy, memo).eval().requires_grad_(False)
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -169,12 +176,16 @@ class ShardedStrategy(ModelParallelStrategy):
         )
         self.cpu_offload = cpu_offload
 
-    def shard(self, policy: Policy) -> None:
-        """Shard the weights of a policy, each decoder layer for itself; once.
+    def shard(self, policies: Sequence[Policy]) -> None:
+        """Shard the weights of a policy and of copies of it, layer by layer; once.
+
+        All get the weights that the first policy has in the first process, so that the others may
+        come without any, on the meta device: only one whole model is ever in memory.
 
         Raises:
             ValueError: weights of several precisions, which cannot be sharded together.
         """
+        policy = policies[0]
         if isinstance(policy, FSDPModule):
             return
         precisions = {str(parameter.dtype) for parameter in policy.parameters()}
@@ -193,14 +204,16 @@ class ShardedStrategy(ModelParallelStrategy):
             settings["mp_policy"] = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
         if self.cpu_offload:
             settings["offload_policy"] = CPUOffloadPolicy(self.root_device.type == "cuda")
-        layers: Any = policy.model.base_model.layers
-        for layer in layers:
-            fully_shard(layer, **settings)
-        fully_shard(policy, **settings)
-        for module in policy.modules():
-            if isinstance(module, FSDPModule):
-                module.set_gradient_divide_factor(1.0)
-                module.set_force_sum_reduction_for_comms(True)  # what gloo can do
+        layers: list[Any] = [each.model.base_model.layers for each in policies]
+        for same in [*zip(*layers, strict=True), policies]:
+            _spread_weights(same, self.root_device)
+            for module in same:
+                fully_shard(module, **settings)
+        for each in policies:
+            for module in each.modules():
+                if isinstance(module, FSDPModule):
+                    module.set_gradient_divide_factor(1.0)
+                    module.set_force_sum_reduction_for_comms(True)  # what gloo can do
 
     def model_to_device(self) -> None:
         """Everything to the device, but shards that are to stay in host memory."""
@@ -233,6 +246,37 @@ class ShardedStrategy(ModelParallelStrategy):
         ):
             optimizer.load_state_dict(_sharded(state, optimizer))
         return checkpoint
+
+
+def _spread_weights(same: Sequence[nn.Module], device: torch.device) -> None:
+    """Give modules of one structure the weights of the first one in the first process.
+
+    What is sharded already stays; tied weights stay tied.
+    """
+    taken: dict[int, tuple[Tensor, list[Tensor]]] = {}  # by what they replace, kept for its id
+    for parts in zip(*(module.modules() for module in same), strict=True):
+        for kind in ("_parameters", "_buffers"):
+            for name, old in [*getattr(parts[0], kind).items()]:
+                if old is None or isinstance(old, DTensor):
+                    continue
+                if id(old) not in taken:
+                    mine = [getattr(part, kind)[name] for part in parts]
+                    taken[id(old)] = old, _received(mine, device)
+                for part, new in zip(parts, taken[id(old)][1], strict=True):
+                    getattr(part, kind)[name] = new
+
+
+def _received(mine: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The value of the first tensor in the first process, for each of these."""
+    first = mine[0].detach()
+    value = torch.empty_like(first, device=device) if first.is_meta else first.to(device)
+    if world_size() > 1:
+        distributed.broadcast(value, src=0)
+    values = [value, *(value.clone() for _ in mine[1:])]
+    return [
+        nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+        for old, new in zip(mine, values, strict=True)
+    ]
 
 
 def _whole(value: Any, keep: bool) -> Any:

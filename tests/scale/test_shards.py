@@ -1,0 +1,83 @@
+"""Two processes shard a policy that only the first of them has loaded."""
+
+import os
+from pathlib import Path
+
+import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor, distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing import spawn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
+from matchtir.policy.policy import Policy
+from matchtir.policy.weights import full_tensor
+from matchtir.training.parallel import ShardedStrategy, frozen_copy
+from matchtir.training.phases import HostShelf
+from tests.policy.tiny_policy import ARCHITECTURE, small
+
+IDS = torch.randint(300, (2, 12), generator=torch.Generator().manual_seed(1))
+
+
+def scores(policy: Policy) -> Tensor:
+    return policy.eval()(IDS, torch.ones_like(IDS, dtype=torch.bool)).logprobs.detach()
+
+
+def sharding(processes: int) -> ShardedStrategy:
+    strategy = ShardedStrategy(processes)
+    strategy.parallel_devices = [torch.device("cpu")] * processes
+    strategy.cluster_environment = LightningEnvironment()
+    mesh = init_device_mesh("cpu", (processes, 1), mesh_dim_names=("data_parallel", "tensor"))
+    strategy._device_mesh = mesh
+    return strategy
+
+
+def process(rank: int, folders: list[Path]) -> None:
+    """What both processes do; a failed assertion in one fails the test."""
+    os.environ |= {"LOCAL_RANK": str(rank)}
+    rank_zero_only.rank = rank
+    meeting = f"file://{folders[0]}/meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    for folder in folders:
+        loaded_once(rank, folder, tied=folder.name == "tied")
+
+
+def loaded_once(rank: int, folder: Path, tied: bool) -> None:
+    expected = load_pretrained(str(folder)).policy
+    policy = load_pretrained(str(folder), load_once=True).policy
+    assert all(each.is_meta == (rank > 0) for each in policy.parameters())
+    reference = frozen_copy(policy, weights=False)
+    assert all(each.is_meta for each in reference.parameters())
+    sharding(2).shard([policy, reference])
+    for each in (policy, reference):
+        assert torch.allclose(scores(each), scores(expected), atol=1e-5)
+        head = each.model.get_output_embeddings().weight
+        assert isinstance(head, DTensor)
+        assert (head is each.model.get_input_embeddings().weight) == tied
+    shards = [each.to_local() for each in policy.parameters()]
+    whole = sum(each.numel() for each in expected.parameters())
+    assert sum(each.numel() for each in shards) < 0.6 * whole
+    assert not any(each.requires_grad for each in reference.parameters())
+    with torch.no_grad():
+        for each in policy.parameters():
+            each.mul_(2.0)
+    own, other = next(policy.parameters()), next(reference.parameters())
+    assert torch.equal(full_tensor(own), 2 * full_tensor(other))
+    then, shelf = scores(policy), HostShelf()
+    shelf.put(policy.parameters())
+    assert all(each.untyped_storage().nbytes() == 0 for each in shards)
+    shelf.take_back()
+    assert torch.equal(scores(policy), then)
+
+
+def test_all_weights_come_from_the_first_process(tmp_path: Path) -> None:
+    tokenizer = small().tokenizer
+    folders = [tmp_path / "tied", tmp_path / "untied"]
+    for folder in folders:
+        sizes = {**ARCHITECTURE, "vocab_size": len(tokenizer)}
+        config = Qwen3Config(**sizes, tie_word_embeddings=folder.name == "tied")
+        save_pretrained(LoadedPolicy(Policy(Qwen3ForCausalLM(config)), tokenizer), folder)
+    spawn(process, (folders,), nprocs=2)
