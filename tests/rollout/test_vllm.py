@@ -373,11 +373,11 @@ def test_sampling_sleep_wake_sync_are_the_only_order(tmp_path: Path, level: int)
 def test_asleep_and_awake_again(engine: Engines) -> None:
     engine.sync(policy(0), version=200)
     before = one(engine)
-    engine._sleep_level = 2
+    engine.sleep_level = 2
     engine.sleep()
     with pytest.raises(RuntimeError, match="asleep"):
         one(engine)
     engine.wake()
     engine.sync(policy(0), version=201)
     assert one(engine) == before
-    engine._sleep_level = 0
+    engine.sleep_level = 0

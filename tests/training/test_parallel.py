@@ -50,18 +50,26 @@ def test_a_process_without_trajectories_adds_none() -> None:
 
 def test_mini_batches_are_those_of_one_process() -> None:
     # Four groups of two; with two processes group k of process r is group 2k + r.
-    alone = mini_batch_rows([[0, 0, 1, 1, 2, 2, 3, 3]], 0, 3, seed=(1, 2))
+    alone = mini_batch_rows([[0, 0, 1, 1, 2, 2, 3, 3]], 0, 2)
+    assert [rows.tolist() for rows in alone] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     shared = [[0, 0, 1, 1], [0, 0, 1, 1]]
-    parts = [mini_batch_rows(shared, process, 3, seed=(1, 2)) for process in (0, 1)]
-    places = [[0, 1, 4, 5], [2, 3, 6, 7]]  # of each process' rows among all
-    for number, rows in enumerate(alone):
-        found = [places[process][row] for process in (0, 1) for row in parts[process][number]]
-        assert sorted(found) == rows.tolist()
-    assert [len(rows) for rows in alone] == [3, 3, 2]
+    for process in (0, 1):
+        parts = mini_batch_rows(shared, process, 2)
+        assert [rows.tolist() for rows in parts] == [[0, 1], [2, 3]]
+
+
+def test_processes_have_equally_many_groups_in_each_mini_batch() -> None:
+    groups = [[number for number in range(32) for _ in range(16)]] * 8
+    for process in range(8):
+        parts = mini_batch_rows(groups, process, 8)
+        assert [len(rows) for rows in parts] == [4 * 16] * 8
 
 
 def test_there_are_as_many_mini_batches_in_every_process() -> None:
-    groups = [[0], [], [0, 1]]
-    of_each = [mini_batch_rows(groups, process, 8, seed=(0,)) for process in range(3)]
-    assert [len(mini_batches) for mini_batches in of_each] == [3, 3, 3]
-    assert [sum(map(len, mini_batches)) for mini_batches in of_each] == [1, 0, 2]
+    groups = [[0], [], [0, 1]]  # of the iteration: 0; 2 and 5
+    of_each = [mini_batch_rows(groups, process, 8) for process in range(3)]
+    assert [[rows.tolist() for rows in parts] for parts in of_each] == [
+        [[0], [], []],
+        [[], [], []],
+        [[], [0], [1]],
+    ]

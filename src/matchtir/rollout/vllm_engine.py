@@ -111,7 +111,7 @@ class VllmBase(Engine):
         self._settings = {"max_model_len": max_model_len, **(settings or {})}
         self._stop = tuple(stop_token_ids)
         self._kv_cache_gib = kv_cache_gib
-        self._sleep_level = sleep_level
+        self.sleep_level = sleep_level
         self._state = "without weights"  # then: ready, asleep, woken, ready, ...
         self._sampling = 0  # turns
 
@@ -120,9 +120,9 @@ class VllmBase(Engine):
 
         Raises RuntimeError while turns are being sampled.
         """
-        if self._sleep_level and self._state in ("ready", "woken"):
+        if self.sleep_level and self._state in ("ready", "woken"):
             self._require_rest("the engine goes to sleep")
-            self._send_sleep(self._sleep_level)
+            self._send_sleep(self.sleep_level)
             self._state = "asleep"
 
     def wake(self) -> None:
@@ -292,7 +292,7 @@ class VllmEngine(VllmBase):
 
         self._make_params = VllmParams
         with TemporaryDirectory() as folder:
-            settings = engine_settings(policy, Path(folder), self._settings, self._sleep_level)
+            settings = engine_settings(policy, Path(folder), self._settings, self.sleep_level)
             # The weights come with the sync.
             engine = LLMEngine.from_engine_args(EngineArgs(**settings, load_format="dummy"))
         cache = engine.vllm_config.cache_config

@@ -233,7 +233,7 @@ class VllmServerEngine(VllmBase):
             own = self._own_folder()
             if own != self._folder:  # a server loads weights where its configuration lies
                 (own / WEIGHTS_FILE).symlink_to(self._folder / WEIGHTS_FILE)
-            settings = engine_settings(policy, own, self._settings, self._sleep_level)
+            settings = engine_settings(policy, own, self._settings, self.sleep_level)
             self._process_settings = settings
             self._start()
         if writer or not self._is_shared:

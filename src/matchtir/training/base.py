@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -32,10 +34,13 @@ from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.optim import OptimizerFactory
 from matchtir.training.parallel import ShardedStrategy, sum_gradients
-from matchtir.training.phases import Phases
+from matchtir.training.phases import Colocation, Phases
 from matchtir.types import Task
 from matchtir.utils.loggers import CsvLogger
+from matchtir.utils.options import check_at_least
 from matchtir.utils.processes import largest
+
+log = logging.getLogger(__name__)
 
 GREEDY = SamplingParams(temperature=0.0)
 # Settings of a trainer that would do nothing here, or harm: what they must be, and why.
@@ -93,6 +98,7 @@ class PolicyModule(LightningModule):
         optimizer: makes the optimizers.
         micro_batch_tokens: padded tokens in one backward pass.
         max_grad_norm: the norm that gradients are clipped to.
+        max_bad_steps: so many steps in a row without a finite loss and gradient end the run.
         seed: of everything random in the iterations.
     """
 
@@ -107,10 +113,12 @@ class PolicyModule(LightningModule):
         micro_batch_tokens: int,
         max_grad_norm: float,
         seed: int,
+        max_bad_steps: int = 5,
     ) -> None:
         super().__init__()
-        if micro_batch_tokens < 1 or max_grad_norm <= 0:
-            raise ValueError("micro_batch_tokens and max_grad_norm must be positive")
+        check_at_least(1, micro_batch_tokens=micro_batch_tokens, max_bad_steps=max_bad_steps)
+        if max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm={max_grad_norm} must be positive")
         self.automatic_optimization = False
         self.policy = policy
         self.renderer = renderer
@@ -120,6 +128,8 @@ class PolicyModule(LightningModule):
         self.optimizer_factory = optimizer
         self.micro_batch_tokens = micro_batch_tokens
         self.max_grad_norm = max_grad_norm
+        self.max_bad_steps = max_bad_steps
+        self.bad_steps = 0  # in a row
         self.seed = seed
         self.phases = Phases(self.device)  # of the iteration under way
         self.last_rollout: Any = None  # what the traces show, where there is one
@@ -140,14 +150,38 @@ class PolicyModule(LightningModule):
 
     # -- processes ------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Trainer and engine take turns on the device.
+
+        Raises:
+            ValueError: the trainer offloads where nothing is gained.
+        """
+        strategy: Any = self.trainer.strategy
+        offload = getattr(self.trainer, "offload", "none")
+        if offload != "none" and strategy.root_device.type == "cpu":
+            raise ValueError(f"trainer.offload={offload} is for devices with memory of their own")
+        if offload != "none" and getattr(strategy, "cpu_offload", False):
+            raise ValueError(f"trainer.offload={offload}: cpu_offload has everything on the host")
+        self.colocation = Colocation(self.engine, offload, self._optimizer_state, self._weights)
+
+    def _optimizer_state(self) -> Iterator[Tensor]:
+        for optimizer in self.trainer.optimizers:
+            for state in optimizer.state.values():
+                yield from (each for each in state.values() if isinstance(each, Tensor))
+
+    def _weights(self) -> Iterator[Tensor]:
+        for policy in self.policies:
+            yield from policy.parameters()
+
     def configure_model(self) -> None:
         """Shard the weights, where the trainer's strategy says so."""
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
-            for policy in self.policies:
-                strategy.shard(policy)
+            strategy.shard(self.policies)
         elif isinstance(strategy, ModelParallelStrategy):
             raise TypeError(f"use {ShardedStrategy.__name__}, which sums gradients (trainer=fsdp)")
+        elif any(each.is_meta for each in self.policy.parameters()):
+            raise ValueError("model.load_once=true needs trainer=fsdp, which spreads the weights")
 
     def passes(
         self, batch: TokenBatch, max_tokens: int, rows: Tensor | None = None
@@ -220,14 +254,31 @@ class PolicyModule(LightningModule):
         scheduled = self.optimizer_factory(self.policy, iterations)
         return [s.optimizer for s in scheduled], [s.schedule for s in scheduled]
 
-    def step_optimizers(self) -> float:
-        """Clip the gradients, step, clear them; returns the norm before clipping."""
+    def step_optimizers(self, loss: float, tasks: Iterable[Task]) -> float:
+        """Clip the gradients, step, clear them; returns the norm before clipping.
+
+        A step without a finite loss and gradient is skipped, in all processes alike, and the
+        tasks that it was to learn from are named.
+
+        Raises:
+            RuntimeError: `max_bad_steps` in a row were skipped.
+        """
         sum_gradients(self.policy.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        clipped = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        norm = float(full_tensor(clipped))
+        good = math.isfinite(loss) and math.isfinite(norm)
+        self.bad_steps = 0 if good else self.bad_steps + 1
         for optimizer in _listed(self.optimizers()):
-            optimizer.step()
+            if good:
+                optimizer.step()
             optimizer.zero_grad()
-        return float(full_tensor(norm))
+        if not good:
+            names = sorted({task.task_id for task in tasks})
+            text = f"a step is skipped, its loss is {loss} and its gradient {norm}: {names}"
+            log.warning("iteration %d: %s", self.iteration, text)
+            if self.bad_steps == self.max_bad_steps:
+                raise RuntimeError(f"{self.bad_steps} steps in a row; {text}")
+        return norm
 
     def step_schedules(self) -> None:
         """Once per iteration."""
@@ -236,21 +287,21 @@ class PolicyModule(LightningModule):
 
     # -- sampling -----------------------------------------------------------------------------
 
-    def sync_engine(self) -> None:
-        """Sample from the policy as it is now; every process must call this."""
-        with self.phases.measured("sync"):
-            self.engine.sync(self.policy, version=self.iteration)
-
     @contextmanager
     def rollouts(self) -> Iterator[None]:
         """The engine has the weights as they are now, and the policy no dropout, for as long."""
-        self.sync_engine()
+        with self.phases.measured("sync"):
+            self.colocation.enter("sync")
+            self.engine.sync(self.policy, version=self.iteration)
+            self.colocation.enter("rollout")
         self.policy.eval()
         try:
             with self.phases.measured("rollout"):
                 yield
         finally:
             self.policy.train()
+        with self.phases.measured("sync"):
+            self.colocation.enter("update")
 
     # -- held-out tasks -----------------------------------------------------------------------
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,10 +98,11 @@ class GroupSource:
         self.off_policy = ahead or partial_groups > 0
         if self.replaces and self.off_policy:
             raise ValueError("zero_advantage=replace does not go with ahead or partial_groups")
-        if ahead and not module.engine.own_weights:
+        engine: Any = module.engine
+        if ahead and (not engine.own_weights or getattr(engine, "sleep_level", False)):
             raise ValueError(
-                "ahead: the engine samples from the weights that are being updated meanwhile; it "
-                "needs its own (rollout.engine.own_weights=true, or rollout=vllm)"
+                "ahead: the engine samples during the update; it needs weights of its own and no "
+                "sleep (rollout.engine.own_weights=true, or rollout=vllm with sleep_level=0)"
             )
         self.seconds = 0.0  # of sampling the groups of this iteration
         self.rounds = self.replaced = 0  # of replacements in it; groups that were replaced
@@ -151,7 +154,7 @@ class GroupSource:
         if not tasks:
             return
         module, iteration = self.module, self.module.iteration + 1
-        module.sync_engine()
+        module.engine.sync(module.policy, version=module.iteration)
 
         def sample() -> tuple[Groups, float]:
             # The trainer's precision holds in its own thread only.
@@ -178,11 +181,8 @@ class GroupSource:
             for (left, _), group in zip(under_way, groups, strict=True)
             if not is_complete(group)
         ]
-        return [
-            [each for each in group if isinstance(each, Trajectory)]
-            for group in groups
-            if is_complete(group)
-        ]
+        ended = [group for group in groups if group and is_complete(group)]  # none: all dropped
+        return [[each for each in group if isinstance(each, Trajectory)] for group in ended]
 
     # -- groups under way outlive an interruption ------------------------------------------------
 
@@ -204,6 +204,19 @@ class GroupSource:
         if state["ahead"] is not None:
             self._next = Future()
             self._next.set_result(state["ahead"])
+
+
+def check_rewards(credits: Sequence[Credit], trajectories: Sequence[Trajectory]) -> None:
+    """Raise ValueError, naming the task, where a reward is no finite number, or not one a turn."""
+    for credit, trajectory in zip(credits, trajectories, strict=True):
+        rewards = [*credit.turn_rewards, credit.total, credit.outcome_reward]
+        bad = [each for each in rewards if not (isinstance(each, Real) and math.isfinite(each))]
+        if bad or len(credit.turn_rewards) != len(trajectory.turns):
+            raise ValueError(
+                f"task {trajectory.task.task_id}: its reward must be a finite number for each of "
+                f"{len(trajectory.turns)} turns, not {list(credit.turn_rewards)}, together "
+                f"{credit.total!r}"
+            )
 
 
 def rollout_metrics(scored: ScoredRollout, seconds: float, iteration: int) -> dict[str, float]:

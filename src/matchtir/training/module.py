@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,17 @@ from matchtir.policy.policy import Policy, TokenScores
 from matchtir.policy.weights import has_adapters, without_adapters
 from matchtir.rollout.engine import SamplingParams
 from matchtir.training.base import PolicyModule
-from matchtir.training.groups import Groups, GroupSource, ScoredRollout, rollout_metrics
+from matchtir.training.groups import (
+    Groups,
+    GroupSource,
+    ScoredRollout,
+    check_rewards,
+    rollout_metrics,
+)
 from matchtir.training.parallel import (
+    ShardedStrategy,
     advantages_of,
+    frozen_copy,
     metrics_of_all,
     mini_batch_rows,
     summed_metrics,
@@ -91,13 +99,19 @@ class PolicyGradientModule(PolicyModule):
             )
         # In a list, so that checkpoints leave it out: a run that resumes makes it again.
         self._reference: list[Policy] = []
-        if objective.kl_coefficient and not has_adapters(self.policy):
-            self._reference.append(deepcopy(self.policy).eval().requires_grad_(False))
 
     @property
     def policies(self) -> list[Policy]:
         """The policy and its reference."""
         return [self.policy, *self._reference]
+
+    def configure_model(self) -> None:
+        """Make the reference, once; shard it and the policy, where the strategy says so."""
+        needed = self.objective.kl_coefficient and not has_adapters(self.policy)
+        if needed and not self._reference:
+            sharded = isinstance(self.trainer.strategy, ShardedStrategy)
+            self._reference.append(frozen_copy(self.policy, weights=not sharded))
+        super().configure_model()
 
     # -- one iteration, top to bottom ------------------------------------------------------------
 
@@ -132,6 +146,7 @@ class PolicyGradientModule(PolicyModule):
         trajectories = [trajectory for group in groups for trajectory in group]
         numbers = [number for number, group in enumerate(groups) for _ in group]
         credits = self.reward(trajectories)
+        check_rewards(credits, trajectories)
         batch = RewardBatch.from_credits(credits, trajectories, numbers)
         advantages = advantages_of(self.advantage, batch)
         return ScoredRollout(trajectories, credits, batch, advantages)
@@ -164,7 +179,8 @@ class PolicyGradientModule(PolicyModule):
         groups = [of_process for _, of_process in of_processes]
         if not any(groups):
             return metrics
-        batch = collate([scored.trajectories[int(row)] for row in kept], self.renderer.pad_id)
+        learned = [scored.trajectories[int(row)] for row in kept]
+        batch = collate(learned, self.renderer.pad_id)
         batch = batch.to(self.device)
         advantages = torch.tensor(scored.advantages[kept], dtype=torch.float32).to(self.device)
         known = {
@@ -172,17 +188,23 @@ class PolicyGradientModule(PolicyModule):
             "old_logprobs": self._logprobs(self.policy, batch) if self.mini_batches > 1 else None,
             "reference_logprobs": self._reference_logprobs(batch),
         }
-        seed = (self.seed, self.iteration)
-        steps = [
-            self._step(batch, known, torch.from_numpy(rows).to(self.device))
-            for rows in mini_batch_rows(groups, rank(), self.mini_batches, seed)
-        ]
+        steps = []
+        for rows in mini_batch_rows(groups, rank(), self.mini_batches):
+            index = torch.from_numpy(rows).to(self.device)
+            steps.append(self._step(batch, known, index, [learned[row].task for row in rows]))
+        good = [step for step in steps if all(map(math.isfinite, step.values()))]
+        metrics["train/skipped_steps"] = float(len(steps) - len(good))
         return metrics | {
-            f"train/{name}": float(np.mean([step[name] for step in steps])) for name in steps[0]
+            f"train/{name}": float(np.mean([step[name] for step in good or steps]))
+            for name in steps[0]
         }
 
     def _step(
-        self, batch: TokenBatch, known: Mapping[str, Tensor | None], index: Tensor
+        self,
+        batch: TokenBatch,
+        known: Mapping[str, Tensor | None],
+        index: Tensor,
+        tasks: Sequence[Task],
     ) -> dict[str, float]:
         """One optimizer step on the rows `index` of the batch, and those of other processes."""
         sampled, turn_index = batch.sampled[index], batch.turn_index[index]
@@ -193,9 +215,10 @@ class PolicyGradientModule(PolicyModule):
         for rows, tokens in self.passes(batch, self.micro_batch_tokens, index):
             output = self.loss(self._loss_inputs(tokens, rows, {**known, "weights": weights}))
             self.manual_backward(output.loss)
-            for name, value in output.metrics.items():
+            for name, value in (output.metrics | {"loss": output.loss.detach()}).items():
                 totals[name] += float(value)
-        return summed_metrics(totals) | {"grad_norm": self.step_optimizers()}
+        sums = summed_metrics(totals)
+        return sums | {"grad_norm": self.step_optimizers(sums["loss"], tasks)}
 
     def _loss_inputs(
         self, tokens: TokenBatch, rows: Tensor, known: Mapping[str, Tensor | None]
@@ -273,6 +296,7 @@ class PolicyGradientModule(PolicyModule):
             **self.phases.metrics(),
             "train/partial_groups": float(len(self.source.partial)),
             "train/replaced": float(self.source.replaced),
+            "train/dropped": float(len(self.episodes.dropped)),
         }
 
     def log_ratios(self, trajectories: Sequence[Trajectory]) -> list[list[list[float]]]:

@@ -1,0 +1,101 @@
+"""Trainer and engine take turns: the order of events, and what leaves the device."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from matchtir.training.phases import Colocation, HostShelf, Trainer
+from tests.training.training_parts import fit, policy_gradient, tasks
+
+
+class Sleeper:
+    """Says which of the trainer's tensors were there whenever it was asked for something."""
+
+    own_weights = True
+
+    def __init__(self, **tensors: torch.Tensor) -> None:
+        self.tensors = tensors
+        self.events: list[tuple[str, str]] = []
+
+    def _tell(self, event: str) -> None:
+        here = [name for name, each in self.tensors.items() if each.untyped_storage().nbytes()]
+        self.events.append((event, " ".join(here)))
+
+    def __getattr__(self, event: str) -> Any:
+        return lambda *_, **__: self._tell(event)
+
+
+@pytest.mark.parametrize(
+    ("offload", "at_wake", "at_sleep"),
+    [
+        ("none", "weights moments", "weights moments"),
+        ("optimizer", "weights", "weights"),
+        ("all", "weights", ""),
+    ],
+)
+def test_what_is_on_the_device_in_each_phase(offload: str, at_wake: str, at_sleep: str) -> None:
+    tensors = {"weights": torch.randn(3, 4), "moments": torch.randn(5)}
+    before = {name: each.clone() for name, each in tensors.items()}
+    engine: Any = Sleeper(**tensors)
+    device = Colocation(engine, offload, lambda: [tensors["moments"]], lambda: [tensors["weights"]])
+    for _ in range(2):
+        for phase in ("sync", "rollout", "update"):
+            device.enter(phase)
+        assert all(torch.equal(before[name], each) for name, each in tensors.items())
+    assert engine.events == [("wake", at_wake), ("sleep", at_sleep)] * 2
+
+
+@pytest.mark.parametrize(
+    "phases",
+    [["rollout"], ["update"], ["sync", "update"], ["sync", "sync"], ["sync", "rollout"] * 2],
+)
+def test_another_order_is_an_error(phases: list[str]) -> None:
+    engine: Any = Sleeper()
+    device = Colocation(engine, "none", list, list)
+    with pytest.raises(RuntimeError, match="is followed by"):
+        for phase in phases:
+            device.enter(phase)
+
+
+def test_an_iteration_and_a_validation_wake_sync_sample_sleep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = policy_gradient()
+    events: list[str] = []
+    for event in ("wake", "sync", "generate", "sleep"):
+        plain = getattr(module.engine, event)
+
+        def told(*given: Any, _event: str = event, _plain: Any = plain, **named: Any) -> Any:
+            events.append(_event)
+            return _plain(*given, **named)
+
+        setattr(module.engine, event, told)
+    fit(module, tmp_path, tasks(2), validate=True)
+    assert [e for e, then in zip(events, [*events[1:], ""], strict=True) if e != then] == [
+        *("wake", "sync", "generate", "sleep"),
+        *("wake", "sync", "generate", "sleep"),
+    ]
+
+
+def test_tensors_that_share_memory_leave_together_and_copies_are_used_again() -> None:
+    shelf, tensor = HostShelf(), torch.randn(4, 6)
+    view, before = tensor.t(), tensor.clone()
+    for _ in range(2):
+        shelf.put([tensor, view, torch.zeros(0)])
+        assert tensor.untyped_storage().nbytes() == 0
+        shelf.take_back()
+        assert torch.equal(tensor, before) and torch.equal(view, before.t())
+    assert len(shelf._copies) == 1
+
+
+def test_offloading_without_effect_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer.offload='some'"):
+        Trainer(offload="some")
+    module = policy_gradient()
+    module.trainer = Trainer(offload="optimizer", accelerator="cpu", default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="memory of their own"):
+        module.setup("fit")
+    with pytest.raises(ValueError, match="samples from the trainer's weights"):
+        Colocation(policy_gradient(scripted=False).engine, "all", list, list)
