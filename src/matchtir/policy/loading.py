@@ -17,7 +17,7 @@ from transformers import (
 
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import add_adapters, full_weights
-from matchtir.utils.processes import begins_first, rank
+from matchtir.utils.processes import is_first, rank
 
 POLICY_FOLDER = "policy"  # of a run folder: what training made, in the Hugging Face format
 
@@ -55,7 +55,7 @@ def load_pretrained(
     Raises what transformers raises where the model is not there: OSError, ValueError.
     """
     tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    if load_once and not begins_first():
+    if load_once and not is_first():
         config = AutoConfig.from_pretrained(name_or_path)
         with torch.device("meta"):
             chosen = config.dtype if dtype == "auto" else dtype

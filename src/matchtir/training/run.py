@@ -94,6 +94,8 @@ def policy_hashes(loaded: LoadedPolicy) -> dict[str, str]:
     with TemporaryDirectory() as folder:
         loaded.tokenizer.save_pretrained(folder)
         tokenizer = _hash(file.read_bytes() for file in sorted(Path(folder).rglob("*.*")))
+    if any(each.is_meta for each in loaded.policy.parameters()):  # the first process has them
+        return {"tokenizer": tokenizer}
     return {"model weights": _hash(weights), "tokenizer": tokenizer}
 
 
