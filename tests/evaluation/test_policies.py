@@ -11,7 +11,6 @@ from matchtir.evaluation.policies import (
     find_policy,
     random_turn_texts,
     random_value,
-    scripted_turns,
 )
 from matchtir.tools.formats import extract_answer, parse_calls
 from matchtir.types import CallStatus, Task, ToolCall, ToolSpec
@@ -75,15 +74,6 @@ odd_schemas = json_values | st.dictionaries(keywords, st.none() | st.integers() 
 @given(odd_schemas, st.integers())
 def test_odd_schemas_still_give_a_value(schema, seed):
     random_value(schema, ["word"], random.Random(seed))
-
-
-def test_the_scripts_of_each_policy():
-    first, last = scripted_turns("gold", TASK, 0)
-    assert parse_calls(first, {"finder"})[0].arguments == {"city": "Ulm"}
-    assert last == "<answer>Ulm</answer>"
-    assert scripted_turns("random", TASK, 7) == random_turn_texts(TASK, 7)
-    with pytest.raises(ValueError, match="policy='best' is not one of gold, random"):
-        scripted_turns("best", TASK, 0)
 
 
 @pytest.mark.parametrize("name", ["golden", "logs/grpo/runs/never", "./nowhere"])

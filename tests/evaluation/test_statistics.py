@@ -98,18 +98,6 @@ def test_without_tasks_there_are_no_numbers():
     assert np.isnan([gain.mean, gain.low, gain.high]).all()
 
 
-def test_the_interval_is_the_normal_one_for_many_tasks():
-    generator = np.random.default_rng(0)
-    before = generator.normal(size=400)
-    after = before + generator.normal(0.1, 0.5, size=400)
-    gain = paired(before, after, seed=1)
-    error = (after - before).std(ddof=1) / np.sqrt(400)
-    assert gain.mean == pytest.approx((after - before).mean())
-    assert (gain.low, gain.high) == pytest.approx(
-        (gain.mean - 1.96 * error, gain.mean + 1.96 * error), abs=0.1 * error
-    )
-
-
 def test_the_interval_covers_the_true_gain_about_as_often_as_it_says():
     generator = np.random.default_rng(1)
     covered = 0

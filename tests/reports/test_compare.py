@@ -121,17 +121,13 @@ def test_seeds_and_starts_widen_the_intervals(sweep: Path, tmp_path: Path) -> No
     assert gain["low"] < 0.1 and gain["high"] > 0.9
 
 
-def test_jobs_come_in_order_of_their_numbers(tmp_path: Path) -> None:
+def test_runs_are_found_in_order_and_reports_beside_them_are_left_out(tmp_path: Path) -> None:
     for number in (2, 10, 1):
         make_run(tmp_path / str(number), seed=number)
-    assert [run.seed for run in find_runs([tmp_path])] == [1, 2, 10]
-
-
-def test_reports_beside_the_runs_are_left_out(tmp_path: Path, sweep: Path) -> None:
     report = tmp_path / "compare.html"
     report.touch()
-    assert len(find_runs([sweep, report])) == len(find_runs([sweep]))
-    with pytest.raises(FileNotFoundError, match="compare.html: no run"):
+    assert [run.seed for run in find_runs([tmp_path, report, tmp_path / "2"])] == [1, 2, 10]
+    with pytest.raises(FileNotFoundError, match=r"compare.html: no run .* is there"):
         find_runs([report])
 
 
@@ -200,9 +196,7 @@ def test_settings_that_differ_and_cost(sweep: Path) -> None:
 
 def test_the_csv_files_have_the_numbers_of_the_page(sweep: Path) -> None:
     comparison = compare_runs(find_runs([sweep]), baseline="grpo lr=0.2")
-    written = write_comparison(comparison, sweep / "compare.html")
-    names = ["html", "curves", "final", "settings", "cost"]
-    assert [path.stem.removeprefix("compare_") for path in written[1:]] == names[1:]
+    write_comparison(comparison, sweep / "compare.html")
 
     def rows(name: str) -> list[dict[str, str]]:
         with (sweep / f"compare_{name}.csv").open(newline="") as file:
@@ -221,9 +215,7 @@ def test_the_csv_files_have_the_numbers_of_the_page(sweep: Path) -> None:
     assert np.isclose(float(rows("cost")[0]["tokens"]), 600)
 
 
-def test_what_cannot_be_compared_is_said(tmp_path: Path, sweep: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no run .* is there"):
-        find_runs([tmp_path / "nowhere"])
+def test_what_cannot_be_compared_is_said(sweep: Path) -> None:
     with pytest.raises(ValueError, match="baseline='sft' names no single one of: grpo lr=0.1; "):
         compare_runs(find_runs([sweep]), baseline="sft")
     (sweep / "0" / "after.json").write_text("{")
@@ -234,12 +226,9 @@ def test_what_cannot_be_compared_is_said(tmp_path: Path, sweep: Path) -> None:
 def test_the_command_line(sweep: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = subprocess.run(
-        [sys.executable, SCRIPT, sweep], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, SCRIPT, sweep / "0", sweep / "3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=elsewhere)
     assert "lr=0.1" in done.stdout and str(sweep / "compare.html") in done.stdout
-    runs = [sweep / "0", sweep / "1"]
-    subprocess.run([sys.executable, SCRIPT, *runs], check=True, cwd=elsewhere, capture_output=True)
     assert not list(elsewhere.iterdir())  # into the folder that holds both
     (sweep / "0" / "after.json").write_text("{")
     failed = subprocess.run([sys.executable, SCRIPT, sweep], capture_output=True, text=True)

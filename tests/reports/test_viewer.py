@@ -59,17 +59,13 @@ def test_many_traces_are_spread_over_pages(tmp_path: Path) -> None:
         ]
         write_traces(tmp_path / "traces" / f"iteration_{iteration:06d}.jsonl", records)
     pages = viewer.write_viewer(tmp_path, tmp_path / "look.html")
-    assert [page.name for page in pages] == [f"look{n}.html" for n in ("", *_numbers(len(pages)))]
-    assert len(pages) > 1 and all(page.stat().st_size < 5_000_000 for page in pages)
+    assert [page.name for page in pages[:2]] == ["look.html", "look_2.html"]
+    assert all(page.stat().st_size < 5_000_000 for page in pages)
     keys = [(int(r["place"]), r["group"]) for page in pages for r in block(page, "records")]
     assert keys == [(i, g) for i in range(1, 6) for g in range(2) for _ in range(2)]
     listed = block(pages[0], "meta")["pages"]
     assert [each["file"] for each in listed] == [page.name for page in pages]
     assert listed[0]["places"]["1"][0] == 0 and listed[-1]["places"]["5"][1] == 1
-
-
-def _numbers(pages: int) -> list[str]:
-    return [f"_{number}" for number in range(2, pages + 1)]
 
 
 def test_the_benchmarks_of_an_evaluation_are_kept_apart(tmp_path: Path) -> None:
