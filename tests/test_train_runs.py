@@ -2,25 +2,19 @@
 
 import csv
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hydra.core.hydra_config import HydraConfig
 
-import train
 from matchtir.policy.loading import load_policy, load_pretrained
-from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.config_check import ConfigError
-from tests.scale.whole_runs import COPYING, NOT_REPEATED, ROOT, SMALL_MODEL, SMALL_RUN, composed
+from tests.scale.whole_runs import COPYING, NOT_REPEATED, ROOT, SMALL_MODEL, SMALL_RUN, run_here
 from tests.training.token_reward import PAID
 
 CONFIGS = ROOT / "configs"
@@ -28,17 +22,11 @@ RANDOM = (*SMALL_MODEL, "model.layers=1")
 FEW_TASKS = "data.sizes={train: 8, validation: 2, test: 2}"
 
 
-@pytest.fixture
-def run() -> Iterator[Callable[..., float]]:
-    """Runs a command line in this process, in a given folder; gives its objective."""
-
-    def compose_and_run(folder: Path, *overrides: str) -> float:
-        data = [] if "data=ftrl" in overrides else [FEW_TASKS]
-        model = [] if any(each.startswith("model.folder=") for each in overrides) else RANDOM
-        return train.run(composed(folder, *SMALL_RUN, *model, *data, *overrides))
-
-    yield compose_and_run
-    HydraConfig.instance().cfg = None
+def run(folder: Path, *overrides: str) -> float:
+    """A command line in this process, with few tasks and a small model; gives its objective."""
+    data = [] if "data=ftrl" in overrides else [FEW_TASKS]
+    model = [] if any(each.startswith("model.folder=") for each in overrides) else RANDOM
+    return run_here(folder, *SMALL_RUN, *model, *data, *overrides)
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -57,9 +45,7 @@ def result(folder: Path) -> dict[str, Any]:
 # -- what a run leaves behind --------------------------------------------------------------------
 
 
-def test_the_smoke_experiment_leaves_everything_behind(
-    tmp_path: Path, run: Callable[..., float]
-) -> None:
+def test_the_smoke_experiment_leaves_everything_behind(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     objective = run(folder)
 
@@ -94,9 +80,7 @@ def documented(name: str, patterns: Sequence[str]) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def test_the_policy_of_a_run_loads_as_a_hugging_face_model(
-    tmp_path: Path, run: Callable[..., float]
-) -> None:
+def test_the_policy_of_a_run_loads_as_a_hugging_face_model(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run(folder, "iterations=1")
     loaded = load_pretrained(str(folder / "policy"))
@@ -113,46 +97,8 @@ class Interrupted(BaseException):
     """Stands for a kill."""
 
 
-@contextmanager
-def interrupted(iteration: int, ending: type[BaseException] = Interrupted) -> Iterator[Any]:
-    """Ends the run inside within an iteration: at once, or with SIGTERM for SystemExit."""
-    score = PolicyGradientModule.score
-
-    def interrupt(self: PolicyGradientModule, groups: Any) -> Any:
-        if self.iteration == iteration:
-            if ending is Interrupted:
-                raise Interrupted
-            os.kill(os.getpid(), signal.SIGTERM)
-        return score(self, groups)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ending) as ended:
-        patch.setattr(PolicyGradientModule, "score", interrupt)
-        yield ended
-
-
-@pytest.mark.parametrize(("mini_batches", "iteration"), [(1, 4), (2, 3)])
-def test_an_interrupted_run_goes_on_to_the_same_numbers(
-    tmp_path: Path, run: Callable[..., float], mini_batches: int, iteration: int
-) -> None:
-    command = ("iterations=4", f"mini_batches={mini_batches}", "optimizer=muon_adamw", PAID)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    run(whole, *command)
-    assert len({row["train/grad_norm"] for row in table(whole) if row["train/loss"]}) == 4
-    with interrupted(iteration):
-        run(broken, *command)
-    assert len(table(broken)) < len(table(whole))
-    assert not (broken / "result.json").exists()
-
-    run(broken, *command, "ckpt_path=last")
-    assert table(broken) == table(whole)
-    facts = [result(folder) for folder in (whole, broken)]
-    for each in facts:
-        del each["seconds"]
-    assert facts[0] == facts[1]
-
-
 def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
-    tmp_path: Path, run: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     objective = run(tmp_path / "whole", PAID)
 
@@ -167,28 +113,6 @@ def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
     assert table(tmp_path / "broken") == table(tmp_path / "whole")
 
 
-def test_a_terminated_run_does_not_pass_for_a_finished_one(
-    tmp_path: Path, run: Callable[..., float], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with interrupted(2, SystemExit) as ended:
-        run(tmp_path / "run", PAID)
-    assert ended.value.code == 143 and "terminated" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "result.json").exists()
-    run(tmp_path / "run", PAID, "ckpt_path=last")
-    assert result(tmp_path / "run")["iterations"] == 3
-
-
-def test_an_interrupted_run_is_not_resumed_with_another_config(
-    tmp_path: Path, run: Callable[..., float]
-) -> None:
-    with interrupted(1):
-        run(tmp_path / "run")
-    (tmp_path / "run" / "checkpoints").mkdir(exist_ok=True)
-    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
-    with pytest.raises(ValueError, match=r"another config:\n +group_size: 4 -> 2"):
-        run(tmp_path / "run", "ckpt_path=last", "group_size=2")
-
-
 # -- other choices ---------------------------------------------------------------------------------
 
 
@@ -196,9 +120,7 @@ def test_an_interrupted_run_is_not_resumed_with_another_config(
     "choices",  # beside the default ones, hard and dual
     [("assignment=soft", "advantage=trajectory"), ("assignment=greedy", "advantage=turn")],
 )
-def test_the_methods_choices_run(
-    tmp_path: Path, run: Callable[..., float], choices: Sequence[str]
-) -> None:
+def test_the_methods_choices_run(tmp_path: Path, choices: Sequence[str]) -> None:
     run(tmp_path / "run", "iterations=1", *choices)
     assert result(tmp_path / "run")["iterations"] == 1
 
@@ -212,24 +134,20 @@ OPTIONS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_the_method_runs(
-    tmp_path: Path, run: Callable[..., float], option: str
-) -> None:
+def test_every_option_of_the_method_runs(tmp_path: Path, option: str) -> None:
     run(tmp_path / "run", "iterations=2", "mini_batches=2", option)
     row = table(tmp_path / "run")[-2]
     assert all(abs(float(row[f"train/{name}"])) < 1e6 for name in ("loss", "grad_norm", "reward"))
 
 
-def test_fine_tuning_is_an_experiment_of_its_own(tmp_path: Path, run: Callable[..., float]) -> None:
+def test_fine_tuning_is_an_experiment_of_its_own(tmp_path: Path) -> None:
     run(tmp_path / "run", "experiment=sft", f"datamodule.stages=[{COPYING}]")
     rows = table(tmp_path / "run")
     assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2"]
     assert result(tmp_path / "run")["iterations"] == 2
 
 
-def test_both_stages_of_the_starting_weights_train_them(
-    tmp_path: Path, run: Callable[..., float]
-) -> None:
+def test_both_stages_of_the_starting_weights_train_them(tmp_path: Path) -> None:
     skill, habits = tmp_path / "skill", tmp_path / "habits"
     stages = [f"datamodule.stages.{stage}.iterations=2" for stage in (0, 1)]
     run(skill, "experiment=skill", *stages)
@@ -241,9 +159,7 @@ def test_both_stages_of_the_starting_weights_train_them(
     assert any(not first[name].equal(second[name]) for name in first)
 
 
-def test_a_warm_start_is_made_once_and_only_as_a_whole(
-    tmp_path: Path, run: Callable[..., float]
-) -> None:
+def test_a_warm_start_is_made_once_and_only_as_a_whole(tmp_path: Path) -> None:
     warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{COPYING}]", "iterations=1")
     cache = tmp_path / "warm_starts"
     run(tmp_path / "first", *warm)
@@ -263,7 +179,7 @@ def test_a_warm_start_is_made_once_and_only_as_a_whole(
 
 @pytest.mark.slow
 def test_weights_and_biases_without_a_network(
-    tmp_path: Path, run: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     run(tmp_path / "run", "iterations=1", "logger=wandb", "logger.wandb.offline=true")
@@ -287,7 +203,6 @@ def test_weights_and_biases_without_a_network(
 )
 def test_mistakes_are_found_before_a_model_is_loaded(
     tmp_path: Path,
-    run: Callable[..., float],
     monkeypatch: pytest.MonkeyPatch,
     overrides: Sequence[str],
     error: type[Exception],

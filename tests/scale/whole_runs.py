@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict, read_write
 
+import train as program
 from matchtir.utils.run_folder import register_resolvers
 from tests.scale.failing import FAILS
 from tests.training.token_reward import PAID
@@ -52,6 +53,14 @@ def composed(folder: Path, *overrides: str) -> DictConfig:
     with read_write(config), open_dict(config):
         del config["hydra"]
     return config
+
+
+def run_here(folder: Path, *overrides: str) -> float:
+    """A command line in this process; gives its objective."""
+    try:
+        return program.run(composed(folder, *overrides))
+    finally:
+        HydraConfig.instance().cfg = None
 
 
 def train(

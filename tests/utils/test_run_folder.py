@@ -187,5 +187,5 @@ def test_runs_are_named_by_their_choices(overrides: list[str], group: str) -> No
 
 def test_tags_are_short_and_different() -> None:
     long = "data.train_path=" + "x" * 100
-    tags = run_tags(None, [long, "assignment=soft", "assignment=soft"], 1)
-    assert tags == ["train", long[:64], "assignment=soft", "seed=1"]
+    tags = run_tags(None, [long, "assignment=soft", "assignment=soft", "tags=[dev]"], 1, ["dev"])
+    assert tags == ["dev", "train", long[:64], "assignment=soft", "seed=1"]

@@ -232,15 +232,12 @@ class PolicyModule(LightningModule):
                 logger.resume(self.iteration)
 
     def log_row(self, metrics: Mapping[str, Any]) -> None:
-        """Log what was measured in this iteration, and nothing else; loggers get every nth one.
+        """Log what was measured in this iteration, and nothing else.
 
         Lightning's own way to the loggers would repeat the last value of a metric in every later
         row, also in iterations that did not measure it.
         """
         self.log_dict(dict(metrics), logger=False, sync_dist=True)  # alike in every process
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.trainer.training and (every == 0 or self.iteration % every):
-            return
         for logger in self.loggers:
             logger.log_metrics({k: float(v) for k, v in metrics.items()}, step=self.iteration)
 
@@ -252,7 +249,8 @@ class PolicyModule(LightningModule):
         # its state, which would then be lost.
         iterations = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         scheduled = self.optimizer_factory(self.policy, iterations)
-        return [s.optimizer for s in scheduled], [s.schedule for s in scheduled]
+        schedules = [{"scheduler": s.schedule, "interval": "step"} for s in scheduled]
+        return [s.optimizer for s in scheduled], schedules
 
     def step_optimizers(self, loss: float, tasks: Iterable[Task]) -> float:
         """Clip the gradients, step, clear them; returns the norm before clipping.

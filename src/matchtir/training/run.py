@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning import LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.utilities.seed import isolate_rng
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.syntax import Syntax
@@ -31,7 +32,7 @@ from matchtir.training.base import PolicyModule
 from matchtir.training.callbacks.display import Progress
 from matchtir.training.data import TaskDataModule
 from matchtir.utils.processes import is_first, rank, wait_for_all
-from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_metrics
+from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_metrics, replace_text
 
 log = logging.getLogger(__name__)
 
@@ -207,9 +208,10 @@ def scores_before(
     """The test scores of the weights that training starts from; a resumed run has them on file."""
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))
-    scores = test_scores(trainer, module, datamodule)
+    with isolate_rng():  # training begins the same where they are on file
+        scores = test_scores(trainer, module, datamodule)
     if trainer.is_global_zero:
-        file.write_text(json.dumps(scores), encoding="utf-8")
+        replace_text(file, json.dumps(scores))
     return scores
 
 

@@ -85,6 +85,8 @@ def instantiate_group(group: DictConfig | None) -> list[Any]:
         ValueError: an entry is something else.
     """
     nodes = {name: node for name, node in (group or {}).items() if node is not None}
+    if nodes.pop("none", False):  # callbacks=none: settings of absent entries are left out
+        nodes = {name: node for name, node in nodes.items() if "_target_" in node}
     for name, node in nodes.items():
         if not isinstance(node, DictConfig) or "_target_" not in node:
             raise ValueError(f"{name!s}: expected a node with a _target_, found {node!r}")

@@ -42,7 +42,7 @@ MAX_TAG = 64  # characters, as W&B has it
 
 # Settings that say where a run goes and who watches it, not what it computes.
 WATCHING = (
-    *("ckpt_path", "hparams_search", "identity.*", "paths.*", "logger.*", "callbacks.*"),
+    *("ckpt_path", "tags", "hparams_search", "identity.*", "paths.*", "logger.*", "callbacks.*"),
     *("extras.*", "*.cache_dir", "trainer.default_root_dir", "trainer.enable_*"),
 )
 # A resumed run may differ in these, too: on how many processes and how long it runs. The schedule
@@ -166,9 +166,11 @@ def run_name(experiment: str | None, overrides: Sequence[str], seed: int) -> str
     return f"{run_group(experiment, overrides)} seed={seed}"
 
 
-def run_tags(experiment: str | None, overrides: Sequence[str], seed: int) -> list[str]:
-    """The experiment, each choice and the seed; a long one is cut at its end."""
-    every = [*_names(experiment, overrides), f"seed={seed}"]
+def run_tags(
+    experiment: str | None, overrides: Sequence[str], seed: int, own: Sequence[str] = ()
+) -> list[str]:
+    """The user's own, the experiment, each choice and the seed; a long one is cut at its end."""
+    every = [*own, *_names(experiment, overrides), f"seed={seed}"]
     return list(dict.fromkeys(tag[:MAX_TAG] for tag in every))
 
 

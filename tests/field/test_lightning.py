@@ -1,0 +1,139 @@
+"""What Lightning's users are used to: it works, or it is refused by name (docs/lightning.md)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
+
+from matchtir.training.base import check_trainer
+from matchtir.utils.run_folder import read_metrics
+from tests.scale.whole_runs import SMALL_MODEL, SMALL_RUN, composed, run_here
+
+SHORT = (*SMALL_RUN, *SMALL_MODEL, "model.layers=1")
+SIZES = "data.sizes={train: 8, validation: 2, test: 2}"
+CALLBACKS = "lightning.pytorch.callbacks"
+
+
+class Watcher(Callback):
+    """Logs as callbacks do, and asks the logger for what is behind it."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        pl_module.log("watched/batch", 2.0)
+        assert trainer.logger is not None and trainer.logger.experiment is not None  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with callbacks of Lightning's and of one's own."""
+    folder = tmp_path_factory.mktemp("watched") / "run"
+    callbacks = {
+        "rates": f"{{_target_: {CALLBACKS}.LearningRateMonitor}}",
+        "device_stats": f"{{_target_: {CALLBACKS}.DeviceStatsMonitor, cpu_stats: true}}",
+        "timer": f"{{_target_: {CALLBACKS}.Timer, duration: '00:01:00:00'}}",
+        "summary": f"{{_target_: {CALLBACKS}.ModelSummary}}",
+        "own": f"{{_target_: {__name__}.Watcher}}",
+    }
+    given = [f"+callbacks.{name}={node}" for name, node in callbacks.items()]
+    run_here(folder, *SHORT, SIZES, "iterations=3", "tags=[dev]", *given)
+    return folder
+
+
+def test_what_callbacks_log_stands_beside_the_iteration_in_which_they_log(watched: Path) -> None:
+    curves = read_metrics(watched / "metrics.csv")
+    device = [name for name in curves if name.startswith("DeviceStatsMonitor.on_train_batch_end")]
+    for name in ("train/reward", "lr-AdamW", "watched/batch", *device[:3]):
+        assert curves[name][0] == [1, 2, 3], name
+    assert device and curves["test/success"][0] == [0, 3] and curves["val/success"][0] == [2]
+
+
+def test_early_stopping_ends_a_run(tmp_path: Path) -> None:
+    stopping = f"{{_target_: {CALLBACKS}.EarlyStopping, monitor: val/calls, patience: 1}}"
+    often = ("iterations=6", "trainer.val_check_interval=1", f"+callbacks.stopping={stopping}")
+    run_here(tmp_path / "run", *SHORT, SIZES, "optimizer.lr=0", *often)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["iterations"] == 2
+    assert (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()
+
+
+@pytest.mark.parametrize("what", ["debug=fdr", "logger=none"])
+def test_a_run_may_leave_nothing_but_its_result(tmp_path: Path, what: str) -> None:
+    nothing = ["callbacks=none", "iterations=1"] if what == "logger=none" else []
+    folder = tmp_path / "run"
+    run_here(folder, *SHORT, SIZES, what, *nothing)
+    assert json.loads((folder / "result.json").read_text())["iterations"] == 1
+    assert not (folder / "metrics.csv").exists() and not (folder / "checkpoints").exists()
+
+
+def test_overfitting_repeats_the_tasks_of_the_first_iteration(tmp_path: Path) -> None:
+    run_here(tmp_path / "run", *SHORT, SIZES, "debug=overfit", "data.sizes.train=100")
+    of_iterations = [
+        {json.loads(line)["task"] for line in file.read_text().splitlines()}
+        for file in sorted((tmp_path / "run" / "traces").iterdir())
+    ]
+    assert len(of_iterations) == 3 and len(set.union(*of_iterations)) == 2
+
+
+def test_the_profiler_says_where_the_time_goes(tmp_path: Path) -> None:
+    run_here(tmp_path / "run", *SHORT, SIZES, "debug=profiler")
+    assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
+
+
+@pytest.mark.parametrize("debug", ["default", "fdr", "limit", "overfit", "profiler"])
+def test_debugging_has_no_warm_start(tmp_path: Path, debug: str) -> None:
+    assert composed(tmp_path, "experiment=matchtir_soft", "data=custom", "data.path=x").warm_start
+    config = composed(tmp_path, "data=custom", "data.path=x", f"debug={debug}")
+    assert not config.get("warm_start")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"max_epochs": 2}, "max_epochs=2: .*iterations"),
+        ({"max_steps": 8}, "max_steps=8: .*iterations"),
+        ({"overfit_batches": 1}, "overfit_batches=1: .*debug=overfit"),
+        ({"gradient_clip_val": 1.0}, "gradient_clip_val=1.0: module.max_grad_norm"),
+        ({"accumulate_grad_batches": 4}, "accumulate_grad_batches=4: .*micro_batch_tokens"),
+        ({"callbacks": [StochasticWeightAveraging(1e-3)]}, "callback StochasticWeightAveraging"),
+        ({"callbacks": [EMAWeightAveraging()]}, "callback EMAWeightAveraging"),
+        ({"callbacks": [BatchSizeFinder()]}, "callback BatchSizeFinder: tasks_per_iteration"),
+        ({"callbacks": [LearningRateFinder()]}, "callback LearningRateFinder: .*optimizer.lr"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
+)
+def test_what_would_do_nothing_or_harm_is_refused(settings: dict[str, Any], named: str) -> None:
+    given: dict[str, Any] = {"accelerator": "cpu", "logger": False, "max_epochs": 1} | settings
+    with pytest.raises(ValueError, match=named):
+        check_trainer(Trainer(**given))
+
+
+def test_an_interval_of_logging_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="log_every_n_steps: every iteration is logged"):
+        run_here(tmp_path / "run", *SHORT, SIZES, "trainer.log_every_n_steps=10")
+
+
+def test_refusals_come_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(**_: Any) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("matchtir.policy.tiny.model.load_tiny", load)
+    averaging = f"{{_target_: {CALLBACKS}.StochasticWeightAveraging, swa_lrs: 0.001}}"
+    with pytest.raises(ValueError, match="StochasticWeightAveraging: it averages over epochs"):
+        run_here(tmp_path / "run", *SHORT, SIZES, f"+callbacks.swa={averaging}")
+
+
+def test_the_config_may_be_shown_as_a_tree(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Exception, match="no such file"):
+        run_here(tmp_path / "run", *SHORT, "extras.print_config=true", "data=ftrl", "model=tiny")
+    shown = capsys.readouterr().out
+    assert shown.startswith("run folder: ") and "├── optimizer" in shown
