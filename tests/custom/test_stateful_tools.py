@@ -198,3 +198,14 @@ def test_a_cancelled_call_ends_at_once_and_the_session_can_be_closed(sandbox):
     asyncio.run(run())
     (result,), _ = in_cart(sandbox, ("add", {"name": "a"}))
     assert result.output == "1"
+
+
+def test_functions_never_run_where_objects_did(sandbox):
+    def one():
+        return ToolSpec("one", "", {}, "import time\ndef one(): time.sleep(0.05); return 1")
+
+    calls = [("add", {"name": "a"}), ("one", {}), ("one", {}), ("one", {})]
+    for _ in range(3):
+        results, state = in_cart(sandbox, *calls, tools=[*cart_tools(), one()])
+        assert [result.output for result in results] == ["1"] * 4
+        assert len(state["Cart"]["lines"]) == 1

@@ -292,7 +292,7 @@ class _Queue:
         with self._lock:
             for process in [each for each in self._free if each.key and each.key[0] == episode]:
                 self._free.remove(process)
-                jobs.append(_Job({"action": "end", "key": None, "timeout_s": 5.0}, process))
+                jobs.append(_Job(END))
                 self._running += 1
                 self._threads.submit(self._run, jobs[-1], process)
         return jobs
@@ -352,10 +352,11 @@ class _Queue:
             process.losses = 0
             self._running -= 1
             self._hanging -= hanging
-            surplus = job.lent is None and len(self._free) >= self.workers
+            shared = process is not job.lent
+            surplus = shared and len(self._free) >= self.workers
             if surplus:
                 self.all.remove(process)
-            elif job.lent is None or job.request["action"] == "end":
+            elif shared:
                 self._free.append(process)
             self._start_next()
         if surplus:
@@ -421,6 +422,7 @@ class WorkerPool:
             self._queue.all.remove(lent)
 
 
+END = {"action": "end", "key": None, "timeout_s": 5.0}  # a request: end what runs tool code
 _STATUSES = {status: ResultStatus(status) for status in worker.OF_CHILDREN} | {
     "crashed": ResultStatus.CRASHED,
     "timeout": ResultStatus.TIMEOUT,

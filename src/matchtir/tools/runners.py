@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from matchtir.tools.mcp import McpConnection, McpHost
-from matchtir.tools.pool import Reply, WorkerPool, WorkerProcess
+from matchtir.tools.pool import END, Reply, WorkerPool, WorkerProcess
 from matchtir.types import McpServer, ResultStatus, ToolSpec
 
 Pools = Callable[[Sequence[ToolSpec]], WorkerPool]  # workers that have what these tools ask for
@@ -120,7 +120,7 @@ class ObjectRunner:
         if self._worker is None or not self._pool.stop.alive:
             return
         if not self._cancelled:
-            await self._pool.ask({"action": "end", "key": None, "timeout_s": 5.0}, self._worker)
+            await self._pool.ask(END, self._worker)
         # Of a cancelled request, the thread may still be at work on the killed process.
         self._pool.take_back(self._worker, reusable=not self._cancelled)
 
