@@ -43,7 +43,7 @@ def test_limits_of_tokens_do_not_bind_scripts_but_limits_of_turns_do(sandbox, tm
 def test_scores_and_groups_of_the_benchmark(sandbox, tmp_path):
     scored = benchmark(
         plain_task(),
-        scores={"failed": "matchtir.evaluation.metrics.calls_failed"},
+        scores={"failed": "matchtir.evaluation.metrics.call_errors"},
         groups={"complexity": "matchtir.tasks.ftrl.complexity"},
     )
     (record,) = play(scored, "gold", sandbox, tmp_path).records

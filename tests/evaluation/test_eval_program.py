@@ -76,7 +76,7 @@ def test_failed_calls_are_counted_by_kind(sandbox, tmp_path, monkeypatch):
     calls = ["no_such_tool", "look", "fail", "deny"]
     texts = [render_call(name, {"what": 1} if name == "look" else {}) for name in calls]
     texts += ["<tool_call>{</tool_call>", "<answer>1902</answer>"]
-    monkeypatch.setattr("matchtir.evaluation.benchmark.scripted_turns", lambda *_: tuple(texts))
+    monkeypatch.setattr("matchtir.evaluation.benchmark.gold_turn_texts", lambda _: texts)
     sources = (LOOK, "def fail():\n    return 1 / 0\n", "def deny():\n    return {'error': 'no'}\n")
     schema = {"type": "object", "properties": {}}
     tools = [ToolSpec(s[4 : s.index("(")], "", schema, s) for s in sources]

@@ -12,7 +12,6 @@ from matchtir.evaluation.statistics import (
     Mean,
     MeanOf,
     Ratio,
-    Total,
     difference,
     estimate,
     nested_bootstrap,
@@ -31,8 +30,7 @@ def test_means_leave_out_tasks_without_the_measure():
     assert np.isnan(value(Mean("a"), []))
 
 
-def test_sums_and_ratios_are_over_all_tasks():
-    assert value(Total("calls"), TASKS) == 10
+def test_ratios_are_over_all_tasks():
     assert value(Ratio("errors", "calls"), TASKS) == 0.1
     assert np.isnan(value(Ratio("errors", "a"), [{"errors": 1}]))
 
@@ -72,7 +70,7 @@ def test_weights_are_copies_of_tasks(scores, seed):
     assert weights.sum() == len(scores)
     tasks = [{"a": score} for score in scores]
     copies = [task for task, w in zip(tasks, weights, strict=True) for _ in range(int(w))]
-    for statistic in (Mean("a"), Total("a"), MeanOf([Mean("a")])):
+    for statistic in (Mean("a"), MeanOf([Mean("a")])):
         assert statistic(tasks, weights[None])[0] == pytest.approx(value(statistic, copies))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +15,13 @@ from hydra.utils import get_method
 
 from matchtir.credit.rewards import Reward
 from matchtir.evaluation.metrics import Scoring
-from matchtir.evaluation.policies import EvaluatedPolicy, scripted_turns
+from matchtir.evaluation.policies import EvaluatedPolicy, random_turn_texts
 from matchtir.evaluation.statistics import Statistic
 from matchtir.evaluation.traces import AttemptLog, Record, trace_record
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.runner import EpisodeRunner
+from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.rows import TaskSet
 from matchtir.tasks.splits import spread
 from matchtir.tools.sandbox import Sandbox
@@ -152,13 +152,15 @@ class TaskBenchmark:
         Raises:
             ValueError: gold solutions of tasks that have none.
         """
+        if name == "random":
+            return {task.task_id: random_turn_texts(task, seed) for task in tasks}
         can_call = [task for task in tasks if task.tools]
-        if name == "gold" and can_call and all(t.metadata.get("gold_unknown") for t in can_call):
+        if can_call and all(task.metadata.get("gold_unknown") for task in can_call):
             raise ValueError(
                 f"policy=gold: the tasks of benchmark {self.name} have no gold calls (where they "
                 f"are not published, benchmark.{self.name}.tasks.gold_traces_path names them)"
             )
-        return {task.task_id: scripted_turns(name, task, seed) for task in tasks}
+        return {task.task_id: gold_turn_texts(task) for task in tasks}
 
     async def _play(
         self,
@@ -184,11 +186,7 @@ class TaskBenchmark:
     def _record(self, number: int, trajectory: Trajectory, reward: Reward) -> Record:
         task = trajectory.task
         groups = {"scenario": task.scenario, **{k: group(task) for k, group in self.groups.items()}}
-        sub_answers = [dataclasses.asdict(item) for item in task.sub_answers]
-        values = self.scoring.measure(trajectory)
-        return attempt_record(
-            number, trajectory, reward, groups, values, {"sub_answers": sub_answers}
-        )
+        return attempt_record(number, trajectory, reward, groups, self.scoring.measure(trajectory))
 
 
 def attempt_record(
@@ -197,13 +195,11 @@ def attempt_record(
     reward: Reward,
     groups: Mapping[str, str],
     values: Mapping[str, Any],
-    facts: Mapping[str, Any],
 ) -> Record:
     """The trace of an attempt, its advantages at zero, with its groups, measures and reward."""
     (credit,) = reward([trajectory])
     return {
         **trace_record(trajectory, credit, [0.0] * len(trajectory.turns), group=number),
-        **facts,
         "groups": {kind: group for kind, group in groups.items() if group},
         "values": {**values, "reward": credit.total},
     }

@@ -229,9 +229,8 @@ def _record(number: int, entry: BfclEntry, line: Mapping[str, Any], setting: Set
     counts = {"turns": float(len(turns)), "calls": float(len(trajectory.calls))}
     values = {"correct": correct, entry.category: correct, **counts}
     groups = {"scenario": entry.category}
-    return attempt_record(
-        number, trajectory, setting.reward, groups, values, {"error": line["error"]}
-    )
+    record = attempt_record(number, trajectory, setting.reward, groups, values)
+    return {**record, "error": line["error"]}
 
 
 def _turn(step: Mapping[str, Any]) -> Turn:

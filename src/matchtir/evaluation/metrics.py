@@ -76,17 +76,6 @@ def measure(trajectory: Trajectory) -> dict[str, float]:
     }
 
 
-def calls_failed(trajectory: Trajectory) -> float:
-    """Calls that did not run to their end, or whose tool answered with an error."""
-    results = trajectory.results
-    return float(sum(not succeeded(result) for result in results))
-
-
-def calls_succeeded(trajectory: Trajectory) -> float:
-    """All other calls."""
-    return len(trajectory.calls) - calls_failed(trajectory)
-
-
 def call_errors(trajectory: Trajectory) -> float:
     """Calls that did not run to their end: refused by the parser, bad arguments, exceptions."""
     return float(sum(not executed(result) for result in trajectory.results))

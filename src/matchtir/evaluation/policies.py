@@ -31,10 +31,8 @@ from matchtir.rollout.episode import EpisodeLimits, Speaker
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.speakers import ChatEndpoint, TokenSpeaker
 from matchtir.rollout.transformers_engine import TransformersEngine
-from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tools.formats import render_call
 from matchtir.types import Task, ToolSpec
-from matchtir.utils.options import check_option
 from matchtir.utils.run_folder import CONFIG_FILE
 
 SCRIPTED_POLICIES = ("gold", "random")
@@ -203,16 +201,6 @@ def find_policy(
             "of an endpoint, the folder of a run, or a Hugging Face model: a folder or owner/name"
         )
     return ModelPolicy(policy, make_renderer, engine)
-
-
-def scripted_turns(name: str, task: Task, seed: int) -> tuple[str, ...]:
-    """What "gold" or "random" writes, turn by turn.
-
-    Raises:
-        ValueError: another name.
-    """
-    check_option("policy", name, SCRIPTED_POLICIES)
-    return gold_turn_texts(task) if name == "gold" else random_turn_texts(task, seed)
 
 
 def random_turn_texts(task: Task, seed: int) -> tuple[str, ...]:

@@ -56,17 +56,6 @@ class Mean:
         return _divide(weights @ _column(tasks, self.measure), weights @ present)
 
 
-class Total:
-    """The sum of a measure."""
-
-    def __init__(self, measure: str) -> None:
-        self.measure = measure
-
-    def __call__(self, tasks: Sequence[Values], weights: Weights) -> Numbers:
-        """Weighted sums."""
-        return weights @ _column(tasks, self.measure)
-
-
 class Ratio:
     """The sum of one measure over the sum of another: failed calls over calls."""
 
