@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
@@ -99,6 +100,16 @@ def test_one_word_is_enough_at_every_scale(override: str, scale: str) -> None:
 def test_vllm_computes_in_what_the_trainer_computes_in(precision: str, dtype: str | None) -> None:
     config = composed("train", "rollout=vllm", f"trainer.precision={precision}")
     assert config.rollout.engine.settings.dtype == dtype
+
+
+def test_a_sweep_of_wandb_gives_what_the_program_takes() -> None:
+    sweep = yaml.safe_load((CONFIGS.parent / "scripts" / "wandb_sweep.yaml").read_text())
+    points = [
+        f"{name}={space['min'] if 'min' in space else space['values'][0]}"
+        for name, space in sweep["parameters"].items()
+    ]
+    words = [word for word in sweep["command"] if "=" in word]
+    check_program("train", *words, *points, f"objective={sweep['metric']['name']}")
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))

@@ -26,6 +26,8 @@ class Program:
         self.started_from: list[str | None] = []
         self.fails: set[int] = set()
         self.stops: set[int] = set()
+        self.unmeasured: set[int] = set()
+        self.returned: list[float | None] = []
 
     def __call__(self, config: DictConfig) -> float:
         size, folder = config.group_size, Path(config.paths.run_dir)
@@ -40,7 +42,7 @@ class Program:
             (folder / "checkpoints" / "last.ckpt").touch()
             raise KeyboardInterrupt
         (folder / "result.json").write_text(json.dumps({"objective": size / 10}))
-        return size / 10
+        return float("nan") if size in self.unmeasured else size / 10
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def sweep(
         monkeypatch.setattr(sys, "argv", command)
         GlobalHydra.instance().clear()
         main = hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
-        main(lambda config: run_job(program, config))()
+        main(lambda config: program.returned.append(run_job(program, config)))()
 
     yield run
     GlobalHydra.instance().clear()
@@ -114,6 +116,14 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     assert program.ran == [1, 2, 2, 3]
     assert program.started_from == [None, None, "last", None]
     assert len(sweeps(tmp_path)) == 1
+
+
+def test_a_job_without_a_number_is_a_failed_trial(
+    program: Program, sweep: Callable[..., None]
+) -> None:
+    program.unmeasured = {2}
+    sweep("group_size=1,2")
+    assert program.returned == [0.1, None]
 
 
 def test_jobs_may_start_from_a_checkpoint(program: Program, sweep: Callable[..., None]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import traceback
@@ -46,8 +47,8 @@ def run_job(run: Callable[[DictConfig], float], config: DictConfig) -> float | N
     """`run(config)`, as a job of a sweep where it is one.
 
     Returns:
-        What `run` returned, now or when the job was finished earlier; None where it failed, which
-        search algorithms take for a failed trial.
+        What `run` returned, now or when the job was finished earlier; None where it failed or the
+        number is NaN, which search algorithms take for a failed trial.
 
     Raises:
         SystemExit: the job was finished with another config, or wants to start processes itself.
@@ -73,7 +74,11 @@ def run_job(run: Callable[[DictConfig], float], config: DictConfig) -> float | N
         config.ckpt_path = None
     failed.unlink(missing_ok=True)
     try:
-        return run(config)
+        value = run(config)
+        if not math.isnan(value):
+            return value
+        log.warning("job without a number as its objective: %s", folder)
+        return None
     except Exception as error:  # whatever it is, the other jobs have nothing to do with it
         folder.mkdir(parents=True, exist_ok=True)
         failed.write_text(traceback.format_exc(), encoding="utf-8")
