@@ -140,8 +140,8 @@ def test_another_sweep_is_not_gone_on_with(
     with pytest.raises(SystemExit, match="no unfinished sweep of these choices"):
         sweep("group_size=2,3", "ckpt_path=last")
     (kept,) = sweeps(tmp_path)[0].glob("0/config.yaml")
-    kept.write_text(kept.read_text().replace("iterations: 3", "iterations: 4"))  # older code
-    with pytest.raises(SystemExit, match=r"cannot go on: (?s:.)*iterations: 4 -> 3"):
+    kept.write_text(kept.read_text().replace("mini_batches: 1", "mini_batches: 4"))  # older code
+    with pytest.raises(SystemExit, match=r"cannot go on: (?s:.)*mini_batches: 4 -> 1"):
         sweep("group_size=1,2", "ckpt_path=last")
     assert program.ran == [1, 2]
     with pytest.raises(SystemExit, match="1 of 2"):
