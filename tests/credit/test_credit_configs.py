@@ -19,7 +19,7 @@ def built(**choices):
     """The objects of these choices, as `group: name`, and of no others."""
     overrides = [f"+{group}={name}" for group, name in choices.items()]
     overrides += ["+penalties.unmatched=0.0", "+penalties.no_answer=0.0", "+turn_reduction=mean"]
-    overrides += ["+turn_groups=index", "+singleton=raw"]
+    overrides += ["+turn_groups=index", "+singleton=raw", "+rollout.limits.max_response_tokens=7"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose(overrides=overrides)
     assert not OmegaConf.missing_keys(config)
@@ -40,5 +40,6 @@ def test_rewards_pay_the_parts_of_their_name(name, total):
 
 @pytest.mark.parametrize("group", ["advantage", "loss", "reward"])
 def test_every_advantage_loss_and_reward_is_built(group):
+    assert built(loss="dr_grpo")["loss"].length == 7  # what a response can be long
     for name in names(group):
         assert callable(built(assignment="hard", **{group: name})[group]), name

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
+from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained, wrapped
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import full_weights, load_full_weights, without_adapters
 from matchtir.rollout.transformers_engine import TransformersEngine
@@ -22,13 +22,17 @@ def scores(policy: Policy) -> torch.Tensor:
     return policy(IDS, torch.ones_like(IDS, dtype=torch.bool)).logprobs.detach()
 
 
-def trained() -> LoadedPolicy:
-    """A policy whose adapters are not zero."""
-    loaded = small(lora=LORA)
+def trained(setting=None, dtype: torch.dtype = torch.float32, std: float = 0.2) -> LoadedPolicy:
+    """A policy whose adapters are not zero, beside weights of this precision."""
+    plain = small()
+    for weight in plain.policy.parameters():
+        weight.data = weight.data.to(dtype)
+    lora = {**LORA, **(setting or {})}
+    loaded = wrapped(plain.policy.model, plain.tokenizer, 2048, False, False, lora)
     torch.manual_seed(0)
     for parameter in loaded.policy.parameters():
         if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=std)
     return loaded
 
 
@@ -53,14 +57,6 @@ def test_weights_are_taken_over_by_a_policy_with_adapters() -> None:
     copy = deepcopy(loaded.policy)
     load_full_weights(copy, loaded.policy)
     assert torch.allclose(scores(copy), scores(loaded.policy), atol=1e-5)
-
-
-def test_a_saved_policy_is_merged(tmp_path: Path) -> None:
-    loaded = trained()
-    save_pretrained(loaded, tmp_path)
-    assert torch.allclose(
-        scores(load_pretrained(str(tmp_path)).policy), scores(loaded.policy), atol=1e-5
-    )
 
 
 def test_the_policy_without_adapters_is_the_one_at_the_start() -> None:
@@ -90,6 +86,58 @@ def test_training_moves_the_adapters_away_from_the_reference(
     assert all(torch.equal(after[name], value) for name, value in frozen.items())
 
 
-def test_a_rank_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="r"):
-        small(lora={"r": 0})
+@pytest.mark.parametrize(
+    ("setting", "problem"),
+    [
+        ({"r": 0}, "positive"),
+        ({"use_dora": True}, "use_dora.*computes something else than its merged weight"),
+        ({"lora_bias": True}, "lora_bias.*computes something else"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save.*also trains lm_head"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices.*also trains"),
+        ({"init_lora_weights": "pissa"}, "pissa.*does not begin as it was"),
+        ({"layer_replication": [(0, 2), (0, 2)]}, "layer_replication.*architecture does not have"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens is no linear layer"),
+        ({"target_modules": ["lm_head"]}, "lm_head shares its weight"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_at_the_start(setting, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        small(lora={**LORA, **setting})
+
+
+@pytest.mark.parametrize(
+    "setting", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}, "lora_alpha": 3}]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_saved_is_what_was_trained(tmp_path: Path, setting, dtype) -> None:
+    loaded = trained(setting, dtype)
+    save_pretrained(loaded, tmp_path)
+    again = load_pretrained(str(tmp_path)).policy
+    assert {weight.dtype for weight in again.parameters()} == {torch.float32}
+    exact = loaded.policy.float()
+    assert torch.allclose(scores(again), scores(exact), atol=1e-4)
+
+
+def test_small_changes_of_16_bit_weights_survive_the_merge() -> None:
+    loaded = trained({}, torch.bfloat16, std=0.003)
+    layer = loaded.policy.model.base_model.layers[0].mlp.up_proj
+    name = "model.layers.0.mlp.up_proj.weight"
+    merged = dict(full_weights(loaded.policy))[name] - layer.base_layer.weight.float()
+    delta = layer.get_delta_weight("default")
+    assert torch.cosine_similarity(merged.flatten(), delta.flatten(), dim=0) > 0.999
+
+
+def test_what_a_layer_does_beside_its_merged_weight_is_found_before_it_is_lost(
+    tmp_path: Path,
+) -> None:
+    loaded = trained()
+    layer = loaded.policy.model.base_model.layers[1].mlp.up_proj
+    layer.register_forward_hook(lambda _, inputs, output: 1.1 * output)
+    with pytest.raises(RuntimeError, match=r"layers\.1\.mlp\.up_proj.*not what was trained"):
+        save_pretrained(loaded, tmp_path)
+
+
+def test_dropout_of_adapters_is_refused_by_policy_gradients() -> None:
+    policy = small(lora={**LORA, "lora_dropout": 0.1}).policy
+    with pytest.raises(ValueError, match=r"lora_dropout=0\.1"):
+        policy_gradient(policy=policy)

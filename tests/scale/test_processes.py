@@ -141,7 +141,7 @@ def test_the_smoke_experiment_with_muon_and_a_warm_start(tmp_path: Path, trainer
 
 
 @pytest.mark.slow
-def test_adapters_are_sharded_too(tmp_path: Path) -> None:
+def test_adapters_are_trained_beside_shards(tmp_path: Path) -> None:
     lora = ("model.lora={r: 4, alpha: 8}", "model.activation_checkpointing=true")
     assert_same(
         succeeded(tmp_path / "one", *lora), succeeded(tmp_path / "two", *lora, "trainer=fsdp")

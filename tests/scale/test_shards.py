@@ -15,7 +15,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import full_tensor
-from matchtir.training.parallel import ShardedStrategy, frozen_copy
+from matchtir.training.parallel import ShardedStrategy, frozen_copy, sum_gradients
 from matchtir.training.phases import HostShelf
 from tests.policy.tiny_policy import ARCHITECTURE, small
 
@@ -43,6 +43,7 @@ def process(rank: int, folders: list[Path]) -> None:
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
     for folder in folders:
         loaded_once(rank, folder, tied=folder.name == "tied")
+        adapted(rank, folder)
 
 
 def loaded_once(rank: int, folder: Path, tied: bool) -> None:
@@ -71,6 +72,37 @@ def loaded_once(rank: int, folder: Path, tied: bool) -> None:
     assert all(each.untyped_storage().nbytes() == 0 for each in shards)
     shelf.take_back()
     assert torch.equal(scores(policy), then)
+
+
+def adapted(rank: int, folder: Path) -> None:
+    """Adapters in 32 bits beside shards in 16: whole in both processes, trained and merged."""
+    settings = {"dtype": "bfloat16", "lora": {"r": 4}}
+    alone = load_pretrained(str(folder), **settings)
+    policy = load_pretrained(str(folder), load_once=True, **settings).policy
+    sharding(2).shard([policy])
+    trained = [each for each in policy.parameters() if each.requires_grad]
+    assert trained and not any(isinstance(each, DTensor) for each in trained)
+    others = [each for each in policy.parameters() if not each.requires_grad]
+    assert all(isinstance(each, DTensor) for each in others)
+    own = [each for each in alone.policy.parameters() if each.requires_grad]
+    for each, one in zip(trained, own, strict=True):
+        one.data.copy_(each)
+        distributed.broadcast(one.data, src=0)
+        assert torch.equal(each, one)  # as the first process drew it
+    for model, rows in (policy, slice(rank, rank + 1)), (alone.policy, slice(0, 2)):
+        ids = IDS[rows]
+        (-model(ids, torch.ones_like(ids, dtype=torch.bool)).logprobs.sum()).backward()
+    sum_gradients(policy.parameters())
+    for each, one in zip(trained, own, strict=True):
+        torch.testing.assert_close(each.grad, one.grad, atol=0.1, rtol=0.05)
+        with torch.no_grad():
+            each.add_(each.grad, alpha=-1e-3)
+    saved = folder / "adapted"
+    save_pretrained(LoadedPolicy(policy, alone.tokenizer), saved)
+    distributed.barrier()
+    again = load_pretrained(str(saved)).policy
+    torch.testing.assert_close(scores(again), scores(policy), atol=0.05, rtol=0.05)
+    assert not torch.allclose(scores(again), scores(alone.policy), atol=0.05)
 
 
 def test_all_weights_come_from_the_first_process(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from matchtir.training.callbacks.traces import rollout_records
 from matchtir.training.groups import ScoredRollout
 from matchtir.training.module import PolicyGradientModule
 from matchtir.types import StopReason
+from tests.policy.tiny_policy import small
 from tests.training.token_reward import TokenReward
 from tests.training.training_parts import (
     ATTEMPTS,
@@ -168,6 +169,15 @@ def test_with_one_mini_batch_old_log_probabilities_are_the_present_ones(tmp_path
     for inputs in trained(tmp_path, iterations=2).inputs:
         assert torch.equal(inputs.old_logprobs, inputs.logprobs.detach())
         assert not inputs.old_logprobs.requires_grad
+
+
+def test_a_policy_does_not_differ_from_itself_by_dropout(tmp_path: Path) -> None:
+    policy = small(activation_checkpointing=True).policy
+    for layer in policy.model.base_model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    trained(tmp_path, policy=policy, mini_batches=2, optimizer=sgd(lr=0.0))
+    assert logged(tmp_path, "train/clip_fraction") == [0]
+    assert logged(tmp_path, "train/kl") == [pytest.approx(0, abs=1e-9)]
 
 
 def test_later_mini_batches_keep_the_log_probabilities_of_the_start(tmp_path: Path) -> None:
@@ -344,6 +354,8 @@ def test_another_advantage_is_one_argument(tmp_path: Path) -> None:
         ({"micro_batch_tokens": 0}, "micro_batch_tokens"),
         ({"max_grad_norm": 0.0}, "max_grad_norm"),
         ({"sampling": SamplingParams(temperature=0.0)}, "temperature=0"),
+        ({"sampling": SamplingParams(top_p=0.9)}, "top_p=0.9, .*loss=truncated_is"),
+        ({"sampling": SamplingParams(top_k=5)}, "top_k=5: .*loss=truncated_is"),
     ],
 )
 def test_options_out_of_range_are_refused(option, named: str) -> None:

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from matchtir.policy.policy import Policy
-from matchtir.policy.weights import add_adapters, full_weights
+from matchtir.policy.weights import add_adapters, full_weights, has_adapters
 from matchtir.utils.processes import is_first, rank
 
 POLICY_FOLDER = "policy"  # of a run folder: what training made, in the Hugging Face format
@@ -90,12 +90,23 @@ def load_policy(name_or_path: str) -> LoadedPolicy:
 def save_pretrained(loaded: LoadedPolicy, folder: str | Path) -> None:
     """Write model and tokenizer in the Hugging Face format, for `load_pretrained` and vLLM.
 
-    Adapters are merged. Every process of a sharded policy must call this; the first one writes.
+    Adapters are merged, compared with what the policy computes, and all weights written in 32 bits:
+    16 would round much of what was trained away. Every process of a sharded policy must call this;
+    the first one writes.
+
+    Raises:
+        RuntimeError: a layer computes something else than its merged weight.
     """
-    model = loaded.policy.model
-    weights = {name: value.cpu() for name, value in full_weights(loaded.policy)}
+    model, adapted = loaded.policy.model, has_adapters(loaded.policy)
+    weights = {}
+    for name, value in full_weights(loaded.policy, checked=True):
+        weights[name] = value.to("cpu", torch.float32 if adapted else value.dtype)
     for tied in model.all_tied_weights_keys:  # left out, and tied again where they are loaded
         weights.pop(tied, None)
     if rank() == 0:
         model.save_pretrained(folder, state_dict=weights)
         loaded.tokenizer.save_pretrained(folder)
+        if adapted:
+            config = AutoConfig.from_pretrained(folder)
+            config.dtype = torch.float32
+            config.save_pretrained(folder)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from matchtir.policy.packing import layout, packed_states, use_packed_attention
 
@@ -51,6 +52,13 @@ class Policy(nn.Module):
         self.model = model
         self.head_chunk = head_chunk
         self.packing = packing
+
+    def train_without_dropout(self) -> None:
+        """Ready for gradients, and computing as at rest; checkpointed layers compute again."""
+        self.eval()
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True  # of itself alone: what it consists of stays at rest
 
     def forward(
         self,

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.func import functional_call
 from transformers import PreTrainedModel
 
 from matchtir.policy.policy import Policy
@@ -26,15 +27,20 @@ _ADAPTER = "default"  # peft's name of the only one
 _BASE = ".base_layer"
 
 
-def full_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def full_weights(policy: nn.Module, checked: bool = False) -> Iterator[tuple[str, Tensor]]:
     """Name and value of every weight, by the names of the Hugging Face model, one at a time.
 
     A sharded weight is put together from all processes, so that every process must iterate to the
     end. Tied weights come once for each of their names: an engine that misses one of them would
-    keep its old value without a word. Adapters are merged into the weights.
+    keep its old value without a word. Adapters are merged into the weights, which are then in 32
+    bits: in fewer, the small changes of early training would be lost before the receiver rounds.
+
+    Args:
+        checked: compare each merged weight with what its layer computes.
 
     Raises:
         TypeError: not a `Policy`.
+        RuntimeError: a layer computes something else than its merged weight.
     """
     if not isinstance(policy, Policy):
         raise TypeError(f"expected a Policy, got {type(policy).__name__}")
@@ -42,11 +48,19 @@ def full_weights(policy: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, value in policy.model.state_dict().items():
         if _is_adapter(name):
             continue
+        value = full_tensor(value.detach())
         layer = adapted.get(name.removesuffix(f"{_BASE}.weight"))
         if layer is not None and name.endswith(f"{_BASE}.weight"):
-            with torch.no_grad():
-                value = (value + layer.get_delta_weight(_ADAPTER)).to(value.dtype)
-        yield _plain(name), full_tensor(value.detach())
+            if checked and not _computes_as_merged(layer, value):
+                raise RuntimeError(f"{name}: the merged weight is not what was trained")
+            value = _merged(layer, value)
+        yield _plain(name), value
+
+
+@torch.no_grad()
+def _merged(layer: Any, weight: Tensor) -> Tensor:
+    """The weight of a layer with its adapter, in 32 bits."""
+    return weight.float() + layer.get_delta_weight(_ADAPTER).to(weight.device)
 
 
 def full_tensor(value: Tensor) -> Tensor:
@@ -94,7 +108,8 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
 
     Raises:
         ImportError: peft is not installed.
-        ValueError, TypeError: what peft refuses.
+        ValueError, TypeError: what peft refuses, and settings with which the policy would not begin
+            as the model, or would train what cannot be merged into weights (DoRA, for one).
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -103,17 +118,84 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
     given = {"target_modules": "all-linear", **settings}
     if "alpha" in given:
         given["lora_alpha"] = given.pop("alpha")
+    names = set(model.state_dict())
     model.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(**given), model)
     for name, parameter in model.named_parameters():
         if _is_adapter(name):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
+    if problem := _unmergeable(model, names):
+        raise ValueError(f"model.lora={dict(settings)} is not supported: {problem}")
+
+
+def _unmergeable(model: PreTrainedModel, names: set[str]) -> str:
+    """Why the model with adapters is no model of these weights; "" where it is."""
+    others = [n for n, p in model.named_parameters() if p.requires_grad and not _is_adapter(n)]
+    if others:
+        return f"it also trains {others[0]}"
+    if {_plain(name) for name in model.state_dict() if not _is_adapter(name)} != names:
+        return "it adds weights that the architecture does not have"
+    embeddings = model.get_input_embeddings().weight
+    for name, layer in _adapted(model).items():
+        base = layer.get_base_layer()
+        if not isinstance(base, nn.Linear):
+            return f"{name} is no linear layer"
+        if base.weight is embeddings:
+            return f"{name} shares its weight with the embeddings"
+        if base.weight.is_meta:  # another process has the weights, and finds out
+            continue
+        if layer.get_delta_weight(_ADAPTER).any():
+            return f"{name} does not begin as it was"
+        with _random_adapter(layer):
+            if not _computes_as_merged(layer, base.weight):
+                return f"{name} computes something else than its merged weight"
+    return ""
+
+
+@contextmanager
+def _random_adapter(layer: nn.Module) -> Iterator[None]:
+    """An adapter that has learned something, for as long."""
+    draw = torch.Generator().manual_seed(0)
+    own = [each for name, each in layer.named_parameters() if _is_adapter(f".{name}")]
+    kept = [each.detach().clone() for each in own]
+    with torch.no_grad():
+        for each in own:
+            each.add_(0.1 * torch.randn(each.shape, generator=draw).to(each))
+        yield
+        for each, value in zip(own, kept, strict=True):
+            each.copy_(value)
+
+
+@torch.no_grad()
+def _computes_as_merged(layer: Any, weight: Tensor) -> bool:
+    """Whether a layer with this weight computes with its merged weight, up to rounding."""
+    bias, training = layer.get_base_layer().bias, layer.training
+    states = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
+    states = states.to(weight)
+    given = {f"{_BASE.strip('.')}.weight": weight}
+    found = functional_call(layer.eval(), given, states).float()
+    layer.train(training)
+    expected = nn.functional.linear(states.float(), _merged(layer, weight))
+    expected = expected if bias is None else expected + full_tensor(bias).float()
+    rounding = torch.finfo(weight.dtype).eps * expected.abs().max()
+    return bool((found - expected).abs().max() <= 8 * rounding + 1e-4)
 
 
 def has_adapters(model: nn.Module) -> bool:
     """Whether `add_adapters` was there."""
-    return any(_is_adapter(name) for name, _ in model.named_parameters())
+    return bool(adapter_parameters(model))
+
+
+def adapter_parameters(model: nn.Module) -> set[nn.Parameter]:
+    """The weights of adapters, which are small: every process has all of them."""
+    return {parameter for name, parameter in model.named_parameters() if _is_adapter(name)}
+
+
+def adapter_dropout(model: nn.Module) -> float:
+    """The largest probability with which adapters drop their inputs."""
+    layers = (each for layer in _adapted(model).values() for each in layer.lora_dropout.values())
+    return max((getattr(each, "p", 0.0) for each in layers), default=0.0)
 
 
 @contextmanager

@@ -213,8 +213,7 @@ class PolicyModule(LightningModule):
         """
         trainer = self.trainer
         check_trainer(trainer)
-        # Models are loaded at rest, in which they have no dropout and no checkpointed activations.
-        self.policy.train()
+        self.begin_training()
         replica = trainer.strategy.model
         if isinstance(replica, DistributedDataParallel):
             replica.require_backward_grad_sync = False
@@ -285,9 +284,13 @@ class PolicyModule(LightningModule):
 
     # -- sampling -----------------------------------------------------------------------------
 
+    def begin_training(self) -> None:
+        """Models are loaded at rest: without dropout, and keeping all activations."""
+        self.policy.train()
+
     @contextmanager
     def rollouts(self) -> Iterator[None]:
-        """The engine has the weights as they are now, and the policy no dropout, for as long."""
+        """The engine has the weights as they are now, and the policy is at rest, for as long."""
         with self.phases.measured("sync"):
             self.colocation.enter("sync")
             self.engine.sync(self.policy, version=self.iteration)
@@ -297,7 +300,7 @@ class PolicyModule(LightningModule):
             with self.phases.measured("rollout"):
                 yield
         finally:
-            self.policy.train()
+            self.begin_training()
         with self.phases.measured("sync"):
             self.colocation.enter("update")
 

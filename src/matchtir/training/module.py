@@ -18,7 +18,7 @@ from matchtir.credit.rewards import Reward
 from matchtir.policy.batching import TokenBatch, collate
 from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss, spread_turns
 from matchtir.policy.policy import Policy, TokenScores
-from matchtir.policy.weights import has_adapters, without_adapters
+from matchtir.policy.weights import adapter_dropout, has_adapters, without_adapters
 from matchtir.rollout.engine import SamplingParams
 from matchtir.training.base import PolicyModule
 from matchtir.training.groups import (
@@ -82,6 +82,16 @@ class PolicyGradientModule(PolicyModule):
         check_at_least(1, group_size=group_size, mini_batches=mini_batches)
         if sampling.temperature <= 0:
             raise ValueError(f"temperature={sampling.temperature}: training samples above 0")
+        if (sampling.top_p < 1 or sampling.top_k) and objective.correction is None:
+            raise ValueError(
+                f"top_p={sampling.top_p}, top_k={sampling.top_k}: tokens are drawn with other "
+                "probabilities than the policy's; only loss=truncated_is corrects for that"
+            )
+        if dropout := adapter_dropout(self.policy):
+            raise ValueError(
+                f"model.lora.lora_dropout={dropout}: policy gradients need the probabilities with "
+                "which tokens were drawn, so nothing is dropped; set it to 0"
+            )
         self.reward = reward
         self.advantage = advantage
         self.objective = objective
@@ -112,6 +122,10 @@ class PolicyGradientModule(PolicyModule):
             sharded = isinstance(self.trainer.strategy, ShardedStrategy)
             self._reference.append(frozen_copy(self.policy, weights=not sharded))
         super().configure_model()
+
+    def begin_training(self) -> None:
+        """Without dropout: its noise would be taken for a difference between two policies."""
+        self.policy.train_without_dropout()
 
     # -- one iteration, top to bottom ------------------------------------------------------------
 

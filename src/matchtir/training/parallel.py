@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_map
 
 from matchtir.credit.advantages import Advantage, RewardBatch
 from matchtir.policy.policy import Policy
+from matchtir.policy.weights import adapter_parameters
 from matchtir.utils.processes import gathered, rank, world_size
 
 NUMBERS = ("group", "states", "actions")  # fields that name things: those of others are others
@@ -179,6 +180,8 @@ class ShardedStrategy(ModelParallelStrategy):
     def shard(self, policies: Sequence[Policy]) -> None:
         """Shard the weights of a policy and of copies of it, layer by layer; once.
 
+        Adapters stay whole in every process: they are small, and of another precision.
+
         All get the weights that the first policy has in the first process, so that the others may
         come without any, on the meta device: only one whole model is ever in memory.
 
@@ -188,12 +191,11 @@ class ShardedStrategy(ModelParallelStrategy):
         policy = policies[0]
         if isinstance(policy, FSDPModule):
             return
-        precisions = {str(parameter.dtype) for parameter in policy.parameters()}
+        sharded = {*policy.parameters()} - adapter_parameters(policy)
+        precisions = {str(each.dtype) for each in sharded}
         if len(precisions) > 1:
-            raise ValueError(
-                f"weights of several precisions ({', '.join(sorted(precisions))}) cannot be "
-                "sharded: adapters beside them need model.dtype=float32"
-            )
+            found = ", ".join(sorted(precisions))
+            raise ValueError(f"weights of several precisions ({found}) cannot be sharded")
         settings: dict[str, Any] = {
             "mesh": self.device_mesh["data_parallel"],
             # Also the outermost part: left whole by a pass without gradient, it would be stale
@@ -208,7 +210,7 @@ class ShardedStrategy(ModelParallelStrategy):
         for same in [*zip(*layers, strict=True), policies]:
             _spread_weights(same, self.root_device)
             for module in same:
-                fully_shard(module, **settings)
+                fully_shard(module, ignored_params=adapter_parameters(module), **settings)
         for each in policies:
             for module in each.modules():
                 if isinstance(module, FSDPModule):
