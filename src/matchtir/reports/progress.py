@@ -58,6 +58,7 @@ PANELS = {
     "KL to the reference": ("train/kl",),
 }
 COLUMNS = 3  # of panels in the picture
+COSTS = ("turns", "calls")  # fewer of them is neither better nor worse
 SMOOTHING = 10  # iterations
 
 
@@ -241,29 +242,22 @@ def compare(before: Scores, after: Scores, seed: int) -> list[Change]:
         seed: of the resampling.
 
     Raises:
-        ValueError: there are no tasks, or the two have other tasks or metrics.
+        ValueError: there are no tasks, or the two have other tasks.
     """
     if not before or before.keys() != after.keys():
         odd = ", ".join(sorted(before.keys() ^ after.keys())[:5])
-        raise ValueError(
-            f"{len(before)} tasks before, {len(after)} after; not in both: {odd or '-'}"
-        )
-    metrics = list(next(iter(before.values())))
-    for task in before:
-        for metric in metrics:
-            if metric not in before[task] or metric not in after[task]:
-                raise ValueError(f"task {task} has no {metric}")
+        raise ValueError(f"{len(before)} tasks before, {len(after)} after; not in both: {odd}")
     changes = []
-    for metric in metrics:
-        sides = [np.array([side[task][metric] for task in before]) for side in (before, after)]
-        first, second = sides
+    for metric in next(iter(before.values())):
+        first = np.array([before[task][metric] for task in before])
+        second = np.array([after[task][metric] for task in before])
         gain = nested_difference({("", 0): first}, {("", 0): second}, seed)
         changes.append(Change(metric, float(first.mean()), float(second.mean()), gain))
     return changes
 
 
 def final_table(changes: Sequence[Change], tasks: int) -> Table:
-    """A rich table of the changes; a gain whose interval excludes 0 is set in colour."""
+    """A rich table of the changes; a gain of a score whose interval excludes 0 is in colour."""
     table = Table(title=f"{tasks} test tasks")
     table.add_column("metric")
     for heading in ("before", "after", "gain", "95 % interval"):
@@ -271,6 +265,8 @@ def final_table(changes: Sequence[Change], tasks: int) -> Table:
     for row in changes:
         gain = row.gain
         colour = "green" if gain.low > 0 else "red" if gain.high < 0 else "default"
+        if row.metric in COSTS:
+            colour = "default"
         table.add_row(
             row.metric,
             f"{row.before:.3f}",
