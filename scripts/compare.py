@@ -10,13 +10,44 @@ that holds all that were given. Runs that differ in seed and starting weights al
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.reports.comparison import common_folder, publish
+from rich.console import Console
+from rich.table import Table
+
+from matchtir.reports.comparison import HEADINGS, Comparison, compare_runs, write_comparison
 from matchtir.reports.runs import find_runs
+
+
+def final_table(comparison: Comparison) -> Table:
+    """The final scores in the paper's layout, with gains over training and their intervals."""
+    table = Table(title="test scores; gain over training; its 95 % interval over runs and tasks")
+    longest = max(len(row["method"]) for row in comparison.final)
+    table.add_column("method", min_width=min(longest, 36), max_width=36, overflow="fold")
+    table.add_column("runs", no_wrap=True)
+    shown = [m for m in HEADINGS if any(m in row["scores"] for row in comparison.final)]
+    for measure in shown:
+        table.add_column(HEADINGS[measure], justify="right", no_wrap=True)
+    for row in comparison.final:
+        cells = [_cell(row["scores"].get(measure)) for measure in shown]
+        starts = f"{row['starts']} starts,\n" if row["starts"] > 1 else ""
+        seeds = " ".join(map(str, row["seeds"]))
+        table.add_row(row["method"], f"{starts}seeds {seeds}", *cells)
+    return table
+
+
+def _cell(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    gain = score["gain"]
+    ends = f"\\[{gain['low']:+.2f}, {gain['high']:+.2f}]"
+    return f"{score['mean']:.3f}\n[dim]{gain['mean']:+.3f}\n{ends}"
 
 
 def main() -> None:
@@ -28,11 +59,18 @@ def main() -> None:
         "--baseline", help="what the others are compared with: a label, or a part of it"
     )
     options = parser.parse_args()
-    page = options.out or common_folder(options.runs) / "compare.html"
+    above = Path(os.path.commonpath([path.absolute() for path in options.runs]))
     try:
-        publish(find_runs(options.runs), options.baseline, page)
+        comparison = compare_runs(find_runs(options.runs), options.baseline)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
+    written = write_comparison(comparison, options.out or above / "compare.html")
+    console = Console()
+    console.width = max(console.width, 160)
+    if comparison.final:
+        console.print(final_table(comparison))
+    for line in [*comparison.notes, *written]:
+        console.print(str(line), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 from scipy.special import stdtrit
 
 from matchtir.evaluation.statistics import Runs, nested_bootstrap, nested_difference
@@ -295,18 +292,6 @@ def _cost(run: RunData) -> dict[str, float | None]:
 # -- what is written -------------------------------------------------------------------------------
 
 
-def publish(runs: Sequence[RunData], baseline: str | None, out: Path) -> None:
-    """Compare, write everything, and print the final scores and the files."""
-    comparison = compare_runs(runs, baseline)
-    written = write_comparison(comparison, out)
-    console = Console()
-    console.width = max(console.width, 160)
-    if comparison.final:
-        console.print(final_table(comparison))
-    for line in [*comparison.notes, *written]:
-        console.print(str(line), soft_wrap=True)
-
-
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     """Write the page `out`, and beside it `<stem>_{curves,final,settings,cost}.csv`."""
     title = "/".join(out.resolve().parent.parts[-3:])
@@ -356,34 +341,3 @@ def _final_rows(comparison: Comparison) -> Iterator[list[Any]]:
             changes = [(score[kind] or {}).get(end) for kind in CHANGES for end in ENDS]
             means = [score["before"], score["mean"]]
             yield [row["method"], row["starts"], seeds, row["tasks"], measure, *means, *changes]
-
-
-def final_table(comparison: Comparison) -> Table:
-    """The final scores in the paper's layout, with gains over training and their intervals."""
-    table = Table(title="test scores; gain over training; its 95 % interval over runs and tasks")
-    longest = max(len(row["method"]) for row in comparison.final)
-    table.add_column("method", min_width=min(longest, 36), max_width=36, overflow="fold")
-    table.add_column("runs", no_wrap=True)
-    shown = [m for m in HEADINGS if any(m in row["scores"] for row in comparison.final)]
-    for measure in shown:
-        table.add_column(HEADINGS[measure], justify="right", no_wrap=True)
-    for row in comparison.final:
-        cells = [_cell(row["scores"].get(measure)) for measure in shown]
-        starts = f"{row['starts']} starts,\n" if row["starts"] > 1 else ""
-        seeds = " ".join(map(str, row["seeds"]))
-        table.add_row(row["method"], f"{starts}seeds {seeds}", *cells)
-    return table
-
-
-def _cell(score: Mapping[str, Any] | None) -> str:
-    if score is None:
-        return "-"
-    gain = score["gain"]
-    ends = f"\\[{gain['low']:+.2f}, {gain['high']:+.2f}]"
-    return f"{score['mean']:.3f}\n[dim]{gain['mean']:+.3f}\n{ends}"
-
-
-def common_folder(paths: Sequence[Path]) -> Path:
-    """The folder that holds all these folders; the folder itself where it is the only one."""
-    folder = Path(os.path.commonpath([path.absolute() for path in paths]))
-    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
