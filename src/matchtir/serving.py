@@ -14,8 +14,7 @@ from openenv.core.env_server.types import Action, Observation, State
 
 from matchtir.credit.rewards import Reward
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Utterance
-from matchtir.rollout.speakers import TextSpeaker
+from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Speaker, Utterance
 from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import ToolResult
@@ -78,7 +77,7 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
             index = random.Random(seed).randrange(len(tasks))
         task = tasks[index]
         attempt = Attempt(task, (), SamplingParams(), 0, 0, 0)
-        self._episode = Episode(attempt, TextSpeaker(), self.sandbox, self.limits)
+        self._episode = Episode(attempt, Speaker(), self.sandbox, self.limits)
         self._state = State(episode_id=episode_id, step_count=0, task=task.task_id)
         return TurnObservation(
             messages=[{"role": m.role, "content": m.content} for m in task.history]

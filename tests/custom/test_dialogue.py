@@ -2,8 +2,7 @@
 
 import asyncio
 
-from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Utterance
-from matchtir.rollout.speakers import TextSpeaker
+from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Speaker, Utterance
 from matchtir.types import StopReason
 from tests.rollout.episode_fakes import SAMPLING, FakeSandbox, call_text, task
 
@@ -13,7 +12,7 @@ def hear_all(*texts: str, max_turns: int = 4):
 
     async def talk():
         attempt, sandbox = Attempt(task(), (), SAMPLING, 0, 0, 0), FakeSandbox()
-        episode = Episode(attempt, TextSpeaker(), sandbox, EpisodeLimits(max_turns))
+        episode = Episode(attempt, Speaker(), sandbox, EpisodeLimits(max_turns))
         reasons = [await episode.hear(Utterance(text, stopped=True)) for text in texts]
         trajectory = await episode.end(reasons[-1])
         await episode.close()

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, NotFiniteError
+from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, NotFiniteError, Speaker
 from matchtir.rollout.episode import Utterance as Said
-from matchtir.rollout.speakers import TextSpeaker
 from matchtir.tools.formats import HERMES, LLAMA3, extract_answer
 from matchtir.types import CallStatus, ResultStatus, StopReason, Trajectory
 from tests.rollout.episode_fakes import (
@@ -40,7 +39,7 @@ def played(*texts: str) -> Trajectory:
     async def play() -> Trajectory:
         attempt = Attempt(task(), (), SAMPLING, 0, 0, 0)
         limits = EpisodeLimits(max_turns=len(texts) + 1)
-        episode = Episode(attempt, TextSpeaker(), FakeSandbox(), limits)
+        episode = Episode(attempt, Speaker(), FakeSandbox(), limits)
         reasons = [await episode.hear(Said(text, stopped=True)) for text in (*texts, ANSWER)]
         await episode.close()
         assert reasons[:-1] == [None] * len(texts)

@@ -211,10 +211,10 @@ def test_what_the_engine_raises_comes_out_at_the_end():
 
 def test_a_turn_as_a_message():
     text = "<think>a</think>\nSee:\n" + call_text("alpha")
-    message, found = assistant_message(text, parse_calls(text, None))
-    assert found and message["content"] == "See:" and message["reasoning_content"] == "a"
+    message = assistant_message(text, parse_calls(text, None))
+    assert message["content"] == "See:" and message["reasoning_content"] == "a"
     function = message["tool_calls"][0]["function"]
     assert function == {"name": "mayor_of", "arguments": '{"city": "alpha"}'}
     broken = "<tool_call>\n{]\n</tool_call>"
-    message, found = assistant_message(broken, parse_calls(broken, None))
-    assert not found and message == {"role": "assistant", "content": broken}
+    message = assistant_message(broken, parse_calls(broken, None))
+    assert message == {"role": "assistant", "content": broken}

@@ -89,8 +89,9 @@ class ChatServer:
         """What was sampled after `read` tokens, as the protocol has it."""
         text, written = self._renderer.decode(generation.token_ids), self._renderer.calls
         calls = written.parse(text, None) if generation.stopped else ()
-        message, found = assistant_message(text, calls, written)
-        reason = "tool_calls" if found else "stop" if generation.stopped else "length"
+        message = assistant_message(text, calls, written)
+        reason = "stop" if generation.stopped else "length"
+        reason = "tool_calls" if "tool_calls" in message else reason
         sampled = len(generation.token_ids)
         usage = {"prompt_tokens": read, "completion_tokens": sampled}
         return {
@@ -144,11 +145,8 @@ def serve(
 
 def assistant_message(
     text: str, calls: Sequence[ToolCall], call_format: CallFormat = HERMES
-) -> tuple[dict[str, Any], bool]:
-    """A turn as a message of the protocol, and whether it has calls.
-
-    Calls that cannot be read stay in the text.
-    """
+) -> dict[str, Any]:
+    """A turn as a message of the protocol; calls that cannot be read stay in the text."""
     spoken = spoken_text(text)
     reasoning = text.removesuffix(spoken).strip().removeprefix("<think>").removesuffix("</think>")
     found = [call for call in calls if call.status is CallStatus.OK]
@@ -165,4 +163,4 @@ def assistant_message(
             {"id": f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": function}
             for function in functions
         ]
-    return message, bool(found)
+    return message

@@ -54,7 +54,7 @@ class Engine(Protocol):
 
     def release(self, session: str) -> None:
         """Forget a session; a no-op for an unknown one, so that it may be called on any exit."""
-        ...
+        return None
 
     def sync(self, policy: nn.Module, version: int) -> None:
         """Sample from these weights from now on, and drop every cache of older ones.

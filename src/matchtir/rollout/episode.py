@@ -9,10 +9,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
-from typing import Protocol
 
 from matchtir.rollout.engine import SamplingParams, session_name
-from matchtir.tools.formats import CallFormat
+from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.tools.sandbox import Sandbox, SandboxSession
 from matchtir.types import CallStatus, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
 
@@ -81,44 +80,32 @@ class Utterance:
     logprobs: tuple[float, ...] = ()
 
 
-class Speaker(Protocol):
-    """Says the turns of many episodes at once: a model, a server, somebody outside.
+class Speaker:
+    """Says the turns of many episodes at once: a model, a server; by itself, somebody outside.
 
     One that has only text gives no ids at all; limits of tokens mean nothing to it then.
     """
 
-    @property
-    def version(self) -> int:
-        """Of the weights that turns are sampled from."""
-        ...
-
-    @property
-    def cache_tokens(self) -> int | None:
-        """Tokens of all conversations that it keeps in mind; None: it queues by itself."""
-        ...
-
-    @property
-    def calls(self) -> CallFormat:
-        """How calls are written in the text of a turn."""
-        ...
+    version = 0  # of the weights that turns are sampled from
+    cache_tokens: int | None = None  # of all conversations in its cache; None: it has a queue
+    calls: CallFormat = HERMES  # how calls are written in the text of a turn
 
     def prompt_ids(self, task: Task) -> tuple[int, ...]:
         """What stands before the first turn."""
-        ...
+        return ()
 
     async def speak(self, attempt: Attempt, room: int) -> Utterance:
         """Say the next turn of an attempt, in at most `room` tokens."""
-        ...
+        raise NotImplementedError("the turns of this speaker come from outside")
 
     def observation_ids(
         self, results: Sequence[ToolResult], turn_ids: Sequence[int]
     ) -> tuple[int, ...]:
         """What follows the turn `turn_ids` whose calls had these results."""
-        ...
+        return ()
 
     def release(self, session: str) -> None:
         """Forget an episode; a no-op for an unknown one."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,19 +169,14 @@ class SlotDecoder:
         self._slots = slots
         self._prefill_tokens = prefill_tokens
         self._sparse = sparse
-        self._policy: Policy | None = None
+        self.policy: Policy | None = None  # what tokens are sampled from
         self._cache = SlotCache(slots)
 
-    @property
-    def policy(self) -> Policy | None:
-        """What tokens are sampled from; its cache is dropped with it."""
-        return self._policy
-
-    @policy.setter
-    def policy(self, policy: Policy | None) -> None:
-        if policy is not self._policy:
+    def use(self, policy: Policy | None) -> None:
+        """Sample from this policy; the cache is dropped with another one."""
+        if policy is not self.policy:
             self._cache = SlotCache(self._slots)  # its buffers have the model's shapes
-        self._policy = policy
+        self.policy = policy
 
     @property
     def has_room(self) -> bool:
@@ -276,8 +271,8 @@ class SlotDecoder:
 
     def _forward(self, rows: Tensor | int, tokens: Tensor, starts: Tensor) -> Tensor:
         """Hidden states [R, Q, H] of `tokens` at positions `starts`.. of the given slots."""
-        assert self._policy is not None
-        model = self._policy.model
+        assert self.policy is not None
+        model = self.policy.model
         positions = starts[:, None] + torch.arange(tokens.shape[1])
         extent = int(positions.max()) + 1
         tokens, positions = tokens.to(model.device), positions.to(model.device)
@@ -294,8 +289,8 @@ class SlotDecoder:
 
     def _sample(self, slots: list[int], hidden: Tensor) -> None:
         """Append one token to each row; end the turns that are complete."""
-        assert self._policy is not None
-        logits = self._policy.model.get_output_embeddings()(hidden)
+        assert self.policy is not None
+        logits = self.policy.model.get_output_embeddings()(hidden)
         requests = [self.rows[slot].request for slot in slots]
         live = [request for request in requests if request is not None]
         tokens, logprobs = sample_tokens(

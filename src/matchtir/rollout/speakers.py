@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from matchtir.rollout.engine import Engine
-from matchtir.rollout.episode import Attempt, Utterance
+from matchtir.rollout.episode import Attempt, Speaker, Utterance
 from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
 from matchtir.rollout.templates import ChatMessage, plain_text
-from matchtir.tools.formats import HERMES, CallFormat, given_call
+from matchtir.tools.formats import given_call
 from matchtir.types import Task, ToolResult
 
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
@@ -23,73 +23,49 @@ _THINK_TAG = re.compile(r"</?think>")
 _BEYOND_CONTEXT = ("context_length", "context length", "context size")
 
 
-class TokenSpeaker:
+class TokenSpeaker(Speaker):
     """An engine that reads and writes tokens, and the renderer that says what they mean."""
 
     def __init__(self, engine: Engine, renderer: Renderer) -> None:
         self.engine = engine
         self.renderer = renderer
         self.calls = renderer.calls
-        self.prompt_ids = renderer.prompt_ids
-        self.observation_ids = renderer.observation_ids
 
     @property
-    def version(self) -> int:
+    def version(self) -> int:  # type: ignore[override]
         """Of the engine's weights."""
         return self.engine.version
 
     @property
-    def cache_tokens(self) -> int | None:
+    def cache_tokens(self) -> int | None:  # type: ignore[override]
         """Of the engine."""
         return self.engine.cache_tokens
 
+    def prompt_ids(self, task: Task) -> tuple[int, ...]:
+        """As the renderer writes it."""
+        return self.renderer.prompt_ids(task)
+
     async def speak(self, attempt: Attempt, room: int) -> Utterance:
         """Sample the next turn; what was sampled is never encoded again."""
-        generation = await self.engine.generate(
-            attempt.session,
-            attempt.context,
-            replace(attempt.sampling, max_new_tokens=room),
-            attempt.turn_seed,
+        sampling = replace(attempt.sampling, max_new_tokens=room)
+        said = await self.engine.generate(
+            attempt.session, attempt.context, sampling, attempt.turn_seed
         )
-        text = self.renderer.decode(generation.token_ids)
-        return Utterance(
-            text,
-            generation.stopped,
-            token_ids=generation.token_ids,
-            logprobs=generation.logprobs,
-        )
+        text = self.renderer.decode(said.token_ids)
+        return Utterance(text, said.stopped, token_ids=said.token_ids, logprobs=said.logprobs)
+
+    def observation_ids(
+        self, results: Sequence[ToolResult], turn_ids: Sequence[int]
+    ) -> tuple[int, ...]:
+        """As the renderer writes it."""
+        return self.renderer.observation_ids(results, turn_ids)
 
     def release(self, session: str) -> None:
         """The engine may forget the episode."""
         self.engine.release(session)
 
 
-class TextSpeaker:
-    """What speakers without tokens have in common; by itself, one whose turns come from outside."""
-
-    version = 0
-    cache_tokens: int | None = None
-    calls: CallFormat = HERMES
-
-    def prompt_ids(self, task: Task) -> tuple[int, ...]:
-        """None."""
-        return ()
-
-    def observation_ids(
-        self, results: Sequence[ToolResult], turn_ids: Sequence[int]
-    ) -> tuple[int, ...]:
-        """None."""
-        return ()
-
-    async def speak(self, attempt: Attempt, room: int) -> Utterance:
-        """Raises NotImplementedError: turns come from outside."""
-        raise NotImplementedError("the turns of this speaker come from outside")
-
-    def release(self, session: str) -> None:
-        """Nothing is kept for an episode."""
-
-
-class ChatEndpoint(TextSpeaker):
+class ChatEndpoint(Speaker):
     """A model behind a server of the OpenAI-compatible chat-completions protocol.
 
     Calls that the server found are executed as it gave them, and nothing that the text may hold

@@ -122,7 +122,7 @@ class TransformersEngine(Engine):
         use_packed_attention(policy.model, "the engine")
         if self.own_weights or any(isinstance(weight, DTensor) for weight in policy.parameters()):
             policy = self._copied(policy)
-        self._decoder.policy = policy
+        self._decoder.use(policy)
         self.version = version
 
     def _copied(self, policy: Policy) -> Policy:
@@ -138,7 +138,7 @@ class TransformersEngine(Engine):
 
     def close(self) -> None:
         """Give up the cache and the weights."""
-        self._decoder.policy = None
+        self._decoder.use(None)
 
     # -- the driver: one tick after the other while there are sessions ---------------------------
 

