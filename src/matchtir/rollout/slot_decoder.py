@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -195,13 +195,17 @@ class SlotDecoder:
     def advance(self) -> None:
         """Read some new context, then decode one token of every row that has read all its own."""
         self.tick += 1
-        decoding = [s for s, row in enumerate(self.rows) if row.request and row.unread == 1]
+        decoding = {s: 1 for s, row in enumerate(self.rows) if row.request and row.unread == 1}
         self._share_prompts()
         reading = self._choose_reading()
         if reading:
-            self._read(reading)
+            self.prefill_count += sum(reading.values())
+            self._pass(reading, dense=False)
         if decoding:
-            self._decode(decoding)
+            # A pass over all slots reads the cache without a copy. Where most of them wait for
+            # tools, copying is cheaper; a pass over all keeps the batches the same.
+            few = self._sparse and 2 * len(decoding) < len(self.rows)
+            self._pass(decoding, dense=not few)
 
     def _share_prompts(self) -> None:
         """Rows of one group copy the prompt that the first of them has read."""
@@ -219,9 +223,9 @@ class SlotDecoder:
                 self._cache.copy_slot(donors[row.prompt], slot, len(row.prompt) - 1)
                 row.cached = len(row.prompt) - 1
 
-    def _choose_reading(self) -> list[tuple[int, int]]:
-        """(slot, tokens) to read now: at most `prefill_tokens` when padded to the longest."""
-        chosen: list[tuple[int, int]] = []
+    def _choose_reading(self) -> dict[int, int]:
+        """Tokens to read now, by slot: at most `prefill_tokens` when padded to the longest."""
+        chosen: dict[int, int] = {}
         prompts = {row.prompt for row in self.rows if 0 < row.cached < len(row.prompt) - 1}
         longest = 0
         for slot, row in enumerate(self.rows):
@@ -234,40 +238,29 @@ class SlotDecoder:
             count = min(row.unread, self._prefill_tokens)
             if chosen and (len(chosen) + 1) * max(longest, count) > self._prefill_tokens:
                 break
-            chosen.append((slot, count))
+            chosen[slot] = count
             longest = max(longest, count)
         return chosen
 
-    def _read(self, reading: list[tuple[int, int]]) -> None:
-        width = max(count for _, count in reading)
-        tokens = torch.zeros(len(reading), width, dtype=torch.int64)
-        starts = torch.tensor([self.rows[slot].cached for slot, _ in reading])
-        for index, (slot, count) in enumerate(reading):
-            row = self.rows[slot]
-            tokens[index, :count] = torch.tensor(row.ids[row.cached : row.cached + count])
-            row.cached += count
-            self.prefill_count += count
-        hidden = self._forward(torch.tensor([slot for slot, _ in reading]), tokens, starts)
-        done = [i for i, (slot, _) in enumerate(reading) if self.rows[slot].unread == 0]
-        if done:
-            ends = torch.tensor([reading[i][1] - 1 for i in done], device=hidden.device)
-            self._sample([reading[i][0] for i in done], hidden[done, ends])
+    def _pass(self, counts: Mapping[int, int], dense: bool) -> None:
+        """Read so many tokens of each slot; sample for those that have read all of theirs.
 
-    def _decode(self, decoding: list[int]) -> None:
-        count = len(self.rows)
-        # A pass over all slots reads the cache without a copy. Where most of them wait for tools,
-        # copying is cheaper; a pass over all keeps the batches the same.
-        few = self._sparse and 2 * len(decoding) < count
-        slots = decoding if few else range(count)
-        tokens = torch.zeros(len(slots), 1, dtype=torch.int64)
-        # Rows that do not decode write one garbage key behind their own: harmless, see SlotCache.
-        starts = torch.tensor([self.rows[slot].cached for slot in slots])
-        places = range(count) if few else decoding
-        for place, slot in zip(places, decoding, strict=False):
-            tokens[place] = self.rows[slot].ids[-1]
-            self.rows[slot].cached += 1
-        hidden = self._forward(torch.tensor(slots) if few else count, tokens, starts)
-        self._sample(decoding, hidden[:, 0] if few else hidden[decoding, 0])
+        A dense pass goes over all slots. Rows with nothing to read write one garbage key behind
+        their own then: harmless, see `SlotCache`.
+        """
+        slots = list(range(len(self.rows)) if dense else counts)
+        width = max(counts.values())
+        tokens, starts = [], [self.rows[slot].cached for slot in slots]
+        for slot in slots:
+            row, count = self.rows[slot], counts.get(slot, 0)
+            tokens.append(row.ids[row.cached : row.cached + count] + [0] * (width - count))
+            row.cached += count
+        where = len(slots) if dense else torch.tensor(slots)
+        hidden = self._forward(where, torch.tensor(tokens), torch.tensor(starts))
+        done = [n for n, s in enumerate(slots) if s in counts and self.rows[s].unread == 0]
+        if done:
+            ends = torch.tensor([counts[slots[n]] - 1 for n in done], device=hidden.device)
+            self._sample([slots[n] for n in done], hidden[done, ends])
 
     def _forward(self, rows: Tensor | int, tokens: Tensor, starts: Tensor) -> Tensor:
         """Hidden states [R, Q, H] of `tokens` at positions `starts`.. of the given slots."""
