@@ -265,6 +265,9 @@ class Episode:
 
 async def _execute(session: SandboxSession, calls: Sequence[ToolCall]) -> tuple[ToolResult, ...]:
     """One result per call, in order; the calls run concurrently."""
-    async with asyncio.TaskGroup() as group:
-        running = [group.create_task(session.call(call)) for call in calls]
-    return tuple(answer.result() for answer in running)
+    running = [asyncio.ensure_future(session.call(call)) for call in calls]
+    try:
+        return tuple(await asyncio.gather(*running))
+    finally:
+        for each in running:
+            each.cancel()

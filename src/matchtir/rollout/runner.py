@@ -31,6 +31,7 @@ MOST_DROPPED = 0.01  # of the attempts of one rollout; more of them end the run
 
 # A group in which some attempts may not be at their end yet.
 PartialGroup = Sequence[Attempt | Trajectory]
+_UnderWay = Sequence[Episode | Trajectory]
 
 
 def conversations_at_once(cache_tokens: int, mean_tokens: float) -> int:
@@ -142,18 +143,13 @@ class EpisodeRunner:
         """
         under_way = [[self._begin(each) for each in group] for group in groups]
         self.dropped = []
-        slots = asyncio.Semaphore(self._places())
-        # Tasks start in the order of their creation, so first turns are asked for in order.
-        running = [asyncio.create_task(self._finish(group, slots)) for group in under_way]
-        try:
-            with self._watched(list(chain(*under_way))):
-                await _wait_for(running, enough, urgent)
-        except BaseExceptionGroup as errors:
-            # One failure of an engine reaches many episodes: raise it once, as itself.
-            raise _first(errors) from None
+        with self._watched([each for each in chain(*under_way) if isinstance(each, Episode)]):
+            await self._play(under_way, enough, urgent)
         if len(self.dropped) > MOST_DROPPED * sum(map(len, groups)):
             raise NotFiniteError(f"log-probabilities that are not finite: {self.dropped[:10]}")
-        ended = [[_so_far(each) for each in group] for group in under_way]
+        ended: list[PartialGroup] = [
+            [_so_far(e) for e in group if not _is_dropped(e)] for group in under_way
+        ]
         lengths = [
             len(each.prompt_ids) + response_tokens(each.turns)
             for each in chain(*ended)
@@ -161,16 +157,42 @@ class EpisodeRunner:
         ]
         if lengths:
             self._mean_tokens = sum(lengths) / len(lengths)
-        return [[each for each in group if each is not None] for group in ended]
+        return ended
+
+    async def _play(self, groups: Sequence[_UnderWay], enough: int, urgent: int) -> None:
+        """Play episodes until there are enough groups, then give up the others."""
+        slots = asyncio.Semaphore(self._places())
+
+        async def play(episode: Episode) -> None:
+            async with slots:
+                try:
+                    await episode.run()
+                except NotFiniteError as error:
+                    episode.is_dropped = True
+                    self.dropped.append(episode.attempt.session)
+                    logger.warning("attempt dropped: %s", error)
+
+        # Tasks start in the order of their creation, so first turns are asked for in order.
+        episodes = [each for each in chain(*groups) if isinstance(each, Episode)]
+        running = [asyncio.create_task(play(episode)) for episode in episodes]
+        pending = set(running)
+        try:
+            while pending and not _are_enough(groups, enough, urgent):
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+        finally:
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)  # hears all that failed at once
 
     @contextmanager
-    def _watched(self, under_way: Sequence[Episode | Trajectory]) -> Iterator[None]:
+    def _watched(self, episodes: Sequence[Episode]) -> Iterator[None]:
         """Warn of episodes that stay too long in a stage, again after as long.
 
         It is looked from a thread: what hangs may be the event loop itself. It ends nothing;
         `EpisodeLimits.max_seconds` does.
         """
-        episodes = [each for each in under_way if isinstance(each, Episode)]
         done = threading.Event()
 
         def watch() -> None:
@@ -199,25 +221,6 @@ class EpisodeRunner:
             return attempt.ended(StopReason.PROMPT_TOO_LONG, self.speaker.version)
         return Episode(attempt, self.speaker, self.sandbox, self.limits)
 
-    async def _finish(
-        self, group: Sequence[Episode | Trajectory], slots: asyncio.Semaphore
-    ) -> None:
-        """All episodes of a group, each with a place of its own."""
-
-        async def run(episode: Episode) -> None:
-            async with slots:
-                try:
-                    await episode.run()
-                except NotFiniteError as error:
-                    episode.is_dropped = True
-                    self.dropped.append(episode.attempt.session)
-                    logger.warning("attempt dropped: %s", error)
-
-        async with asyncio.TaskGroup() as tasks:
-            for each in group:
-                if isinstance(each, Episode):
-                    tasks.create_task(run(each))
-
 
 def is_complete(group: PartialGroup) -> bool:
     """Whether all attempts of a group have ended."""
@@ -236,32 +239,18 @@ def _warn_of_late(episodes: Sequence[Episode], patience_s: float) -> None:
         logger.warning("in stage %r for more than %g s: %s", stage, patience_s, names)
 
 
-def _so_far(each: Episode | Trajectory) -> Attempt | Trajectory | None:
-    if isinstance(each, Trajectory):
-        return each
-    return None if each.is_dropped else each.trajectory or each.attempt
+def _is_dropped(each: Episode | Trajectory) -> bool:
+    return isinstance(each, Episode) and each.is_dropped
 
 
-async def _wait_for(running: Sequence[asyncio.Task[None]], enough: int, urgent: int) -> None:
-    """Until `enough` tasks are done, the first `urgent` among them; the others are cancelled.
-
-    Raises what a task raised.
-    """
-    pending = set(running)
-    try:
-        while len(running) - len(pending) < enough or not pending.isdisjoint(running[:urgent]):
-            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-    finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+def _so_far(each: Episode | Trajectory) -> Attempt | Trajectory:
+    return each.trajectory or each.attempt if isinstance(each, Episode) else each
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first single error in a group of groups."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _are_enough(groups: Sequence[_UnderWay], enough: int, urgent: int) -> bool:
+    """Whether so many groups are at their end, and the first `urgent` are."""
+    over = [
+        all(_is_dropped(each) or isinstance(_so_far(each), Trajectory) for each in group)
+        for group in groups
+    ]
+    return sum(over) >= enough and all(over[:urgent])
