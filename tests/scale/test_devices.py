@@ -128,7 +128,10 @@ def test_each_process_has_a_server_and_each_machine_one_file(ranks: int, monkeyp
     def ask(client: HttpClient, method: str, path: str, body=None, empty=False) -> dict:
         if path == "/collective_rpc":
             read.append((everyone.rank(), Path(body["kwargs"]["weights_path"])))
-        return {"success": True, "vllm_config": {"cache_config": {}}}
+        return {
+            "success": True,
+            "vllm_config": {"cache_config": {"num_gpu_blocks": 9, "block_size": 16}},
+        }
 
     def save(policy, folder: Path) -> None:
         written.append(everyone.rank())

@@ -29,7 +29,6 @@ _DEFAULTS = {
     **ENVIRONMENT,
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the trainer is on the same cores
 }
-_NEEDED = {"VLLM_SERVER_DEV_MODE": "1"}  # weights can be changed
 RETRIES = 2  # of a request
 MOST_RESTARTS = 3  # of a server, in a run
 
@@ -75,14 +74,15 @@ class VllmProcess:
         self.url = f"unix:{path}"
         self._log_file = folder / "server.log"
         guard = [sys.executable, guarded.__file__, str(os.getpid()), str(folder)]
-        cache = {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
+        needed = {"VLLM_SERVER_DEV_MODE": "1"}  # weights can be changed
+        needed |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
         with self._log_file.open("wb") as output:
             self._process = subprocess.Popen(
                 [*guard, *self.program, *server_flags(settings), "--uds", str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**_DEFAULTS, **os.environ, **_NEEDED, **cache},
+                env={**_DEFAULTS, **os.environ, **needed},
                 start_new_session=True,
             )
         try:
@@ -92,27 +92,20 @@ class VllmProcess:
             raise
 
     def _wait(self, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not self._answers():
-            if self._process.poll() is not None:
-                raise RuntimeError(f"the vLLM server did not start:\n{self._last_lines()}")
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"the vLLM server did not answer within {timeout_s:g} s:\n{self._last_lines()}"
-                )
+        client, deadline = (
+            HttpClient(self.url, timeout_s=5, retries=0),
+            time.monotonic() + timeout_s,
+        )
+        while True:
+            try:
+                return client.ask("GET", "/health", empty=True)
+            except EndpointError:
+                ended = self._process.poll() is not None
+            if ended or time.monotonic() > deadline:
+                why = "start" if ended else f"answer within {timeout_s:g} s"
+                last = self._log_file.read_text(errors="replace").splitlines()[-20:]
+                raise RuntimeError("\n".join([f"the vLLM server did not {why}:", *last]))
             time.sleep(0.2)
-
-    def _answers(self) -> bool:
-        if not Path(self.url.removeprefix("unix:")).exists():
-            return False
-        try:
-            HttpClient(self.url, timeout_s=5, retries=0).ask("GET", "/health", empty=True)
-        except EndpointError:
-            return False
-        return True
-
-    def _last_lines(self) -> str:
-        return "\n".join(self._log_file.read_text(errors="replace").splitlines()[-20:])
 
     def stop(self) -> None:
         """End the server and all that it started, and wait for them."""
@@ -260,8 +253,9 @@ class VllmServerEngine(VllmBase):
         served = self._settings.get("max_num_seqs") or MOST_CONNECTIONS  # others would wait there
         url = self._process.url
         self._client = HttpClient(url, self._timeout_s, RETRIES, at_once=served)
-        cache = self._client.ask("GET", "/server_info?config_format=json")["vllm_config"]
-        self.cache_tokens = _cache_tokens(cache["cache_config"])
+        config = self._client.ask("GET", "/server_info?config_format=json")["vllm_config"]
+        cache = config["cache_config"]
+        self.cache_tokens = cache["num_gpu_blocks"] * cache["block_size"]
 
     def _replace(self, error: EndpointError) -> None:
         """Another server for one that does not answer; raises the error where there can be none."""
@@ -304,8 +298,3 @@ class VllmServerEngine(VllmBase):
     def _post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         assert self._client is not None
         return self._client.ask("POST", path, body or {}, empty=True)
-
-
-def _cache_tokens(cache: Mapping[str, Any]) -> int | None:
-    blocks, size = cache.get("num_gpu_blocks"), cache.get("block_size")
-    return int(blocks) * int(size) if blocks and size else None
