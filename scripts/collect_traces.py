@@ -24,7 +24,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import train
-from matchtir.collection.collector import (
+from matchtir.collection import (
     Attempt,
     Collector,
     gold_task,

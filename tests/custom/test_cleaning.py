@@ -4,8 +4,7 @@ import asyncio
 
 import pytest
 
-from matchtir.collection.cleaning import TracedCall, clean_trace, traced_calls
-from matchtir.collection.collector import gold_task
+from matchtir.collection import TracedCall, clean_trace, gold_task, traced_calls
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import (
     ResultStatus,
