@@ -1,10 +1,12 @@
 """What Lightning's users are used to: it works, or it is refused by name (docs/lightning.md)."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
@@ -13,7 +15,9 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 
+from matchtir.reports.progress import next_commands
 from matchtir.training.base import check_trainer
+from matchtir.utils.loggers import quiet
 from matchtir.utils.run_folder import read_metrics
 from tests.scale.whole_runs import SMALL_MODEL, SMALL_RUN, composed, run_here
 
@@ -51,6 +55,7 @@ def test_what_callbacks_log_stands_beside_the_iteration_in_which_they_log(watche
     device = [name for name in curves if name.startswith("DeviceStatsMonitor.on_train_batch_end")]
     for name in ("train/reward", "lr-AdamW", "watched/batch", *device[:3]):
         assert curves[name][0] == [1, 2, 3], name
+    assert curves["DeviceStatsMonitor.on_test_batch_end/cpu_percent"][0] == [0, 3]
     assert device and curves["test/success"][0] == [0, 3] and curves["val/success"][0] == [2]
 
 
@@ -137,3 +142,30 @@ def test_the_config_may_be_shown_as_a_tree(
         run_here(tmp_path / "run", *SHORT, "extras.print_config=true", "data=ftrl", "model=tiny")
     shown = capsys.readouterr().out
     assert shown.startswith("run folder: ") and "├── optimizer" in shown
+
+
+def test_a_schedule_may_begin_with_an_iteration_that_learns_nothing() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: 1.0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        quiet()
+        schedule.step()
+    assert not said
+
+
+@pytest.mark.parametrize(
+    ("data", "benchmark"),
+    [
+        ({"_target_": "matchtir.tasks.ftrl.FtrlTasks"}, "benchmark=ftrl policy="),
+        (
+            {"_target_": "matchtir.tasks.custom.CustomTasks", "path": "a.jsonl", "tools": "b.py"},
+            "=custom benchmark.custom.tasks.path=a.jsonl benchmark.custom.tasks.tools=b.py policy=",
+        ),
+    ],
+)
+def test_hints_at_the_end_are_of_the_tasks_that_were_learned(
+    tmp_path: Path, data: dict[str, str], benchmark: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
+    assert any(benchmark in command for command in next_commands(tmp_path))

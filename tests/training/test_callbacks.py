@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import DeviceStatsMonitor
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from tensorboardX import SummaryWriter
@@ -19,7 +18,6 @@ from matchtir.training.callbacks.checkpoint import LastCheckpoint
 from matchtir.training.callbacks.display import Curves, Progress
 from matchtir.training.callbacks.traces import COLUMNS, Samples, Traces
 from matchtir.utils.loggers import CsvLogger
-from matchtir.utils.run_folder import read_metrics
 from tests.training import training_parts as parts
 
 BATCHES = 5
@@ -145,18 +143,6 @@ def test_tables_and_histograms_of_an_iteration(tmp_path: Path) -> None:
     assert {row[1] for row in rows} == set(range(len(parts.ATTEMPTS)))
 
 
-def test_the_scores_of_every_test_task(tmp_path: Path) -> None:
-    logger = Tables(tmp_path / "tables")
-    module = parts.policy_gradient()
-    trainer = parts.fit(module, tmp_path, callbacks=[Samples()], loggers=[logger])
-    trainer.test(module, datamodule=trainer.datamodule, verbose=False)  # type: ignore[attr-defined]
-    name, columns, rows, _ = logger.tables[-1]
-    assert name == "test/scores_after" and columns[:2] == ["task", "success"]
-    assert {row[0]: dict(zip(columns[1:], row[1:], strict=True)) for row in rows} == (
-        module.test_scores
-    )
-
-
 def test_tensorboard_gets_the_histograms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
     monkeypatch.setattr(SummaryWriter, "add_histogram", lambda _, *what: given.append(what[::2]))
@@ -168,22 +154,6 @@ def test_tensorboard_gets_the_histograms(tmp_path: Path, monkeypatch: pytest.Mon
         "credit/turn_rewards",
         "credit/advantages",
     ]
-
-
-class Watcher(Callback):
-    """Logs as any callback may: by the optimizer's steps, which Lightning counts from 0."""
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        pl_module.log("watched/batch", 1.0)
-
-
-def test_what_a_callback_logs_stands_beside_what_training_logs(tmp_path: Path) -> None:
-    module = parts.policy_gradient()
-    parts.fit(module, tmp_path, iterations=4, callbacks=[Watcher(), DeviceStatsMonitor(True)])
-    curves = read_metrics(tmp_path / "metrics.csv")
-    assert curves["train/reward"][0] == [1, 2, 3, 4]
-    assert len(curves["watched/batch"][0]) == 4
-    assert any(name.startswith("DeviceStatsMonitor.") for name in curves)
 
 
 WATCHING = [Progress, Samples, *(partial(each, "f") for each in (Curves, Traces, LastCheckpoint))]

@@ -1,7 +1,5 @@
 """A run killed anywhere and resumed from last.ckpt ends like an unbroken one."""
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,6 @@ import pytest
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from matchtir.training.callbacks.checkpoint import LastCheckpoint
 from matchtir.utils.loggers import CsvLogger
@@ -87,17 +84,6 @@ class Kill(Checkpoint):  # Lightning runs checkpoint callbacks last: the kill co
         setattr(self, hook, kill)
 
 
-class Terminate(Callback):
-    """SIGTERM in the middle of an iteration."""
-
-    def __init__(self, iteration: int) -> None:
-        self.iteration = iteration
-
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.lightning_module.iterations.item() == self.iteration - 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
 def run(folder: Path, every_n_iterations: int, kill: Callback | None, resume: bool) -> Trainer:
     checkpoints = folder / "checkpoints"
     callbacks: list[Callback] = [
@@ -165,19 +151,6 @@ def test_a_killed_and_resumed_run_ends_like_an_unbroken_one(
     with pytest.raises(Killed):
         run(tmp_path, every_n_iterations, Kill(hook, iterations), resume=False)
     assert outcome(tmp_path, run(tmp_path, every_n_iterations, None, resume=True)) == unbroken
-
-
-@pytest.mark.parametrize("iteration", [1, 2, 3, 6, 7, 12])
-def test_a_terminated_run_is_saved_after_the_iteration_under_way(
-    tmp_path: Path, unbroken: Outcome, iteration: int
-) -> None:
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SIGTERMException):
-        run(tmp_path, 5, Terminate(iteration), resume=False)
-    assert signal.getsignal(signal.SIGTERM) == handler
-    last = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["state_dict"]["iterations"] == iteration
-    assert outcome(tmp_path, run(tmp_path, 5, kill=None, resume=True)) == unbroken
 
 
 def test_a_checkpoint_that_another_process_left_unfinished_is_not_taken(tmp_path: Path) -> None:

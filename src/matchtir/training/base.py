@@ -339,7 +339,8 @@ class PolicyModule(LightningModule):
         self._end_attempts("val")
 
     def on_test_epoch_start(self) -> None:
-        """Measure what every task set has."""
+        """Measure what every task set has; callbacks log beside it, as in training."""
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.iteration
         self._begin_attempts(None)
 
     def test_step(self, tasks: list[Task], batch_index: int) -> None:

@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from matchtir.credit.advantages import AdvantageParts, parts_of
 from matchtir.evaluation.traces import TurnTokens, trace_record, write_traces
-from matchtir.training.base import PolicyModule
 from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.options import check_at_least
 
@@ -82,7 +81,6 @@ class Samples(Callback):
 
     `samples`: the turns of the first groups of an iteration, one row each, with their credit.
     `credit/rewards`, `credit/turn_rewards`, `credit/advantages`: histograms over the iteration.
-    `test/scores_before`, `test/scores_after`: each test task, which paired comparisons need.
 
     Args:
         every_n_iterations: between two tables.
@@ -97,7 +95,7 @@ class Samples(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log the iteration's samples and distributions."""
         if not isinstance(pl_module, PolicyGradientModule):
-            return
+            return  # fine-tuning has no rollout
         iteration, scored = pl_module.iteration, pl_module.last_rollout
         takers = [each for each in trainer.loggers if isinstance(each, TAKERS)]
         if iteration % self.every_n_iterations or not takers:
@@ -116,17 +114,6 @@ class Samples(Callback):
             elif trainer.is_global_zero:
                 for name, numbers in values.items():
                     logger.experiment.add_histogram(name, np.array(numbers), iteration)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the score of each test task."""
-        assert isinstance(pl_module, PolicyModule)
-        scores, iteration = pl_module.test_scores, pl_module.iteration
-        measures = list(next(iter(scores.values()), {}))
-        rows: list[list[Any]] = [[task, *values.values()] for task, values in scores.items()]
-        name = f"test/scores_{'before' if iteration == 0 else 'after'}"
-        for logger in trainer.loggers:
-            if isinstance(logger, TableLogger):
-                logger.log_table(name, ["task", *measures], rows, step=iteration)
 
 
 def rollout_records(
