@@ -90,13 +90,10 @@ def test_training_moves_the_adapters_away_from_the_reference(
     ("setting", "problem"),
     [
         ({"r": 0}, "positive"),
-        ({"use_dora": True}, "use_dora.*computes something else than its merged weight"),
-        ({"lora_bias": True}, "lora_bias.*computes something else"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save.*also trains lm_head"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices.*also trains"),
-        ({"init_lora_weights": "pissa"}, "pissa.*does not begin as it was"),
-        ({"layer_replication": [(0, 2), (0, 2)]}, "layer_replication.*architecture does not have"),
-        ({"target_modules": ["embed_tokens"]}, "embed_tokens is no linear layer"),
+        ({"use_dora": True, "r": 2}, "use_dora cannot be merged"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+        ({"target_modules": ["embed_tokens"]}, "embed_tokens shares its weight"),
         ({"target_modules": ["lm_head"]}, "lm_head shares its weight"),
     ],
 )

@@ -23,6 +23,10 @@ from transformers import PreTrainedModel
 from matchtir.policy.policy import Policy
 
 WEIGHTS_FILE = "model.safetensors"
+MERGEABLE = (  # settings of peft with which the weights are those of the base and a product
+    *("r", "alpha", "lora_alpha", "use_rslora", "lora_dropout", "target_modules"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+)
 _ADAPTER = "default"  # peft's name of the only one
 _BASE = ".base_layer"
 
@@ -108,63 +112,28 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
 
     Raises:
         ImportError: peft is not installed.
-        ValueError, TypeError: what peft refuses, and settings with which the policy would not begin
-            as the model, or would train what cannot be merged into weights (DoRA, for one).
+        ValueError, TypeError: what peft refuses, and what cannot be merged into weights (DoRA, for
+            one) or would not begin as the model.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ImportError("model.lora needs peft: pip install -e '.[lora]'") from error
+        raise ImportError("model.lora needs peft: pip install 'matchtir[lora]'") from error
+    if others := ", ".join(settings.keys() - MERGEABLE):
+        raise ValueError(f"model.lora: {others} cannot be merged; of {', '.join(MERGEABLE)}")
     given = {"target_modules": "all-linear", **settings}
     if "alpha" in given:
         given["lora_alpha"] = given.pop("alpha")
-    names = set(model.state_dict())
+    embeddings = model.get_input_embeddings().weight
     model.requires_grad_(False)
     inject_adapter_in_model(LoraConfig(**given), model)
     for name, parameter in model.named_parameters():
         if _is_adapter(name):
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    if problem := _unmergeable(model, names):
-        raise ValueError(f"model.lora={dict(settings)} is not supported: {problem}")
-
-
-def _unmergeable(model: PreTrainedModel, names: set[str]) -> str:
-    """Why the model with adapters is no model of these weights; "" where it is."""
-    others = [n for n, p in model.named_parameters() if p.requires_grad and not _is_adapter(n)]
-    if others:
-        return f"it also trains {others[0]}"
-    if {_plain(name) for name in model.state_dict() if not _is_adapter(name)} != names:
-        return "it adds weights that the architecture does not have"
-    embeddings = model.get_input_embeddings().weight
     for name, layer in _adapted(model).items():
-        base = layer.get_base_layer()
-        if not isinstance(base, nn.Linear):
-            return f"{name} is no linear layer"
-        if base.weight is embeddings:
-            return f"{name} shares its weight with the embeddings"
-        if base.weight.is_meta:  # another process has the weights, and finds out
-            continue
-        if layer.get_delta_weight(_ADAPTER).any():
-            return f"{name} does not begin as it was"
-        with _random_adapter(layer):
-            if not _computes_as_merged(layer, base.weight):
-                return f"{name} computes something else than its merged weight"
-    return ""
-
-
-@contextmanager
-def _random_adapter(layer: nn.Module) -> Iterator[None]:
-    """An adapter that has learned something, for as long."""
-    draw = torch.Generator().manual_seed(0)
-    own = [each for name, each in layer.named_parameters() if _is_adapter(f".{name}")]
-    kept = [each.detach().clone() for each in own]
-    with torch.no_grad():
-        for each in own:
-            each.add_(0.1 * torch.randn(each.shape, generator=draw).to(each))
-        yield
-        for each, value in zip(own, kept, strict=True):
-            each.copy_(value)
+        if layer.get_base_layer().weight is embeddings:
+            raise ValueError(f"model.lora: {name} shares its weight with the embeddings")
 
 
 @torch.no_grad()
