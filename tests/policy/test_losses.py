@@ -56,7 +56,6 @@ def value(loss, inputs):
 
 LOSSES = {
     "clip": PolicyLoss(),
-    "clip_higher": PolicyLoss(clip_high=0.28, aggregation="token_mean"),
     "dual_clip": PolicyLoss(dual_clip=1.3),
     "sequence": PolicyLoss(ratio="sequence", clip_low=0.1, clip_high=0.1),
     "turn": PolicyLoss(ratio="turn", aggregation="turn_mean"),

@@ -72,19 +72,8 @@ def gradients(policy: Policy, ids: Tensor, scored: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 10_000])
-def test_chunks_change_neither_scores_nor_gradients(chunk: int) -> None:
-    ids, scored = batch()
-    whole, pieces = small().policy, small(head_chunk=chunk).policy
-    with torch.no_grad():
-        torch.testing.assert_close(whole(ids, scored), pieces(ids, scored), atol=1e-5, rtol=1e-5)
-    for one, other in zip(
-        gradients(whole, ids, scored), gradients(pieces, ids, scored), strict=True
-    ):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-
-
-def test_gradients_equal_those_of_a_plain_computation() -> None:
-    policy, reference = small().policy, small().policy
+def test_gradients_equal_those_of_a_plain_computation(chunk: int) -> None:
+    policy, reference = small(head_chunk=chunk).policy, small().policy
     ids, scored = batch()
     found = gradients(policy, ids, scored)
 

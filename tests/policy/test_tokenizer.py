@@ -1,6 +1,5 @@
 """The tiny policy's tokenizer: nothing is lost, every word of its worlds is one token."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -88,12 +87,6 @@ def test_control_tokens_are_qwen3s() -> None:
     assert set(SPECIAL_TOKENS) <= special
     assert not set(MARKUP_TOKENS) & special
     assert (TOKENIZER.eos_token, TOKENIZER.pad_token) == (theirs.eos_token, theirs.pad_token)
-
-
-def test_markup_survives_a_decoding_without_special_tokens() -> None:
-    text = "<|im_start|><tool_call>x</tool_call><think></think><|im_end|>"
-    shown = TOKENIZER.decode(encode(text), skip_special_tokens=True)
-    assert shown == re.sub(r"<\|.*?\|>", "", text)
 
 
 def test_it_loads_again_from_a_folder(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -194,9 +194,9 @@ class AdvantageParts:
 
 
 def parts_of(advantage: Advantage, batch: RewardBatch) -> AdvantageParts:
-    """What the `parts` of an advantage are, all None where it has no such method."""
-    parts = getattr(advantage, "parts", None)
-    return AdvantageParts() if parts is None else parts(batch)
+    """What the methods of an advantage that are named like parts say; None where it has none."""
+    names = [field.name for field in fields(AdvantageParts) if hasattr(advantage, field.name)]
+    return AdvantageParts(**{name: getattr(advantage, name)(batch) for name in names})
 
 
 @dataclass(frozen=True)
@@ -245,9 +245,7 @@ class TrajectoryAdvantage:
             advantage = normalised(advantage, everyone, self.epsilon, self.singleton)
         return np.where(batch.turn_mask, advantage[:, None], 0.0)
 
-    def parts(self, batch: RewardBatch) -> AdvantageParts:
-        """A_g alone."""
-        return AdvantageParts(trajectory=self(batch))
+    trajectory = __call__  # A_g
 
 
 @dataclass(frozen=True)
@@ -293,10 +291,6 @@ class TurnAdvantage:
         returns = self.returns(batch)[mask]
         advantage[mask] = normalised(returns, groups, self.epsilon, singleton)
         return advantage
-
-    def parts(self, batch: RewardBatch) -> AdvantageParts:
-        """R_{i,t} and A_l."""
-        return AdvantageParts(returns=self.returns(batch), turn=self.turn(batch))
 
 
 @dataclass(frozen=True)
@@ -347,7 +341,3 @@ class DualAdvantage(TurnAdvantage):
         if self.trajectory_reward == "outcome":
             batch = replace(batch, total=batch.outcome)
         return TrajectoryAdvantage(self.epsilon, self.singleton)(batch)
-
-    def parts(self, batch: RewardBatch) -> AdvantageParts:
-        """R_{i,t}, A_g and A_l."""
-        return replace(super().parts(batch), trajectory=self.trajectory(batch))

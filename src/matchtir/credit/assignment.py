@@ -72,62 +72,58 @@ def assigned(
 # ---------------------------------------------------------------- one-to-one matchings
 
 
-def matched(
-    stack: Stack,
-    pairs: Callable[[Float[np.ndarray, "m n"]], Pairs],
-    unmatched_penalty: float,
-    threshold: float = 0.0,
-) -> tuple[Stack, Float[np.ndarray, "B m"]]:
-    """Plans of zeros and ones; a call earns its pair's similarity, or else minus the penalty.
-
-    A pair whose similarity is not above `threshold` counts as none.
-    """
-    plans = np.zeros(stack.shape)
-    for plan, similarity in zip(plans, stack, strict=True):
-        plan[pairs(similarity)] = 1.0
-    plans *= stack > threshold
-    rewards = np.where(plans.any(axis=2), (plans * stack).sum(axis=2), -unmatched_penalty)
-    return plans, rewards
-
-
 @dataclass(frozen=True)
 class Matching:
     """A one-to-one matching: a call earns the similarity of its pair.
 
-    A pair of similarity 0 counts as unmatched. Subclasses say which pairs there are.
+    Subclasses say which pairs there are.
 
     Args:
         unmatched_penalty: taken from every call without a pair; lambda of the paper, whose
             experiments use 0.
+        threshold: in [0, 1); a pair whose similarity is not above it counts as none.
     """
 
     unmatched_penalty: float = 0.0
+    threshold: float = 0.0
 
     def __post_init__(self) -> None:
         # A negative one would pay for calls that match nothing.
         check_at_least(0, unmatched_penalty=self.unmatched_penalty)
+        if not 0 <= self.threshold < 1:
+            raise ValueError(f"threshold={self.threshold} must lie in [0, 1)")
 
     def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]:
         """One plan of zeros and ones per matrix; ValueError where a similarity is not finite."""
-        return assigned(
-            similarities, lambda stack: matched(stack, self.pairs, self.unmatched_penalty)
-        )
+        return assigned(similarities, self._solve)
 
     def pairs(self, similarity: Float[np.ndarray, "m n"]) -> Pairs:
         """Rows and columns of the matched pairs."""
         raise NotImplementedError
 
+    def _solve(self, stack: Stack) -> tuple[Stack, Float[np.ndarray, "B m"]]:
+        plans = np.zeros(stack.shape)
+        for plan, similarity in zip(plans, stack, strict=True):
+            plan[self.pairs(similarity)] = 1.0
+        plans *= stack > self.threshold
+        earned = (plans * stack).sum(axis=2)
+        return plans, np.where(plans.any(axis=2), earned, -self.unmatched_penalty)
+
 
 class HardAssignment(Matching):
-    """Maximum-weight matching of calls (paper eq. 5, Kuhn-Munkres).
+    """Matching of the largest summed similarity (paper eq. 5, Kuhn-Munkres).
 
+    With a threshold, of the largest sum of what exceeds it: a pair below is worth less than none.
     Among matchings of equal weight, earlier calls are matched first, so that the repetition of a
     call is the one that goes unpaid. Options: `Matching`.
     """
 
     def pairs(self, similarity: Float[np.ndarray, "m n"]) -> Pairs:
-        """The pairs of the largest summed similarity."""
-        return linear_sum_assignment(similarity * _handicaps(len(similarity)), maximize=True)
+        """The best pairs."""
+        gains = similarity
+        if self.threshold:
+            gains = np.maximum(similarity - self.threshold, 0.0)
+        return linear_sum_assignment(gains * _handicaps(len(similarity)), maximize=True)
 
 
 @cache
@@ -188,29 +184,6 @@ class OrderedAssignment(Matching):
 # ---------------------------------------------------------------- transport
 
 
-def paid(
-    stack: Stack, plans: Stack, scale: str, unmatched_penalty: float, threshold: float = 0.0
-) -> tuple[Stack, Float[np.ndarray, "B m"]]:
-    """Transport plans and their rewards.
-
-    A call earns ``sum_j Z_pj S_pj``, times m with scale ``conditional``; without any similarity
-    above `threshold` it earns ``-unmatched_penalty`` times its mass instead, where there is a
-    penalty.
-    """
-    calls = stack.shape[1]
-    rewards = (plans * stack).sum(axis=2)
-    if unmatched_penalty and calls:
-        rewards[~(stack > threshold).any(axis=2)] = -unmatched_penalty / calls
-    return plans, rewards * calls if scale == "conditional" else rewards
-
-
-def _check_transport(scale: str, reg: float, unmatched_penalty: float) -> None:
-    check_option("scale", scale, ("mass", "conditional"))
-    check_at_least(0, unmatched_penalty=unmatched_penalty)
-    if reg <= 0:
-        raise ValueError(f"reg={reg} must be positive")
-
-
 @dataclass(frozen=True)
 class SoftAssignment:
     """Entropic optimal transport from calls to gold calls (paper eq. 6-7).
@@ -229,6 +202,8 @@ class SoftAssignment:
             its mass (1/m, or 1 with ``conditional``).
         max_iterations: Sinkhorn stops there, converged or not (release: 1,000); None: every plan
             converges.
+        dustbin: score of one more row and column of mass 1, enough for everything, which earns
+            nothing, so that mass need not go to anything worse; None: there is none.
     """
 
     reg: float = 0.1
@@ -236,23 +211,30 @@ class SoftAssignment:
     scale: str = "mass"
     unmatched_penalty: float = 0.0
     max_iterations: int | None = None
+    dustbin: float | None = None
 
     def __post_init__(self) -> None:
         check_option("cost", self.cost, ("linear", "normalized_inversion", "exponential"))
-        _check_transport(self.scale, self.reg, self.unmatched_penalty)
+        check_option("scale", self.scale, ("mass", "conditional"))
+        check_at_least(0, unmatched_penalty=self.unmatched_penalty)
+        if self.reg <= 0:
+            raise ValueError(f"reg={self.reg} must be positive")
         if self.max_iterations is not None:
             check_at_least(1, max_iterations=self.max_iterations)
 
     def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]:
         """One transport plan per matrix; ValueError where a similarity is not finite."""
-        return assigned(
-            similarities,
-            lambda stack: paid(stack, self._plans(stack), self.scale, self.unmatched_penalty),
-        )
+        return assigned(similarities, self._solve)
+
+    def _solve(self, stack: Stack) -> tuple[Stack, Float[np.ndarray, "B m"]]:
+        calls = stack.shape[1]
+        plans = self._plans(stack) if stack.size else np.zeros(stack.shape)
+        rewards = (plans * stack).sum(axis=2)
+        if self.unmatched_penalty and calls:
+            rewards[~(stack > (self.dustbin or 0)).any(axis=2)] = -self.unmatched_penalty / calls
+        return plans, rewards * calls if self.scale == "conditional" else rewards
 
     def _plans(self, stack: Stack) -> Stack:
-        if not stack.size:
-            return np.zeros(stack.shape)
         scores = stack  # the negative cost
         if self.cost == "exponential":
             scores = np.exp(stack)
@@ -260,7 +242,11 @@ class SoftAssignment:
             low, high = (f(stack, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
             scores = (stack - low) / (high - low + _SPREAD_EPSILON)
         masses = Masses(*(np.full(size, 1 / size) for size in stack.shape[1:]))
-        return transport(scores, masses, self.reg, self.max_iterations)
+        if self.dustbin is None:
+            return transport(scores, masses, self.reg, self.max_iterations)
+        scores = np.pad(scores, ((0, 0), (0, 1), (0, 1)), constant_values=self.dustbin)
+        masses = Masses(*(np.append(sums, 1.0) for sums in masses))
+        return transport(scores, masses, self.reg, self.max_iterations)[:, :-1, :-1]
 
 
 @dataclass(frozen=True)
@@ -270,15 +256,10 @@ class PartialAssignment:
     The paper's assignments pay a call for any similarity at all: the right tool with a wrong value
     still earns 2/3. Here a pair below the threshold is worth less than no pair.
 
-    ``matching`` maximises ``sum (S - threshold)`` over one-to-one pairs; a matched call earns S.
-    ``transport`` is entropic transport with one more row and column of score `threshold` and
-    mass 1, enough for everything; a call earns ``sum_j Z_pj S_pj`` over the true gold calls.
-
     Args:
         threshold: similarity, in [0, 1), that a pair must exceed.
-        kind: ``matching`` or ``transport``.
-        scale: of transport, ``mass`` or ``conditional`` (times m), as in `SoftAssignment`.
-        reg: entropic regulariser of transport.
+        kind: ``matching`` is `HardAssignment`, ``transport`` is `SoftAssignment`, with a threshold.
+        scale, reg: of transport, as in `SoftAssignment`.
         unmatched_penalty: taken from a call without a pair (matching), or without any similarity
             above the threshold in proportion to its mass (transport).
     """
@@ -291,29 +272,14 @@ class PartialAssignment:
 
     def __post_init__(self) -> None:
         check_option("kind", self.kind, ("matching", "transport"))
-        _check_transport(self.scale, self.reg, self.unmatched_penalty)
-        if not 0 <= self.threshold < 1:
-            raise ValueError(f"threshold={self.threshold} must lie in [0, 1)")
+        self._solver()  # which checks the other options
 
     def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]:
         """One plan [m, n] per matrix, without its dustbins; ValueError where one is not finite."""
-        return assigned(similarities, self._solve)
+        return self._solver()(similarities)
 
-    def _solve(self, stack: Stack) -> tuple[Stack, Float[np.ndarray, "B m"]]:
+    def _solver(self) -> Assigner:
+        penalty = self.unmatched_penalty
         if self.kind == "matching":
-            return matched(stack, self._pairs, self.unmatched_penalty, self.threshold)
-        rule = self.scale, self.unmatched_penalty, self.threshold
-        return paid(stack, self._plans(stack), *rule)
-
-    def _pairs(self, similarity: Float[np.ndarray, "m n"]) -> Pairs:
-        """The pairs of the largest gain over the threshold."""
-        gains = np.maximum(similarity - self.threshold, 0.0) * _handicaps(len(similarity))
-        return linear_sum_assignment(gains, maximize=True)
-
-    def _plans(self, stack: Stack) -> Stack:
-        if not stack.size:
-            return np.zeros(stack.shape)
-        dustbins = (0, 0), (0, 1), (0, 1)
-        scores = np.pad(stack, dustbins, constant_values=self.threshold)
-        masses = Masses(*(np.append(np.full(size, 1 / size), 1.0) for size in stack.shape[1:]))
-        return transport(scores, masses, self.reg)[:, :-1, :-1]
+            return HardAssignment(penalty, self.threshold)
+        return SoftAssignment(self.reg, "linear", self.scale, penalty, dustbin=self.threshold)
