@@ -34,7 +34,8 @@ from matchtir.reports.task_statistics import (
     tool_use,
 )
 from matchtir.tasks.custom import row_from_task
-from matchtir.tasks.rows import SPLITS, TaskSet
+from matchtir.tasks.files import splits_there
+from matchtir.tasks.rows import SPLITS
 from matchtir.tasks.splits import split_tasks, spread
 from matchtir.types import Task
 from matchtir.utils.config_check import check
@@ -47,10 +48,13 @@ KNOWN_KEYS = f"{train.KNOWN_KEYS} {train.SETTINGS} tokenizer max_tasks replay ne
 def run(config: DictConfig) -> dict[str, list[Task]]:
     """Print the tables and write the page; returns the tasks by split."""
     check(config, KNOWN_KEYS)
-    task_set = _task_set(config)
+    task_set = instantiate(config.data)
+    found_splits, missing = splits_there(task_set)
+    for reason in missing:
+        print(reason, file=sys.stderr)
     splits = {
-        split: spread(task_set.tasks(split), config.max_tasks or None, attrgetter("scenario"))
-        for split in _splits(config)
+        split: spread(tasks, config.max_tasks or None, attrgetter("scenario"))
+        for split, tasks in found_splits.items()
     }
     if config.split.out:
         splits = _split_anew(splits, config.split, getattr(task_set, "tools", ()))
@@ -88,22 +92,6 @@ def run(config: DictConfig) -> dict[str, list[Task]]:
     task_page.write_task_page(Path(config.page), title, sections, found)
     console.print(f"page: {config.page}", soft_wrap=True)
     return splits
-
-
-def _task_set(config: DictConfig) -> TaskSet:
-    """The run's task set; files that are not there are named, and done without."""
-    for name, path in list(config.data.items()):
-        if str(name).endswith("_path") and path and Path(path).suffix and not Path(path).exists():
-            print(f"without data.{name}: there is no {path}", file=sys.stderr)
-            config.data[name] = None
-    return instantiate(config.data)
-
-
-def _splits(config: DictConfig) -> list[str]:
-    """The splits that there are files for."""
-    cut_from = {"validation": "train"}
-    paths = {split: f"{cut_from.get(split, split)}_path" for split in SPLITS}
-    return [split for split, key in paths.items() if config.data.get(key, "no such key")]
 
 
 def _split_anew(

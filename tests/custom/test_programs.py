@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import eval as evaluation
-from scripts import inspect_data
+from scripts import doctor, inspect_data
 from tests.custom.conftest import ROOT
 
 TRIPS = ROOT / "examples" / "trips"
@@ -38,7 +38,30 @@ def test_inspect_data_does_without_files_that_are_not_there(configure, tmp_path,
     paths = [f"data.{split}_path={tmp_path}/no.jsonl" for split in ("train", "test")]
     with pytest.raises(SystemExit, match="the task set has no tasks"):
         inspect_data.run(configure("inspect_data", "data=nestful", *paths))
-    assert "without data.train_path: there is no" in capsys.readouterr().err
+    assert "without train validation tasks: no such file" in capsys.readouterr().err
+
+
+def test_the_doctor_finds_the_example_well(configure, capsys):
+    assert doctor.run(configure("train", *EXAMPLE)) == {}
+    output = capsys.readouterr().out
+    assert "isolation" in output and "all is well" in output
+
+
+def test_the_doctor_names_a_broken_row_and_a_task_that_nothing_solves(configure, tmp_path):
+    def problems(*rows):
+        file = tmp_path / "tasks.jsonl"
+        file.write_text("\n".join(rows))
+        data = ("data=custom", f"data.path={file}", f"data.tools={FILES['tools']}")
+        return doctor.run(configure("train", *data, f"paths.log_dir={tmp_path}"))
+
+    good = json.dumps(ROWS[0])
+    assert "tasks.jsonl, row 1: line 2: broken JSON" in problems(good, good[:-5])["tasks"][0]
+    stays = {"city": "Oslo", "nights": 6}
+    idle = {"question": "Stay.", "tools": ["set_nights"], "split": "train"}
+    idle["gold_calls"] = [{"name": "set_nights", "arguments": stays}]
+    idle["initial_state"] = idle["gold_state"] = {"TripPlan": {"stops": {"Oslo": 6}}}
+    (problem,) = problems(good, json.dumps(idle))["tasks"]
+    assert "tasks/1: an attempt that makes no call succeeds" in problem
 
 
 def test_the_gold_solutions_of_the_example_get_the_full_score(configure, tmp_path):

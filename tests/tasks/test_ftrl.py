@@ -217,7 +217,7 @@ def test_options_are_checked_at_once(tmp_path):
         FtrlTasks(train_path=path, validation_share=1.0)
     with pytest.raises(ValueError, match="split='dev' is not one of"):
         FtrlTasks(train_path=path).tasks("dev")
-    with pytest.raises(ValueError, match="set test_path"):
+    with pytest.raises(FileNotFoundError, match="set test_path"):
         FtrlTasks(train_path=path).tasks("test")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from matchtir.tasks.rows import SPLITS, Row, Sieve
+from matchtir.tasks.rows import SPLITS, Row, Sieve, TaskSet
 from matchtir.types import Task
 from matchtir.utils.options import check_option
 
@@ -49,8 +49,8 @@ class FileTasks(ABC):
         """The tasks of "train", "validation" or "test"; a file is read when first asked for.
 
         Raises:
-            ValueError: an unknown split, or one that has no path.
-            FileNotFoundError: the path is no file.
+            ValueError: an unknown split.
+            FileNotFoundError: it has no path, or the path is no file.
             RowError: a malformed row (with on_bad_row=stop): file, row and field.
         """
         check_option("split", split, SPLITS)
@@ -83,7 +83,7 @@ class FileTasks(ABC):
         if split not in self._loaded:
             path = self.paths[split]
             if path is None:
-                raise ValueError(
+                raise FileNotFoundError(
                     f"{self.benchmark}'s {split} tasks are not there: set {split}_path"
                 )
             if not self.is_remote(path):
@@ -104,11 +104,23 @@ def existing_file(path: str | Path, argument: str) -> Path:
     if file.is_file():
         return file
     raise FileNotFoundError(
-        f"no such file: {file.absolute()}. The task set's option {argument} names it: set the key "
-        f"data.{argument}=FILE in training, benchmark.NAME.tasks.{argument}=FILE in evaluation; or "
-        "set paths.data_dir=FOLDER, or the environment variable MATCHTIR_DATA, to the folder that "
-        "holds the data of the benchmarks"
+        f"no such file: {file.absolute()} (data.{argument}=FILE in training, "
+        f"benchmark.NAME.tasks.{argument}=FILE in evaluation; the folder of the benchmarks' files "
+        "is paths.data_dir=FOLDER or the environment variable MATCHTIR_DATA)"
     )
+
+
+def splits_there(task_set: TaskSet) -> tuple[dict[str, Sequence[Task]], list[str]]:
+    """The splits whose files are there, by name, and why others are not."""
+    found: dict[str, Sequence[Task]] = {}
+    missing: dict[str, str] = {}  # by reason: the splits
+    for split in SPLITS:
+        try:
+            found[split] = task_set.tasks(split)
+        except FileNotFoundError as error:
+            missing[str(error)] = f"{missing.get(str(error), 'without')} {split}"
+    there = {split: tasks for split, tasks in found.items() if tasks}
+    return there, [f"{splits} tasks: {reason}" for reason, splits in missing.items()]
 
 
 def split_validation(

@@ -1,0 +1,215 @@
+"""Whether a run can start here and count rightly: machine, packages, room, tasks, template, engine.
+
+python scripts/doctor.py                                        # takes what src/train.py takes
+python scripts/doctor.py data=ftrl paths.data_dir=data experiment=matchtir_hard scale=single_gpu
+
+Each check prints what it found and what to do about it. The exit status is 1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from operator import attrgetter
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from packaging.requirements import Requirement
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+import train
+from matchtir.evaluation.metrics import measure
+from matchtir.reports.task_statistics import replay_gold
+from matchtir.rollout.engine import SamplingParams
+from matchtir.tasks.files import splits_there
+from matchtir.tasks.gold import DONE, answer_text, gold_turn_texts
+from matchtir.tasks.splits import spread
+from matchtir.tools.sandbox import Sandbox, replay_all
+from matchtir.training.plan import GIB, MOMENTS, Plan
+from matchtir.training.run import build_module
+from matchtir.training.settings import unfit_settings
+from matchtir.types import StopReason, Task, ToolCall, Trajectory, Turn
+from matchtir.utils.config_check import check, check_packages
+from matchtir.utils.renamed import with_current_names
+from matchtir.utils.run_folder import register_resolvers
+
+PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+SAMPLED = 2_000  # tasks of a split that are looked at
+SHOWN = 5  # problems of one check
+
+Finding = tuple[bool, str]  # whether it is a problem, and what was found
+Check = Callable[[DictConfig], Iterator[Finding]]
+
+
+def packages(config: DictConfig) -> Iterator[Finding]:
+    """Versions against the project's bounds, and what this configuration needs besides."""
+    check_packages(config)
+    project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
+    for requirement in map(Requirement, project["dependencies"]):
+        version = metadata.version(requirement.name)
+        if not requirement.specifier.contains(version, prereleases=True):
+            yield True, f"{requirement.name} {version}: make install brings {requirement.specifier}"
+    accelerator = f"CUDA {torch.version.cuda}" if torch.cuda.is_available() else "no CUDA"
+    yield False, f"Python {sys.version.split()[0]}, torch {torch.__version__}, {accelerator}"
+
+
+def isolation(config: DictConfig) -> Iterator[Finding]:
+    """What keeps tool code in."""
+    sandbox = instantiate(config.sandbox)
+    try:
+        in_force, missing = sandbox.check()
+    finally:
+        sandbox.shutdown()
+    yield False, f"{config.sandbox.get('isolation', 'best')}: {in_force or 'nothing'}"
+    for part, why in missing.items():
+        yield True, f"{part} is missing: {why}"
+
+
+def room(config: DictConfig) -> Iterator[Finding]:
+    """Memory of the host and of a device, and the disk, against the plan."""
+    plan = Plan(config)
+    for warning in plan.require_room():
+        yield False, warning
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    folder = Path(config.paths.log_dir).resolve()
+    disk = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists()))
+    on_gpu = torch.cuda.is_available()
+    parts = {
+        "device": (max(plan.totals.values()), torch.cuda.mem_get_info()[0] if on_gpu else host)
+    }
+    parts |= {"host": (sum(plan.host.values()), host)} if on_gpu else {}
+    # The best and the last checkpoint: weights and moments in 32 bits, and the policy itself.
+    parts["disk"] = 2 * 4 * plan.size.parameters * (2 + MOMENTS), disk.free
+    for name, (needed, free) in parts.items():
+        yield needed > free, f"{name}: {needed / GIB:.2f} GiB needed, {free / GIB:.2f} free"
+
+
+def tasks(config: DictConfig) -> Iterator[Finding]:
+    """Rows that can be read, gold solutions that score 1, attempts without a call that score 0."""
+    found, missing = splits_there(instantiate(config.data))
+    for reason in missing:
+        yield not found, reason
+    sandbox = instantiate(config.sandbox)
+    try:
+        for split, of_split in found.items():
+            yield from _split(split, some(of_split), sandbox)
+    finally:
+        sandbox.shutdown()
+
+
+def _split(split: str, chosen: Sequence[Task], sandbox: Sandbox) -> Iterator[Finding]:
+    replay = replay_gold(chosen, sandbox)
+    yield False, f"{split}: {len(chosen)} tasks, gold calls of {replay.tasks} replayed"
+    for task_id, problem in replay.problems:
+        yield True, f"{split}: gold solution of {task_id}: {problem}"
+    with_state = [task for task in chosen if task.gold_state is not None]
+    untouched = replay_all([(task, ()) for task in with_state], sandbox)
+    states = {
+        task.task_id: replay.state for task, replay in zip(with_state, untouched, strict=True)
+    }
+    for task in (task for task in chosen if task.gold_calls):
+        idle = (Turn((), (), answer_text(DONE)),)
+        attempt = Trajectory(
+            task, (), idle, StopReason.ANSWER, final_state=states.get(task.task_id)
+        )
+        if measure(attempt)["success"] > 0:
+            yield True, f"{split}: {task.task_id}: an attempt that makes no call succeeds"
+
+
+def template(config: DictConfig) -> Iterator[Finding]:
+    """Gold solutions through tokenizer and parser, as a policy's turns go."""
+    loaded = instantiate(config.model)
+    renderer = instantiate(config.renderer)(tokenizer=loaded.tokenizer)
+    found, _ = splits_there(instantiate(config.data))
+    count = 0
+    for task in (task for of_split in found.values() for task in some(of_split, 100)):
+        count += 1
+        calls: list[ToolCall] = []
+        for text in gold_turn_texts(task, renderer.calls):
+            back = renderer.decode(renderer.encode_turn(text))
+            calls += renderer.calls.parse(back, {tool.name for tool in task.tools})
+        if sorted(map(_said, calls)) != sorted(map(_said, task.gold_calls)):
+            yield True, f"{task.task_id}: its gold calls do not come through tokenizer and parser"
+    yield False, f"{renderer.calls.name}: gold solutions of {count} tasks come through"
+
+
+def _said(call: ToolCall) -> str:
+    return json.dumps([call.name, call.arguments], sort_keys=True)
+
+
+def engine(config: DictConfig) -> Iterator[Finding]:
+    """The engine samples a turn from the policy."""
+    loaded = instantiate(config.model)
+    sandbox = instantiate(config.sandbox)
+    module = build_module(config, config.module, loaded, sandbox)
+    try:
+        module.engine.sync(loaded.policy, 0)
+        context = module.renderer.prompt_ids(Task("doctor", "Are you well?", (), (), "yes"))
+        sampling = SamplingParams(max_new_tokens=4)
+        turn = asyncio.run(module.engine.generate("doctor", context, sampling, seed=0))
+    finally:
+        module.engine.close()
+        sandbox.shutdown()
+    yield not turn.token_ids, f"{type(module.engine).__name__}: {len(turn.token_ids)} tokens"
+
+
+CHECKS: tuple[Check, ...] = (packages, isolation, room, tasks, template, engine)
+
+
+def some(chosen: Sequence[Task], count: int = SAMPLED) -> list[Task]:
+    """So many tasks at most, spread over the scenarios."""
+    return spread(chosen, count, attrgetter("scenario"))
+
+
+def findings(look: Check, config: DictConfig) -> list[Finding]:
+    """What a check found; an error that ends it is what is wrong."""
+    found = []
+    try:
+        for finding in look(config):
+            found.append(finding)
+    except Exception as error:  # whatever it is, it would end the run
+        cause = error.__cause__ if "instantiat" in str(error) and error.__cause__ else error
+        found.append((True, f"{type(cause).__name__}: {cause}"))
+    return found
+
+
+def run(config: DictConfig) -> Mapping[str, list[str]]:
+    """Print what each check found; returns the problems by check."""
+    check(config, train.KNOWN_KEYS, train.SETTINGS, unfit_settings(config))
+    table = Table("check", "", "found", show_lines=True)
+    problems: dict[str, list[str]] = {}
+    for each in CHECKS:
+        found = findings(each, config)
+        wrong = [text for is_problem, text in found if is_problem]
+        fine = [text for is_problem, text in found if not is_problem]
+        more = [f"... and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
+        mark = "[red]wrong[/red]" if wrong else "ok"
+        table.add_row(each.__name__, mark, "\n".join([*fine, *wrong[:SHOWN], *more]))
+        problems |= {each.__name__: wrong} if wrong else {}
+    Console(markup=True).print(table)
+    print("wrong: " + ", ".join(problems) if problems else "all is well")
+    return problems
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train")
+def main(config: DictConfig) -> None:
+    """The command line."""
+    sys.exit(1 if run(config) else 0)
+
+
+if __name__ == "__main__":
+    register_resolvers()
+    sys.argv[1:] = with_current_names(sys.argv[1:])
+    main()
