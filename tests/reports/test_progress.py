@@ -55,7 +55,7 @@ def test_time_shares_need_some_time() -> None:
 
 def test_a_line_without_a_known_end() -> None:
     line = plain_line(Position(3, None, 1.0, None), {"train/kl": 0.1, "other": 1.0}, TRAINING)
-    assert line == "iteration 3  KL 0.100"
+    assert line == "iteration 3  KL 0.100  0:00:01"
 
 
 def test_trailing_means_are_of_the_finite_values_so_far() -> None:
