@@ -7,7 +7,6 @@ import pytest
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import MEASURES
 from matchtir.evaluation.policies import renderer_of_run
-from matchtir.evaluation.tables import missing_modules
 from matchtir.policy.tiny.model import load_tiny
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.engine import ScriptedEngine
@@ -95,13 +94,6 @@ def test_a_runs_policy_gets_the_renderer_of_its_run(tmp_path):
     )
     assert renderer_of_run(str(tmp_path))(tiny_tokenizer()).system_prompt == "Be brief."
     assert renderer_of_run("gold")(tiny_tokenizer()).system_prompt == DEFAULT_SYSTEM_PROMPT
-
-
-def test_missing_modules_of_tools_are_named(sandbox, tmp_path):
-    broken = plain_task("def look():\n    import no_such_module\n")
-    outcome = play(benchmark(broken), "gold", sandbox, tmp_path)
-    assert missing_modules(outcome.records) == {"no_such_module"}
-    assert values(outcome, "solve_r") == [0.0]
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_stopped(sandbox, tmp_path, monkeypatch):

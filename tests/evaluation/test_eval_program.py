@@ -97,9 +97,6 @@ def test_an_evaluation_and_one_compared_with_it(configure, tmp_path, capsys):
     assert json.loads((tmp_path / "first" / "result.json").read_text()) == gold
     assert len((tmp_path / "first/traces/synthetic.jsonl").read_text().splitlines()) == 4
     assert "policy: gold" in (tmp_path / "first" / "config.yaml").read_text()
-    with (tmp_path / "first" / "scores.csv").open() as file:
-        scores = {row["statistic"]: row for row in csv.DictReader(file) if row["kind"] == "all"}
-    assert float(scores["solve_f1"]["mean"]) == 1.0 and scores["solve_f1"]["tasks"] == "4"
 
     chance = evaluate("random", "second", f"against=[{tmp_path / 'first'}]", "label=chance")
     assert [row["policy"] for row in chance["table"]] == ["gold", "chance", "gain over gold"]

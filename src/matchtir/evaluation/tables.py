@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,15 +19,12 @@ from matchtir.evaluation.benchmark import Benchmark, Outcome
 from matchtir.evaluation.statistics import Gain, Statistic, difference, estimate, resample_weights
 from matchtir.evaluation.traces import Record
 from matchtir.tasks.rows import read_jsonl
-from matchtir.types import ResultStatus
 from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, finite, write_csv
 
 log = logging.getLogger(__name__)
 
 ALL = "all"  # the group of all tasks
-_MISSING_MODULE = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 _CELL = len("0.00-1.00")  # characters of an interval
-_BROKEN = (ResultStatus.EXCEPTION, ResultStatus.BROKEN_TOOL)
 _WIDTH = 160  # of the tables in a file or a pipe, where it would be 80
 BOUNDS = ("mean", "low", "high")
 # The paper's Table 1: the columns of each benchmark. "Avg" is the mean of the benchmarks, each the
@@ -101,20 +97,6 @@ def compare(
     first, second = zip(*pairs, strict=True)
     weights = resample_weights(len(pairs))
     return len(pairs), {n: difference(s, first, second, weights) for n, s in statistics.items()}
-
-
-def missing_modules(records: Sequence[Record]) -> set[str]:
-    """Python modules that tools wanted to import and this environment does not have.
-
-    The scores would be others where they are installed.
-    """
-    return {
-        found.group(1)
-        for record in records
-        for call in _calls(record)
-        if call["result_status"] in _BROKEN
-        for found in _MISSING_MODULE.finditer(call["output"])
-    }
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -301,8 +283,6 @@ def report(
     result = finite({**facts, "benchmarks": benchmarks, "table": table, "differences": differences})
     (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     write_csv(folder / "table.csv", list(table[0]), (flat.values() for flat in table))
-    where = ("benchmark", "kind", "group", "statistic", "tasks")
-    write_csv(folder / "scores.csv", [*where, *BOUNDS], score_rows(summaries))
     _show(folder, label, played, summaries, rows)
     return result
 
@@ -315,17 +295,6 @@ def overall(result: Mapping[str, Any]) -> dict[str, float]:
         for name, number in summary["groups"][ALL][ALL].items()
         if name != "tasks" and number["mean"] is not None
     }
-
-
-def score_rows(summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[list[Any]]:
-    """One row for each statistic of each group of each benchmark."""
-    for benchmark, summary in summaries.items():
-        for kind, groups in summary["groups"].items():
-            for group, numbers in groups.items():
-                for name, number in numbers.items():
-                    if name != "tasks":
-                        ends = (number[bound] for bound in BOUNDS)
-                        yield [benchmark, kind, group, name, numbers["tasks"], *ends]
 
 
 def _row(label: str, records: Mapping[str, Sequence[Record]], played: Played) -> Row:
@@ -367,8 +336,6 @@ def _show(
         console.print(group_table(summaries[b.name], b.details, f"{b.name}, policy {label}"))
         for note in outcome.notes:
             console.print(f"{b.name}: {note}", soft_wrap=True)
-        for module in sorted(missing_modules(outcome.records)):
-            log.warning("%s: tools want the Python module %s: install it, repeat", b.name, module)
     console.print(endings_table(summaries))
     console.print(overview(rows))
     seconds = sum(outcome.seconds for _, outcome in played)
