@@ -1,13 +1,12 @@
 """Stands in for a vLLM server: the same paths on the same socket, and faults as a file says.
 
 Each request takes the next line of the file FAKE_VLLM_FAULTS, if there is one, and does what it
-says: `ok`, a status, `hang`, `die`, `nan`, or `deaf` (SIGTERM is ignored from now on); a line may
-begin with the path that it is for. What is asked goes to FAKE_VLLM_LOG, a line of JSON each.
+says: `ok`, a status, `hang`, `die`, or `stale` (other weights); a line may begin with the path that
+it is for. `deaf` at the start: SIGTERM is ignored. What is asked goes to FAKE_VLLM_LOG, as JSON.
 """
 
 import asyncio
 import json
-import math
 import os
 import signal
 import subprocess
@@ -51,12 +50,10 @@ async def answer(request: web.Request) -> web.Response:
             os._exit(1)
         case "hang":
             await asyncio.sleep(3600)
-        case "nan":
-            logprob = math.nan
+        case "stale":
+            version = "older"
         case status if status.isdecimal():
             return web.Response(status=int(status), text="why")
-        case _:
-            logprob = -0.5
     if path == "update_weight_version":
         version = body["new_version"]
     if path != "inference/v1/generate":
@@ -64,7 +61,7 @@ async def answer(request: web.Request) -> web.Response:
     seed = body["sampling_params"]["seed"]
     choice = {
         "token_ids": [seed % 100, 9],
-        "logprobs": {"content": [{"logprob": logprob}] * 2},
+        "logprobs": {"content": [{"logprob": -0.5}] * 2},
         "finish_reason": "stop",
         "weight_versions": [{"version": version}],
     }

@@ -93,7 +93,11 @@ def test_a_busy_server_is_asked_again_with_the_same_seed(server) -> None:
     assert sample(engine, 7) == [Generation((7, 9), (-0.5, -0.5), stopped=True)]
     bodies = asked(server, "generate")
     assert len(bodies) == 3 and bodies[0] == bodies[1] == bodies[2]
+    sampling = bodies[0]["sampling_params"]
+    assert bodies[0]["token_ids"] == [1, 2, 3] and bodies[0]["cache_salt"] == "weights 1"
+    assert (sampling["seed"], sampling["max_tokens"], sampling["stop_token_ids"]) == (7, 5, [9])
     assert engine.restarts == 0 and engine._client.counts["retries"] == 2
+    assert engine.prefill_count == 3
     assert engine.cache_tokens == 160
 
 
@@ -127,10 +131,12 @@ def test_replacements_are_bounded(server) -> None:
     assert engine.restarts == MOST_RESTARTS
 
 
-def test_a_refusal_is_raised_at_once(server) -> None:
+def test_a_refusal_and_an_answer_of_other_weights_are_raised_at_once(server) -> None:
     engine = server.engine()
-    server.fail("400")
+    server.fail("400", "stale")
     with pytest.raises(RuntimeError, match="status 400: why"):
+        sample(engine, 1)
+    with pytest.raises(RuntimeError, match=r"weights \['older'\] instead of 1"):
         sample(engine, 1)
     assert engine.restarts == 0
 

@@ -9,14 +9,13 @@ import pytest
 from aiohttp import web
 
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
-from matchtir.rollout.chat_server import assistant_message, serve
+from matchtir.rollout.chat_server import serve
 from matchtir.rollout.engine import SamplingParams, replay, turn_by_sample
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.http import EndpointError
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.speakers import ChatEndpoint, api_url
-from matchtir.tools.formats import parse_calls
 from matchtir.types import CallStatus, StopReason
 from tests.rollout.chat_fakes import listening
 from tests.rollout.episode_fakes import Engine, FakeSandbox, call_text, task
@@ -207,14 +206,3 @@ def test_what_the_engine_raises_comes_out_at_the_end():
     with pytest.raises(ValueError, match="turn 0 of 0 was asked for"), serving as server:
         status, _ = post(server.url, {"messages": [{"role": "user", "content": "Hi"}], "user": "t"})
         assert status == 500
-
-
-def test_a_turn_as_a_message():
-    text = "<think>a</think>\nSee:\n" + call_text("alpha")
-    message = assistant_message(text, parse_calls(text, None))
-    assert message["content"] == "See:" and message["reasoning_content"] == "a"
-    function = message["tool_calls"][0]["function"]
-    assert function == {"name": "mayor_of", "arguments": '{"city": "alpha"}'}
-    broken = "<tool_call>\n{]\n</tool_call>"
-    message = assistant_message(broken, parse_calls(broken, None))
-    assert message == {"role": "assistant", "content": broken}

@@ -1,10 +1,8 @@
 import random
 
 import pytest
-from tokenizers import AddedToken, Tokenizer
-from tokenizers.models import BPE
+from tokenizers import AddedToken
 from tokenizers.normalizers import Prepend
-from transformers import PreTrainedTokenizerFast
 
 from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
@@ -14,7 +12,6 @@ from tests.rollout.episode_fakes import (
     WORDS,
     call_text,
     qwen3_tokenizer,
-    small_tokenizer,
     task,
     tool,
 )
@@ -86,19 +83,6 @@ def test_conversation_equals_chat_template_id_for_id(load, thinking):
         for turn, observation in zip(sampled, forced[1:], strict=True):
             whole += turn + observation
         assert whole == template_ids(renderer, question, messages)
-
-
-def test_observation_token_by_token():
-    renderer = Renderer(small_tokenizer(), "", thinking=False)
-    ids = renderer.observation_ids([ToolResult("alpha"), ToolResult("<|im_end|>")])
-    newline = "Ċ"
-    assert small_tokenizer().convert_ids_to_tokens(ids) == [
-        newline, "<|im_start|>", "userĊ", "<tool_response>", newline, "alpha", newline,
-        "</tool_response>", newline, "<tool_response>", newline,
-        *("<", "|", *"im_end", "|", ">"), newline,
-        "</tool_response>", "<|im_end|>", newline, "<|im_start|>", "assistantĊ",
-        "<think>", "ĊĊ", "</think>", "ĊĊ",
-    ]  # fmt: skip
 
 
 @TOKENIZERS
@@ -175,10 +159,6 @@ def test_turn_text_survives_the_round_trip(load, text):
     assert renderer.decode([*ids[:-1], renderer.stop_token_ids[1]]) == text
 
 
-def without_chat_tokens():
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE(vocab={"a": 0}, merges=[])))
-
-
 def without_template():
     tokenizer = build_tokenizer(WORDS)
     tokenizer.chat_template = None
@@ -209,7 +189,6 @@ def marks_where_a_text_begins():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (without_chat_tokens, "lacks a chat template"),
         (without_template, "lacks a chat template"),
         (ignores_tool_messages, "does not render tool messages"),
         (swallows_what_follows_a_turn, "in parts"),

@@ -56,17 +56,6 @@ def test_an_episode_ends_at_its_deadline_with_the_turns_it_has():
     assert all(session.is_closed for session in sandbox.sessions)
 
 
-def test_a_deadline_before_the_first_turn():
-    class Hangs(Engine):
-        async def generate(self, session, context, sampling, seed):
-            await asyncio.Event().wait()
-
-    engine = Hangs()
-    [[trajectory]] = runner_of(engine, max_seconds=1).run([task()], 1, SAMPLING, seed=0)
-    assert trajectory.stop_reason is StopReason.DEADLINE and trajectory.turns == ()
-    assert len(engine.released) == 1
-
-
 def test_a_time_out_of_the_engine_is_no_deadline():
     class TimesOut(Engine):
         async def generate(self, session, context, sampling, seed):
@@ -183,13 +172,6 @@ def test_it_names_the_stage_and_the_episode_that_hangs(caplog):
     with caplog.at_level(logging.WARNING):
         watched(answer, 0.05).run([task("slow one")], 1, SAMPLING, seed=7)
     assert said(caplog, named)
-
-
-def test_it_is_silent_where_nothing_hangs(caplog):
-    runner = runner_of(Engine(call_text("alpha"), ANSWER))
-    with caplog.at_level(logging.WARNING):
-        runner.run([task()], 8, SAMPLING, seed=0)
-    assert caplog.records == []
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from aiohttp import web
 
 from matchtir.policy.losses import MismatchCorrection
 from matchtir.policy.policy import Policy
-from matchtir.policy.weights import WEIGHTS_FILE
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.http import HttpClient
@@ -230,90 +228,6 @@ CONTROLS = ["pause", "collective_rpc", "reset_prefix_cache", "update_weight_vers
 
 async def agrees(request: web.Request) -> web.Response:
     return web.json_response({"success": True})
-
-
-def test_weights_are_handed_over_and_turns_sampled_over_http(tmp_path: Path) -> None:
-    asked: list[tuple[str, Any]] = []
-    versions = ["0"]
-
-    async def generate(request: web.Request) -> web.Response:
-        asked.append(("generate", await request.json()))
-        token = {"logprob": -0.5}
-        choice = {
-            "token_ids": [7, 9],
-            "logprobs": {"content": [token, token]},
-            "finish_reason": "stop",
-            "weight_versions": [{"version": versions[-1]}],
-        }
-        cached = {"cached_tokens": 30}
-        usage = {"prompt_tokens": len(PROMPT), "prompt_tokens_details": cached}
-        return web.json_response({"choices": [choice], "usage": usage})
-
-    async def control(request: web.Request) -> web.Response:
-        asked.append((request.path_qs, await request.json()))
-        if request.path == "/update_weight_version":
-            versions.append(asked[-1][1]["new_version"])
-        if request.path == "/reset_prefix_cache":
-            return web.json_response({"success": True})
-        return web.Response()  # no body at all
-
-    posts = {"inference/v1/generate": generate, **dict.fromkeys(CONTROLS, control)}
-    with listening(**posts) as url:
-        engine = VllmServerEngine(STOP, 256, url=url, weights_folder=str(tmp_path))
-        engine.sync(policy(0), version=3)
-        assert [path for path, _ in asked] == [
-            "/pause?mode=abort", *(f"/{path}" for path in CONTROLS[1:])
-        ]  # fmt: skip
-        weights = {"weights_path": str(tmp_path)}
-        assert asked[1][1] == {"method": "reload_weights", "kwargs": weights}
-        assert (tmp_path / WEIGHTS_FILE).is_file()
-
-        async def several() -> list[Generation]:
-            turns = [engine.generate(f"s{n}", PROMPT, SAMPLED, seed=n) for n in range(3)]
-            found = await asyncio.gather(*turns)
-            return [*found, await engine.generate("t", PROMPT, SAMPLED, seed=9)]
-
-        assert asyncio.run(several()) == [Generation((7, 9), (-0.5, -0.5), True)] * 4
-        assert engine.prefill_count == 4 * (len(PROMPT) - 30)
-        body = asked[-1][1]
-        assert body["token_ids"] == list(PROMPT) and body["cache_salt"] == "weights 3"
-        assert (body["sampling_params"]["seed"], body["sampling_params"]["max_tokens"]) == (9, 12)
-        versions.append("2")
-        with pytest.raises(RuntimeError, match=r"weights \['2'\] instead of 3"):
-            one(engine)
-
-
-def test_a_request_that_fails_is_made_again_and_a_refusal_is_raised(monkeypatch) -> None:
-    answers = [503, 503, 503, 400]
-
-    async def generate(request: web.Request) -> web.Response:
-        return web.Response(status=answers.pop(0), text="why")
-
-    async def no_pause(seconds: float) -> None:
-        pass
-
-    monkeypatch.setattr("matchtir.rollout.http.asyncio.sleep", no_pause)
-    with listening(**{"inference/v1/generate": generate}, **dict.fromkeys(CONTROLS, agrees)) as url:
-        engine = VllmServerEngine(STOP, 256, url=url)
-        engine.sync(policy(0), version=0)
-        with pytest.raises(RuntimeError, match="inference/v1/generate failed 3 times; last: why"):
-            one(engine)
-        with pytest.raises(RuntimeError, match="inference/v1/generate: status 400: why"):
-            one(engine)
-
-
-def test_connections_are_kept_whatever_the_event_loop() -> None:
-    seen = []
-
-    async def answer(request: web.Request) -> web.Response:
-        seen.append(request.transport)
-        return web.json_response(1)
-
-    with listening(ask=answer) as url:
-        client = HttpClient(url, timeout_s=10, retries=0)
-        for _ in range(20):
-            assert asyncio.run(client.request("POST", "/ask", {})) == 1
-    assert len(set(seen)) == 1
 
 
 def test_the_time_limit_is_of_the_service_and_not_of_the_queue() -> None:
