@@ -132,7 +132,7 @@ REFUSED = {
         LLAMA3_1,
         "{%- if message.role in ('tool', 'ipython') -%}",
         "{%- if message.role == 'tool' -%}{{- raise_exception('no tools') -}}",
-        "does not render tool messages: no tools",
+        "does not render tools: no tools",
     ),
     "calls left out of the history": (
         QWEN2_5,

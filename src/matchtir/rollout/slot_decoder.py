@@ -143,7 +143,14 @@ class Row:
 
     @property
     def unread(self) -> int:
+        """Tokens whose keys are not in the cache yet."""
         return len(self.ids) - self.cached
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those that somebody waits for."""
+        both = (self.request, self.incoming)
+        return [request for request in both if request and not request.future.done()]
 
 
 class SlotDecoder:
@@ -177,11 +184,6 @@ class SlotDecoder:
         if policy is not self.policy:
             self._cache = SlotCache(self._slots)  # its buffers have the model's shapes
         self.policy = policy
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a slot is free."""
-        return len(self.rows) < self._slots
 
     def vacate(self, row: Row) -> None:
         """Free a slot: the last row moves into it, so that used slots stay 0..n-1."""

@@ -32,6 +32,12 @@ _QUESTION: ChatMessage = {"role": "user", "content": "probe question"}
 _TURN = "probe turn"
 _RESULTS = ('first "probe" result', 'second "probe" result')  # with something that JSON escapes
 _CALL = ToolCall("probe_tool", {"probe": "value"})
+_FUNCTION = {"name": _CALL.name, "arguments": _CALL.arguments}
+_CALLING: ChatMessage = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [{"type": "function", "function": _FUNCTION}],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,39 +74,33 @@ def read_format(
             no parser reads, or renders a turn otherwise once other messages follow it: what was
             sampled would not be what the template makes of it.
     """
-    turn_end = _turn_end(render, added_tokens, name)
-    frame = _frame(render, turn_end, thinking, name)
-    calls = _calls(render, turn_end, name)
-    # Where a policy must not think, a template may begin its turn with an empty thought, which it
-    # leaves out of the history: the renderer's own exception.
-    as_thinking = _frame(render, turn_end, True, name)
-    _require_preserved_prefix(render, ChatFormat(turn_end, calls, *as_thinking), name)
-    return ChatFormat(turn_end, calls, *frame)
+    try:
+        turn_end = _turn_end(render, added_tokens)
+        calls = _calls(render, turn_end)
+        # Where a policy must not think, a template may begin its turn with an empty thought, which
+        # it leaves out of the history: the renderer's own exception.
+        as_thinking = ChatFormat(turn_end, calls, *_frame(render, turn_end, True))
+        _require_preserved_prefix(render, as_thinking)
+        return ChatFormat(turn_end, calls, *_frame(render, turn_end, thinking))
+    except (ValueError, TemplateError) as error:
+        why = f"does not render tools: {error}" if isinstance(error, TemplateError) else error
+        raise ValueError(f"the chat template of {name!r} {why}") from error
 
 
-def _turn_end(render: Render, added_tokens: Sequence[str], name: str) -> str:
+def _turn_end(render: Render, added_tokens: Sequence[str]) -> str:
     """The token that the template writes behind a turn."""
     text = render([_QUESTION, {"role": "assistant", "content": _TURN}], False, True)
     _, turn, tail = text.partition(_TURN)
     ends = [token for token in added_tokens if tail.startswith(token)]
     if not turn or not ends:
-        raise ValueError(
-            f"the chat template of {name!r} ends a turn with {tail[:20]!r}, which is no token of "
-            "its own: a policy could not end its turn"
-        )
+        raise ValueError(f"ends a turn with {tail[:20]!r}: a policy has no token that does so")
     return max(ends, key=len)
 
 
-def _frame(render: Render, turn_end: str, thinking: bool, name: str) -> tuple[str, str, str, bool]:
+def _frame(render: Render, turn_end: str, thinking: bool) -> tuple[str, str, str, bool]:
     """What the template writes before, between and behind results, and whether as JSON."""
     results = [{"role": "tool", "content": text} for text in _RESULTS]
-    messages = [_QUESTION, {"role": "assistant", "content": _TURN}, *results]
-    try:
-        text = render(messages, True, thinking)
-    except TemplateError as error:
-        raise ValueError(
-            f"the chat template of {name!r} does not render tool messages: {error}"
-        ) from error
+    text = render([_QUESTION, {"role": "assistant", "content": _TURN}, *results], True, thinking)
     tail = text.partition(_TURN + turn_end)[2]
     for as_json in (True, False):
         first, second = (json.dumps(each) if as_json else each for each in _RESULTS)
@@ -108,41 +108,33 @@ def _frame(render: Render, turn_end: str, thinking: bool, name: str) -> tuple[st
         between, also_found, closing = rest.partition(second)
         if found and also_found:
             return opening, between, closing, as_json
-    raise ValueError(f"the chat template of {name!r} does not render tool messages")
+    raise ValueError("does not render tool messages")
 
 
-def _calls(render: Render, turn_end: str, name: str) -> CallFormat:
+def _calls(render: Render, turn_end: str) -> CallFormat:
     """The format in which the template writes a call."""
-    text = render(_with_call(_CALL), False, True)
-    written = [each for each in (HERMES, LLAMA3) if each.write([_CALL]) + turn_end in text]
-    if not written:
-        begins = text.partition(str(_QUESTION["content"]))[2]
-        raise ValueError(
-            f"the chat template of {name!r} writes calls in a format that no parser reads "
-            f"(hermes: <tool_call> blocks, llama3: one JSON object): {begins[:200]!r}"
-        )
-    return written[0]
+    text = render([_QUESTION, _CALLING], False, True)
+    for each in (HERMES, LLAMA3):
+        if each.write([_CALL]) + turn_end in text:
+            return each
+    begins = text.partition(str(_QUESTION["content"]))[2]
+    raise ValueError(
+        "writes calls in a format that no parser reads (hermes: <tool_call> blocks, llama3: one "
+        f"JSON object): {begins[:200]!r}"
+    )
 
 
-def _with_call(call: ToolCall) -> list[ChatMessage]:
-    function = {"name": call.name, "arguments": call.arguments}
-    calls = [{"type": "function", "function": function}]
-    return [_QUESTION, {"role": "assistant", "content": "", "tool_calls": calls}]
-
-
-def _require_preserved_prefix(render: Render, found: ChatFormat, name: str) -> None:
+def _require_preserved_prefix(render: Render, found: ChatFormat) -> None:
     """Prompt, turn, results, turn, results put together are what the template makes of them all."""
-    exchange = [*_with_call(_CALL)[1:], {"role": "tool", "content": _RESULTS[0]}]
+    exchange = [_CALLING, {"role": "tool", "content": _RESULTS[0]}]
     turn = found.calls.write([_CALL]) + found.turn_end + found.results([_RESULTS[0]])
     ours = render([_QUESTION], True, True) + turn + turn
     theirs = render([_QUESTION, *exchange, *exchange], True, True)
-    if theirs == ours:
-        return
-    pairs = zip_longest(ours, theirs)
-    at = next(place for place, (mine, other) in enumerate(pairs) if mine != other)
-    here = slice(max(0, at - 20), at + 60)
-    raise ValueError(
-        f"the chat template of {name!r} does not preserve what was sampled: where a turn is "
-        f"followed by other messages it writes {theirs[here]!r} instead of {ours[here]!r}. A "
-        "policy would be trained on other tokens than it saw; use a template that only appends"
-    )
+    if theirs != ours:
+        pairs = enumerate(zip_longest(ours, theirs))
+        at = max(0, next(place for place, (mine, other) in pairs if mine != other) - 20)
+        raise ValueError(
+            "does not preserve what was sampled: where a turn is followed by other messages it "
+            f"writes {theirs[at : at + 80]!r} instead of {ours[at : at + 80]!r}. A policy would be "
+            "trained on other tokens than it saw; use a template that only appends"
+        )

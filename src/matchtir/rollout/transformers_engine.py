@@ -53,6 +53,7 @@ class TransformersEngine(Engine):
             raise ValueError(f"rejoin_after must be None or at least 0, got {rejoin_after}")
         self.version = -1
         self.own_weights = own_weights
+        self._max_sessions = max_sessions
         self._rejoin_after = rejoin_after
         self._decoder = SlotDecoder(
             stop_token_ids, max_sessions, prefill_tokens, sparse=rejoin_after is None
@@ -91,7 +92,10 @@ class TransformersEngine(Engine):
             raise ValueError(f"session {session}: the context does not extend the earlier one")
         else:
             row.incoming = request
-        self._start_driver()
+        self._news.set()
+        if self._driver is None or self._driver.done():
+            self._news = asyncio.Event()
+            self._driver = asyncio.get_running_loop().create_task(self._drive())
         return await future
 
     def release(self, session: str) -> None:
@@ -102,9 +106,8 @@ class TransformersEngine(Engine):
         row.released = True
         if row in self._queue:
             self._queue.remove(row)
-        for request in (row.request, row.incoming):
-            if request and not request.future.done():
-                request.future.cancel()
+        for request in row.requests:
+            request.future.cancel()
         self._news.set()
 
     def sync(self, policy: nn.Module, version: int) -> None:
@@ -142,17 +145,14 @@ class TransformersEngine(Engine):
 
     # -- the driver: one tick after the other while there are sessions ---------------------------
 
-    def _start_driver(self) -> None:
-        self._news.set()
-        if self._driver is None or self._driver.done():
-            self._news = asyncio.Event()
-            self._driver = asyncio.get_running_loop().create_task(self._drive())
-
     async def _drive(self) -> None:
         try:
             await asyncio.sleep(0)  # every episode that starts now is heard before the first tick
             while self._by_session:
-                self._fill_slots()
+                for row in [r for r in self._decoder.rows if r.released and r.request]:
+                    self._decoder.vacate(row)  # cancelled in the middle of a turn
+                while self._can_admit():
+                    self._decoder.rows.append(self._queue.popleft())
                 await self._take_up_turns()
                 if any(row.request for row in self._decoder.rows):
                     self._decoder.advance()
@@ -166,12 +166,10 @@ class TransformersEngine(Engine):
 
     def _fail(self, error: BaseException) -> None:
         """Hand the error to everyone who waits; the episodes raise it."""
+        told = error if isinstance(error, Exception) else RuntimeError("engine stopped")
         for row in [*self._decoder.rows, *self._queue]:
-            for request in (row.request, row.incoming):
-                if request and not request.future.done():
-                    request.future.set_exception(
-                        error if isinstance(error, Exception) else RuntimeError("engine stopped")
-                    )
+            for request in row.requests:
+                request.future.set_exception(told)
         self._by_session.clear()
         self._queue.clear()
 
@@ -203,11 +201,5 @@ class TransformersEngine(Engine):
         self._news.clear()
         await self._news.wait()
 
-    def _fill_slots(self) -> None:
-        for row in [r for r in self._decoder.rows if r.released and r.request]:
-            self._decoder.vacate(row)  # cancelled in the middle of a turn
-        while self._can_admit():
-            self._decoder.rows.append(self._queue.popleft())
-
     def _can_admit(self) -> bool:
-        return bool(self._queue) and self._decoder.has_room
+        return bool(self._queue) and len(self._decoder.rows) < self._max_sessions
