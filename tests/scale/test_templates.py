@@ -177,5 +177,5 @@ def test_a_template_without_a_token_at_the_end_of_turns_is_refused() -> None:
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     )
-    with pytest.raises(ValueError, match="could not end its turn"):
+    with pytest.raises(ValueError, match="a policy has no token that does so"):
         Renderer(tokenizer)

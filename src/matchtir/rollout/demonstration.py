@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from random import Random
 
 from matchtir.rollout.renderer import Renderer
@@ -66,25 +67,12 @@ def imperfect_trajectories(
     shown = [
         imperfect(task, habits, Random(f"{seed}/{task.task_id}"), renderer.calls) for task in tasks
     ]
-    replays = replay_all(
-        [
-            (task, [call for turn in demonstration.turns for call in turn])
-            for task, demonstration in zip(tasks, shown, strict=True)
-        ],
-        sandbox,
-    )
+    calls = [list(chain(*demonstration.turns)) for demonstration in shown]
+    replays = replay_all(list(zip(tasks, calls, strict=True)), sandbox)
     trajectories = []
     for task, demonstration, replay in zip(tasks, shown, replays, strict=True):
         results = iter(replay.results)
-        trajectories.append(
-            written_trajectory(
-                task,
-                [
-                    *map(renderer.calls.write, demonstration.turns),
-                    answer_text(demonstration.answer),
-                ],
-                [[next(results) for _ in turn] for turn in demonstration.turns],
-                renderer,
-            )
-        )
+        by_turn = [[next(results) for _ in turn] for turn in demonstration.turns]
+        texts = [*map(renderer.calls.write, demonstration.turns), answer_text(demonstration.answer)]
+        trajectories.append(written_trajectory(task, texts, by_turn, renderer))
     return trajectories

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
@@ -16,7 +15,7 @@ from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
 from matchtir.rollout.templates import ChatMessage, plain_text
 from matchtir.tools.formats import given_call
-from matchtir.types import Task, ToolResult
+from matchtir.types import Task, ToolCall, ToolResult
 
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
 _THINK_TAG = re.compile(r"</?think>")
@@ -134,7 +133,7 @@ class ChatEndpoint(Speaker):
             names = {tool.name for tool in attempt.task.tools}
             given = [call["function"] for call in message.get("tool_calls") or ()]
             calls = tuple(given_call(c["name"], c.get("arguments"), names) for c in given)
-            said = Utterance(turn_text(message), stopped, calls or None)
+            said = Utterance(turn_text(message, calls), stopped, calls or None)
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise EndpointError(f"{self.client.url} answered {str(answer)[:500]}") from error
         self._said[attempt.session].append(message)
@@ -161,21 +160,18 @@ class ChatEndpoint(Speaker):
     async def _request(self, attempt: Attempt) -> dict[str, Any]:
         """The body of the request for the next turn."""
         sampling, tools = attempt.sampling, [tool.schema() for tool in attempt.task.tools]
-        body: dict[str, Any] = {
+        return {
             "model": await self.model_name(),
             "messages": self._messages(attempt),
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": attempt.turn_seed,
             "user": attempt.task.task_id,
+            **({"tools": tools, "tool_choice": self.tool_choice} if tools else {}),
+            **({"top_k": sampling.top_k} if sampling.top_k else {}),
+            **({"max_tokens": self.max_tokens} if self.max_tokens is not None else {}),
+            **self.extra_body,
         }
-        if tools:
-            body |= {"tools": tools, "tool_choice": self.tool_choice}
-        if sampling.top_k:
-            body["top_k"] = sampling.top_k
-        if self.max_tokens is not None:
-            body["max_tokens"] = self.max_tokens
-        return body | self.extra_body
 
     def _messages(self, attempt: Attempt) -> list[ChatMessage]:
         """The conversation so far; each result refers to its call.
@@ -205,17 +201,12 @@ def api_url(url: str) -> str:
     return url if "/" in url.partition("://")[2] else f"{url}/v1"
 
 
-def turn_text(message: ChatMessage) -> str:
+def turn_text(message: ChatMessage, calls: Sequence[ToolCall]) -> str:
     """An assistant message as the project's format of turns writes it, for readers of traces."""
     parts = []
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if reasoning:  # a tag of its own would end it
         parts.append(f"<think>\n{_THINK_TAG.sub('', reasoning)}\n</think>\n")
     parts.append(plain_text(message.get("content")))
-    for call in message.get("tool_calls") or ():
-        name, arguments = call["function"]["name"], call["function"].get("arguments") or "{}"
-        if not isinstance(arguments, str):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        block = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments}}}'
-        parts.append(f"<tool_call>\n{block}\n</tool_call>")
+    parts += [f"<tool_call>\n{call.text}\n</tool_call>" for call in calls]
     return "\n".join(part for part in parts if part)
