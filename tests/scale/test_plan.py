@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from matchtir.policy.size import activation_bytes, architecture, model_size
 from matchtir.policy.tiny.model import load_tiny
-from matchtir.training.plan import GIB, Plan, PlanError
+from matchtir.training.plan import GIB, Plan, skipped_tasks
 from tests.test_configs import composed
 
 SMALL = {"num_hidden_layers": 4, "vocab_size": 100, "num_attention_heads": 8, "head_dim": 64}
@@ -172,7 +172,7 @@ def test_adapters_are_kept_in_32_bits_beside_16() -> None:
     ],
 )
 def test_what_cannot_fit_is_refused(changes: list[str], named: str) -> None:
-    with pytest.raises(PlanError, match=named):
+    with pytest.raises(ValueError, match=named):
         plan("scale=paper_8b", "module.micro_batch_tokens=30000", *changes).require_room()
 
 
@@ -180,8 +180,9 @@ def test_what_cannot_fit_is_refused(changes: list[str], named: str) -> None:
     "change", ["model.activation_checkpointing=false", "module.micro_batch_tokens=200000"]
 )
 def test_an_estimate_only_warns(change: str) -> None:
-    (warning,) = plan("scale=paper_8b", change).require_room()
+    warning, advice = plan("scale=paper_8b", change).require_room()
     assert warning.startswith("update: ") and "activations" in warning
+    assert "HSDP" in advice and "tensor_parallel_size=2" in advice
 
 
 def test_offloading_for_good_leaves_the_device() -> None:
@@ -196,10 +197,15 @@ def test_without_a_stated_memory_nothing_is_refused() -> None:
     assert found.totals["rollout"] > 100 * GIB
 
 
+def test_a_dry_run_needs_neither_data_nor_model(tmp_path: Path) -> None:
+    overrides = ["scale=paper_8b", f"paths.data_dir={tmp_path}"]
+    said = skipped_tasks(composed("train", "experiment=matchtir_soft", *overrides))
+    assert said.startswith("tasks skipped: unknown, no such file")
+
+
 def test_it_is_shown_as_a_time_line() -> None:
     console = Console(record=True, width=120, file=StringIO())
     plan("scale=paper_8b").show(console)
     said = console.export_text()
     for words in ("sync", "rollout", "scoring", "update", "together", "hours", "KV cache: "):
         assert words in said
-    assert "HSDP" in said and "tensor_parallel_size=2" in said

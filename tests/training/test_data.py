@@ -1,5 +1,6 @@
 """Which tasks an iteration gets: a function of stages, seed and number, come what may."""
 
+import re
 from collections.abc import Sequence
 from itertools import islice
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from matchtir.training.data import Stage, TaskBatches, TaskDataModule
+from matchtir.training.data import Stage, TaskBatches, TaskDataModule, check_prompts
 from matchtir.types import Task
 
 
@@ -39,6 +40,16 @@ def data_module(held_out: Named | None = None, rank: int = 0, world_size: int = 
     place: Any = SimpleNamespace(global_rank=rank, world_size=world_size)
     module.trainer = place if world_size > 1 else None
     return module
+
+
+def test_tasks_that_a_limit_skips_are_counted_and_more_than_a_share_is_refused() -> None:
+    renderer: Any = SimpleNamespace(prompt_ids=lambda task: [0] * (1 + int(task.task_id[-1])))
+    given = [Stage(Named("a", train=8), 1, 1)]  # prompts of 1 to 8 tokens
+    assert check_prompts(given, renderer, 8, 0.0).startswith("0 of 8 training tasks are skipped")
+    said = "2 of 8 training tasks .*max_prompt_tokens=6; the longest has 8 tokens"
+    assert re.match(said, check_prompts(given, renderer, 6, 0.25))
+    with pytest.raises(ValueError, match=f"{said}.*plan.skipped_share"):
+        check_prompts(given, renderer, 6, 0.2)
 
 
 def test_stages_follow_each_other() -> None:

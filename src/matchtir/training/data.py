@@ -49,7 +49,7 @@ def check_prompts(
     Raises:
         ValueError: more than `allowed_share` of them.
     """
-    tasks = {task.task_id: task for stage in stages for task in stage.tasks.tasks("train")}
+    tasks = {task.task_id: task for stage in stages for task in stage.training_tasks}
     lengths = [len(renderer.prompt_ids(task)) for task in tasks.values()]
     skipped = sum(length > limit for length in lengths)
     said = (

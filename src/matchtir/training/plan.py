@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -43,10 +44,6 @@ SMALLER = (
     "own. On several machines trainer=fsdp shards over all; replicas of shards (HSDP) are not "
     "offered."
 )
-
-
-class PlanError(ValueError):
-    """A run that cannot fit, whatever estimates are worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,16 +224,16 @@ class Plan:
         return self.cache // (self.cache_token * self.longest)
 
     def require_room(self) -> list[str]:
-        """What an estimate warns of.
+        """What estimates warn of, and what helps.
 
         Raises:
-            PlanError: what is counted alone is more than a device has.
+            ValueError: what is counted alone is more than a device has.
         """
         memory = self.given.memory_gib
         if memory is None:
             return []
         if self.cache and self.conversations < 1:
-            raise PlanError(
+            raise ValueError(
                 f"the KV cache of {self.cache / GIB:.1f} GiB has no room for one conversation of "
                 "full length: see rollout.limits and gpu_memory_utilization"
             )
@@ -247,10 +244,10 @@ class Plan:
             named = ", ".join(f"{k} {n / GIB:.1f}" for k, n in parts.items() if n)
             text = f"{phase}: {total / GIB:.1f} GiB of {memory:.1f} on a device ({named})"
             if sum(n for k, n in parts.items() if k in counted) > memory * GIB:
-                raise PlanError(f"{text}\n{SMALLER}")
+                raise ValueError(f"{text}\n{SMALLER}")
             if total > memory * GIB * USABLE:
                 warnings.append(f"{text}; by estimates, {memory * USABLE:.1f} can be used")
-        return warnings
+        return [*warnings, SMALLER] if warnings else []
 
     def show(self, console: Console) -> None:
         """Print the iteration as a time line: which part is on a device in which phase."""
@@ -272,7 +269,6 @@ class Plan:
             f"{conversations_at_once(cached, self.prompt + self.response / 2)} as expected",
             f"{self.config.iterations} iterations: "
             f"{sum(self.seconds.values()) * self.config.iterations / 3600:.1f} hours",
-            SMALLER,
             sep="\n",
         )
 
@@ -287,14 +283,17 @@ def skipped_tasks(config: DictConfig) -> str:
             )
         else:
             tokenizer = instantiate(config.model).tokenizer
-    except OSError as missing:  # Hugging Face raises it too
-        return f"skipped tasks are not counted here: {str(missing).splitlines()[0]}"
+    except (OSError, InstantiationException) as error:  # what is not there: Hugging Face's, Hydra's
+        missing = error.__cause__ if isinstance(error, InstantiationException) else error
+        if not isinstance(missing, OSError):
+            raise
+        return f"tasks skipped: unknown, {str(missing).split('. ')[0]}"
     limit = config.rollout.limits.max_prompt_tokens
     return check_prompts(stages, instantiate(config.renderer)(tokenizer=tokenizer), limit, 1.0)
 
 
 def check_plan(config: DictConfig, show: bool) -> None:
-    """Print the plan of a training config and its warnings; raises PlanError where it can't be."""
+    """Print the plan of a training config and its warnings; raises ValueError where it can't be."""
     if show or config.plan.memory_gib is not None:
         plan = Plan(config)
         if show:
