@@ -63,7 +63,7 @@ def draw_plan(world: World) -> Plan:
     in_other_unit = {}
     for relation in dict.fromkeys(relation for route in routes for relation in route):
         spend(world.rng)
-        in_other_unit[relation] = world.rng.random() < world.difficulty.other_unit_share
+        in_other_unit[relation] = world.rng.random() < 0.5
     chains: list[Chain] = []
     while len(chains) < len(routes):
         subject = world.draw_name()
@@ -79,10 +79,8 @@ def draw_plan(world: World) -> Plan:
 
 def _draw_routes(world: World) -> list[Route]:
     """One route per chain. No relation occurs in two of them, unless a tool is to be used twice."""
-    rng, difficulty = world.rng, world.difficulty
     depths = _chain_depths(world)
-    repeats_tool = rng.random() < difficulty.repeat_tool_share
-    repeats_tool &= world.scenario == "parallel_single"
+    repeats_tool = world.rng.random() < 0.2 and world.scenario == "parallel_single"
     used: set[Relation] = set()
     routes: list[Route] = []
     for depth in depths:
@@ -90,7 +88,7 @@ def _draw_routes(world: World) -> list[Route]:
             routes.append(routes[0])
             continue
         for _ in range(_ATTEMPTS):  # a walk can arrive at a kind whose relations are used up
-            last = ATTRIBUTES if rng.random() < difficulty.attribute_share else RELATIONS
+            last = ATTRIBUTES if world.rng.random() < 0.35 else RELATIONS
             route = _walk(depth, last, used, world)
             if route is not None:
                 break

@@ -19,8 +19,6 @@ from matchtir.tasks.synthetic.world import (
     Difficulty,
     Relation,
     World,
-    check_range,
-    check_share,
     draw,
     resolve_difficulty,
     spend,
@@ -29,7 +27,6 @@ from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 from matchtir.utils.options import check_option
 
 _CACHED_TASKS = 1024
-_LONGEST = 1000  # there are about 3,000 names, and no list has one twice
 _PHRASE = re.compile(r"[^\W\d][\w'-]*( [\w'-]+){0,3}")
 
 
@@ -67,12 +64,10 @@ class SyntheticTasks:
         difficulty: its name: "laptop".
         sizes: tasks per split; a split that is not named is empty.
         seed: task i of a split depends on (seed, split, i) alone, whatever the sizes.
-        shares: relative share of each scenario, of "single", "parallel_single", "multi_hop",
-            "parallel_multi_hop". Default: equal shares.
         knobs: knobs of the difficulty to replace, such as `{"depth": [1, 2]}`.
 
     Raises:
-        ValueError: an unknown difficulty, scenario, split or knob, or a value it does not take.
+        ValueError: an unknown difficulty, split or knob, or a value it does not take.
     """
 
     def __init__(
@@ -80,7 +75,6 @@ class SyntheticTasks:
         difficulty: str = "laptop",
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
-        shares: Mapping[str, float] | None = None,
         knobs: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = difficulty
@@ -89,7 +83,6 @@ class SyntheticTasks:
         given = {"train": 4096, "validation": 128, "test": 256} if sizes is None else dict(sizes)
         for split in given:
             check_option("split", split, SPLITS)
-        self._thresholds = _cumulative_shares(shares)
         self._sequences = {split: self._sequence(split, given.get(split, 0)) for split in SPLITS}
 
     def tasks(self, split: str) -> Sequence[Task]:
@@ -97,41 +90,18 @@ class SyntheticTasks:
         check_option("split", split, SPLITS)
         return self._sequences[split]
 
-    def scenario_of(self, index: int) -> str:
-        """Scenario of task `index` of any split; every stretch of tasks has the given shares."""
-        # Bits in reverse (van der Corput): evenly spread for every length, equal shares of four
-        # scenarios exactly so in every block of four.
-        position = int(f"{index:032b}"[::-1], 2) / 2**32
-        for scenario, threshold in self._thresholds:
-            if position < threshold:
-                return scenario
-        return self._thresholds[-1][0]
-
     def _sequence(self, split: str, size: int) -> GeneratedTasks:
         def generate(index: int) -> Task:
             rng = Random(f"{self.seed}/{split}/{index}")
-            world = World(self.scenario_of(index), split, self.difficulty, rng)
+            world = World(scenario_of(index), split, self.difficulty, rng)
             return generate_task(f"synthetic-{self.name}-{split}-{index}", world, self.seed)
 
         return GeneratedTasks(size, generate)
 
 
-def _cumulative_shares(shares: Mapping[str, float] | None) -> list[tuple[str, float]]:
-    """(scenario, upper end of its part of the unit interval), parts in the order given."""
-    chosen = dict.fromkeys(SCENARIOS, 1.0) if shares is None else dict(shares)
-    for scenario, share in chosen.items():
-        check_option("shares", scenario, SCENARIOS)
-        if share < 0:
-            raise ValueError(f"shares: {scenario}={share}: a share is not negative")
-    total = sum(chosen.values())
-    if total <= 0:
-        raise ValueError("shares: at least one scenario needs a positive share")
-    thresholds, reached = [], 0.0
-    for scenario, share in chosen.items():
-        if share > 0:
-            reached += share / total
-            thresholds.append((scenario, reached))
-    return thresholds
+def scenario_of(index: int) -> str:
+    """Scenario of task `index` of any split: each once in every block of four, evenly spread."""
+    return SCENARIOS[2 * (index % 2) + index // 2 % 2]
 
 
 def generate_task(task_id: str, world: World, seed: int) -> Task:
@@ -179,28 +149,20 @@ class CopyTasks(GeneratedTasks):
 
     Args:
         size: number of tasks; there is only a training split.
-        length: (least, most) entries of a list.
-        number_share: of the entries, the others are names.
         phrases_of: a task set: half of the lists have short texts out of the gold solutions of its
             training tasks in place of invented names, and are written without quotation marks.
         seed: task i depends on (seed, i) alone.
 
     Raises:
-        ValueError: a negative size, an impossible range or share.
+        ValueError: a negative size.
     """
 
     def __init__(
         self,
         size: int,
-        length: Sequence[int] = (3, 8),
-        number_share: float = 0.3,
         phrases_of: TaskSet | None = None,
         seed: int = 0,
     ) -> None:
-        check_range("length", length, 1, _LONGEST)
-        check_share("number_share", number_share)
-        self.length = length
-        self.number_share = number_share
         self.seed = seed
         self.phrases = _phrases(phrases_of.tasks("train")) if phrases_of else ()
         super().__init__(size, self._task)
@@ -218,7 +180,7 @@ class CopyTasks(GeneratedTasks):
         rng = Random(f"copy/{self.seed}/{index}")
         world = World("copy", "train", Difficulty(), rng)
         own = bool(self.phrases) and rng.random() < 0.5
-        listed = [self._entry(world, own) for _ in range(draw(self.length, rng))]
+        listed = [self._entry(world, own) for _ in range(rng.randint(3, 8))]
         quoted = ", ".join(f'"{entry}"' for entry in listed)
         return Task(
             task_id=f"copy-{index}",
@@ -231,7 +193,7 @@ class CopyTasks(GeneratedTasks):
 
     def _entry(self, world: World, own: bool) -> str:
         rng = world.rng
-        if rng.random() < self.number_share:
+        if rng.random() < 0.3:
             return str(rng.randint(10, 99))
         if own:
             return rng.choice(self.phrases)

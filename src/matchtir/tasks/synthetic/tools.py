@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matchtir.tasks.synthetic.plan import Hop
-from matchtir.tasks.synthetic.world import Relation, World, draw, draw_share, spend
+from matchtir.tasks.synthetic.world import Relation, World, draw, spend
 from matchtir.types import ToolSpec
 
 _INDENT = "    "
@@ -19,13 +19,13 @@ _TIDY = '''def tidy(text):
 
 @dataclass(frozen=True, slots=True)
 class LookupTool:
-    """Looks `relation` up in `facts`; the words of its behaviour are those of the knobs."""
+    """Looks `relation` up in `facts`."""
 
     relation: Relation
     facts: Mapping[str, str | int]  # by entity
-    fallback: str | int  # for an entity that is not in the facts, where it is not refused
-    error_style: str
-    unknown_entity: str
+    fallback: str | int  # what it says of an entity that it does not know, if it guesses
+    guesses: bool  # instead of refusing
+    error_object: bool  # errors are objects, else text
     tidies_names: bool  # by a helper function
 
     def spec(self) -> ToolSpec:
@@ -60,17 +60,14 @@ class LookupTool:
 
     def _find(self) -> list[str]:
         """Sets `value`, and deals with entities that are not there."""
-        if self.unknown_entity == "wrong":
+        if self.guesses:
             return [f"value = RECORDS.get(key, {self.fallback!r})"]
         statement = self._refuse(f"{self.relation.name} not found")
         return ["if key not in RECORDS:", _INDENT + statement, "value = RECORDS[key]"]
 
     def _refuse(self, message: str) -> str:
         """The statement that ends a call with an error."""
-        if self.error_style == "raise":
-            return f"raise ValueError({message!r})"
-        error = {"error": message} if self.error_style == "object" else f"Error: {message}"
-        return f"return {error!r}"
+        return f"return { ({'error': message} if self.error_object else f'Error: {message}')!r}"
 
 
 def draw_tool(
@@ -82,17 +79,15 @@ def draw_tool(
         hops: the gold calls of this tool; a distractor has none.
         asked: all gold calls of the task: their entities may be found here, too.
     """
-    knobs, rng = world.difficulty, world.rng
-    error_style = draw_share(knobs.error_styles, rng)
-    unknown_entity = draw_share(knobs.unknown_entity, rng)
+    rng = world.rng
+    error_object, guesses = rng.random() < 0.6, rng.random() >= 0.9
     rng.random()  # as `spend`
     tidies_names = rng.random() < 0.3
     rng.randrange(4)  # as `spend`
     spend(rng)
     facts = _draw_facts(relation, hops, asked, world)
     fallback = world.draw_fact(relation)
-    tool = LookupTool(relation, facts, fallback, error_style, unknown_entity, tidies_names)
-    return tool.spec()
+    return LookupTool(relation, facts, fallback, guesses, error_object, tidies_names).spec()
 
 
 def _draw_facts(

@@ -101,17 +101,11 @@ def laptop_words() -> tuple[str, ...]:
 
 
 Range = Sequence[int]  # (low, high), uniform
-Shares = Mapping[str, float]  # relative weights of names
 
 
 def draw(ends: Range, rng: Random) -> int:
     """A whole number from (low, high), both included."""
     return rng.randint(*ends)
-
-
-def draw_share(shares: Shares, rng: Random) -> str:
-    """One of the keys, with probability in proportion to its share."""
-    return rng.choices(list(shares), list(shares.values()))[0]
 
 
 def spend(rng: Random) -> None:
@@ -122,67 +116,28 @@ def spend(rng: Random) -> None:
     rng.randrange(1)
 
 
-_CHOICES = {
-    "unknown_entity": ("refuse", "wrong"),
-    "error_styles": ("object", "text", "raise"),
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Difficulty:
     """The knobs of the generator, by default those of "laptop".
 
     Raises:
-        ValueError: a value that the knob does not take; the message names the knob.
+        ValueError: a value that is no range; the message names the knob.
     """
 
     width: Range = (2, 5)  # calls of parallel_single
     depth: Range = (2, 6)  # hops of multi_hop
     chains: Range = (2, 2)  # chains of parallel_multi_hop
     chain_depth: Range = (2, 3)  # hops of each of them
-    attribute_share: float = 0.35  # chains that end in a number
-    other_unit_share: float = 0.5  # numbers that are asked in the other unit
-    repeat_tool_share: float = 0.2  # parallel_single tasks that use one tool twice
     distractors: Range = (1, 3)  # tools beyond the needed ones
     spare_facts: Range = (1, 2)  # further entities that a tool knows
-    # What a tool answers about an entity that it does not know: an error, or any value.
-    unknown_entity: Shares = field(default_factory=lambda: {"refuse": 0.9, "wrong": 0.1})
-    error_styles: Shares = field(default_factory=lambda: {"object": 0.6, "text": 0.4})
 
     def __post_init__(self) -> None:
         for knob in fields(self):
             value = getattr(self, knob.name)
-            if knob.name.endswith("_share"):
-                check_share(knob.name, value)
-            elif knob.name in _CHOICES:
-                _check_shares(knob.name, value, _CHOICES[knob.name])
-            else:
-                least = 0 if knob.name in ("distractors", "spare_facts") else 1
-                check_range(knob.name, value, least)
-
-
-def check_share(name: str, value: Any) -> None:
-    """Raise ValueError for what is no number from 0 to 1."""
-    if not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ValueError(f"{name}={value!r}: a share lies between 0 and 1")
-
-
-def check_range(name: str, value: Any, least: int, most: float = float("inf")) -> None:
-    """Raise ValueError for what is no (low, high) of whole numbers between `least` and `most`."""
-    numbers = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
-    whole = len(numbers) == 2 and all(isinstance(number, int) for number in numbers)
-    if not whole or not least <= numbers[0] <= numbers[1] <= most:
-        raise ValueError(f"{name}={value!r}: expected (low, high), from {least} to {most}")
-
-
-def _check_shares(name: str, shares: Any, allowed: Sequence[str]) -> None:
-    if not isinstance(shares, Mapping):
-        raise ValueError(f"{name}={shares!r}: expected shares of {', '.join(allowed)}")
-    for key in shares:
-        if key not in allowed:
-            raise ValueError(f"{name}: {key!r} is not one of {', '.join(allowed)}")
-    if min(shares.values(), default=0) < 0 or sum(shares.values()) <= 0:
-        raise ValueError(f"{name}={dict(shares)!r}: shares are not negative, and not all zero")
+            least = 0 if knob.name in ("distractors", "spare_facts") else 1
+            numbers = value if isinstance(value, tuple) and len(value) == 2 else (0, -1)
+            if not least <= numbers[0] <= numbers[1]:
+                raise ValueError(f"{knob.name}={value!r}: expected (low, high), from {least}")
 
 
 def resolve_difficulty(name: str, knobs: Mapping[str, Any] | None = None) -> Difficulty:
@@ -195,16 +150,8 @@ def resolve_difficulty(name: str, knobs: Mapping[str, Any] | None = None) -> Dif
     known = tuple(knob.name for knob in fields(Difficulty))
     for knob in knobs or {}:
         check_option("knobs", knob, known)
-    return Difficulty(**_plain(knobs or {}))
-
-
-def _plain(value: Any) -> Any:
-    """Configuration nodes as dictionaries and tuples, which are much faster to read."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(_plain(item) for item in value)
-    return value
+    ranges = {knob: tuple(v) if isinstance(v, Sequence) else v for knob, v in (knobs or {}).items()}
+    return Difficulty(**ranges)
 
 
 def split_of(entity: str) -> str:
