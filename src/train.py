@@ -38,19 +38,9 @@ from matchtir.training.run import (
 from matchtir.training.settings import unfit_settings
 from matchtir.utils.config_check import check, check_packages, instantiate_group
 from matchtir.utils.loggers import close, quiet
-from matchtir.utils.processes import (
-    end_with_the_first,
-    ended_with_status,
-    is_first,
-    wait_for_all,
-)
+from matchtir.utils.processes import end_with_the_first, ended_with_status, is_first, wait_for_all
 from matchtir.utils.renamed import with_current_names
-from matchtir.utils.run_folder import (
-    checkpoint_to_load,
-    keep_inputs,
-    opened,
-    register_resolvers,
-)
+from matchtir.utils.run_folder import checkpoint_to_load, keep_inputs, opened, register_resolvers
 from matchtir.utils.sweep import run_job
 
 log = logging.getLogger(__name__)

@@ -46,6 +46,7 @@ PHASES: Mapping[str, tuple[Any, str]] = {
     "backward": (torch.Tensor, "backward"),
     "step": (Muon, "step"),  # AdamW's is still to come
     "save": (torch, "save"),
+    "rename": (os, "replace"),  # of any file that must not be seen half written
 }
 COUNTS_FILE = "counts.json"
 
@@ -88,7 +89,10 @@ def start(folder: Path, *overrides: str, moment: Moment | None = None) -> Any:
 
 def outcome(folder: Path) -> dict[str, Any]:
     """All that must be the same of two runs, whatever befell them."""
-    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    last, best = (
+        torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        for name in ("last", "best")
+    )
     states = {name: last[name] for name in ("state_dict", "optimizer_states", "lr_schedulers")}
     traces = {
         file.name: [
@@ -99,11 +103,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     }
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     del result["seconds"]
-    random_states = last["callbacks"]["LastCheckpoint"]["random"]
-    return _plain(
-        {**states, "random": random_states, "traces": traces, "result": result}
-        | {"metrics": rows(folder)}
-    )
+    states["random"] = last["callbacks"]["LastCheckpoint"]["random"]
+    states["best"] = best["state_dict"], best["global_step"]
+    return _plain({**states, "traces": traces, "result": result, "metrics": rows(folder)})
 
 
 def _plain(value: Any) -> Any:

@@ -47,9 +47,10 @@ def random_moments(counts: dict[str, int], number: int, seed: int) -> list[Momen
     return [Moment(phase, generator.randint(1, counts[phase])) for phase in phases]
 
 
-@pytest.mark.parametrize(
-    "moment", [("backward", 1), ("rollout", 30), ("step", 7), ("save", 3)], ids=str
-)
+MOMENTS = [("backward", 1), ("rollout", 30), ("step", 7), ("save", 3), ("rename", 18)]
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=str)
 def test_a_killed_run_goes_on_to_the_same_numbers(
     tmp_path: Path, unbroken: Path, moment: tuple[str, int]
 ) -> None:

@@ -37,6 +37,7 @@ CHATTER: tuple[tuple[type[Warning], str], ...] = (
     (UserWarning, r"The '\w+_dataloader' does not have many workers"),  # tasks are in memory
     # The schedule counts iterations, also one that has nothing to learn from.
     (UserWarning, r"Detected call of `lr_scheduler\.step\(\)` before `optimizer\.step\(\)`"),
+    (UserWarning, r"Found \d+ module\(s\) in eval mode at the start"),  # a policy has no dropout
     (UserWarning, r"It is recommended to use `self\.log\(.*sync_dist=True"),  # vLLM's group of one
 )
 
