@@ -88,6 +88,14 @@ def test_transport_forces_mass_onto_wrong_calls():
     assert dustbin([np.array([[1.0], [0.0]])])[0].rewards.tolist() == [pytest.approx(1.0), 0]
 
 
+def test_the_scale_of_soft_rewards_shrinks_with_the_number_of_calls():
+    for calls in (1, 2, 5):
+        perfect = [np.eye(calls)]
+        assert SoftAssignment(0.01)(perfect)[0].rewards == pytest.approx(np.full(calls, 1 / calls))
+        conditional = SoftAssignment(0.01, scale="conditional")(perfect)[0]
+        assert conditional.rewards == pytest.approx(np.ones(calls))
+
+
 def test_dividing_by_the_spread_blows_up_differences_that_do_not_matter():
     nearly_equal = [[0.50], [0.51]]
     far_apart = [[0.0], [1.0]]
