@@ -21,6 +21,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -67,65 +68,74 @@ def make(config: Qwen3Config, packing: bool, device: torch.device) -> Policy:
     return Policy(model, packing=packing).train()
 
 
-def update(
-    policy: Policy, ids: Tensor, lengths: Tensor, options: argparse.Namespace
-) -> dict[str, float]:
-    """Gradients of one mini-batch: what was computed for them."""
-    policy.zero_grad()
-    places = torch.arange(ids.shape[1], device=ids.device)
-    real = places < lengths.to(ids.device)[:, None]
-    scored = real & (places >= options.prompt)
+Batch = tuple[Tensor, Tensor, Tensor]  # ids, scored and real tokens [B, L]
+
+
+def micro_batches_of(policy: Policy, whole: Batch, budget: int) -> list[Batch]:
+    """The micro-batches of one mini-batch."""
+    ids, scored, real = whole
+    lengths = real.sum(dim=1).cpu()
     packed = shared_prefixes(ids, scored) if policy.packing else None
-    total, positions, groups = 0.0, 0, micro_batches(lengths, options.budget, packed)
-    for rows in groups:
-        length = int(lengths[rows].max())
-        part = ids[rows, :length], scored[rows, :length], real[rows, :length]
-        if policy.packing:
-            positions += len(layout(*part).rows)
-        else:
-            positions += len(rows) * length
-        logprobs = policy(part[0], part[1], 1.0, part[2]).logprobs.sum()
+    parts = []
+    for rows in micro_batches(lengths, budget, packed):
+        longest = int(lengths[rows].max())
+        parts.append((ids[rows, :longest], scored[rows, :longest], real[rows, :longest]))
+    return parts
+
+
+def positions(policy: Policy, parts: Sequence[Batch]) -> int:
+    """Tokens and padding that each layer computes."""
+    return sum(len(layout(*part).rows) if policy.packing else part[0].numel() for part in parts)
+
+
+def update(policy: Policy, parts: Sequence[Batch]) -> float:
+    """Gradients of one mini-batch; the sum of its log-probabilities."""
+    policy.zero_grad()
+    total = 0.0
+    for ids, scored, real in parts:
+        logprobs = policy(ids, scored, 1.0, real).logprobs.sum()
         logprobs.backward()
         total += float(logprobs.detach())
-    mean = total / int(lengths.sum())
-    return {"passes": len(groups), "positions": positions, "logprob": mean}
+    return total
 
 
-def mini_batch(vocabulary: int, options: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    """Random ids, with one prompt per group, and lengths."""
+def mini_batch(vocabulary: int, options: argparse.Namespace) -> Batch:
+    """Random ids, with one prompt per group, which is not scored."""
     draw = torch.Generator().manual_seed(0)
     shape = (options.sequences, options.prompt + options.longest)
-    lengths = (
-        torch.randint(options.longest // 8, options.longest + 1, shape[:1], generator=draw)
-        + options.prompt
-    )
+    own = torch.randint(options.longest // 8, options.longest + 1, shape[:1], generator=draw)
     ids = torch.randint(vocabulary, shape, generator=draw)
     first = torch.arange(options.sequences) // options.group * options.group
     ids[:, : options.prompt] = ids[first, : options.prompt]
-    return ids, lengths
+    places = torch.arange(shape[1])
+    real = places < (own + options.prompt)[:, None]
+    return ids, real & (places >= options.prompt), real
 
 
 def measure(policies: dict[str, Policy], options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Medians over rounds in which both ways take turns, after one that does not count."""
     device = next(policies["padded"].parameters()).device
-    ids, lengths = mini_batch(policies["padded"].model.config.vocab_size, options)
-    ids = ids.to(device)
-    found: dict[str, dict[str, Any]] = {way: {"seconds": []} for way in policies}
+    ids, scored, real = mini_batch(policies["padded"].model.config.vocab_size, options)
+    whole, tokens = (ids.to(device), scored.to(device), real.to(device)), int(real.sum())
+    found: dict[str, dict[str, Any]] = {way: {"tokens": tokens, "seconds": []} for way in policies}
     for round_ in range(options.rounds + 1):
         for way, policy in policies.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             started = time.perf_counter()
-            found[way] |= update(policy, ids, lengths, options)
+            parts = micro_batches_of(policy, whole, options.budget)
+            total = update(policy, parts)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
                 found[way]["peak_gib"] = torch.cuda.max_memory_allocated(device) / GIB
             if round_:
                 found[way]["seconds"].append(time.perf_counter() - started)
+                continue
+            found[way] |= {"passes": len(parts), "logprob": total / tokens}
+            found[way]["positions"] = positions(policy, parts)
     for numbers in found.values():
         numbers["seconds"] = median(numbers["seconds"])
-        numbers["tokens"] = int(lengths.sum())
-        numbers["tokens_per_s"] = numbers["tokens"] / numbers["seconds"]
+        numbers["tokens_per_s"] = tokens / numbers["seconds"]
     return found
 
 
