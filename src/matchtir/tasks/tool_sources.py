@@ -68,8 +68,9 @@ def module_tools(source: str) -> tuple[ToolSpec, ...]:
     """The public functions of a module, and the public methods of its public classes.
 
     Public are the names in its `__all__`, else those that it defines itself and that do not begin
-    with an underscore. Classes of exceptions and enumerations are no tools. Each schema comes from
-    the type hints and the docstring, by transformers' `get_json_schema`.
+    with an underscore; decorated functions, static and class methods are among them. Classes of
+    exceptions and enumerations are no tools. Each schema comes from the type hints and the
+    docstring, by transformers' `get_json_schema`.
     """
     file, _, wanted = source.partition(":")
     path = _find(file)
@@ -85,9 +86,8 @@ def module_tools(source: str) -> tuple[ToolSpec, ...]:
     for name in names:
         if name not in vars(module):
             raise ToolSourceError(f"{path}: it defines no {name}")
-        for owner, function in _functions(vars(module)[name]):
-            label = f"{owner}.{function.__name__}" if owner else function.__name__
-            schema = _schema(function, bool(owner), f"{path}: the tool {label}")
+        for owner, label, function in _functions(name, vars(module)[name]):
+            schema = _schema(function, f"{path}: the tool {label}")
             given = schema["name"], schema["description"], schema["parameters"]
             tools.append(ToolSpec(*given, source=text, owner=owner, path=str(path)))
     if not tools:
@@ -129,25 +129,33 @@ def _load(path: Path) -> types.ModuleType:
     return module
 
 
-def _functions(value: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
-    """(class or "", function) of everything that is a tool in a module's value."""
-    if inspect.isfunction(value):
-        yield "", value
-    elif inspect.isclass(value) and not issubclass(value, BaseException | enum.Enum):
-        methods: dict[str, Callable[..., Any]] = {}
-        for base in reversed(value.__mro__):
-            methods |= {name: item for name, item in vars(base).items() if inspect.isfunction(item)}
-        for name, method in methods.items():
-            if not name.startswith("_"):
-                yield value.__name__, method
+def _functions(name: str, value: Any) -> Iterator[tuple[str, str, Callable[..., Any]]]:
+    """(class or "", full name, function as it is called) of the tools in a module's value."""
+    if not inspect.isclass(value):
+        if callable(value):
+            yield "", name, value
+    elif not issubclass(value, BaseException | enum.Enum):
+        for method in dict.fromkeys(key for base in reversed(value.__mro__) for key in vars(base)):
+            static = inspect.getattr_static(value, method)
+            function = getattr(value, method)
+            if method.startswith("_") or inspect.isclass(function) or not callable(function):
+                continue
+            if not isinstance(static, staticmethod | classmethod):
+                function = types.MethodType(function, object())  # hides self
+            yield value.__name__, f"{value.__name__}.{method}", function
 
 
-def _schema(function: Callable[..., Any], is_method: bool, label: str) -> dict[str, Any]:
+def _schema(function: Callable[..., Any], label: str) -> dict[str, Any]:
     if inspect.iscoroutinefunction(function):
         raise ToolSourceError(f"{label}: it is a coroutine function; tools are plain functions")
-    bound = types.MethodType(function, object()) if is_method else function  # hides self
     try:
-        schema: dict[str, Any] = get_json_schema(bound)["function"]
+        for parameter in inspect.signature(function).parameters.values():
+            if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                kind = parameter.kind.description
+                raise ToolSourceError(f"{label}: no call by name fits its {kind} {parameter.name}")
+        schema: dict[str, Any] = get_json_schema(function)["function"]
+    except ToolSourceError:
+        raise
     except Exception as error:
         raise ToolSourceError(f"{label}: {error}") from error
     return schema

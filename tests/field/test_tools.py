@@ -1,0 +1,119 @@
+"""Tools as people write them: decorated, static, with odd signatures; what they return is JSON."""
+
+import asyncio
+import json
+
+import pytest
+
+from matchtir.tasks.tool_sources import ToolSourceError, read_tools
+from matchtir.tools.formats import parse_calls
+from matchtir.tools.sandbox import ProcessPoolSandbox
+from matchtir.types import ToolCall
+
+DECORATED = '''
+from functools import cache, lru_cache, wraps
+
+def _logged(function):
+    @wraps(function)
+    def inner(*args, **kwargs):
+        return function(*args, **kwargs)
+    return inner
+
+@lru_cache(maxsize=None)
+def cached(item: str) -> str:
+    """It.
+
+    Args:
+        item: the item
+    """
+    return item
+
+@_logged
+def wrapped(item: str) -> str:
+    """It.
+
+    Args:
+        item: the item
+    """
+    return item
+
+class Shelf:
+    @staticmethod
+    def measure(item: str) -> str:
+        """It.
+
+        Args:
+            item: the item
+        """
+        return item
+
+    @classmethod
+    def label(cls, item: str) -> str:
+        """It.
+
+        Args:
+            item: the item
+        """
+        return item
+
+    @cache
+    def put(self, item: str) -> str:
+        """It.
+
+        Args:
+            item: the item
+        """
+        return item
+'''
+
+
+def write(tmp_path, text):
+    path = tmp_path / "desk.py"
+    path.write_text(text)
+    return str(path)
+
+
+def called(tools, *calls):
+    async def run():
+        session = await sandbox.open(tools)
+        try:
+            return [await session.call(call) for call in calls]
+        finally:
+            await session.close()
+
+    sandbox = ProcessPoolSandbox(workers=1)
+    try:
+        return asyncio.run(run())
+    finally:
+        sandbox.shutdown()
+
+
+def test_decorated_static_and_class_methods_are_tools_that_run(tmp_path):
+    tools = read_tools(write(tmp_path, DECORATED))
+    names = [tool.name for tool in tools]
+    assert names == ["cached", "wrapped", "measure", "label", "put"]
+    assert all(list(tool.parameters["properties"]) == ["item"] for tool in tools)
+    results = called(tools, *[ToolCall(name, {"item": "ink"}) for name in names])
+    assert [result.output for result in results] == ["ink"] * 5
+
+
+@pytest.mark.parametrize(
+    ("signature", "kind"),
+    [
+        ("*items: str", "variadic positional items"),
+        ("items: str, /", "positional-only items"),
+        ("**items: str", "variadic keyword items"),
+    ],
+)
+def test_a_signature_that_no_call_fits_is_refused_by_name(tmp_path, signature, kind):
+    text = f'def odd({signature}) -> str:\n    """Odd.\n\n    Args:\n        items: x\n    """\n'
+    with pytest.raises(ToolSourceError, match=f"the tool odd: no call by name fits its {kind}"):
+        read_tools(write(tmp_path, text))
+
+
+def test_what_a_tool_returns_is_json_that_the_parser_takes(tmp_path):
+    text = 'def odd() -> dict:\n    """Odd."""\n    return {"x": [float("nan"), float("inf")]}\n'
+    (result,) = called(read_tools(write(tmp_path, text)), ToolCall("odd", {}))
+    call = f'<tool_call>{{"name": "f", "arguments": {result.output}}}</tool_call>'
+    assert json.loads(result.output, parse_constant=pytest.fail)
+    assert parse_calls(call, {"f"})[0].status == "ok"
