@@ -14,8 +14,8 @@ from scipy import sparse
 from matchtir.credit.outcome import contains_answer, missed, solving_calls
 from matchtir.tasks.ftrl import question_text
 from matchtir.tasks.splits import entities, normalised, solution_key
-from matchtir.tools.sandbox import Replay, Sandbox, replay_all, succeeded
-from matchtir.types import ResultStatus, Task
+from matchtir.tools.sandbox import Sandbox, executed, replay_all, succeeded
+from matchtir.types import Task
 
 Splits = Mapping[str, Sequence[Task]]
 
@@ -238,13 +238,18 @@ def replay_gold(tasks: Sequence[Task], sandbox: Sandbox) -> GoldReplay:
         ended_well = [succeeded(result) for result in replay.results]
         solves = solving_calls(task.gold_calls, outputs, task.sub_answers, ended_well)
         solved.append(sum(solves))
+        calls = zip(task.gold_calls, replay.results, strict=True)
+        wrong = [f"{call.name}: {result.output}" for call, result in calls if not executed(result)]
+        if solved[-1] < len(task.sub_answers):
+            wrong.append(f"only {solved[-1]} of {len(task.sub_answers)} gold outputs come out")
         if task.answer:
             answered.append(contains_answer("\n".join(outputs), task.answer))
-        missing = "" if task.gold_state is None else missed(task.gold_state, replay.state)
         if task.gold_state is not None:
+            missing = missed(task.gold_state, replay.state)
             reached.append(not missing)
-        if problem := _failed_call(task, replay) or _unsolved(task, solved[-1]) or missing:
-            problems.append((task.task_id, problem))
+            wrong += [missing] if missing else []
+        if wrong:
+            problems.append((task.task_id, wrong[0]))
     return GoldReplay(
         tasks=len(chosen),
         statuses=statuses,
@@ -253,18 +258,3 @@ def replay_gold(tasks: Sequence[Task], sandbox: Sandbox) -> GoldReplay:
         reached=(sum(reached), len(reached)),
         problems=tuple(problems),
     )
-
-
-def _failed_call(task: Task, replay: Replay) -> str:
-    """The first gold call that did not run to its end, and why; "" where all did."""
-    fine = (ResultStatus.OK, ResultStatus.TRUNCATED)
-    pairs = zip(task.gold_calls, replay.results, strict=True)
-    failed = (
-        f"{call.name}: {result.output}" for call, result in pairs if result.status not in fine
-    )
-    return next(failed, "")
-
-
-def _unsolved(task: Task, solved: int) -> str:
-    count = len(task.sub_answers)
-    return f"only {solved} of {count} gold outputs come out" if solved < count else ""
