@@ -25,8 +25,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 
 from matchtir.utils.run_folder import (
     CHECKPOINTS,
@@ -134,10 +132,9 @@ class SweepCallback(Callback):
         unfinished = sum(state != "finished" for state in states.values())
         record = json.loads((folder / SWEEP_FILE).read_text(encoding="utf-8"))
         _write_record(folder, record | {"finished": not unfinished, "jobs": states})
-        console = Console()
-        console.width = max(console.width, 100)
-        console.print(_job_table(folder, states))
-        console.print(f"compare:  python scripts/compare.py {folder}", soft_wrap=True)
+        for number, state in states.items():
+            print(f"{number:>4}  {state:11}  {_about(folder / number, state)}")
+        print(f"compare:  python scripts/compare.py {folder}")
         if unfinished:
             sys.exit(
                 f"{unfinished} of {len(states)} jobs are not finished. The same command with "
@@ -159,20 +156,13 @@ def _states(folder: Path) -> dict[str, str]:
     return states
 
 
-def _job_table(folder: Path, states: Mapping[str, str]) -> Table:
-    """The jobs of a sweep with their names, states and objectives."""
-    table = Table("job", "name", "state", "objective", title=f"{len(states)} jobs")
-    table.columns[-1].justify = "right"
-    colours = {"finished": "green", "failed": "red", "interrupted": "yellow"}
-    for number, state in states.items():
-        job, name, objective, why = folder / number, "", "", ""
-        if (job / CONFIG_FILE).exists():
-            name = OmegaConf.select(OmegaConf.load(job / CONFIG_FILE), "identity.name") or ""
-        if state == "finished":
-            value = _objective(job)
-            objective = "-" if value is None else f"{value:.4f}"
-        elif state == "failed":
-            *_, last = (job / FAILED_FILE).read_text(encoding="utf-8").strip().splitlines() or [""]
-            why = f" ({last})".replace("[", r"\[")
-        table.add_row(number, name, f"[{colours[state]}]{state}[/]{why}", objective)
-    return table
+def _about(job: Path, state: str) -> str:
+    """The objective of a finished job or the error of a failed one, and the job's name."""
+    settings = OmegaConf.load(job / CONFIG_FILE) if (job / CONFIG_FILE).exists() else {}
+    found = ""
+    if state == "finished":
+        value = _objective(job)
+        found = "-" if value is None else f"{value:.4f}"
+    elif state == "failed":
+        found = (job / FAILED_FILE).read_text(encoding="utf-8").strip().rpartition("\n")[2]
+    return f"{found:<10}  {OmegaConf.select(settings, 'identity.name') if settings else ''}"
