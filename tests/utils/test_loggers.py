@@ -38,10 +38,6 @@ def write(folder: Path, *rows: tuple[int, dict[str, float]], resume: int | None 
             "step,a,b\n0,1.5,\n1,2.0,3\n2,4.0,\n",
         ),
         ([(0, {"a": 1.5, "epoch": 0})], "step,a\n0,1.5\n"),  # Lightning adds it
-        (
-            [(0, {"a": 1.0, "b": 0.123456789}), (0, {"b": 1.0}), (1, {"a": 2.0})],
-            "step,a,b\n0,1.0,1.0\n1,2.0,\n",
-        ),
         # An earlier step takes nothing away.
         (
             [(1, {"a": 1.0}), (2, {"a": 2.0}), (1, {"b": 3.0}), (0, {"b": 4.0}), (3, {"a": 5.0})],
@@ -53,29 +49,19 @@ def test_the_table(tmp_path: Path, rows: list[tuple[int, dict[str, float]]], tex
     assert write(tmp_path, *rows) == text
 
 
-@given(
-    iterations=st.integers(1, 12),
-    killed_after=st.integers(0, 11),
-    back_to=st.integers(0, 11),
-    validate_every=st.integers(1, 5),
-)
+@given(st.integers(1, 12), st.integers(0, 23), st.integers(0, 11), st.integers(1, 5))
 def test_a_resumed_file_equals_an_unbroken_one(
-    tmp_path_factory: pytest.TempPathFactory,
-    iterations: int,
-    killed_after: int,
-    back_to: int,
-    validate_every: int,
+    tmp_path_factory: pytest.TempPathFactory, iterations: int, killed: int, back: int, every: int
 ) -> None:
-    rows: list[tuple[int, dict[str, float]]] = []
+    rows = []
     for step in range(iterations):
         rows.append((step, {"train/a": step / 7}))
-        if step % validate_every == 0:
-            rows.append((step, {"val/a": step / 3}))
+        rows += [(step, {"val/a": step / 3})] if step % every == 0 else []
     unbroken = write(tmp_path_factory.mktemp("unbroken"), *rows)
     folder = tmp_path_factory.mktemp("resumed")
-    seen = rows[: killed_after + 1]
+    seen = rows[: killed + 1]
     write(folder, *seen)
-    resumed_at = min(back_to, seen[-1][0])
+    resumed_at = min(back, seen[-1][0])
     again = [row for row in rows if row[0] >= resumed_at]
     assert write(folder, *again, resume=resumed_at - 1) == unbroken
 
@@ -94,15 +80,12 @@ def test_curves_leave_out_blanks_and_keep_what_is_not_finite(tmp_path: Path) -> 
     assert curves == {"b": ([0], [float("inf")]), "c": ([1], [2.0])}
 
 
-def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_file_and_a_row_without_a_step_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="step"):
+        CsvLogger(tmp_path).log_metrics({"a": 1.0})
     (tmp_path / "metrics.csv").write_text("epoch,loss\n0,1\n")
     with pytest.raises(ValueError, match="first column must be `step`"):
         CsvLogger(tmp_path)
-
-
-def test_a_row_without_a_step_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="step"):
-        CsvLogger(tmp_path).log_metrics({"a": 1.0})
 
 
 # -- W&B ------------------------------------------------------------------------------------------
@@ -229,15 +212,13 @@ def test_an_offline_run_has_everything_on_disk(
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = WandbLogger(str(tmp_path), "p", "g", "g seed=2", ["g"], log_model=True, code="configs")
-    logger.log_hyperparams({"seed": 2, "module": {"seed": 2, "lr": 0.1}, "paths": {"x": "y"}})
-    for step in (1, 2):
-        logger.log_metrics({"train/reward": step / 2}, step=step)
-        logger.log_histograms({"credit/rewards": [0.0, 1.0]}, step)
+    logger.log_hyperparams({"seed": 2, "module": {"seed": 2, "lr": 0.1}})
+    logger.log_metrics({"train/reward": 1.0}, step=2)
+    logger.log_histograms({"credit/rewards": [0.0, 1.0]}, 2)
     logger.log_table("samples", ["text", "reward"], [["x" * 100_000, 0.5]], step=2)
     run = logger.experiment
     assert (run.name, run.group, run.tags) == ("g seed=2", "g", ("g",))
-    assert run.config["module"] == {"seed": 2, "lr": 0.1}
-    assert run.summary["train/reward"] == 1.0 and run.summary["iteration"] == 2
+    assert run.config["module"] == {"seed": 2, "lr": 0.1} and run.summary["iteration"] == 2
     logger.close()
     wandb.teardown()  # as at the end of a process: only then is everything on disk
     assert logger.failures == 0

@@ -10,7 +10,7 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from matchtir.utils.run_folder import keep_config, register_resolvers
 from matchtir.utils.sweep import run_job
@@ -59,9 +59,7 @@ def sweep(
 
     def run(*arguments: str) -> None:
         log_dir = f"paths.log_dir={tmp_path}"
-        chosen = any(argument.startswith("experiment=") for argument in arguments)
-        smoke = [] if chosen else ["experiment=smoke"]
-        command = ["train.py", "-m", *smoke, *arguments, log_dir]
+        command = ["train.py", "-m", "experiment=smoke", *arguments, log_dir]
         monkeypatch.setattr(sys, "argv", command)
         GlobalHydra.instance().clear()
         main = hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
@@ -173,18 +171,6 @@ def test_a_search_repeats_itself_up_to_where_it_was_stopped(
     # The failed trial stays so, since what was tried after it depends on that.
     assert program.ran[4] == begun[3] and len(program.ran) == 6
     assert states(sweeps(tmp_path)[-1])["1"] == "failed"
-
-
-@pytest.mark.slow
-def test_a_search_of_the_papers_table_2(
-    tmp_path: Path, program: Program, sweep: Callable[..., None]
-) -> None:
-    sweep("experiment=matchtir_hard", "hparams_search=ablation")
-    (folder,) = tmp_path.glob("*/multiruns/*")
-    assert len(states(folder)) == 6
-    kept = [OmegaConf.load(job / "config.yaml") for job in sorted(folder.glob("[0-9]"))]
-    parts = [(c.advantage._target_.rsplit(".")[-1], c.reward.rewards) for c in kept]
-    assert len(set(parts)) == 6 and parts[0] == ("TrajectoryAdvantage", "turn")
 
 
 def test_a_job_that_would_start_processes_of_its_own_is_refused(
