@@ -84,14 +84,14 @@ def run(config: DictConfig) -> float:
         at_the_end.callback(sandbox.shutdown)
         loaded = instantiate(config.model)
         keep_inputs(folder, policy_hashes(loaded))
-        if config.get("warm_start"):
-            start_warm(config, loaded, sandbox)
-        checkpoint = start_from(checkpoint, loaded)
         module = build_module(config, config.module, loaded, sandbox)
         if is_first():
             limit, share = config.rollout.limits.max_prompt_tokens, config.plan.skipped_share
             log.info(check_prompts(datamodule.stages, module.renderer, limit, share))
         at_the_end.callback(module.engine.close)
+        if config.get("warm_start"):
+            start_warm(config, loaded, sandbox)
+        checkpoint = start_from(checkpoint, loaded)
         before = scores_before(trainer, module, datamodule, folder / "before.json")
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         objective = last_value(config.objective, trainer, folder)

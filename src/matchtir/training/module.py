@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -72,7 +72,7 @@ class PolicyGradientModule(PolicyModule):
         sampling: SamplingParams,
         group_size: int,
         mini_batches: int = 1,
-        zero_advantage: str = "keep",
+        zero_advantage: Literal["keep", "drop", "replace"] = "keep",
         ahead: bool = False,
         partial_groups: int = 0,
         max_partial_iterations: int = 2,

@@ -158,11 +158,12 @@ def _states(folder: Path) -> dict[str, str]:
 
 def _about(job: Path, state: str) -> str:
     """The objective of a finished job or the error of a failed one, and the job's name."""
-    settings = OmegaConf.load(job / CONFIG_FILE) if (job / CONFIG_FILE).exists() else {}
-    found = ""
+    name, found = "", ""
+    if (job / CONFIG_FILE).exists():
+        name = OmegaConf.select(OmegaConf.load(job / CONFIG_FILE), "identity.name") or ""
     if state == "finished":
         value = _objective(job)
         found = "-" if value is None else f"{value:.4f}"
     elif state == "failed":
         found = (job / FAILED_FILE).read_text(encoding="utf-8").strip().rpartition("\n")[2]
-    return f"{found:<10}  {OmegaConf.select(settings, 'identity.name') if settings else ''}"
+    return f"{found:<10}  {name}"
