@@ -335,7 +335,7 @@ def overrides(machine: Machine) -> list[str]:
         "model.activation_checkpointing=true", "tasks_per_iteration=16", "group_size=16",
         "rollout.limits.max_turns=4", "rollout.limits.max_turn_tokens=1024",
         "rollout.limits.max_response_tokens=4096", "module.micro_batch_tokens=16384",
-        "plan=gpu_80gb",
+        "plan.memory_gib=79",
     ]  # fmt: skip
 
 

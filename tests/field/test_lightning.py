@@ -90,7 +90,7 @@ def test_the_profiler_says_where_the_time_goes(tmp_path: Path) -> None:
     assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
 
 
-@pytest.mark.parametrize("debug", ["default", "fdr", "limit", "overfit", "profiler"])
+@pytest.mark.parametrize("debug", ["fdr", "limit", "overfit", "profiler"])
 def test_debugging_has_no_warm_start(tmp_path: Path, debug: str) -> None:
     assert composed(tmp_path, "experiment=matchtir_soft", "data=custom", "data.path=x").warm_start
     config = composed(tmp_path, "data=custom", "data.path=x", f"debug={debug}")
