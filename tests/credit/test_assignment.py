@@ -94,12 +94,6 @@ def test_of_equal_calls_the_first_is_paid(kind, calls):
     assert rewards.tolist() == [0.75] + [-0.5] * (calls - 1)
 
 
-def test_order_matters_to_ordered_alone():
-    swapped = [[0.0, 1.0], [1.0, 0.0]]
-    assert assigned(HardAssignment(), swapped).rewards.sum() == 2
-    assert assigned(OrderedAssignment(), swapped).rewards.tolist() == [1.0, 0.0]
-
-
 @pytest.mark.parametrize(
     "assignment",
     [*(kind() for kind in MATCHINGS), SoftAssignment(), PartialAssignment(kind="transport")],

@@ -46,8 +46,9 @@ def draw(scale=0.3, seed=0):
 
 
 def weighted(loss, inputs):
-    weights = loss.token_weights(inputs.sampled, inputs.turn_index).double()
-    return replace(inputs, weights=weights)
+    rule = loss.aggregation, loss.length
+    weights = token_weights(inputs.sampled, inputs.turn_index, *rule)
+    return replace(inputs, weights=weights.double())
 
 
 def value(loss, inputs):
@@ -175,26 +176,6 @@ def test_kl_estimators_agree_in_the_mean_and_k3_is_never_negative():
         mean = (policy.exp() * estimates).sum()  # over the policy's own tokens
         assert mean.item() == pytest.approx(exact, rel=tolerance), estimator
     assert (kl_estimate(policy[None], reference[None], "k3") >= 0).all()
-
-
-def test_on_policy_the_gradient_is_that_of_reinforce():
-    inputs = draw()
-    logprobs = inputs.old_logprobs.clone().requires_grad_()
-    for ratio in ("token", "turn", "sequence"):
-        loss = PolicyLoss(ratio=ratio, **PLAIN)
-        ready = weighted(loss, replace(inputs, logprobs=logprobs))
-        (gradient,) = torch.autograd.grad(loss(ready).loss, logprobs)
-        expected = -(ready.weights * ready.advantages)
-        if ratio == "turn":  # same in sum over each turn
-            expected, gradient = (spread_sums(t) for t in (expected, gradient))
-        if ratio == "sequence":
-            expected, gradient = expected.sum(dim=1), gradient.sum(dim=1)
-        assert torch.allclose(gradient, expected), ratio
-
-
-def spread_sums(values):
-    sums = torch.zeros(len(values), 2, dtype=values.dtype)
-    return sums.scatter_add(1, TURNS.clamp(min=0), values * SAMPLED)
 
 
 def test_truncated_importance_weights():

@@ -44,21 +44,17 @@ class RewardBatch:
 
         Raises ValueError where the three sequences differ in length.
         """
-        if not len(credits) == len(trajectories) == len(group):
-            raise ValueError(
-                f"{len(credits)} credits, {len(trajectories)} trajectories and {len(group)} group "
-                "numbers: one of each is needed"
-            )
         lengths = np.array([len(credit.turn_rewards) for credit in credits], dtype=int)
         mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
         rewards, has_calls = np.zeros(mask.shape), np.zeros_like(mask)
         states, actions = np.full(mask.shape, -1), np.full(mask.shape, -1)
         numbers: dict[Hashable, int] = {}
-        for row, (credit, trajectory) in enumerate(zip(credits, trajectories, strict=True)):
+        rows = zip(credits, trajectories, group, strict=True)
+        for row, (credit, trajectory, task) in enumerate(rows):
             here = row, slice(lengths[row])
             rewards[here] = credit.turn_rewards
             has_calls[here] = [bool(turn.calls) for turn in trajectory.turns]
-            states[here], actions[here] = turn_keys(trajectory, group[row], numbers)
+            states[here], actions[here] = turn_keys(trajectory, task, numbers)
         total = np.array([credit.total for credit in credits], dtype=float)
         outcome = np.array([credit.outcome_reward for credit in credits], dtype=float)
         number = np.asarray(group, dtype=int)

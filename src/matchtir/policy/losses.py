@@ -253,19 +253,6 @@ class PolicyLoss:
         if (self.aggregation == "dr_grpo") != (length is not None):
             raise ValueError(f"length={length}: aggregation=dr_grpo needs one, no other takes one")
 
-    def weight_total(self, sampled: Bool[Tensor, "B L"]) -> Float[Tensor, ""]:
-        """What these rows add to the number that the weights of a mini-batch are divided by."""
-        return weight_total(sampled, self.aggregation)
-
-    def token_weights(
-        self,
-        sampled: Bool[Tensor, "B L"],
-        turn_index: Int[Tensor, "B L"],
-        total: Float[Tensor, ""] | None = None,
-    ) -> Float[Tensor, "B L"]:
-        """The weights of a mini-batch in this loss's aggregation."""
-        return token_weights(sampled, turn_index, self.aggregation, self.length, total)
-
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Loss of a mini-batch, or of a part of it.
 

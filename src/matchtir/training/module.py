@@ -16,7 +16,14 @@ from matchtir.credit.advantages import Advantage, RewardBatch
 from matchtir.credit.diagnostics import diagnose
 from matchtir.credit.rewards import Reward
 from matchtir.policy.batching import TokenBatch, collate
-from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss, spread_turns
+from matchtir.policy.losses import (
+    LossInputs,
+    LossOutput,
+    PolicyLoss,
+    spread_turns,
+    token_weights,
+    weight_total,
+)
 from matchtir.policy.policy import Policy, TokenScores
 from matchtir.policy.weights import adapter_dropout, has_adapters, without_adapters
 from matchtir.rollout.engine import SamplingParams
@@ -222,9 +229,10 @@ class PolicyGradientModule(PolicyModule):
     ) -> dict[str, float]:
         """One optimizer step on the rows `index` of the batch, and those of other processes."""
         sampled, turn_index = batch.sampled[index], batch.turn_index[index]
-        total = summed(self.objective.weight_total(sampled))
+        rule, length = self.objective.aggregation, self.objective.length
+        total = summed(weight_total(sampled, rule))
         weights = torch.zeros(batch.input_ids.shape, device=self.device)
-        weights[index] = self.objective.token_weights(sampled, turn_index, total)
+        weights[index] = token_weights(sampled, turn_index, rule, length, total)
         totals: dict[str, float] = defaultdict(float)
         for rows, tokens in self.passes(batch, self.micro_batch_tokens, index):
             output = self.loss(self._loss_inputs(tokens, rows, {**known, "weights": weights}))
