@@ -94,7 +94,7 @@ def test_without_dropout_layers_still_compute_again_what_they_did_not_keep() -> 
     policy.train_without_dropout()
     calls: list[bool] = []
     layer = policy.model.base_model.layers[0].mlp
-    layer.register_forward_hook(lambda module, _, __: calls.append(module.training))
+    layer.register_forward_pre_hook(lambda module, _: calls.append(module.training))
     policy(*batch()).logprobs.sum().backward()
     assert calls == [False, False]  # forward, and again in the backward pass
 
