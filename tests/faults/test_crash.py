@@ -13,6 +13,7 @@ import torch
 
 from matchtir.utils.run_folder import CHECKPOINTS, is_whole
 from tests.faults.faulty_runs import COUNTS_FILE, PHASES, Moment, outcome, run, start
+from tests.faults.helpers import fault
 from tests.scale.whole_runs import rows
 
 
@@ -50,6 +51,11 @@ def random_moments(counts: dict[str, int], number: int, seed: int) -> list[Momen
 MOMENTS = [("backward", 1), ("rollout", 30), ("step", 7), ("save", 3), ("rename", 18)]
 
 
+@fault(
+    "E kill -9",
+    "in rollout, backward, step, save, rename",
+    "checkpoints whole, resumed bit for bit",
+)
 @pytest.mark.parametrize("moment", MOMENTS, ids=str)
 def test_a_killed_run_goes_on_to_the_same_numbers(
     tmp_path: Path, unbroken: Path, moment: tuple[str, int]
@@ -62,6 +68,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
     assert not [*folder.glob("checkpoints/*.part")]
 
 
+@fault("E kill -9 anywhere", "20 random moments", "resumed bit for bit")
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
 def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(
@@ -75,6 +82,11 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(
     assert outcome(folder) == outcome(unbroken)
 
 
+@fault(
+    "E signals",
+    "SIGTERM, Ctrl-C, Ctrl-C twice",
+    "the iteration is saved; twice: the end is at once",
+)
 @pytest.mark.parametrize(
     ("fault", "status"), [("interrupt", 130), ("terminate", 143), ("interrupt twice", -2)]
 )
@@ -105,6 +117,7 @@ def remove(file: Path) -> None:
     file.unlink()
 
 
+@fault("E damage", "last.ckpt truncated, a bit flipped, removed", "named, the one before is taken")
 @pytest.mark.parametrize("damage", [truncate, flip, remove])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     tmp_path: Path, unbroken: Path, damage: Callable[[Path], None]
@@ -116,6 +129,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert outcome(folder) == outcome(unbroken)
 
 
+@fault("E full disk", "in a save", "the run ends by name, and can go on")
 def test_a_full_disk_ends_a_run_that_can_go_on(tmp_path: Path, unbroken: Path) -> None:
     folder = tmp_path / "run"
     status, said = run(folder, moment=Moment("save", 3, "full disk"))
@@ -126,6 +140,7 @@ def test_a_full_disk_ends_a_run_that_can_go_on(tmp_path: Path, unbroken: Path) -
     assert outcome(folder) == outcome(unbroken)
 
 
+@fault("E live run", "ckpt_path=last beside it", "refused, with its process")
 def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     living = start(folder, moment=Moment("credit", 4, "wait"))
@@ -141,6 +156,7 @@ def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
         living.kill()
 
 
+@fault("E length", "more iterations; fewer than are done", "goes on; refused")
 def test_a_run_may_become_longer_and_not_shorter_than_it_is(tmp_path: Path, unbroken: Path) -> None:
     folder = tmp_path / "run"
     status, said = run(folder, "iterations=3", moment=Moment("credit", 3))
@@ -151,6 +167,7 @@ def test_a_run_may_become_longer_and_not_shorter_than_it_is(tmp_path: Path, unbr
     assert outcome(folder) == outcome(unbroken)
 
 
+@fault("E inputs", "other rows, weights, tokenizer", "refused by name, before training")
 @pytest.mark.parametrize("changed", ["validation tasks", "model weights", "tokenizer"])
 def test_a_run_does_not_go_on_with_other_inputs(tmp_path: Path, changed: str) -> None:
     folder = killed(tmp_path / "run", Moment("credit", 3))
@@ -161,6 +178,7 @@ def test_a_run_does_not_go_on_with_other_inputs(tmp_path: Path, changed: str) ->
     assert status == 1 and f"was started with other {changed}" in said
 
 
+@fault("E best.ckpt", "as ckpt_path", "a new run from its weights")
 def test_the_best_checkpoint_is_a_start(tmp_path: Path, unbroken: Path) -> None:
     best = unbroken / "checkpoints" / "best.ckpt"
     folder = tmp_path / "run"

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,12 @@ def fit(folder: Path, *callbacks: Callback) -> None:
 def test_without_a_terminal_progress_is_a_line_now_and_then(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=20)  # lines are never wrapped
     fit(tmp_path, Progress(every_n_iterations=3, console=console))
-    assert console.file.getvalue().splitlines() == [  # type: ignore[attr-defined]
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.sub(r"\d:\d\d:\d\d", "TIME", shown).splitlines() == [
         "iteration 2/5  val Solve-F1 0.250",
-        "iteration 3/5  reward 2.000  rollout 75%  update 25%  0:00:00, 0:00:00 left",
+        "iteration 3/5  reward 2.000  rollout 75%  update 25%  TIME, TIME left",
         "iteration 4/5  val Solve-F1 0.250",
-        "iteration 5/5  reward 4.000  rollout 75%  update 25%  0:00:00, 0:00:00 left",
+        "iteration 5/5  reward 4.000  rollout 75%  update 25%  TIME, TIME left",
     ]
 
 

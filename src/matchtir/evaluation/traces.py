@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from matchtir.credit.rewards import Credit
 from matchtir.tasks.rows import read_jsonl
 from matchtir.tools.sandbox import succeeded
 from matchtir.types import Trajectory, Turn
+from matchtir.utils.run_folder import replace_text
 
 Record = Mapping[str, Any]  # a line of a file: "task" says of what
 
@@ -149,9 +149,7 @@ def write_traces(path: Path, records: Sequence[Record]) -> None:
     """Write one record per line, in place of any earlier file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
-    new = path.with_name(f"{path.name}.new")  # whoever looks while it is written sees no half
-    new.write_text("".join(lines), encoding="utf-8")
-    os.replace(new, path)
+    replace_text(path, "".join(lines))
 
 
 class AttemptLog:

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from matchtir.evaluation.statistics import Gain, nested_difference
-from matchtir.utils.run_folder import CONFIG_FILE, finite
+from matchtir.utils.run_folder import CONFIG_FILE, finite, replace_text
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values of each metric
 Scores = Mapping[str, Mapping[str, float]]  # of each task, by metric
@@ -316,5 +316,4 @@ def write_result(path: Path, changes: Sequence[Change], **facts: Any) -> None:
         "gain": {row.metric: asdict(row.gain) for row in changes},
         **facts,
     }
-    text = json.dumps(finite(result), indent=2, allow_nan=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")

@@ -229,7 +229,7 @@ def last_value(name: str, trainer: Trainer, folder: Path) -> float:
 
 def report(folder: Path, before: Scores, after: Scores, *, seed: int, **facts: Any) -> None:
     """Write `after.json` and `result.json`, show the table of paired differences."""
-    (folder / "after.json").write_text(json.dumps(after), encoding="utf-8")
+    replace_text(folder / "after.json", json.dumps(after))
     comparisons = compare(before, after, seed)
     write_result(folder / RESULT_FILE, comparisons, tasks=len(after), seed=seed, **facts)
     console = Console()

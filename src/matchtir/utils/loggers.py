@@ -20,7 +20,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch import loggers
 from lightning.pytorch.utilities import rank_zero_only
 
-from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_rows
+from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_rows, replace_text
 
 log = logging.getLogger(__name__)
 
@@ -121,13 +121,10 @@ class CsvLogger(loggers.Logger):
             self._rewrite()
 
     def _rewrite(self) -> None:
-        """Replace the file in one step, so that a kill leaves the old table or the new one."""
         head = dict(zip(self._columns, self._columns, strict=True))
         rows = [self._rows[step] for step in sorted(self._rows)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_suffix(".csv.new")
-        new.write_text(self._text([head, *rows]), encoding="utf-8")
-        os.replace(new, self.path)
+        replace_text(self.path, self._text([head, *rows]))
         self._appends = True
 
     def _text(self, rows: Sequence[Mapping[str, str]]) -> str:

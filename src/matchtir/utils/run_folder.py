@@ -256,9 +256,7 @@ def opened(config: DictConfig, folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+", encoding="utf-8") as lock:
         try:
-            fcntl.lockf(
-                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # until this process ends, or closes it
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed
         except BlockingIOError as error:
             lock.seek(0)
             raise RuntimeError(f"{folder}: {lock.read().strip()} still writes here") from error
