@@ -1,5 +1,7 @@
 """D. Rows: each bad one is named by file, row and reason, whatever it holds, in every loader."""
 
+import contextlib
+import copy
 import json
 from pathlib import Path
 
@@ -29,7 +31,7 @@ def own_row(**changes):
 def custom(folder: Path, lines, **options):
     path = folder / "rows.jsonl"
     path.write_bytes(b"\n".join(lines))
-    return CustomTasks(str(path), **options)
+    return CustomTasks(str(path), shares={"test": 1}, **options)
 
 
 def nestful(folder: Path, lines, **options):
@@ -43,11 +45,34 @@ def toolhop(folder: Path, lines, **options):
     return ToolHopTasks(str(folder / "rows.jsonl"), scenarios=["free"], **options)
 
 
+def ftrl(folder: Path, lines, **options):
+    rows = [test_ftrl.in_columns(json.loads(line)) for line in lines]
+    return FtrlTasks(test_path=test_ftrl.write(folder / "rows.parquet", *rows), **options)
+
+
+def toolhop_with_traces(folder: Path, lines, **options):
+    rows = [json.loads(line) for line in lines]
+    traces = [{"gold_trace": row.pop("gold_trace")} for row in rows]
+    path = test_toolhop.write(folder / "gold.jsonl", *traces)
+    return toolhop(
+        folder, [json.dumps(row).encode() for row in rows], gold_traces_path=path, **options
+    )
+
+
 LOADERS = {
     custom: own_row(),
     nestful: test_nestful.make_row(),
     toolhop: test_toolhop.make_row(),
 }
+STATE = {"alternatives": [[{"name": "f", "arguments": {"x": 1}}]], "metadata": {"a": 1}}
+TALK = {"question": None, "messages": [{"role": "user", "content": "?"}]}
+ROWS = [
+    (custom, own_row(id="a", **STATE)),
+    (custom, own_row(**TALK)),
+    (nestful, test_nestful.make_row()),
+    (toolhop_with_traces, test_toolhop.make_row(gold_trace=test_toolhop.GOLD)),
+    (ftrl, test_ftrl.ROW),
+]
 BAD_LINES = {
     b'{"question": ': "broken JSON",
     b'{"question": "\xff\xfe"}': "not UTF-8",
@@ -76,6 +101,28 @@ def test_bad_lines_are_quarantined_and_the_others_used(tmp_path, load):
         stops.tasks("test")
     load(tmp_path, [good], quarantine=str(quarantine)).tasks("test")
     assert quarantine.read_text() == ""  # the file is whole again
+
+
+def places(value, before=()):
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        yield (*before, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*before, key))
+
+
+@pytest.mark.parametrize(("load", "row"), ROWS, ids=str.split("own dialogue nestful toolhop ftrl"))
+def test_a_value_of_another_kind_anywhere_is_a_bad_row_or_no_mistake(tmp_path, load, row):
+    for place in places(row):
+        for value in (None, 3, "x", [], {}, [1], {"a": 1}, ["x"], True):
+            changed = copy.deepcopy(row)
+            inner = changed
+            for key in place[:-1]:
+                inner = inner[key]
+            inner[place[-1]] = value
+            with contextlib.suppress(pyarrow.ArrowException):  # no column holds such a value
+                lines = [json.dumps(changed).encode(), json.dumps(row).encode()]
+                assert load(tmp_path, lines, on_bad_row="skip").tasks("test")
 
 
 def test_two_rows_of_one_id(tmp_path):

@@ -26,20 +26,30 @@ GOLD = [
 ]
 
 
+ROW = {
+    "messages": [{"role": "user", "content": "Find it.\nQuestion: When was Ulm founded?"}],
+    "tools": TOOLS,
+    "codes": {"finder": SOURCE, "counter": SOURCE.replace("finder", "counter")},
+    "unsolved_set": {"finder": ["1902", "1903"], "counter": ["7"]},
+    "ground_truth": GOLD,
+    "solve_rate": 0.5,
+    "data_source": "self/multi_hop",
+    "split": "train",
+    "answer": "1902",
+}
+
+
+def in_columns(row):
+    """A row as the files have it: some columns are JSON texts."""
+    texts = {
+        key: json.dumps(row[key]) for key in ("tools", "codes", "unsolved_set", "ground_truth")
+    }
+    return row | texts
+
+
 def make_row(**changes):
     """A good row; a change to None makes a null, to ... takes the column away."""
-    row = {
-        "messages": [{"role": "user", "content": "Find it.\nQuestion: When was Ulm founded?"}],
-        "tools": json.dumps(TOOLS),
-        "codes": json.dumps({"finder": SOURCE, "counter": SOURCE.replace("finder", "counter")}),
-        "unsolved_set": json.dumps({"finder": ["1902", "1903"], "counter": ["7"]}),
-        "ground_truth": json.dumps(GOLD),
-        "solve_rate": 0.5,
-        "data_source": "self/multi_hop",
-        "split": "train",
-        "answer": "1902",
-    }
-    row.update(changes)
+    row = in_columns(ROW) | changes
     return {key: value for key, value in row.items() if value is not ...}
 
 
@@ -93,16 +103,15 @@ def read_with_traces(folder, text):
 
 def test_gold_traces_give_test_rows_calls_in_the_order_of_their_turns(tmp_path):
     steps = [
-        {"name": "finder", "arguments": {"city": "Ulm"}, "turn": 2, "quality": "clean"},
-        {"name": "counter", "arguments": {}, "turn": 1, "quality": "literal"},
-        {"name": "finder", "arguments": None, "turn": 3, "quality": "unreached"},
+        {"name": "finder", "arguments": {"city": "Ulm"}, "turn": 2},
+        {"name": "counter", "arguments": {}, "turn": 1},
+        {"name": "finder", "arguments": None, "turn": 3},
     ]
     text = json.dumps({"row": 1, "gold_trace": steps}) + "\n\n"
     first, second = read_with_traces(tmp_path, text)
     assert first.gold_calls == ()
     assert [call.name for call in second.gold_calls] == ["counter", "finder"]
     assert second.gold_turns == (0, 1)
-    assert second.metadata["gold_quality"] == "unreached"  # the worst
 
 
 def test_validation_is_a_seeded_share_of_the_training_tasks(tmp_path):
@@ -136,18 +145,13 @@ TWICE = json.dumps([TOOLS[0], TOOLS[0]])
     [
         ({"codes": ...}, r"codes: is missing"),
         ({"tools": "[{"}, r"tools: broken JSON"),
-        ({"tools": "{}"}, r"tools: expected a JSON list, got dict"),
-        ({"tools": "[3]"}, r"tools\[0\]: expected an object, got int"),
         ({"tools": TWICE}, r"tools\[1\]: two tools are called 'finder'"),
         ({"codes": NO_SOURCE}, r"tools\[1\]: codes has no source for the tool 'counter'"),
         ({"ground_truth": '[{"name": "finder"}]'}, r"ground_truth\[0\]: parameters: is missing"),
-        ({"ground_truth": '[{"name": "finder", "parameters": "{}"}]'}, r"expected dict, got str"),
         ({"ground_truth": '[{"name": "x", "parameters": {}}]'}, r"'x' is none of the row's tools"),
         ({"unsolved_set": '{"x": ["1"]}'}, r"unsolved_set: the tool 'x' is not offered"),
         ({"unsolved_set": '{"finder": [1]}'}, r"unsolved_set: finder: expected a list of strings"),
         ({"messages": []}, r"messages: expected one user message"),
-        ({"messages": [{"role": "user", "content": None}]}, r"messages: content: is null"),
-        ({"answer": 12}, r"answer: expected str, got int"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path, changes, message):
@@ -169,11 +173,6 @@ def test_skipping_keeps_the_good_rows_and_their_numbers(tmp_path, caplog):
         ({"name": "finder", "arguments": {}}, "turn: is missing"),
         ({"name": "finder", "arguments": {}, "turn": 0}, "turn: expected a number from 1, got 0"),
         ({"name": "x", "arguments": {}, "turn": 1}, "'x' is none of the row's tools"),
-        ({"name": "finder", "arguments": [], "turn": 1}, "arguments: expected dict, got list"),
-        (
-            {"name": "finder", "arguments": {}, "turn": 1, "quality": "good"},
-            "quality: 'good' is none of clean, literal, echo, unreached",
-        ),
     ],
 )
 def test_a_malformed_gold_trace_is_named(tmp_path, step, message):
@@ -182,17 +181,9 @@ def test_a_malformed_gold_trace_is_named(tmp_path, step, message):
         read_with_traces(tmp_path, text)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", r"gold\.jsonl, row 0: line 1: broken JSON"),
-        ('{"row": "0", "gold_trace": []}', r"gold\.jsonl, row 0: row: expected int, got str"),
-        ('{"row": 0}', r"gold\.jsonl, row 0: gold_trace: is missing"),
-    ],
-)
-def test_a_malformed_gold_file_is_named(tmp_path, text, message):
-    with pytest.raises(RowError, match=message):
-        read_with_traces(tmp_path, text)
+def test_a_malformed_gold_file_is_named(tmp_path):
+    with pytest.raises(RowError, match=r"gold\.jsonl, row 0: gold_trace: is missing"):
+        read_with_traces(tmp_path, '{"row": 0}')
 
 
 def test_a_missing_file_is_named_when_its_split_is_asked_for(tmp_path):

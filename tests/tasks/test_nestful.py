@@ -135,7 +135,7 @@ def test_rows_are_counted_before_any_is_left_out(tmp_path):
 
 def test_missing_files_are_named(tmp_path):
     path = write(tmp_path, make_row(executors={"in": "other.jsonl"}))
-    with pytest.raises(FileNotFoundError, match=r"other\.jsonl"):
+    with pytest.raises(RowError, match=r"executors: in: there is no file .*other\.jsonl"):
         NestfulTasks(test_path=path).tasks("test")
 
 

@@ -318,24 +318,10 @@ def _read_own_tool(entry: Mapping[str, Any]) -> ToolSpec:
         entry = {**flat, **entry["function"]}
     _known(entry, TOOL_FIELDS)
     tool = read_tool(entry)
-    with within("parameters"):
-        _check_parameters(tool.parameters)
     owner = read_field(entry, "owner", str, optional=True) or ""
     tool = replace(tool, source=read_field(entry, "source", str), owner=owner)
     _check_source(tool)
     return tool
-
-
-def _check_parameters(schema: Mapping[str, Any]) -> None:
-    """A JSON schema: properties are named schemas, and what is required is a list of names."""
-    properties = read_field(schema, "properties", dict, optional=True) or {}
-    for name, item in properties.items():
-        if not isinstance(item, (dict, bool)):
-            got = type(item).__name__
-            raise RowError(f"properties: {name}: expected a schema, got {got}")
-    required = read_field(schema, "required", list, optional=True) or []
-    if not all(isinstance(name, str) for name in required):
-        raise RowError("required: expected a list of names")
 
 
 def _check_source(tool: ToolSpec) -> None:

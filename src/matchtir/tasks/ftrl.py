@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from matchtir.tasks.files import FileTasks
-from matchtir.tasks.gold import read_trace, with_traces, worst_quality
+from matchtir.tasks.gold import read_trace, with_traces
 from matchtir.tasks.rows import (
     Row,
     RowError,
@@ -123,7 +123,6 @@ class FtrlTasks(FileTasks):
                 "row": number,
                 "gold_unknown": not gold_trace and ground_truth is None,
                 "solve_rate": row.get("solve_rate"),
-                "gold_quality": worst_quality(gold_trace),
             },
         )
 

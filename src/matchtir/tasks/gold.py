@@ -25,10 +25,6 @@ from matchtir.types import Task, ToolCall
 log = logging.getLogger(__name__)
 
 WORD = "[A-Za-z_]+"
-# How well founded the arguments of a derived gold call are, best first: knowable from the question
-# and the tools, found only in a tool's source, making the tool repeat its input, not found at all.
-QUALITIES = ("clean", "literal", "echo", "unreached")
-
 DONE = "done"  # the answer where the task is to reach a state, and nothing is to be said
 
 Trace = Sequence[Mapping[str, Any]]
@@ -38,8 +34,7 @@ def with_traces(rows: Iterable[Row], path: str | None, sieve: Sieve) -> Iterator
     """The rows, each with its `gold_trace` from a file of derived ones; () where it has none.
 
     Benchmarks that publish no gold calls get theirs from JSON lines with the `row` of a trace, else
-    its line counts, and its steps: `name`, `arguments` (null: nobody found any), `turn` (from 1)
-    and `quality`.
+    its line counts, and its steps: `name`, `arguments` (null: nobody found any), `turn` (from 1).
 
     Only gold solutions and what is held against them need the file: without it the tasks have no
     gold calls, which is logged.
@@ -61,20 +56,6 @@ def with_traces(rows: Iterable[Row], path: str | None, sieve: Sieve) -> Iterator
     for number, row in enumerate(rows):
         found = {"gold_trace": traces.get(number, ())}
         yield row if isinstance(row, RowError) else {**row, **found}
-
-
-def gold_quality(task: Task) -> str:
-    """The quality of a task's worst step; empty where no step states one."""
-    return str(task.metadata.get("gold_quality") or "")
-
-
-def worst_quality(gold_trace: Trace) -> str:
-    """The quality of a trace's worst step; empty where no step states one."""
-    stated = [step["quality"] for step in gold_trace if "quality" in step]
-    for quality in stated:
-        if quality not in QUALITIES:
-            raise RowError(f"gold_trace: quality: {quality!r} is none of {', '.join(QUALITIES)}")
-    return max(stated, key=QUALITIES.index, default="")
 
 
 def read_trace(

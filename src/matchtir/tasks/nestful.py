@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from matchtir.credit.similarity import json_equal
-from matchtir.tasks.files import FileTasks, existing_file
+from matchtir.tasks.files import FileTasks
 from matchtir.tasks.rows import (
     Row,
     RowError,
@@ -124,8 +124,9 @@ class NestfulTasks(FileTasks):
             return (name, source) if source else None
 
         if str(path) not in self._sources:
-            rows = jsonl_rows(existing_file(path, "the file beside the rows"))
-            found = self.sieve.sift(path, enumerate(rows), read)
+            if not path.is_file():
+                raise RowError(f"executors: in: there is no file {path}")
+            found = self.sieve.sift(path, enumerate(jsonl_rows(path)), read)
             self._sources[str(path)] = dict(pair for _, pair in found)
         return self._sources[str(path)]
 
@@ -150,7 +151,7 @@ def _read_tool(entry: Mapping[str, Any], sources: Mapping[str, str]) -> ToolSpec
     tool = read_tool(entry)
     if tool.name not in sources:
         raise RowError(f"no source for the tool {tool.name!r}")
-    properties = tuple(tool.parameters.get("properties", {}))
+    properties = tuple(tool.parameters.get("properties") or ())
     return replace(tool, source=adapt_source(sources[tool.name], tool.name, properties))
 
 

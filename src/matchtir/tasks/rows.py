@@ -262,7 +262,22 @@ def tools_by_name(entries: Sequence[Any], read: Callable[[Any], ToolSpec]) -> di
 def read_tool(entry: Mapping[str, Any]) -> ToolSpec:
     """A tool by its schema, without its source."""
     name, description = read_field(entry, "name", str), read_field(entry, "description", str)
-    return ToolSpec(name, description, read_field(entry, "parameters", dict))
+    parameters = read_field(entry, "parameters", dict)
+    with within("parameters"):
+        _check_parameters(parameters)
+    return ToolSpec(name, description, parameters)
+
+
+def _check_parameters(schema: Mapping[str, Any]) -> None:
+    """A JSON schema: properties are named schemas, and what is required is a list of names."""
+    properties = read_field(schema, "properties", dict, optional=True) or {}
+    for name, item in properties.items():
+        if not isinstance(item, (dict, bool)):
+            got = type(item).__name__
+            raise RowError(f"properties: {name}: expected a schema, got {got}")
+    required = read_field(schema, "required", list, optional=True) or []
+    if not all(isinstance(name, str) for name in required):
+        raise RowError("required: expected a list of names")
 
 
 def read_call(

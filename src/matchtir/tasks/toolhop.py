@@ -13,7 +13,7 @@ from typing import Any
 
 from matchtir.credit.outcome import contains_answer
 from matchtir.tasks.files import FileTasks
-from matchtir.tasks.gold import read_trace, with_traces, worst_quality
+from matchtir.tasks.gold import read_trace, with_traces
 from matchtir.tasks.rows import (
     Row,
     RowError,
@@ -119,12 +119,11 @@ class ToolHopTasks(FileTasks):
         for hop, output in hops.items():
             if hop not in tools or not isinstance(output, str):
                 raise RowError(f"sub_task: {hop!r}: no tool for it, or no text as its answer")
-        steps = [
-            {**step, "name": tools[step["sub_question"]].name}
-            if step.get("sub_question") in tools
-            else step
-            for step in row["gold_trace"]
-        ]
+        steps = []
+        for step in row["gold_trace"]:
+            with within("gold_trace"):
+                hop = read_field(step, "sub_question", str, optional=True)
+            steps.append({**step, "name": tools[hop].name} if hop in tools else step)
         calls, turns = read_trace(steps, {tool.name for tool in tools.values()})
         sub_answers = [SubAnswer(tools[hop].name, output) for hop, output in hops.items()]
         return Task(
@@ -140,7 +139,6 @@ class ToolHopTasks(FileTasks):
                 "gold_unknown": not steps,
                 "domain": row.get("domain"),
                 "answer_type": row.get("answer_type"),
-                "gold_quality": worst_quality(steps),
             },
         )
 
