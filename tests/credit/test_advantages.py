@@ -133,14 +133,6 @@ def test_dual_by_hand():
     assert values == pytest.approx(np.array([expected, [-x for x in expected]]))
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
-def test_returns_are_discounted_per_turn(gamma):
-    made = batch([[1.0, 2.0, 4.0]])
-    raw = TurnAdvantage(gamma, epsilon=1e-12)(made)  # alone: its return as it is
-    expected = [1 + gamma * 2 + gamma**2 * 4, 2 + gamma * 4, 4]
-    assert raw == pytest.approx(np.array([expected]))
-
-
 def test_a_single_trajectory_keeps_its_reward_or_gets_nothing():
     made = batch([[0.5, 1.0]])
     assert TrajectoryAdvantage()(made) == pytest.approx(np.full((1, 2), 1.5), abs=1e-5)

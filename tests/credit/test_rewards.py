@@ -135,11 +135,7 @@ def test_together_is_apart(assignment):
     ("option", "value"),
     [
         ("turn_reduction", "max"),
-        ("trajectory_reduction", "max"),
-        ("rewards", "all"),
         ("outcome", "bleu"),
-        ("outcome_turns", "some"),
-        ("malformed_calls", "fine"),
         ("no_answer_penalty", -1.0),
     ],
 )

@@ -113,13 +113,6 @@ def test_micro_batches_are_filled() -> None:
     assert [group.tolist() for group in groups] == [[3, 0, 2], [4], [1]]
 
 
-def test_packed_rows_take_their_own_tokens_and_each_prompt_once() -> None:
-    lengths = torch.tensor([6, 12, 7, 9])
-    packed = Prefixes(torch.tensor([0, 1, 0, 2]), torch.tensor([4, 0, 4, 0]))
-    groups = micro_batches(lengths, max_tokens=9, packed=packed)
-    assert [group.tolist() for group in groups] == [[1], [0, 2], [3]]
-
-
 def test_attempts_at_one_task_stay_together_and_tokens_are_balanced() -> None:
     # Three prompts of 4 tokens with own tokens of 2, 2, 2, of 3, 3 and of 8.
     number = torch.tensor([0, 1, 0, 1, 0, 2])

@@ -104,24 +104,22 @@ def micro_batches(
 def _families(
     lengths: Int[Tensor, " B"], max_tokens: int, packed: Prefixes
 ) -> list[tuple[int, list[int]]]:
-    """Rows of one prompt with their tokens, in pieces of at most `max_tokens`."""
+    """Tokens and rows of each prompt, in pieces of at most `max_tokens`."""
     pieces: list[tuple[int, list[int]]] = []
-    last = None
     for row in torch.argsort(packed.number, stable=True).tolist():
-        length, prompt, number = int(lengths[row]), int(packed.length[row]), packed.number[row]
-        tokens = pieces[-1][0] + length - prompt if pieces else 0
-        if prompt and number == last and tokens <= max_tokens:
-            pieces[-1] = tokens, [*pieces[-1][1], row]
+        prompt, own = int(packed.length[row]), int(lengths[row] - packed.length[row])
+        tokens, rows = pieces[-1] if pieces else (0, [])
+        same = prompt and rows and packed.number[row] == packed.number[rows[-1]]
+        if same and tokens + own <= max_tokens:
+            pieces[-1] = tokens + own, [*rows, row]
         else:
-            pieces.append((length, [row]))
-        last = number
+            pieces.append((prompt + own, [row]))
     return pieces
 
 
 def _balanced(pieces: list[tuple[int, list[int]]], max_tokens: int) -> list[Tensor]:
     """Pieces in groups: the largest first, each to where there is the most room."""
-    total = sum(tokens for tokens, _ in pieces)
-    room = [max_tokens] * -(-total // max_tokens)
+    room = [max_tokens] * -(-sum(tokens for tokens, _ in pieces) // max_tokens)
     groups: list[list[int]] = [[] for _ in room]
     for tokens, rows in sorted(pieces, key=lambda piece: -piece[0]):
         most = max(range(len(room)), key=room.__getitem__)

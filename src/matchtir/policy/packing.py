@@ -118,7 +118,7 @@ def flash(
     scale: float | None,
     package: str | None,
 ) -> Float[Tensor, "N H D"]:
-    """Causal attention of all segments, which lie one behind the other, aligned at their ends."""
+    """Causal attention of all segments, which lie one after the other, aligned at their ends."""
     longest = max(segments.queries), max(segments.seen)
     sizes = segments.query_ends, segments.seen_ends, *longest
     if package is None:
@@ -139,7 +139,7 @@ def grouped_attention(
 ) -> Float[Tensor, "B N H D"]:
     """Attention with a mask, where several query heads share one key head.
 
-    The heads that share it stand one behind the other as queries of one head, so that no key is
+    The heads that share it stand one after the other as queries of one head, so that no key is
     copied: transformers writes every key once per query head as soon as there is a mask, which for
     a cache is more work than the attention itself.
 
