@@ -37,7 +37,7 @@ def measure(threads: int, iterations: int, overrides: list[str]) -> tuple[float,
             *("data.sizes={train: 4096, validation: 1, test: 1}", "trainer.limit_val_batches=0"),
             *("callbacks.progress.every_n_iterations=1", f"paths.run_dir={folder}"),
         ]
-        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(threads)}
         started = time.monotonic()
         run = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True

@@ -29,6 +29,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
+from bench_loop import measure
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer, TrainerCallback
 
@@ -36,14 +37,12 @@ from matchtir.policy.tiny.model import START
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.synthetic import SyntheticTasks
 from matchtir.types import Task
-from matchtir.utils.run_folder import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 TRL_PYTHON = ROOT / ".venv-trl" / "bin" / "python"
 LAPTOP = OmegaConf.load(ROOT / "configs/scale/laptop.yaml")
 LIMITS = LAPTOP.rollout.limits
 ATTEMPTS = LAPTOP.tasks_per_iteration * LAPTOP.group_size
-STAGES = ("sync", "rollout", "credit", "update")
 Steps = list[tuple[float, float]]  # seconds and sampled tokens of each
 
 
@@ -58,24 +57,9 @@ def one_core(command: list[str]) -> str:
 
 def our_steps(iterations: int) -> Steps:
     """A run of the project's own command; groups without signal are kept, as TRL keeps them."""
-    sizes = f"{{train: {iterations * LAPTOP.tasks_per_iteration}, validation: 1, test: 1}}"
-    with tempfile.TemporaryDirectory() as folder:
-        one_core(
-            [
-                *(
-                    sys.executable,
-                    "src/train.py",
-                    "experiment=matchtir_hard",
-                    "zero_advantage=keep",
-                ),
-                *(f"iterations={iterations}", f"data.sizes={sizes}", f"paths.run_dir={folder}"),
-                "trainer.limit_val_batches=0",
-            ]
-        )
-        found = read_metrics(Path(folder, METRICS_FILE))
-    seconds = zip(*(found[f"time/{stage}"][1] for stage in STAGES), strict=True)
-    sampling = zip(found["train/tokens_per_s"][1], found["time/rollout"][1], strict=True)
-    return list(zip(map(sum, seconds), (speed * s for speed, s in sampling), strict=True))
+    _, found = measure(1, iterations, ["experiment=matchtir_hard", "zero_advantage=keep"])
+    sampling = zip(found["train/tokens_per_s"], found["time/rollout"], strict=True)
+    return list(zip(found["seconds"], (speed * s for speed, s in sampling), strict=True))
 
 
 def trl_steps(iterations: int, batch: int) -> Steps:

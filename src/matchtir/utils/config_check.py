@@ -11,7 +11,7 @@ import difflib
 import inspect
 import re
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -141,30 +141,31 @@ def _not_read(
     """Settings on the command line that nothing in this config refers to."""
     if not HydraConfig.initialized():
         return
+    raw = OmegaConf.to_container(config)  # with references as text
     read: set[str] = set()
     found = set(known)
     while found:
         read |= found
-        texts = [str(_raw(config, key)) for key in found]
+        texts = (str(_at(raw, key.split("."))) for key in found)
         found = {key for text in texts for key in REFERENCE.findall(text)} - read
     for override in HydraConfig.get().overrides.task:
         key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        is_setting = any(_covers(each, key) or _covers(key, each) for each in settings)
-        if is_setting and not any(_covers(each, key) or _covers(key, each) for each in read):
+        if _covered(key, settings) and not _covered(key, read):
             yield f"  {override}: nothing in this run reads {key} (see --cfg job)"
 
 
-def _covers(outer: str, inner: str) -> bool:
-    return f"{inner}.".startswith(f"{outer}.")
+def _covered(key: str, others: Collection[str]) -> bool:
+    """Whether one of the others is the key, above it or below it."""
+    return any(
+        f"{a}.".startswith(f"{b}.") for other in others for a, b in ((key, other), (other, key))
+    )
 
 
-def _raw(config: DictConfig, key: str) -> Any:
-    """What stands at a key, references unresolved; None: nothing."""
-    *path, last = key.split(".")
-    node: Any = OmegaConf.select(config, ".".join(path)) if path else config
-    if not isinstance(node, DictConfig) or last not in node:
-        return None
-    return OmegaConf.to_container(node)[last]  # type: ignore[index, call-overload]
+def _at(node: Any, path: Sequence[str]) -> Any:
+    """What stands at a path of keys; None: nothing."""
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 # -- targets and their arguments -------------------------------------------------------------------
