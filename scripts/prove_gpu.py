@@ -41,6 +41,8 @@ from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.policy.weights import add_adapters
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.vllm_engine import VllmEngine
+from matchtir.training.plan import Plan
+from matchtir.utils.run_folder import CONFIG_FILE, register_resolvers
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -360,7 +362,11 @@ def iteration(machine: Machine) -> Finding:
         weights = sum(each.numel() for each in machine.policy(torch.bfloat16).parameters())
         # Forward, backward and the forward pass of checkpointing: 2 + 4 + 2 for each weight.
         found["update_mfu"] = 8 * weights * found["update_tokens_per_s"] / (peak * 1e12)
-    return found, len(rows) == 2
+    register_resolvers()
+    planned: Any = Plan(OmegaConf.load(machine.folder / "run" / CONFIG_FILE)).totals  # type: ignore[arg-type]
+    held = {phase: last[f"memory/{phase}"] for phase in planned if f"memory/{phase}" in last}
+    found |= {f"planned/{phase}": planned[phase] / GIB for phase in held}
+    return found, len(rows) == 2 and all(held[p] <= planned[p] / GIB for p in held)
 
 
 def device_name(machine: Machine) -> str:
