@@ -104,7 +104,7 @@ def tasks(config: DictConfig) -> Iterator[Finding]:
     sandbox = instantiate(config.sandbox)
     try:
         for split, of_split in found.items():
-            yield from _split(split, some(of_split), sandbox)
+            yield from _split(split, spread(of_split, SAMPLED, attrgetter("scenario")), sandbox)
     finally:
         sandbox.shutdown()
 
@@ -128,49 +128,34 @@ def _split(split: str, chosen: Sequence[Task], sandbox: Sandbox) -> Iterator[Fin
             yield True, f"{split}: {task.task_id}: an attempt that makes no call succeeds"
 
 
-def template(config: DictConfig) -> Iterator[Finding]:
-    """Gold solutions through tokenizer and parser, as a policy's turns go."""
-    loaded = instantiate(config.model)
-    renderer = instantiate(config.renderer)(tokenizer=loaded.tokenizer)
+def policy(config: DictConfig) -> Iterator[Finding]:
+    """Gold solutions through tokenizer and parser, as turns go; the engine samples a turn."""
+    loaded, sandbox = instantiate(config.model), instantiate(config.sandbox)
+    module = build_module(config, config.module, loaded, sandbox)
+    renderer, engine = module.renderer, module.engine
     found, _ = splits_there(instantiate(config.data))
-    count = 0
-    for task in (task for of_split in found.values() for task in some(of_split, 100)):
-        count += 1
+    chosen = [task for of_split in found.values() for task in spread(of_split, 100)]
+    for task in chosen:
         calls: list[ToolCall] = []
         for text in gold_turn_texts(task, renderer.calls):
             back = renderer.decode(renderer.encode_turn(text))
             calls += renderer.calls.parse(back, {tool.name for tool in task.tools})
         if sorted(map(_said, calls)) != sorted(map(_said, task.gold_calls)):
             yield True, f"{task.task_id}: its gold calls do not come through tokenizer and parser"
-    yield False, f"{renderer.calls.name}: gold solutions of {count} tasks come through"
+    yield False, f"template: {renderer.calls.name}, gold solutions of {len(chosen)} tasks"
+    try:
+        engine.sync(loaded.policy, 0)
+        context = renderer.prompt_ids(Task("doctor", "Are you well?", (), (), "yes"))
+        sampling = SamplingParams(max_new_tokens=4)
+        turn = asyncio.run(engine.generate("doctor", context, sampling, seed=0))
+        yield False, f"engine: {type(engine).__name__} sampled {len(turn.token_ids)} tokens"
+    finally:
+        engine.close()
+        sandbox.shutdown()
 
 
 def _said(call: ToolCall) -> str:
     return json.dumps([call.name, call.arguments], sort_keys=True)
-
-
-def engine(config: DictConfig) -> Iterator[Finding]:
-    """The engine samples a turn from the policy."""
-    loaded = instantiate(config.model)
-    sandbox = instantiate(config.sandbox)
-    module = build_module(config, config.module, loaded, sandbox)
-    try:
-        module.engine.sync(loaded.policy, 0)
-        context = module.renderer.prompt_ids(Task("doctor", "Are you well?", (), (), "yes"))
-        sampling = SamplingParams(max_new_tokens=4)
-        turn = asyncio.run(module.engine.generate("doctor", context, sampling, seed=0))
-    finally:
-        module.engine.close()
-        sandbox.shutdown()
-    yield not turn.token_ids, f"{type(module.engine).__name__}: {len(turn.token_ids)} tokens"
-
-
-CHECKS: tuple[Check, ...] = (packages, isolation, room, tasks, template, engine)
-
-
-def some(chosen: Sequence[Task], count: int = SAMPLED) -> list[Task]:
-    """So many tasks at most, spread over the scenarios."""
-    return spread(chosen, count, attrgetter("scenario"))
 
 
 def findings(look: Check, config: DictConfig) -> list[Finding]:
@@ -180,8 +165,7 @@ def findings(look: Check, config: DictConfig) -> list[Finding]:
         for finding in look(config):
             found.append(finding)
     except Exception as error:  # whatever it is, it would end the run
-        cause = error.__cause__ if "instantiat" in str(error) and error.__cause__ else error
-        found.append((True, f"{type(cause).__name__}: {cause}"))
+        found.append((True, f"{type(error).__name__}: {error}"))
     return found
 
 
@@ -190,15 +174,15 @@ def run(config: DictConfig) -> Mapping[str, list[str]]:
     check(config, train.KNOWN_KEYS, train.SETTINGS, unfit_settings(config))
     table = Table("check", "", "found", show_lines=True)
     problems: dict[str, list[str]] = {}
-    for each in CHECKS:
+    for each in (packages, isolation, room, tasks, policy):
         found = findings(each, config)
         wrong = [text for is_problem, text in found if is_problem]
         fine = [text for is_problem, text in found if not is_problem]
         more = [f"... and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
-        mark = "[red]wrong[/red]" if wrong else "ok"
-        table.add_row(each.__name__, mark, "\n".join([*fine, *wrong[:SHOWN], *more]))
+        text = "\n".join([*fine, *wrong[:SHOWN], *more])
+        table.add_row(each.__name__, "wrong" if wrong else "ok", text)
         problems |= {each.__name__: wrong} if wrong else {}
-    Console(markup=True).print(table)
+    Console(markup=False).print(table)
     print("wrong: " + ", ".join(problems) if problems else "all is well")
     return problems
 

@@ -103,8 +103,7 @@ def test_tools_may_be_written_in_the_row(write):
             {"question": None, "messages": [{"role": "tool", "content": "x"}]},
             r"messages\[0\]: role: 'tool' is none of",
         ),
-        ({"answer": None}, "answer: is missing, and there is no gold_state"),
-        ({"answer": " "}, "answer: is empty, and an empty answer is never right"),
+        ({"answer": None}, "answer: is missing or empty"),
         ({"gold_calls": None}, "gold_calls: is missing .*collect_traces"),
         (
             {"gold_calls": [{"name": "prize", "arguments": {}}]},
@@ -148,11 +147,6 @@ def test_what_is_wrong_with_a_row_is_named(write, module, fields, message):
 def test_gold_calls_may_be_missing_where_they_are_to_be_found(write, module):
     (task,) = read(write, module, make_row(gold_calls=None), gold="optional")
     assert task.gold_calls == ()
-
-
-def test_two_rows_of_one_id_are_refused(write, module):
-    with pytest.raises(RowError, match="row 1: id: an earlier row has 'a' too"):
-        read(write, module, make_row(id="a"), make_row(id="a"))
 
 
 def test_rows_without_tools_need_tools(write):
@@ -217,46 +211,3 @@ def test_the_generator_of_the_example_writes_sound_rows(tmp_path):
         if task.answer:
             outputs = [answer.output for answer in task.sub_answers]
             assert all(part in outputs for part in task.answer.split(", "))
-
-
-ITEM = {"type": "object", "properties": {"item": {"type": "string"}}, "required": ["item"]}
-
-
-def row_with_tool(parameters, **fields):
-    """A row whose only tool takes an item, by this schema."""
-    tool = {"name": "stock_of", "description": "", "source": "def stock_of(item): return 4"}
-    calls = [{"name": "stock_of", "arguments": {"item": "ink"}}]
-    return {
-        "question": "How many?",
-        "tools": [{**tool, "parameters": parameters, **fields}],
-        "gold_calls": calls,
-        "answer": 4,
-    }
-
-
-def test_null_is_absent_as_arrow_fills_it():
-    absent = ("messages", "alternatives", "scenario", "metadata", "initial_state", "gold_state")
-    row = row_with_tool(ITEM)
-    assert task_from_row(dict.fromkeys((*absent, "id")) | row, "t", {}) == task_from_row(
-        row, "t", {}
-    )
-
-
-def test_any_schema_of_an_object_and_openais_strict_are_taken():
-    code = {"type": "object", "properties": {"code": {"type": "integer"}}, "required": ["code"]}
-    row = row_with_tool({"type": "object", "anyOf": [ITEM, code]}, strict=True)
-    assert task_from_row(row, "t", {}).gold_calls[0].arguments == {"item": "ink"}
-
-
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        ({"properties": [{"name": "item"}]}, "properties: expected dict, got list"),
-        ({"properties": {"item": "string"}}, "properties: item: expected a schema, got str"),
-        ({**ITEM, "required": True}, "required: expected list, got bool"),
-        ({**ITEM, "required": [1]}, "required: expected a list of names"),
-    ],
-)
-def test_what_is_no_schema_is_named(parameters, message):
-    with pytest.raises(RowError, match=rf"tools\[0\]: parameters: {message}"):
-        task_from_row(row_with_tool(parameters), "t", {})

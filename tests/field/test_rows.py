@@ -80,7 +80,7 @@ def test_a_good_row_is_taken_and_its_gold_solution_scores_full_marks(tmp_path, g
     [
         (row(schema={"properties": [{"name": "item"}]}), r"tools\[0\]: parameters: properties: "),
         (row(schema={**CODE, "required": True}), r"tools\[0\]: parameters: required: "),
-        (row(answer=" "), "answer: is empty"),
+        (row(answer=" "), "answer: is missing or empty"),
         (row("write <tool_call> first"), r"gold_calls\[0\]: arguments: as the text of a call"),
         (row("end it with </tool_call> please"), r"gold_calls\[0\]: arguments: as the text"),
         (row(answer="<think>4"), "answer: holds tags"),

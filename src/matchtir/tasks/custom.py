@@ -180,32 +180,39 @@ def task_from_row(
     if items is None and gold == "required":
         raise RowError("gold_calls: is missing (scripts/collect_traces.py finds them)")
     calls = _read_calls("gold_calls", items or (), tools)
+    alternatives = tuple(
+        _read_calls(f"alternatives[{number}]", trace, tools)
+        for number, trace in enumerate(read_field(row, "alternatives", list, optional=True) or ())
+    )
     turns = [item["turn"] - 1 for item in items or () if item.get("turn") is not None]
     if len(turns) not in (0, len(calls)):
         raise RowError("gold_calls: either every call has a turn, or none")
     outputs = [value_text(item["output"]) for item in items or () if item.get("output") is not None]
     if len(outputs) not in (0, len(calls)):
         raise RowError("gold_calls: either every call has an output, or none")
-    gold_state = read_field(row, "gold_state", dict, optional=True)
-    answer = row.get("answer")
-    if answer is None and gold_state is None:
-        raise RowError("answer: is missing, and there is no gold_state")
-    if answer is not None and not value_text(answer).strip() and gold_state is None:
-        raise RowError("answer: is empty, and an empty answer is never right")
+    gold_state = _read_state(row, "gold_state", tools)
+    answer = "" if row.get("answer") is None else value_text(row["answer"])
+    if not answer.strip() and gold_state is None:
+        raise RowError("answer: is missing or empty, and there is no gold_state")
+    metadata = dict(read_field(row, "metadata", dict, optional=True) or {})
+    if (split := read_field(row, "split", str, optional=True)) is not None:
+        if split not in SPLITS:
+            raise RowError(f"split: {split!r} is none of {', '.join(SPLITS)}")
+        metadata["split"] = split
     return Task(
         task_id=read_field(row, "id", str, optional=True) or task_id,
         question=question,
         tools=tuple(tools.values()),
         gold_calls=calls,
-        answer="" if answer is None else value_text(answer),
+        answer=answer,
         sub_answers=tuple(SubAnswer(c.name, o) for c, o in zip(calls, outputs, strict=False)),
         scenario=read_field(row, "scenario", str, optional=True) or "",
         gold_turns=tuple(turns),
-        alternative_gold_calls=_read_alternatives(row, tools),
+        alternative_gold_calls=alternatives,
         history=history,
         initial_state=_read_state(row, "initial_state", tools) or {},
-        gold_state=_read_state(row, "gold_state", tools),
-        metadata={**(read_field(row, "metadata", dict, optional=True) or {}), **_split(row)},
+        gold_state=gold_state,
+        metadata=metadata,
     )
 
 
@@ -253,8 +260,8 @@ def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _tool_entry(tool: ToolSpec) -> dict[str, Any]:
-    entry = {"name": tool.name, "description": tool.description, "source": tool.source}
-    return {**entry, "parameters": tool.parameters, **({"owner": tool.owner} if tool.owner else {})}
+    fields = ("name", "description", "source", "parameters", "owner")
+    return {field: getattr(tool, field) for field in fields if field != "owner" or tool.owner}
 
 
 def _known(item: Any, fields: Sequence[str]) -> None:
@@ -265,13 +272,6 @@ def _known(item: Any, fields: Sequence[str]) -> None:
             close = difflib.get_close_matches(str(key), fields, n=1)
             hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(fields)}"
             raise RowError(f"{key}: there is no such field; {hint}")
-
-
-def _split(row: Mapping[str, Any]) -> dict[str, str]:
-    split = read_field(row, "split", str, optional=True)
-    if split is not None and split not in SPLITS:
-        raise RowError(f"split: {split!r} is none of {', '.join(SPLITS)}")
-    return {} if split is None else {"split": split}
 
 
 def _read_question(row: Mapping[str, Any]) -> tuple[str, tuple[Message, ...]]:
@@ -343,6 +343,8 @@ def _read_calls(
     field: str, items: Sequence[Any], tools: Mapping[str, ToolSpec]
 ) -> tuple[ToolCall, ...]:
     """Calls of the row's tools with arguments that fit; their turns count from 1."""
+    if not isinstance(items, Sequence) or isinstance(items, str):
+        raise RowError(f"{field}: expected a list of calls")
     calls = []
     for index, item in enumerate(items):
         with within(f"{field}[{index}]"):
@@ -368,17 +370,6 @@ def _check_arguments(arguments: Mapping[str, Any], tool: ToolSpec) -> None:
     for name in tool.parameters.get("required") or ():
         if name not in arguments:
             raise RowError(f"arguments: {tool.name} needs {name!r}")
-
-
-def _read_alternatives(
-    row: Mapping[str, Any], tools: Mapping[str, ToolSpec]
-) -> tuple[tuple[ToolCall, ...], ...]:
-    traces = []
-    for number, trace in enumerate(read_field(row, "alternatives", list, optional=True) or ()):
-        if not isinstance(trace, list):
-            raise RowError(f"alternatives[{number}]: expected a list of calls")
-        traces.append(_read_calls(f"alternatives[{number}]", trace, tools))
-    return tuple(traces)
 
 
 def _read_state(

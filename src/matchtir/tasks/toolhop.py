@@ -28,6 +28,7 @@ from matchtir.tools.formats import spoken_text
 from matchtir.types import SubAnswer, Task, ToolSpec, Trajectory
 from matchtir.utils.options import check_option
 
+NO_FIT = float("-inf")
 DIRECT, MANDATORY, FREE = SCENARIOS = ("direct", "mandatory", "free")
 
 FORMAT = (
@@ -167,16 +168,25 @@ def _read_tools(row: Mapping[str, Any]) -> dict[str, ToolSpec]:
     Several tools of one row may share a name. Each gets a name of its own, the first one keeps it;
     the published evaluation offers them under one name and runs the last.
     """
-    schemas = read_field(row, "tools", dict)
     sources = read_field(row, "functions", list)
-    if len(sources) != len(schemas):
-        raise RowError(f"functions: {len(sources)} sources for {len(schemas)} tools")
-    waiting = dict(schemas)
+    waiting: dict[str, ToolSpec] = {}
+    for hop, entry in read_field(row, "tools", dict).items():
+        with within(f"tools: {hop!r}"):
+            waiting[hop] = read_tool(entry)
+    if len(sources) != len(waiting):
+        raise RowError(f"functions: {len(sources)} sources for {len(waiting)} tools")
+    in_place = list(waiting)
     tools: dict[str, ToolSpec] = {}
     names: Counter[str] = Counter()
     for index, source in enumerate(sources):
-        hop = _hop_of(source, waiting, index, list(schemas)[index])
-        tool = read_tool(waiting.pop(hop))
+        if not isinstance(source, str):
+            raise RowError(f"functions[{index}]: expected text, got {type(source).__name__}")
+        # One that does not parse belongs to the hop in its place, if that is still waiting.
+        fits = {hop: _fit(source, tool) for hop, tool in waiting.items()}
+        hop = max(fits, key=lambda hop: (fits[hop], hop == in_place[index]))
+        if fits[hop] == NO_FIT and hop != in_place[index]:
+            raise RowError(f"functions[{index}]: defines none of the tools that are left")
+        tool = waiting.pop(hop)
         names[tool.name] += 1
         unique = tool.name if names[tool.name] == 1 else f"{tool.name}_{names[tool.name]}"
         if unique != tool.name:
@@ -185,23 +195,8 @@ def _read_tools(row: Mapping[str, Any]) -> dict[str, ToolSpec]:
     return tools
 
 
-def _hop_of(source: Any, waiting: Mapping[str, Any], index: int, in_place: str) -> str:
-    """The hop whose tool a source defines: by name, and by parameters where several have it.
-
-    A source that does not parse belongs to the hop in its place, if that is still waiting.
-    """
-    if not isinstance(source, str):
-        raise RowError(f"functions[{index}]: expected text, got {type(source).__name__}")
-    named = []
-    for hop, entry in waiting.items():
-        with within(f"tools: {hop!r}"):
-            tool = read_tool(entry)
-        properties = set(tool.parameters.get("properties") or {})
-        known = parameter_names(source, tool.name)
-        if known is not None:
-            named.append((len(known & properties) - len(properties - known), hop))
-    if not named and in_place in waiting:
-        return in_place
-    if not named:
-        raise RowError(f"functions[{index}]: defines none of the tools that are left")
-    return max(named, key=lambda item: item[0])[1]
+def _fit(source: str, tool: ToolSpec) -> float:
+    """How well a source's parameters fit a tool's; `NO_FIT` where it does not define the tool."""
+    properties = set(tool.parameters.get("properties") or {})
+    known = parameter_names(source, tool.name)
+    return NO_FIT if known is None else len(known & properties) - len(properties - known)
