@@ -17,6 +17,7 @@ from matchtir.policy.losses import LossInputs, LossOutput
 from matchtir.training.groups import check_rewards
 from matchtir.training.sft import SupervisedModule
 from matchtir.types import StopReason, Trajectory, Turn
+from tests.faults.helpers import fault
 from tests.training.test_sft import with_outputs
 from tests.training.training_parts import (
     Recorder,
@@ -32,6 +33,7 @@ NAN = float("nan")
 
 
 # -- rewards --------------------------------------------------------------------------------------
+@fault("C rewards", "NaN, infinite, None, text, a complex number", "refused with the task's id")
 @pytest.mark.parametrize("bad", [NAN, float("inf"), None, "0.5", 1j, np.bool_(True)])
 def test_a_reward_that_is_no_number_is_refused_with_its_task(bad: Any) -> None:
     good: Any = SimpleNamespace(turn_rewards=[0.5], total=np.float32(1), outcome_reward=0)
@@ -57,6 +59,7 @@ def test_a_rewards_nan_ends_the_run_before_the_update(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], each) for name, each in weights(module).items())
 
 
+@fault("C too few rewards", "fewer rewards than turns", "refused with the task's id")
 def test_a_reward_for_too_few_turns_is_refused_with_its_task(tmp_path: Path) -> None:
     class Short(MatchReward):
         def __call__(self, trajectories):
@@ -83,6 +86,7 @@ class BadLoss(Recorder):
         return replace(output, loss=output.loss * NAN)
 
 
+@fault("C loss and gradient", "a step without a finite loss or gradient", "skipped, named, counted")
 @pytest.mark.parametrize("in_gradient", [False, True])
 def test_a_step_that_is_not_finite_is_skipped_named_and_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, in_gradient: bool
@@ -100,20 +104,16 @@ def test_a_step_that_is_not_finite_is_skipped_named_and_counted(
     assert any(not torch.equal(after[name], each) for name, each in before.items())
 
 
-def test_an_iteration_without_a_good_step_changes_nothing(tmp_path: Path) -> None:
-    module = policy_gradient(BadLoss)
-    before = weights(module)
-    fit(module, tmp_path)
-    assert all(torch.equal(before[name], each) for name, each in weights(module).items())
-
-
+@fault("C bad steps in a row", "max_bad_steps of them", "the run ends, with the tasks' ids")
 @pytest.mark.parametrize(("bad", "ends"), [(range(3), True), (range(2), False)])
 def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path, bad: range, ends: bool) -> None:
     module = policy_gradient(BadLoss, max_bad_steps=3)
     module.bad = bad
+    before = weights(module)
     if ends:
         with pytest.raises(RuntimeError, match=r"3 steps in a row; .*\['t0', 't1'\]"):
             fit(module, tmp_path, iterations=4)
+        assert all(torch.equal(before[name], each) for name, each in weights(module).items())
     else:
         fit(module, tmp_path, iterations=4)
         assert logged(tmp_path, "train/skipped_steps") == [1.0, 1.0, 0.0, 0.0]

@@ -48,26 +48,38 @@ def test_a_process_without_trajectories_adds_none() -> None:
         assert np.array_equal(getattr(both, field.name), getattr(some, field.name))
 
 
-def test_mini_batches_are_those_of_one_process() -> None:
-    # Four groups of two; with two processes group k of process r is group 2k + r.
-    alone = mini_batch_rows([[0, 0, 1, 1, 2, 2, 3, 3]], 0, 2)
-    assert [rows.tolist() for rows in alone] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    shared = [[0, 0, 1, 1], [0, 0, 1, 1]]
-    for process in (0, 1):
-        parts = mini_batch_rows(shared, process, 2)
-        assert [rows.tolist() for rows in parts] == [[0, 1], [2, 3]]
+def of_processes(processes: int, lengths: list[int]) -> tuple[list[list[int]], list[list[int]]]:
+    """Groups of one row each, of these lengths, and what each process has of them."""
+    shares = [lengths[process::processes] for process in range(processes)]
+    return [list(range(len(share))) for share in shares], shares
 
 
-def test_processes_have_equally_many_groups_in_each_mini_batch() -> None:
-    groups = [[number for number in range(32) for _ in range(16)]] * 8
-    for process in range(8):
-        parts = mini_batch_rows(groups, process, 8)
-        assert [len(rows) for rows in parts] == [4 * 16] * 8
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_mini_batches_are_those_of_one_process(processes: int) -> None:
+    lengths = np.random.default_rng(0).integers(500, 1000, 64).tolist()
+    alone = mini_batch_rows(*of_processes(1, lengths), 0, 4)
+    assert sorted(np.concatenate(alone)) == list(range(64))
+    shared = of_processes(processes, lengths)
+    parts = [mini_batch_rows(*shared, process, 4) for process in range(processes)]
+    for number, rows in enumerate(alone):
+        found = [
+            row * processes + r for r, mine in enumerate(parts) for row in mine[number].tolist()
+        ]
+        assert sorted(found) == rows.tolist()
+        # ... and every process has as many groups of it, and about as many tokens.
+        tokens = [sum(shared[1][r][row] for row in mine[number]) for r, mine in enumerate(parts)]
+        assert {len(mine[number]) for mine in parts} == {16 // processes}
+        assert max(tokens) < 1.2 * np.mean(tokens)
+
+
+def test_a_group_stays_whole() -> None:
+    parts = mini_batch_rows([[0, 0, 1, 1, 1]], [[5, 5, 1, 2, 3]], 0, 9)
+    assert [rows.tolist() for rows in parts] == [[0, 1], [2, 3, 4]]
 
 
 def test_there_are_as_many_mini_batches_in_every_process() -> None:
     groups = [[0], [], [0, 1]]  # of the iteration: 0; 2 and 5
-    of_each = [mini_batch_rows(groups, process, 8) for process in range(3)]
+    of_each = [mini_batch_rows(groups, [[9], [], [8, 7]], process, 8) for process in range(3)]
     assert [[rows.tolist() for rows in parts] for parts in of_each] == [
         [[0], [], []],
         [[], [], []],

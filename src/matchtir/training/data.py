@@ -50,13 +50,19 @@ def check_prompts(
         ValueError: more than `allowed_share` of them.
     """
     tasks = {task.task_id: task for stage in stages for task in stage.training_tasks}
-    lengths = [len(renderer.prompt_ids(task)) for task in tasks.values()]
+    lengths = [
+        len(renderer.prompt_ids(task))
+        for task in tasks.values()
+        # A text of half as many characters does not have so many tokens: it need not be written.
+        if len(repr((task.question, task.history, task.tools))) > limit // 2
+    ]
     skipped = sum(length > limit for length in lengths)
     said = (
-        f"{skipped} of {len(lengths)} training tasks are skipped, whose prompts are longer than "
-        f"rollout.limits.max_prompt_tokens={limit}; the longest has {max(lengths)} tokens"
+        f"{skipped} of {len(tasks)} training tasks are skipped, whose prompts are longer than "
+        f"rollout.limits.max_prompt_tokens={limit}"
     )
-    if skipped > allowed_share * len(lengths):
+    said += f"; the longest has {max(lengths)} tokens" if lengths else ""
+    if skipped > allowed_share * len(tasks):
         raise ValueError(f"{said}. To go on without them: plan.skipped_share=1")
     return said
 

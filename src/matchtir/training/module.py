@@ -191,17 +191,18 @@ class PolicyGradientModule(PolicyModule):
         has_turns = np.array([bool(each.turns) for each in scored.trajectories], dtype=bool)
         zero = scored.zero_advantage
         kept = np.flatnonzero(has_turns & ~(zero & self.drops_zero_advantages))
-        of_processes = gathered((bool(has_turns.any()), scored.rewards.group[kept].tolist()))
-        if not any(some for some, _ in of_processes):
+        learned = [scored.trajectories[int(row)] for row in kept]
+        batch = collate(learned, self.renderer.pad_id)
+        own = scored.rewards.group[kept].tolist(), batch.lengths.tolist()
+        of_processes = gathered((bool(has_turns.any()), *own))
+        if not any(some for some, *_ in of_processes):
             raise RuntimeError(
                 "no trajectory of this iteration has a turn: every prompt is over the budget"
             )
         metrics = {"train/zero_advantage": float(zero.mean())}
-        groups = [of_process for _, of_process in of_processes]
+        _, groups, lengths = zip(*of_processes, strict=True)
         if not any(groups):
             return metrics
-        learned = [scored.trajectories[int(row)] for row in kept]
-        batch = collate(learned, self.renderer.pad_id)
         batch = batch.to(self.device)
         advantages = torch.tensor(scored.advantages[kept], dtype=torch.float32).to(self.device)
         known = {
@@ -210,7 +211,7 @@ class PolicyGradientModule(PolicyModule):
             "reference_logprobs": self._reference_logprobs(batch),
         }
         steps = []
-        for rows in mini_batch_rows(groups, rank(), self.mini_batches):
+        for rows in mini_batch_rows(groups, lengths, rank(), self.mini_batches):
             index = torch.from_numpy(rows).to(self.device)
             steps.append(self._step(batch, known, index, [learned[row].task for row in rows]))
         good = [step for step in steps if all(map(math.isfinite, step.values()))]

@@ -7,10 +7,12 @@ tokens are never exchanged. `ShardedStrategy` shards the weights over them too.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -73,27 +75,41 @@ def joined(parts: Sequence[RewardBatch]) -> RewardBatch:
 
 
 def mini_batch_rows(
-    groups: Sequence[Sequence[int]], mine: int, mini_batches: int
+    groups: Sequence[Sequence[int]],
+    lengths: Sequence[Sequence[int]],
+    mine: int,
+    mini_batches: int,
 ) -> list[np.ndarray]:
     """The rows of process `mine` in each mini-batch; there may be none in one.
 
-    A mini-batch is a stretch of whole groups, in the order of the iteration's tasks, which is
-    random. So it is the same for any number of processes, each of which has about as many groups
-    of it as the others, and the attempts at a task are computed with their prompt once.
+    Groups stay whole, so that their prompt is computed once. They are dealt out, the longest
+    first, so that each of 8 stripes of an iteration's tasks (fewer, where there are few groups)
+    has as many groups and tokens in one mini-batch as in another. With 2, 4 or 8 processes each
+    has whole stripes, so that none waits long for the others; whatever their number, the
+    mini-batches are the same.
 
     Args:
         groups: for each process the number of the group of each of its rows, counted by itself.
             Group k of process r of W is group k W + r of the iteration.
+        lengths: for each process the tokens of each of its rows.
         mine: a process.
-        mini_batches: at most so many, of an equal number of groups each.
+        mini_batches: at most so many.
     """
-    size = len(groups)
-    numbers = [np.array(own, dtype=int) * size + process for process, own in enumerate(groups)]
-    parts = np.unique(np.concatenate(numbers))
-    return [
-        np.flatnonzero(np.isin(numbers[mine], part))
-        for part in np.array_split(parts, min(mini_batches, len(parts)))
-    ]
+    numbers = [np.array(own, dtype=int) * len(groups) + r for r, own in enumerate(groups)]
+    tokens: dict[int, int] = defaultdict(int)
+    for number, length in zip(chain(*numbers), chain(*lengths), strict=True):
+        tokens[int(number)] += length
+    count = min(mini_batches, len(tokens))
+    stripes = next(n for n in (8, 4, 2, 1) if n * count <= len(tokens))
+    parts: list[list[int]] = [[] for _ in range(count)]
+    for stripe in range(stripes):
+        own = [number for number in tokens if number % stripes == stripe]
+        dealt = [(0, 0)] * count  # groups and tokens of this stripe
+        for number in sorted(own, key=lambda each: (-tokens[each], each)):
+            best = min(range(count), key=lambda m: (dealt[m][0], len(parts[m]), dealt[m][1]))
+            parts[best].append(number)
+            dealt[best] = dealt[best][0] + 1, dealt[best][1] + tokens[number]
+    return [np.flatnonzero(np.isin(numbers[mine], part)) for part in parts]
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:

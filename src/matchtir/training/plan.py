@@ -48,24 +48,15 @@ SMALLER = (
 
 @dataclass(frozen=True, slots=True)
 class Assumptions:
-    """Of device, data and policy; None where nothing is assumed.
+    """Of device, data and policy; None where nothing is assumed."""
 
-    Attributes:
-        memory_gib: of one device.
-        decode_tokens_per_s: tokens that one device samples per second, over all conversations.
-        tflops: 1e12 floating-point operations per second and device that the update achieves.
-        prompt_tokens, response_tokens: expected means, tool results included; None: the limits.
-        skipped_share: a run whose limits skip more than this share of its tasks is refused.
-        models: transformers' config of models by hub id, for those that are not on disk.
-    """
-
-    memory_gib: float | None = None
-    decode_tokens_per_s: float | None = None
-    tflops: float | None = None
-    prompt_tokens: int | None = None
-    response_tokens: int | None = None
-    skipped_share: float = 0.01
-    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    memory_gib: float | None = None  # of one device
+    decode_tokens_per_s: float | None = None  # sampled by one device, over all conversations
+    tflops: float | None = None  # 1e12 operations per second and device that the update achieves
+    prompt_tokens: int | None = None  # expected mean; None: the limit
+    response_tokens: int | None = None  # the same, tool results included
+    skipped_share: float = 0.01  # a run whose limits skip more of its training tasks is refused
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # `architecture`
 
 
 class Plan:
