@@ -8,7 +8,6 @@ from matchtir.credit.outcome import (
     answer_f1,
     answer_match,
     final_answer,
-    reaches_state,
     succeeds,
 )
 from matchtir.types import StopReason
@@ -35,11 +34,11 @@ def ended(state, answer="blue", of=None, last="blue"):
     ],
 )
 def test_every_attribute_that_is_named_must_have_its_value(state, reached):
-    assert reaches_state(ended(state)) is reached
+    assert succeeds(ended(state)) is reached
 
 
 def test_a_task_without_a_gold_state_asks_for_none():
-    assert reaches_state(ended(None, of=task(call("add"))))
+    assert succeeds(ended(None, of=task(call("add"))))
 
 
 @pytest.mark.parametrize(

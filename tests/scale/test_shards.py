@@ -10,7 +10,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing import spawn
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen3Config
 
 from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
 from matchtir.policy.policy import Policy
@@ -109,7 +109,9 @@ def test_all_weights_come_from_the_first_process(tmp_path: Path) -> None:
     tokenizer = small().tokenizer
     folders = [tmp_path / "tied", tmp_path / "untied"]
     for folder in folders:
+        tied = folder.name == "tied"
+        kind = Qwen3Config if tied else Qwen2Config  # which has biases
         sizes = {**ARCHITECTURE, "vocab_size": len(tokenizer)}
-        config = Qwen3Config(**sizes, tie_word_embeddings=folder.name == "tied")
-        save_pretrained(LoadedPolicy(Policy(Qwen3ForCausalLM(config)), tokenizer), folder)
+        model = AutoModelForCausalLM.from_config(kind(**sizes, tie_word_embeddings=tied))
+        save_pretrained(LoadedPolicy(Policy(model), tokenizer), folder)
     spawn(process, (folders,), nprocs=2)

@@ -154,9 +154,7 @@ def probes(reward: Reward, trajectories: Sequence[Trajectory]) -> dict[str, floa
 
 def merged(trajectory: Trajectory) -> Trajectory:
     """The same calls, all made in the first calling turn; later calling turns are gone."""
-    first = next((i for i, turn in enumerate(trajectory.turns) if turn.calls), None)
-    if first is None:
-        return trajectory
+    first = next(i for i, turn in enumerate(trajectory.turns) if turn.calls)
     turn, rest = trajectory.turns[first], trajectory.turns[first + 1 :]
     everything = replace(turn, calls=trajectory.calls, results=trajectory.results)
     answers = (turn for turn in rest if not turn.calls)
@@ -165,6 +163,6 @@ def merged(trajectory: Trajectory) -> Trajectory:
 
 def with_turn(trajectory: Trajectory, turn: Turn) -> Trajectory:
     """The trajectory with one more turn after its last calling one."""
-    last = max((i for i, t in enumerate(trajectory.turns) if t.calls), default=-1)
     turns = trajectory.turns
-    return replace(trajectory, turns=(*turns[: last + 1], turn, *turns[last + 1 :]))
+    after = 1 + max(i for i, each in enumerate(turns) if each.calls)
+    return replace(trajectory, turns=(*turns[:after], turn, *turns[after:]))

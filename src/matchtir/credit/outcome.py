@@ -113,12 +113,6 @@ def missed(gold: State, reached: State | None) -> str:
     return ""
 
 
-def reaches_state(trajectory: Trajectory) -> bool:
-    """Whether the attempt ends in the task's gold state; true for a task without one."""
-    gold = trajectory.task.gold_state
-    return gold is None or not missed(gold, trajectory.final_state)
-
-
 def outcome_score(
     trajectory: Trajectory, answer: str | None, score: Callable[[str | None, str], float]
 ) -> float:
@@ -127,10 +121,11 @@ def outcome_score(
     A task may have a gold state and no gold answer: then any answer scores 1, none scores 0.
     """
     task = trajectory.task
-    if not reaches_state(trajectory):
-        return 0.0
-    if task.gold_state is not None and not task.answer:
-        return float(answer is not None)
+    if task.gold_state is not None:
+        if missed(task.gold_state, trajectory.final_state):
+            return 0.0
+        if not task.answer:
+            return float(answer is not None)
     return 0.0 if answer is None else score(answer, task.answer)
 
 

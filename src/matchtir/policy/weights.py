@@ -139,14 +139,16 @@ def add_adapters(model: PreTrainedModel, settings: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def _computes_as_merged(layer: Any, weight: Tensor) -> bool:
     """Whether a layer with this weight computes with its merged weight, up to rounding."""
-    bias, training = layer.get_base_layer().bias, layer.training
     states = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0))
-    states = states.to(weight)
-    given = {f"{_BASE.strip('.')}.weight": weight}
+    states, training = states.to(weight), layer.training
+    bias = layer.get_base_layer().bias
+    base = {"weight": weight} | ({} if bias is None else {"bias": full_tensor(bias)})
+    given = {f"{_BASE.strip('.')}.{name}": value for name, value in base.items()}
     found = functional_call(layer.eval(), given, states).float()
     layer.train(training)
     expected = nn.functional.linear(states.float(), _merged(layer, weight))
-    expected = expected if bias is None else expected + full_tensor(bias).float()
+    if bias is not None:
+        expected += base["bias"].float()
     rounding = torch.finfo(weight.dtype).eps * expected.abs().max()
     return bool((found - expected).abs().max() <= 8 * rounding + 1e-4)
 
