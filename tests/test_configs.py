@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,6 +101,22 @@ def test_one_word_is_enough_at_every_scale(override: str, scale: str) -> None:
 def test_vllm_computes_in_what_the_trainer_computes_in(precision: str, dtype: str | None) -> None:
     config = composed("train", "rollout=vllm", f"trainer.precision={precision}")
     assert config.rollout.engine.settings.dtype == dtype
+
+
+# What docs/extending.md adds itself is tested in test_extending.py.
+DOCUMENTS = [CONFIGS.parent / "README.md", *sorted((CONFIGS.parent / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("file", [f for f in DOCUMENTS if f.stem != "extending"], ids=str)
+def test_commands_of_the_documents_compose(file: Path) -> None:
+    text = file.read_text(encoding="utf-8").replace("\\\n", " ")
+    for program, line in re.findall(r"python src/(train|eval)\.py ([^\n`]*)", text):
+        words = [word for word in shlex.split(line, comments=True) if "=" in word]
+        words = [word for word in words if not re.search(r"[<…$]", word)]
+        # The first of several that are swept over or evaluated.
+        words = [word if "[" in word else word.partition(",")[0] for word in words]
+        needed = [each for word in words for each in OPTION_NEEDS.get(word, [])]
+        check_program(program, *needed, *words)
 
 
 def test_a_sweep_of_wandb_gives_what_the_program_takes() -> None:
