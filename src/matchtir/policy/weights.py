@@ -55,6 +55,7 @@ def full_weights(policy: nn.Module, checked: bool = False) -> Iterator[tuple[str
         value = full_tensor(value.detach())
         layer = adapted.get(name.removesuffix(f"{_BASE}.weight"))
         if layer is not None and name.endswith(f"{_BASE}.weight"):
+            value = value.to(layer.lora_A[_ADAPTER].weight.device)  # shards may lie on the host
             if checked and not _computes_as_merged(layer, value):
                 raise RuntimeError(f"{name}: the merged weight is not what was trained")
             value = _merged(layer, value)
@@ -64,7 +65,7 @@ def full_weights(policy: nn.Module, checked: bool = False) -> Iterator[tuple[str
 @torch.no_grad()
 def _merged(layer: Any, weight: Tensor) -> Tensor:
     """The weight of a layer with its adapter, in 32 bits."""
-    return weight.float() + layer.get_delta_weight(_ADAPTER).to(weight.device)
+    return weight.float() + layer.get_delta_weight(_ADAPTER)
 
 
 def full_tensor(value: Tensor) -> Tensor:
