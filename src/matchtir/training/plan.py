@@ -27,12 +27,12 @@ MOMENTS = 2  # of AdamW; Muon keeps one for the matrices, which is counted as tw
 HEAD_COPIES = 5  # arrays [head chunk, vocabulary] in 32 bits alive at the peak: bench_memory.py
 PHASES = ("sync", "rollout", "scoring", "update")  # scoring: old and reference log-probabilities
 LEARNING = PHASES[2:]
-# By what leaves the device: the phases that have weights, the reference, and optimizer there.
+# By what leaves the device: the phases in which weights and optimizer are there.
 HELD = {
-    "none": (PHASES, PHASES, PHASES),
-    "optimizer": (PHASES, PHASES, LEARNING),
-    "all": (("sync", *LEARNING), ("sync", *LEARNING), LEARNING),
-    "always": ((), (), ()),
+    "none": (PHASES, PHASES),
+    "optimizer": (PHASES, LEARNING),
+    "all": (("sync", *LEARNING), LEARNING),
+    "always": ((), ()),
 }
 SMALLER = (
     "Smaller: weights, gradients, optimizer, reference by more devices with trainer=fsdp, the last "
@@ -107,16 +107,16 @@ class Plan:
     def _states(self) -> dict[str, int]:
         """Bytes of one device's part: counted, not estimated."""
         lora, weights = self.config.model.get("lora"), self.size.parameters * self.stored
-        # Adapters are kept in 32 bits, and the reference of an adapter is the model without it.
+        weights //= self.shards
+        # Adapters are whole everywhere, in 32 bits; their reference is the model without them.
         adapters = self.size.lora_parameters(lora.r) * 4 if lora else 0
         trained = adapters or weights
-        needed = {
+        return {
             "weights": weights + adapters,
             "reference": 0 if lora or not self.config.loss.kl_coefficient else weights,
             "optimizer": trained * MOMENTS,
             "gradients": trained,
         }
-        return {name: number // self.shards for name, number in needed.items()}
 
     def _engine(self) -> tuple[int, int, int]:
         """Bytes of the engine's own weights, of its KV cache, and of one token in the cache.
@@ -141,7 +141,7 @@ class Plan:
     def _memory(self) -> dict[str, dict[str, int]]:
         size, tokens, chunk = self.size, self.micro_batch, self.config.model.get("head_chunk", 2048)
         awake = PHASES[:2] if self.sleep else PHASES
-        of_weights, of_reference, of_optimizer = HELD[self.offload]
+        of_weights, of_optimizer = HELD[self.offload]
         # Two layers are whole at a time, one of them ahead of its use; the outer part stays whole.
         outer = size.parameters - size.layers * size.layer_parameters
         gathered = (2 * size.layer_parameters + outer) * self.computed
@@ -150,7 +150,7 @@ class Plan:
         kept = activation_bytes(size, tokens, self.computed, self.checkpointing, self.shards > 1)
         rows: list[tuple[str, int, tuple[str, ...]]] = [
             ("weights", self.states["weights"], of_weights),
-            ("reference", self.states["reference"], of_reference),
+            ("reference", self.states["reference"], of_weights),
             ("optimizer", self.states["optimizer"], of_optimizer),
             ("gradients", self.states["gradients"], ("update",) if of_optimizer else ()),
             ("gathered layers", gathered if self.shards > 1 else 0, ("sync", *LEARNING)),
@@ -165,13 +165,13 @@ class Plan:
     def _host(self, per_machine: int, shards_saved: bool) -> dict[str, int]:
         states = self.states
         saved = states["weights"] + states["optimizer"]
-        away = {"none": 0, "optimizer": states["optimizer"], "all": saved + states["reference"]}
-        moved = sum(states.values()) if self.offload == "always" else away[self.offload]
-        moved += self.copy if self.sleep == 1 else 0
+        moved = {"none": 0, "optimizer": states["optimizer"], "all": saved + states["reference"]}
+        moved["always"] = sum(states.values())
+        asleep = self.copy if self.sleep == 1 else 0
         loaders = 1 if self.config.model.get("load_once") else per_machine
         return {
             "loading": self.size.parameters * self.stored * loaders,
-            "off the devices": moved * per_machine,
+            "off the devices": (moved[self.offload] + asleep) * per_machine,
             "saving": saved * (per_machine if shards_saved else self.shards),
         }
 
