@@ -35,16 +35,20 @@ class Sleeper:
         ("all", "weights", ""),
     ],
 )
-def test_what_is_on_the_device_in_each_phase(offload: str, at_wake: str, at_sleep: str) -> None:
+def test_what_is_on_the_device_in_each_phase(
+    monkeypatch: pytest.MonkeyPatch, offload: str, at_wake: str, at_sleep: str
+) -> None:
     tensors = {"weights": torch.randn(3, 4), "moments": torch.randn(5)}
     before = {name: each.clone() for name, each in tensors.items()}
     engine: Any = Sleeper(**tensors)
     device = Colocation(engine, offload, lambda: [tensors["moments"]], lambda: [tensors["weights"]])
+    monkeypatch.setattr(torch.cuda, "empty_cache", engine.empty_cache)
     for _ in range(2):
         for phase in ("sync", "rollout", "update"):
             device.enter(phase)
         assert all(torch.equal(before[name], each) for name, each in tensors.items())
-    assert engine.events == [("wake", at_wake), ("sleep", at_sleep)] * 2
+    events = [("empty_cache", at_wake), ("wake", at_wake), ("sleep", at_sleep)]
+    assert engine.events == events * 2
 
 
 @pytest.mark.parametrize(

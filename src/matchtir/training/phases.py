@@ -104,6 +104,8 @@ class Colocation:
         if phase == "sync":
             if self.offload != "none":
                 self._shelf.put(self._optimizer_state())
+            # What PyTorch has freed and keeps for itself, such as activations, the engine needs.
+            torch.cuda.empty_cache()
             self.engine.wake()
         elif phase == "rollout":
             if self.offload == "all":
@@ -138,8 +140,6 @@ class HostShelf:
             self._copies[key].copy_(_as_bytes(storage))
             storage.resize_(0)
             self._away.append(storage)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what PyTorch keeps for itself, the engine cannot have
 
     def take_back(self) -> None:
         """Bring everything back to where it was."""
