@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -185,6 +186,13 @@ def test_groups_with_advantages_are_kept(tmp_path: Path) -> None:
     before, after = module.groups
     assert after[0] is before[0] and after[1] is not before[1]
     assert logged(tmp_path, "train/replaced") == [1.0]
+
+
+def test_ahead_needs_an_engine_that_does_not_sleep() -> None:
+    engine: Any = TransformersEngine(policy_gradient().renderer.stop_token_ids, own_weights=True)
+    engine.sleep_level = 2
+    with pytest.raises(ValueError, match="sleep_level=0"):
+        policy_gradient(scripted=False, loss=CORRECTED, engine=engine, ahead=True)
 
 
 # -- what does not go together --------------------------------------------------------------------

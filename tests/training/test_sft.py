@@ -8,7 +8,6 @@ import torch
 
 from matchtir.policy.batching import collate
 from matchtir.rollout.demonstration import gold_trajectory
-from matchtir.tasks.habits import Habits
 from matchtir.training.optim import AdamW
 from matchtir.training.sft import SupervisedModule
 from matchtir.types import SubAnswer, Task
@@ -53,15 +52,6 @@ def test_the_size_of_micro_batches_changes_nothing(tmp_path: Path) -> None:
         torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
 
 
-def test_tool_results_have_no_loss() -> None:
-    module = supervised()
-    trajectory = gold_trajectory(with_outputs(1)[0], module.renderer)
-    batch = collate([trajectory], 0)
-    turns = [module.renderer.decode(turn.token_ids) for turn in trajectory.turns]
-    (row,) = batch.input_ids
-    assert module.renderer.decode(row[batch.sampled[0]].tolist()) == "<|im_end|>".join(turns)
-
-
 def test_it_learns(tmp_path: Path) -> None:
     module = supervised(optimizer=AdamW(lr=1e-2), max_grad_norm=1.0)
     fit(module, tmp_path, with_outputs(2), iterations=12)
@@ -81,20 +71,3 @@ def test_it_is_validated_by_attempts_of_its_own(tmp_path: Path) -> None:
 def test_a_task_that_does_not_know_its_outputs_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="task t0: sub_answers are not the outputs"):
         fit(supervised(), tmp_path, tasks(1), batch_size=1)
-
-
-def test_the_demonstrator_has_the_given_habits(tmp_path: Path) -> None:
-    """Of two calls, one a turn, only the first: the demonstrator always stops there."""
-    two = [
-        replace(task, gold_calls=(GOLD, GOLD), sub_answers=task.sub_answers * 2)
-        for task in with_outputs(2)
-    ]
-    shown = []
-
-    class Recorded(SupervisedModule):
-        def demonstrations(self, tasks):
-            shown.extend(super().demonstrations(tasks))
-            return shown
-
-    fit(Recorded(**parts(scripted=False, habits=Habits(0, 0, 0, stop=1))), tmp_path, two)
-    assert {len(trajectory.calls) for trajectory in shown} == {1}
