@@ -16,6 +16,8 @@ from tests.test_configs import check_program
         ("+penalties.unmached=0.25", "penalties.unmached: .*did you mean penalties.unmatched"),
         ("ahead=no", "module.ahead: .* takes bool, not 'no'"),
         ("zero_advantage=dorp", "module.zero_advantage: .* takes Literal"),
+        ("dry_run=no", "dry_run: takes bool, not 'no'"),
+        ("extras.matmul_precision=hi", "extras.matmul_precision: takes .*, not 'hi'"),
         ("turn_groups=foo", "module.advantage: turn_groups='foo' is not one of index"),
         ("loss.clip_low=-1.0", "module.objective: clip_low=-1.0 must lie in"),
         ("trainer.precision=bf17", "trainer.precision: .* not 'bf17'"),

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import formatannotation
+from typing import Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from matchtir.evaluation.metrics import MEASURES
-from matchtir.utils.config_check import suggest
+from matchtir.utils.config_check import fits, suggest
 
+# Of what the program reads itself; arguments of classes have their own annotations.
+TYPES = {
+    "seed": int,
+    "dry_run": bool,
+    "extras.print_config": bool,
+    "extras.threads": int | None,
+    "extras.matmul_precision": Literal["highest", "high", "medium"],
+}
 OTHERS = ("train/", "test/", "credit/", "time/", "memory/")  # prefixes of metrics, besides val/
 
 
 def unfit_settings(config: DictConfig) -> Iterator[str]:
-    """One line per key: metrics that nobody measures, settings of the trainer without effect."""
+    """One line per key: another type, metrics that nobody measures, settings without effect."""
+    for key, hint in TYPES.items():
+        if not fits(value := OmegaConf.select(config, key), hint):
+            yield f"  {key}: takes {formatannotation(hint)}, not {value!r}"
     validation = OmegaConf.select(config, "validation") or {}
     measured = [*MEASURES, *(validation.get("scores") or ()), *(validation.get("statistics") or ())]
     names = [f"val/{name}" for name in measured]

@@ -172,6 +172,7 @@ class WandbLogger(loggers.WandbLogger):
         offline: log to files only.
         log_model: whether policy, checkpoints and traces become artifacts at the end.
         code: a folder whose sources are kept; None: none.
+        settings: further arguments of `wandb.init`: notes, ...
     """
 
     def __init__(
@@ -186,6 +187,7 @@ class WandbLogger(loggers.WandbLogger):
         offline: bool = False,
         log_model: bool = False,
         code: str | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(
             name=name,
@@ -195,6 +197,7 @@ class WandbLogger(loggers.WandbLogger):
             tags=list(tags),
             entity=entity,
             job_type=job_type,
+            **settings,
         )
         self._folder = Path(folder)
         self._mode: Any = "offline" if offline else os.environ.get("WANDB_MODE", "online")
