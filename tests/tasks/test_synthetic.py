@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from matchtir.evaluation.metrics import solve_metrics
-from matchtir.policy.tiny.tokenizer import build_tokenizer, tiny_tokenizer
+from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.gold import gold_turn_texts
@@ -150,11 +150,6 @@ def test_knobs_restrict_hops_and_width():
     assert {len(task.gold_calls) for task in tasks if task.scenario == "multi_hop"} == {1, 2}
 
 
-def test_configuration_nodes_are_taken():
-    node = OmegaConf.create({"depth": [2, 2]})
-    assert {len(task.gold_calls) for task in some_tasks(4, scenario="multi_hop", knobs=node)} == {2}
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -164,7 +159,7 @@ def test_configuration_nodes_are_taken():
         ({"knobs": {"hops": 3}}, "knobs='hops' is not one of"),
         ({"knobs": {"depth": (3, 2)}}, r"depth=\(3, 2\)"),
         ({"knobs": {"depth": 3}}, "depth=3"),
-        ({"knobs": {"width": [0, 2]}}, r"width=\(0, 2\)"),
+        ({"knobs": OmegaConf.create({"width": [0, 2]})}, r"width=\(0, 2\)"),
     ],
 )
 def test_refused_options_are_named(options, message):
@@ -306,13 +301,6 @@ def test_an_unknown_unit_is_an_error_and_the_other_unit_converts():
         assert "unit not found" in run(tool, call.arguments | {"unit": "parsecs"})
         entity = {key: value for key, value in call.arguments.items() if key != "unit"}
         assert int(run(tool, entity)) < int(task.answer)
-
-
-def test_laptop_prompts_take_100_to_200_tokens():
-    renderer = Renderer(build_tokenizer(laptop_words()), "", thinking=False)
-    lengths = [len(renderer.prompt_ids(task)) for task in some_tasks(200)]
-    assert 90 < sum(lengths) / len(lengths) < 150
-    assert max(lengths) <= 200
 
 
 def entries(question):
