@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import asdict
 from typing import Any
 
 from openenv.core.env_server.interfaces import Environment
@@ -17,7 +18,7 @@ from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Speaker, Utterance
 from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tools.sandbox import Sandbox
-from matchtir.types import ToolResult
+from matchtir.types import Message, ToolResult
 
 
 class TurnAction(Action):
@@ -80,8 +81,7 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
         self._episode = Episode(attempt, Speaker(), self.sandbox, self.limits)
         self._state = State(episode_id=episode_id, step_count=0, task=task.task_id)
         return TurnObservation(
-            messages=[{"role": m.role, "content": m.content} for m in task.history]
-            + [{"role": "user", "content": task.question}],
+            messages=[asdict(m) for m in (*task.history, Message("user", task.question))],
             tools=[tool.schema() for tool in task.tools],
         )
 
@@ -100,12 +100,12 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
         try:
             async with asyncio.timeout(timeout_s):
                 reason = await self._episode.hear(Utterance(action.text, stopped=True))
+            if reason is None:
+                return TurnObservation(results=_results(self._episode.attempt.turns[-1].results))
+            said = await self._episode.end(reason)
         except BaseException:
             await self._close()
             raise
-        if reason is None:
-            return TurnObservation(results=_results(self._episode.attempt.turns[-1].results))
-        said = await self._episode.end(reason)
         await self._close()
         (credit,) = self.reward([said])
         return TurnObservation(

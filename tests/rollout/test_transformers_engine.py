@@ -63,8 +63,10 @@ def assert_as_without_a_cache(
 # -- what is sampled ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED, SamplingParams(0.7, 0.9, 50, 9)])
-@pytest.mark.parametrize("rejoin_after", [4, 0, None])
+@pytest.mark.parametrize(
+    ("sampling", "rejoin_after"),
+    [(GREEDY, 0), (SAMPLED, None), (SamplingParams(0.7, 0.9, 50, 9), 4)],
+)
 def test_several_turns_of_many_conversations_equal_a_loop_without_a_cache(
     sampling: SamplingParams, rejoin_after: int | None
 ) -> None:
