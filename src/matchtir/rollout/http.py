@@ -28,10 +28,10 @@ _IDLE_S = 2.0  # less than servers keep a connection open: none is used that is 
 class EndpointError(RuntimeError):
     """The server refused a request, or could not be reached; the message says what it said.
 
-    `said` is its answer where it refused, else empty.
+    `said` is its answer where it refused; None where there was none, or only trouble of its own.
     """
 
-    def __init__(self, message: str, said: str = "") -> None:
+    def __init__(self, message: str, said: str | None = None) -> None:
         super().__init__(message)
         self.said = said
 

@@ -120,7 +120,7 @@ class ChatEndpoint(Speaker):
         try:
             answer = await self.client.request("POST", "/chat/completions", body)
         except EndpointError as error:
-            if not any(phrase in error.said.lower() for phrase in _BEYOND_CONTEXT):
+            if not any(phrase in (error.said or "").lower() for phrase in _BEYOND_CONTEXT):
                 raise
             self.client.counts["beyond_context"] += 1
             return Utterance("", stopped=False)

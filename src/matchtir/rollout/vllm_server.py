@@ -259,7 +259,7 @@ class VllmServerEngine(VllmBase):
 
     def _replace(self, error: EndpointError) -> None:
         """Another server for one that does not answer; raises the error where there can be none."""
-        if self._process is None or error.said or self.restarts == MOST_RESTARTS:
+        if self._process is None or error.said is not None or self.restarts == MOST_RESTARTS:
             raise error
         self.restarts += 1
         log.warning("the vLLM server is started again (%d): %s", self.restarts, error)
