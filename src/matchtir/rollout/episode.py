@@ -146,8 +146,6 @@ class Episode:
         self.speaker = speaker
         self.sandbox = sandbox
         self.limits = limits
-        self.trajectory: Trajectory | None = None  # at the end
-        self.is_dropped = False
         self.stage: tuple[str, float] | None = None  # that it is in, and since when
         self._last: Turn | None = None  # which no other follows
         self._started = time.perf_counter() - attempt.seconds
@@ -155,14 +153,14 @@ class Episode:
         keeps_state = any(spec.owner or spec.server for spec in attempt.task.tools)
         self._earlier = attempt.turns if keeps_state else ()
 
-    async def run(self) -> None:
+    async def run(self) -> Trajectory:
         """Go on to the end; a cancelled episode keeps its complete turns in `attempt`.
 
         What the speaker or the sandbox raises comes out.
         """
         self._started = time.perf_counter() - self.attempt.seconds
         try:
-            await self.end(await self._within_time())
+            return await self.end(await self._within_time())
         except asyncio.CancelledError:
             self.attempt = replace(self.attempt, seconds=time.perf_counter() - self._started)
             raise
@@ -234,8 +232,7 @@ class Episode:
             self._enter("final state")
             state = await (await self._tools()).state()
         ended = replace(self.attempt, turns=turns, seconds=seconds)
-        self.trajectory = replace(ended.ended(reason, self.speaker.version), final_state=state)
-        return self.trajectory
+        return replace(ended.ended(reason, self.speaker.version), final_state=state)
 
     # -- tools -----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import logging
 import math
 import threading
 import time
+from asyncio import FIRST_COMPLETED
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ MOST_DROPPED = 0.01  # of the attempts of one rollout; more of them end the run
 
 # A group in which some attempts may not be at their end yet.
 PartialGroup = Sequence[Attempt | Trajectory]
-_UnderWay = Sequence[Episode | Trajectory]
+_Places = list[Attempt | Trajectory | None]  # of a group; None: the attempt was dropped
 
 
 def conversations_at_once(cache_tokens: int, mean_tokens: float) -> int:
@@ -141,15 +142,11 @@ class EpisodeRunner:
         Raises:
             NotFiniteError: there are too many of them.
         """
-        under_way = [[self._begin(each) for each in group] for group in groups]
+        ended = [[self._unless_too_long(each) for each in group] for group in groups]
         self.dropped = []
-        with self._watched([each for each in chain(*under_way) if isinstance(each, Episode)]):
-            await self._play(under_way, enough, urgent)
+        await self._play(ended, enough, urgent)
         if len(self.dropped) > MOST_DROPPED * sum(map(len, groups)):
             raise NotFiniteError(f"log-probabilities that are not finite: {self.dropped[:10]}")
-        ended: list[PartialGroup] = [
-            [_so_far(e) for e in group if not _is_dropped(e)] for group in under_way
-        ]
         lengths = [
             len(each.prompt_ids) + response_tokens(each.turns)
             for each in chain(*ended)
@@ -157,30 +154,40 @@ class EpisodeRunner:
         ]
         if lengths:
             self._mean_tokens = sum(lengths) / len(lengths)
-        return ended
+        return [[each for each in group if each is not None] for group in ended]
 
-    async def _play(self, groups: Sequence[_UnderWay], enough: int, urgent: int) -> None:
-        """Play episodes until there are enough groups, then give up the others."""
-        slots = asyncio.Semaphore(self._places())
+    async def _play(self, groups: list[_Places], enough: int, urgent: int) -> None:
+        """Put what becomes of each attempt in its place, until enough groups are at their end."""
+        slots, episodes = asyncio.Semaphore(self._places()), list[Episode]()
 
-        async def play(episode: Episode) -> None:
+        async def play(group: _Places, place: int, it: Attempt) -> None:
             async with slots:
+                episode = Episode(it, self.speaker, self.sandbox, self.limits)
+                episodes.append(episode)
                 try:
-                    await episode.run()
+                    group[place] = await episode.run()
                 except NotFiniteError as error:
-                    episode.is_dropped = True
-                    self.dropped.append(episode.attempt.session)
+                    group[place] = None
+                    self.dropped.append(it.session)
                     logger.warning("attempt dropped: %s", error)
+                finally:
+                    if group[place] is it:
+                        group[place] = episode.attempt
 
         # Tasks start in the order of their creation, so first turns are asked for in order.
-        episodes = [each for each in chain(*groups) if isinstance(each, Episode)]
-        running = [asyncio.create_task(play(episode)) for episode in episodes]
+        running = [
+            asyncio.create_task(play(group, place, each))
+            for group in groups
+            for place, each in enumerate(group)
+            if isinstance(each, Attempt)
+        ]
         pending = set(running)
         try:
-            while pending and not _are_enough(groups, enough, urgent):
-                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+            with self._watched(episodes):
+                while pending and not _are_enough(groups, enough, urgent):
+                    done, pending = await asyncio.wait(pending, return_when=FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
         finally:
             for task in pending:
                 task.cancel()
@@ -193,18 +200,27 @@ class EpisodeRunner:
         It is looked from a thread: what hangs may be the event loop itself. It ends nothing;
         `EpisodeLimits.max_seconds` does.
         """
-        done = threading.Event()
+        over = threading.Event()
 
         def watch() -> None:
-            while not done.wait(self.watchdog_s):
-                _warn_of_late(episodes, self.watchdog_s)
+            while not over.wait(self.watchdog_s):
+                late = defaultdict(list)
+                for episode in tuple(episodes):
+                    stage, since = episode.stage or ("", math.inf)
+                    if time.monotonic() - since >= self.watchdog_s:
+                        late[stage].append(episode.attempt.session)
+                for stage, names in late.items():
+                    others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+                    text = "in stage %r for more than %g s: %s%s"
+                    named = ", ".join(names[:NAMED])
+                    logger.warning(text, stage, self.watchdog_s, named, others)
 
         thread = threading.Thread(target=watch, name="watchdog", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            done.set()
+            over.set()
             thread.join()
 
     def _places(self) -> int:
@@ -213,13 +229,10 @@ class EpisodeRunner:
         tokens = self.speaker.cache_tokens
         return conversations_at_once(tokens, self._mean_tokens) if tokens else 1 << 30
 
-    def _begin(self, attempt: Attempt | Trajectory) -> Episode | Trajectory:
-        """Nothing is to be done for what is at its end, or too long to begin."""
-        if isinstance(attempt, Trajectory):
-            return attempt
-        if len(attempt.prompt_ids) > self.limits.max_prompt_tokens:
-            return attempt.ended(StopReason.PROMPT_TOO_LONG, self.speaker.version)
-        return Episode(attempt, self.speaker, self.sandbox, self.limits)
+    def _unless_too_long(self, each: Attempt | Trajectory) -> Attempt | Trajectory | None:
+        if isinstance(each, Attempt) and len(each.prompt_ids) > self.limits.max_prompt_tokens:
+            return each.ended(StopReason.PROMPT_TOO_LONG, self.speaker.version)
+        return each
 
 
 def is_complete(group: PartialGroup) -> bool:
@@ -227,30 +240,7 @@ def is_complete(group: PartialGroup) -> bool:
     return all(isinstance(each, Trajectory) for each in group)
 
 
-def _warn_of_late(episodes: Sequence[Episode], patience_s: float) -> None:
-    late: defaultdict[str, list[str]] = defaultdict(list)
-    for episode in episodes:
-        stage, since = episode.stage or ("", math.inf)
-        if time.monotonic() - since >= patience_s:
-            late[stage].append(episode.attempt.session)
-    for stage, sessions in late.items():
-        others = f" and {len(sessions) - NAMED} more" if len(sessions) > NAMED else ""
-        names = ", ".join(sessions[:NAMED]) + others
-        logger.warning("in stage %r for more than %g s: %s", stage, patience_s, names)
-
-
-def _is_dropped(each: Episode | Trajectory) -> bool:
-    return isinstance(each, Episode) and each.is_dropped
-
-
-def _so_far(each: Episode | Trajectory) -> Attempt | Trajectory:
-    return each.trajectory or each.attempt if isinstance(each, Episode) else each
-
-
-def _are_enough(groups: Sequence[_UnderWay], enough: int, urgent: int) -> bool:
+def _are_enough(groups: Sequence[_Places], enough: int, urgent: int) -> bool:
     """Whether so many groups are at their end, and the first `urgent` are."""
-    over = [
-        all(_is_dropped(each) or isinstance(_so_far(each), Trajectory) for each in group)
-        for group in groups
-    ]
+    over = [not any(isinstance(each, Attempt) for each in group) for group in groups]
     return sum(over) >= enough and all(over[:urgent])
