@@ -52,6 +52,9 @@ class McpServer:
 
     command: tuple[str, ...]  # program and arguments
     shared: bool = False  # one process for all episodes: only for tools that keep no state
+    network: bool = False  # whether it may use the network
+    environment: tuple[str, ...] = ()  # names of the environment variables that it gets
+    trusted: bool = False  # whether it runs without isolation
 
 
 @dataclass(frozen=True, slots=True)

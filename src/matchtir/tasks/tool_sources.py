@@ -8,6 +8,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from transformers.utils.chat_template_utils import get_json_schema
 from matchtir.tools.mcp import McpHost
 from matchtir.types import McpServer, ToolSpec
 
-ToolSource = str | Mapping[str, Any]  # a module, or {command: [...], shared: bool}
+ToolSource = str | Mapping[str, Any]  # a module, or a mapping with what it is granted
 
-_SERVER_KEYS = {"command", "shared"}
+MODULE_KEYS = {"module", "network", "environment"}
+SERVER_KEYS = {"command", "shared", "trusted", "network", "environment"}
 
 
 class ToolSourceError(ValueError):
@@ -29,8 +31,9 @@ def read_tools(sources: ToolSource | Sequence[ToolSource] | None) -> tuple[ToolS
     """The tools of one or several sources, in order.
 
     A source is a Python file or an importable module, of which `module.py:Name` takes one function
-    or class alone, or a mapping with the `command` of an MCP server (`shared`: one process for all
-    episodes).
+    or class alone, or a mapping with such a `module`, or with the `command` of an MCP server
+    (`shared`: one process for all episodes; `trusted`: without isolation). A mapping may grant
+    its tools the `network`, and variables of the `environment`, by their names.
 
     Raises:
         ToolSourceError: a source that cannot be read, or two tools of one name.
@@ -41,7 +44,7 @@ def read_tools(sources: ToolSource | Sequence[ToolSource] | None) -> tuple[ToolS
     several = [sources] if isinstance(sources, str | Mapping) else list(sources)
     found: dict[str, ToolSpec] = {}
     for source in several:
-        tools = module_tools(source) if isinstance(source, str) else server_tools(source)
+        tools = _of_mapping(source) if isinstance(source, Mapping) else module_tools(source)
         for tool in tools:
             if tool.name in found:
                 raise ToolSourceError(f"{source}: there already is a tool called {tool.name!r}")
@@ -49,17 +52,24 @@ def read_tools(sources: ToolSource | Sequence[ToolSource] | None) -> tuple[ToolS
     return tuple(found.values())
 
 
-def server_tools(source: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
-    """What an MCP server offers, which is started to be asked."""
-    command = source.get("command")
-    if set(source) - _SERVER_KEYS or not command or isinstance(command, str):
+def _of_mapping(source: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
+    """The tools of a module or of an MCP server, which is started to be asked, with its grants."""
+    names = source.get("environment", [])
+    granted: dict[str, Any] = {"network": bool(source.get("network", False))}
+    granted["environment"] = tuple(names)
+    command, module = source.get("command"), source.get("module")
+    if isinstance(module, str) and not isinstance(names, str) and not set(source) - MODULE_KEYS:
+        return tuple(replace(tool, **granted) for tool in module_tools(module))
+    if set(source) - SERVER_KEYS or not command or isinstance(command, str | None):
         raise ToolSourceError(
-            f"an MCP server is given as {{command: [program, argument, ...], shared: false}}, "
-            f"not {dict(source)}"
+            "an MCP server is given as {command: [program, argument, ...], shared: false}, a "
+            "module as {module: file.py}, both perhaps with network: true, environment: [NAME]; "
+            f"not as {dict(source)}"
         )
+    granted |= {name: bool(source.get(name, False)) for name in ("shared", "trusted")}
     host = McpHost()
     try:
-        return host.tools(McpServer(tuple(map(str, command)), bool(source.get("shared", False))))
+        return host.tools(McpServer(tuple(map(str, command)), **granted))
     finally:
         host.stop()
 

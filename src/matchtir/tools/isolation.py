@@ -1,8 +1,7 @@
 """What tool code can reach: namespaces, Landlock, seccomp and limits of Linux, by ctypes alone.
 
-A worker moves into namespaces once (`enter`), mounts a scratch folder for each process that runs
-tool code (`mounted_scratch`), and that process gives up the rest before it does (`confine`). What
-each is for:
+A worker moves into namespaces once (`Isolation`), mounts a scratch folder for each process that
+runs tool code, and that process gives up the rest before it does (`confine`). What each is for:
 
 * namespaces: user (no right outside), net (not even a loopback), ipc, pid (what a tool starts ends
   with it, and sees no other process), mount (everything is read-only but the scratch folder, which
@@ -12,27 +11,27 @@ each is for:
 * seccomp: what neither covers: UNIX sockets by path, ptrace, mounts, namespaces of its own;
 * limits: memory, size of a file, processes, CPU time. The superuser's tools run as nobody.
 
-Where the kernel or a container refuses a part, the others stand: `enter` and `probe` name it.
-(The package sandlock confines commands, not forks, without namespaces, and weighs 13 MB; pyseccomp
-needs the system's libseccomp.)
+Where the kernel or a container refuses a part, the others stand, and it is named. (The package
+sandlock confines commands, not forks, without namespaces, and weighs 13 MB; pyseccomp needs the
+system's libseccomp.)
 """
 
 import contextlib
 import ctypes
 import dataclasses
 import functools
-import json
 import os
 import platform
 import resource
+import shutil
 import signal
 import struct
 import sys
 import sysconfig
 
 NOBODY = 65534
-NAMESPACES = {"net": 0x40000000, "ipc": 0x08000000, "pid": 0x20000000, "mount": 0x00020000}
-NEW_USER, NEW_PID = 0x10000000, NAMESPACES["pid"]
+NEW_USER, NEW_PID = 0x10000000, 0x20000000
+NAMESPACES = {"net": 0x40000000, "ipc": 0x08000000, "pid": NEW_PID, "mount": 0x00020000}
 SYSTEM_READS = (
     "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo",
     "/etc/ld.so.cache", "/etc/localtime", "/dev/urandom", "/dev/random", "/dev/zero",
@@ -55,39 +54,162 @@ libc = ctypes.CDLL(None, use_errno=True)
 class Rules:
     """What one worker may do; `isolation` is "require", "best" or "none"."""
 
-    folder: str  # scratch folders lie in it
+    folder: str  # of its own; it holds the scratch folder
     isolation: str = "best"
     network: bool = False
     memory_mb: int = 1_024  # address space of one process; 0: no limit
     scratch_mb: int = 64
-    processes: int = 32  # 0: no limit
-    cpu_s: int = 600  # of one process
+    processes: int = 32
+    cpu_s: int = 600  # of one process; 0: no limit
+
+    @property
+    def scratch(self):
+        """The only folder that may be written to, empty for each child."""
+        return os.path.join(self.folder, "scratch")
 
 
-def told(report):
-    """What a worker reports of its isolation, in words: what is in force; why a part is missing."""
-    spaces = "+".join(report["entered"])
-    found = [f"{spaces} namespaces"] if spaces else []
-    if "landlock" in report["steps"]:
-        found.append(f"landlock {landlock_abi()}")
-    found += [step for step in ("seccomp", "limits") if step in report["steps"]]
-    missing = {}
-    for name, error in report["missing"].items():
-        advice = ADVICE.get(name.split()[0])
-        missing[name] = f"{error}; needs {advice}" if advice else error
-    return ", ".join(found), missing
+class Isolation:
+    """That of this process, and of those that it forks to run tool code.
+
+    With a PID namespace the constructor returns in a child, the first process of the namespace,
+    with which all others end; the parent waits for the child and ends like it.
+    """
+
+    def __init__(self, rules):
+        self.rules = rules
+        self.entered: list = []
+        self.missing: dict = {}
+        if rules.isolation != "none":
+            self._enter()
+        self.has_pids, self._mounts = "pid" in self.entered, "mount" in self.entered
+        if self.has_pids:
+            self._own_pids = os.open("/proc/thread-self/ns/pid", os.O_RDONLY)
+        else:
+            prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: parent of what a child leaves behind
+        self._limit()
+        self._ruleset: tuple = None, None  # folders, descriptor
+        wanted = _STEPS if rules.isolation != "none" else ()
+        self._steps = {name: _STEPS[name] for name in wanted if self._works(name)}
+
+    def report(self):
+        """What is in force, in words, and for each part that is missing why."""
+        spaces = "+".join(self.entered)
+        found = [f"{spaces} namespaces"] if spaces else []
+        if "landlock" in self._steps:
+            found.append(f"landlock {landlock_abi()}")
+        found += ["seccomp"] if "seccomp" in self._steps else []
+        for name, error in self.missing.items():
+            advice = ADVICE.get(name.split()[0])
+            self.missing[name] = f"{error}; needs {advice}" if advice else error
+        return {"in_force": ", ".join(found), "missing": self.missing}
+
+    def fork(self, folders):
+        """Fork a child that may read these folders, with an empty scratch folder; 0 in the child.
+
+        The child has to call `confine`, the parent `clear` after its end.
+        """
+        self._prepare(folders)
+        if not self.has_pids:
+            return os.fork()
+        check(libc.unshare(NEW_PID), "unshare")
+        child = os.fork()
+        if child:
+            check(libc.setns(self._own_pids, NEW_PID), "setns")
+        return child
+
+    def confine(self):
+        """Give up what tool code must not have; OSError where something fails."""
+        os.chdir(self.rules.scratch)
+        for step in self._steps.values():
+            step(self)
+        if self.rules.cpu_s:
+            resource.setrlimit(resource.RLIMIT_CPU, (self.rules.cpu_s, self.rules.cpu_s))
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with its parent
+
+    def clear(self):
+        """Forget what the last child wrote."""
+        if self._mounts:
+            detach = 2
+            check(libc.umount2(self.rules.scratch.encode(), detach), "umount")
+        else:
+            shutil.rmtree(self.rules.scratch, ignore_errors=True)
+
+    def _prepare(self, folders):
+        # Landlock's rule is of the folder around what is mounted each time, and so stays the same.
+        if "landlock" in self._steps and self._ruleset[0] != folders:
+            if self._ruleset[1] is not None:
+                os.close(self._ruleset[1])
+            self._ruleset = folders, make_ruleset(self.rules, folders)
+        os.makedirs(self.rules.scratch, exist_ok=True)
+        if self._mounts:
+            size, no_suid_no_devices = self.rules.scratch_mb, 2 | 4
+            options = f"size={size}m,nr_inodes={size * 64},mode=777".encode()
+            place = self.rules.scratch.encode()
+            check(libc.mount(b"scratch", place, b"tmpfs", no_suid_no_devices, options), "mount")
+        else:
+            os.chmod(self.rules.scratch, 0o777)
+
+    def _enter(self):
+        for name, flag in {"user": NEW_USER, **NAMESPACES}.items():
+            if name == "net" and self.rules.network:
+                continue
+            try:
+                _enter_user() if name == "user" else check(libc.unshare(flag), "unshare")
+                self.entered.append(name)
+            except (OSError, AttributeError) as error:  # AttributeError: no Linux
+                self.missing[f"{name} namespace"] = str(error)
+        if "pid" in self.entered:
+            _become_init()
+        if "mount" in self.entered:
+            try:
+                _mount_read_only()
+            except OSError as error:
+                self.entered.remove("mount")
+                self.missing["mount namespace"] = str(error)
+
+    def _limit(self):
+        """Limits that children inherit; that of processes holds for a user of this namespace."""
+        limits = {"FSIZE": self.rules.scratch_mb << 20, "AS": self.rules.memory_mb << 20}
+        if "user" in self.entered:
+            limits["NPROC"] = self.rules.processes
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        for name, value in limits.items():
+            with contextlib.suppress(AttributeError, ValueError, OSError):  # not on this system
+                if value:
+                    resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+
+    def _works(self, name):
+        """Whether a step of `confine` works here, as tried by a child."""
+        python_paths()  # found once, for all children
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                if name == "landlock":
+                    self._ruleset = [], make_ruleset(self.rules, [])
+                _STEPS[name](self)
+            except Exception as caught:
+                os.write(writing, str(caught).encode())
+            os._exit(0)
+        os.close(writing)
+        os.waitpid(child, 0)
+        with open(reading, "rb") as file:
+            error = file.read().decode()
+        if error:
+            self.missing[name] = error
+        return not error
 
 
-def adopt_orphans():
-    """Become the parent of what a child leaves behind: the way to find it without a namespace."""
-    with contextlib.suppress(AttributeError):
-        libc.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-
-
-def end_with_parent():
-    """Be killed when the parent ends."""
-    with contextlib.suppress(AttributeError):
-        libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
+def run(rules, command, reads, environment):
+    """Become a program that is confined, below this process; for servers of tools."""
+    isolation = Isolation(Rules(**rules))
+    if isolation.missing and isolation.rules.isolation == "require":
+        sys.exit(f"isolation=require, but missing are: {isolation.report()['missing']}")
+    place = os.getcwd()
+    isolation._prepare(reads)
+    isolation.confine()
+    os.chdir(place)
+    os.execvpe(command[0], command, environment)
 
 
 def check(result, step):
@@ -98,39 +220,13 @@ def check(result, step):
     return result
 
 
+def prctl(option, *arguments):
+    """The system call, where there is one."""
+    if hasattr(libc, "prctl"):
+        check(libc.prctl(option, *arguments, *[0] * (4 - len(arguments))), "prctl")
+
+
 # Namespaces
-
-
-def enter(network):
-    """Move into namespaces; returns their names and what went wrong, by name.
-
-    With a PID namespace it returns in a child, the first process of it, with which all others end;
-    the parent waits for the child and ends like it.
-    """
-    entered, missing = [], {}
-    for name, join in {"user": _enter_user, **_joins(network)}.items():
-        try:
-            join()
-            entered.append(name)
-        except (OSError, AttributeError) as error:  # AttributeError: no Linux
-            missing[f"{name} namespace"] = str(error)
-    if "pid" in entered:
-        _become_init()
-    if "mount" in entered:
-        try:
-            _mount_read_only()
-        except OSError as error:
-            entered.remove("mount")
-            missing["mount namespace"] = str(error)
-    return entered, missing
-
-
-def _joins(network):
-    wanted = {name: flag for name, flag in NAMESPACES.items() if not (network and name == "net")}
-    return {
-        name: functools.partial(lambda flag: check(libc.unshare(flag), "unshare"), flag)
-        for name, flag in wanted.items()
-    }
 
 
 def _enter_user():
@@ -172,7 +268,7 @@ def _become_init():
         os.closerange(3, 1 << 16)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os._exit(code if code >= 0 else 128 - code)
-    end_with_parent()
+    prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def _mount_read_only():
@@ -184,94 +280,30 @@ def _mount_read_only():
     check(libc.syscall(mount_setattr, *arguments), "mount_setattr")
 
 
-def fork_init(own_pid_namespace):
-    """Fork into a PID namespace of its own; `own_pid_namespace` is a descriptor, None for none."""
-    if own_pid_namespace is None:
-        return os.fork()
-    check(libc.unshare(NEW_PID), "unshare")
-    child = os.fork()
-    if child:
-        check(libc.setns(own_pid_namespace, NEW_PID), "setns")
-    return child
-
-
-def mount_scratch(path, size_mb):
-    """An empty file system in memory, of bounded size, on a folder."""
-    options = f"size={size_mb}m,nr_inodes={size_mb * 64},mode=777".encode()
-    no_suid_no_devices = 2 | 4
-    mounted = libc.mount(b"scratch", path.encode(), b"tmpfs", no_suid_no_devices, options)
-    check(mounted, "mount")
-
-
-def unmount(path):
-    """Take a file system away, also from under files that are open."""
-    detach = 2
-    check(libc.umount2(path.encode(), detach), "umount")
-
-
 # What a process gives up that runs tool code
 
 
-def confine(rules, folders, steps):
-    """Take these steps, in their order; raises OSError where one fails."""
-    for name in steps:
-        _STEPS[name](rules, folders)
-
-
-def probe(rules):
-    """What of `confine` works here, as tried by a child: error text by step, None where it does."""
-    if rules.isolation == "none":
-        return {"limits": None}
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        found: dict = {}
-        for name, step in _STEPS.items():
-            try:
-                step(rules, [])
-                found[name] = None
-            except Exception as error:
-                found[name] = str(error)
-        os.write(writing, json.dumps(found).encode())
-        os._exit(0)
-    os.close(writing)
-    os.waitpid(child, 0)
-    with open(reading, "rb") as file:
-        return json.loads(file.read())
-
-
-def _limit(rules, _):
-    size = rules.scratch_mb << 20
-    limits = {"FSIZE": size, "CPU": rules.cpu_s, "NPROC": rules.processes}
-    limits["AS"] = rules.memory_mb << 20
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for name, value in limits.items():
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # what the system has not
-            if value:
-                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-
-
-def _drop_user(*_):
+def _drop_user(_):
     """No capability; root becomes nobody, who may still read Python wherever it is installed."""
     read_all, keep_capabilities, ambient, ambient_raise = 2, 8, 47, 2
     kept = 0
     if os.geteuid() == 0:
         kept = 1 << read_all
-        check(libc.prctl(keep_capabilities, 1, 0, 0, 0), "prctl")
+        prctl(keep_capabilities, 1)
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
     header, sets = struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", kept, kept, kept, 0, 0, 0)
     check(libc.capset(header, sets), "capset")
     if kept:
-        check(libc.prctl(ambient, ambient_raise, read_all, 0, 0), "prctl")
+        prctl(ambient, ambient_raise, read_all)
 
 
 # Landlock
 
-_EXECUTE, _READ_FILE, _READ_FOLDER = 1 << 0, 1 << 2, 1 << 3
-_READ = _READ_FILE | _READ_FOLDER
-_OF_FILES = _EXECUTE | _READ_FILE | 1 << 1 | 1 << 14  # also to write, to truncate
+_EXECUTE, _WRITE, _READ, _TRUNCATE = 1 << 0, 1 << 1, 1 << 2 | 1 << 3, 1 << 14
+_OF_FILES = _EXECUTE | _WRITE | 1 << 2 | _TRUNCATE
+_DEVICES = 1 << 6 | 1 << 11
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 
 
@@ -280,36 +312,31 @@ def landlock_abi():
     return check(libc.syscall(_CREATE_RULESET, None, 0, 1), "landlock")
 
 
-def _landlock(rules, folders):
+def make_ruleset(rules, folders):
+    """A descriptor of Landlock's rules: what may be read, and that the scratch may be written."""
     abi = landlock_abi()
     handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(abi, 16)) - 1
-    writable = handled & ~(_EXECUTE | 1 << 6 | 1 << 11)  # no programs, no devices
     network, scopes = (0 if rules.network or abi < 4 else 3), (3 if abi >= 6 else 0)
     size = 8 if abi < 4 else 16 if abi < 6 else 24
     attributes = struct.pack("=3Q", handled, network, scopes)[:size]
-    ruleset = libc.syscall(_CREATE_RULESET, attributes, len(attributes), 0)
-    check(ruleset, "landlock")
-    rights = {path: _READ | _EXECUTE for path in python_paths()}
+    ruleset = check(libc.syscall(_CREATE_RULESET, attributes, size, 0), "landlock")
+    rights = dict.fromkeys([*python_paths(), *folders], _READ | _EXECUTE)
     rights |= dict.fromkeys(NETWORK_READS if rules.network else (), _READ)
-    rights |= dict.fromkeys(folders, _READ)
-    rights |= {rules.folder: writable, "/dev/null": _READ | 1 << 1 | 1 << 14}
+    rights |= {rules.folder: handled & ~(_EXECUTE | _DEVICES)}
+    rights |= {os.devnull: _READ | _WRITE | _TRUNCATE}
     for path, allowed in rights.items():
-        _allow(ruleset, path, allowed & handled)
-    check(libc.prctl(38, 1, 0, 0, 0), "prctl")  # PR_SET_NO_NEW_PRIVS
-    check(libc.syscall(_RESTRICT_SELF, ruleset, 0), "landlock")
-    os.close(ruleset)
+        if os.path.exists(path):
+            allowed &= handled if os.path.isdir(path) else handled & _OF_FILES
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            rule = struct.pack("=Qi", allowed, descriptor)
+            check(libc.syscall(_ADD_RULE, ruleset, 1, rule, 0), "landlock")
+            os.close(descriptor)
+    return ruleset
 
 
-def _allow(ruleset, path, rights):
-    try:
-        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except OSError:
-        return  # what is not there cannot be reached either
-    if not os.path.isdir(path):
-        rights &= _OF_FILES
-    rule = struct.pack("=Qi", rights, descriptor)
-    check(libc.syscall(_ADD_RULE, ruleset, 1, rule, 0), "landlock")
-    os.close(descriptor)
+def _landlock(isolation):
+    prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
+    check(libc.syscall(_RESTRICT_SELF, isolation._ruleset[1], 0), "landlock")
 
 
 @functools.cache
@@ -350,19 +377,19 @@ _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54
 _ALLOW, _KILL, _DENY, _UNKNOWN = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026  # EPERM, ENOSYS
 
 
-def _seccomp(rules, _):
-    machine = platform.machine()
-    if machine not in _DENIED:
-        raise OSError(f"no filter for {machine}")
-    program = _filter(machine, rules.network)
+def _seccomp(isolation):
+    program = seccomp_filter(platform.machine(), isolation.rules.network)
     code = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
-    check(libc.prctl(38, 1, 0, 0, 0), "prctl")
+    prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
     check(libc.prctl(22, 2, header, 0, 0), "seccomp")  # PR_SET_SECCOMP, SECCOMP_MODE_FILTER
 
 
-def _filter(machine, network):
+@functools.cache
+def seccomp_filter(machine, network):
     """The program, in the kernel's instructions: (code, jump if true, jump if false, value)."""
+    if machine not in _DENIED:
+        raise OSError(f"no filter for {machine}")
     architecture, socket, socketpair, clone = _JUDGED[machine]
     number, machine_field, first, second = 0, 4, 16, 24  # offsets in seccomp_data
     inet = [(_EQUAL, 2, 0, 2), (_EQUAL, 1, 0, 10)] if network else []
@@ -385,4 +412,4 @@ def _filter(machine, network):
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
-_STEPS = {"limits": _limit, "user": _drop_user, "landlock": _landlock, "seccomp": _seccomp}
+_STEPS = {"user": _drop_user, "landlock": _landlock, "seccomp": _seccomp}

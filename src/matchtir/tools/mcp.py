@@ -10,16 +10,20 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import shlex
+import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from matchtir.tools.calls import cut
-from matchtir.tools.pool import Reply, WorkerSettings
+from matchtir.tools.isolation import Rules
+from matchtir.tools.pool import Reply, environment, isolated_command
 from matchtir.types import McpServer, ResultStatus, ToolSpec
 
 log = logging.getLogger(__name__)
@@ -40,15 +44,16 @@ class McpHost:
     Args:
         timeout_s: seconds that one call may take; then its server is stopped.
         max_output_chars: longer outputs are cut there and marked.
+        isolation: of servers that are not trusted, as that of tools.
     """
 
     def __init__(
         self,
         timeout_s: float = 60.0,
         max_output_chars: int = 8_000,
-        settings: WorkerSettings | None = None,
+        isolation: str = "best",
     ) -> None:
-        self.settings = settings or WorkerSettings()
+        self.isolation = isolation
         self.timeout_s = timeout_s
         self.max_output_chars = max_output_chars
         self._starting = threading.Lock()
@@ -60,7 +65,7 @@ class McpHost:
         """A connection to a process of this server: a new one, or the shared one if it lives."""
         connection = self._shared.get(server) if server.shared else None
         if connection is None or connection.ended:
-            connection = McpConnection(server)
+            connection = McpConnection(server, self.isolation)
             self._all.add(connection)
             connection.task.add_done_callback(lambda _: self._all.discard(connection))
             if server.shared:
@@ -158,8 +163,9 @@ class McpHost:
 class McpConnection:
     """One server process and the SDK's client of it; a task of its own opens and closes both."""
 
-    def __init__(self, server: McpServer) -> None:
+    def __init__(self, server: McpServer, isolation: str) -> None:
         self._server = server
+        self._isolation = "none" if server.trusted else isolation
         self._closing = asyncio.Event()
         self._client: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         # Calls of one episode see each other's effects in the order in which they were made.
@@ -191,10 +197,14 @@ class McpConnection:
         except ImportError as error:
             self._fail(f"the package mcp is needed for it: pip install -e '.[mcp]' ({error})")
             return
-        program, *arguments = self._server.command
-        parameters = StdioServerParameters(command=program, args=arguments)
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        with (
+            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
+            tempfile.TemporaryDirectory(prefix="matchtir-") as folder,
+        ):
             try:
+                program, *arguments = self._command(folder)
+                granted = {name: os.environ[name] for name in self._server.environment}
+                parameters = StdioServerParameters(command=program, args=arguments, env=granted)
                 transport = stdio_client(parameters, errlog=said)
                 async with Client(transport, read_timeout_seconds=_START_S) as client:
                     self._client.set_result(client)
@@ -202,6 +212,25 @@ class McpConnection:
             except Exception as error:  # whatever a foreign program does
                 said.seek(0)
                 self._fail(f"{error}\n{said.read()[-_STDERR_CHARS:]}".strip())
+
+    def _command(self, folder: str) -> Sequence[str]:
+        """The server's command, confined unless it is trusted: it may read the files it names."""
+        server = self._server
+        if self._isolation == "none":
+            return server.command
+        program = shutil.which(server.command[0])
+        if program is None:
+            raise FileNotFoundError(f"no program {server.command[0]}")
+        files = [os.path.abspath(part) for part in server.command[1:] if os.path.isfile(part)]
+        rules = Rules(folder, self._isolation, server.network, 0, processes=128, cpu_s=0)
+        os.makedirs(rules.scratch)
+        return isolated_command(
+            "isolation.run",
+            rules=asdict(rules),
+            command=[program, *server.command[1:]],
+            reads=[os.path.realpath(program), *map(os.path.dirname, files)],
+            environment=environment(server.environment, rules.scratch),
+        )
 
     def _fail(self, reason: str) -> None:
         command = shlex.join(self._server.command)

@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 
 _SOURCES = str(Path(__file__).parents[2])
 _START = (
-    "import sys, json; sys.path.insert(0, sys.argv[1]); from matchtir.tools import worker; "
-    "sys.path.remove(sys.argv[1]); worker.main(int(sys.argv[2]), **json.loads(sys.argv[3]))"
+    "import sys, json; sys.path.insert(0, sys.argv[1]); from matchtir.tools import isolation; "
+    "from matchtir.tools import worker; sys.path.remove(sys.argv[1]); "
+    "{function}(**json.loads(sys.argv[2]))"
 )
 _START_S = 60.0  # a worker takes 0.1 s to start; only a machine in trouble takes longer
 _GRACE_S = 0.5  # a worker keeps the deadline; this much later it is stuck itself
@@ -141,25 +142,27 @@ class WorkerProcess:
 
     def _start(self) -> None:
         """Start the process; raises IsolationError where it lacks some that is required."""
-        os.makedirs(self._folder, exist_ok=True)
-        ours, theirs = socket.socketpair()
         settings = self._settings
         rules = isolation.Rules(
             self._folder, settings.isolation, settings.network, settings.memory_mb
         )
-        arguments = {"rules": asdict(rules), "preload": settings.preload}
+        os.makedirs(rules.scratch, exist_ok=True)
+        ours, theirs = socket.socketpair()
         with theirs:
             descriptor = theirs.fileno()
-            # The environment is ours alone, so -I adds nothing but randomised string hashes.
-            command = [sys.executable, "-s", "-P", "-B", "-X", "utf8", "-c", _START, _SOURCES]
             self._process = subprocess.Popen(
-                [*command, str(descriptor), json.dumps(arguments)],
+                isolated_command(
+                    "worker.main",
+                    descriptor=descriptor,
+                    rules=asdict(rules),
+                    preload=settings.preload,
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(descriptor,),
-                cwd=self._folder,
-                env=environment(settings.environment),
+                cwd="/",
+                env=environment(settings.environment, rules.scratch),
                 start_new_session=True,  # a group of its own: killed with what it started
             )
         self._channel = ours
@@ -169,7 +172,7 @@ class WorkerProcess:
             raise RuntimeError(
                 f"a tool process does not start: {sys.executable}, {rules}, exit code {self._end()}"
             ) from error
-        self.in_force, self.missing = isolation.told(report)
+        self.in_force, self.missing = report["in_force"], report["missing"]
         missing = "; ".join(f"{part} ({why})" for part, why in self.missing.items())
         if missing and settings.isolation == "require":
             self._end()
@@ -430,7 +433,14 @@ _STATUSES = {status: ResultStatus(status) for status in worker.OF_CHILDREN} | {
 }
 
 
-def environment(names: Sequence[str] = ()) -> dict[str, str]:
+def isolated_command(function: str, **arguments: Any) -> list[str]:
+    """The command of a process that does something of `worker` or `isolation`."""
+    # The environment is ours alone, so -I adds nothing but randomised string hashes.
+    command = [sys.executable, "-s", "-P", "-B", "-X", "utf8", "-c"]
+    return [*command, _START.format(function=function), _SOURCES, json.dumps(arguments)]
+
+
+def environment(names: Sequence[str], folder: str) -> dict[str, str]:
     """A tool process's environment: what it may know of ours, one thread, the same hashes always.
 
     Raises ValueError for a variable that is not set.
@@ -439,8 +449,8 @@ def environment(names: Sequence[str] = ()) -> dict[str, str]:
     if unset:
         raise ValueError(f"a tool asks for the environment variable {unset[0]}, which is not set")
     kept = {key: os.environ[key] for key in ("LD_LIBRARY_PATH", *names) if key in os.environ}
-    fixed = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-    return {**kept, **fixed, "OPENBLAS_NUM_THREADS": "1"}
+    fixed = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "HOME": folder, "TMPDIR": folder}
+    return {**kept, **fixed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 _told: set[tuple[str, str]] = set()

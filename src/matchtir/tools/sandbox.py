@@ -12,7 +12,7 @@ import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from matchtir.tools.formats import error_text
 from matchtir.tools.mcp import McpHost
@@ -106,9 +106,9 @@ class ProcessPoolSandbox:
         max_output_chars: int = 8_000,
         max_argument_chars: int = 100_000,
         memory_mb: int = 1_024,
-        output: str = "json",
-        isolation: str = "best",
-        fork: str = "episode",
+        output: Literal["json", "python"] = "json",
+        isolation: Literal["require", "best", "none"] = "best",
+        fork: Literal["call", "episode", "none"] = "episode",
         max_workers: int | None = None,
         max_timeouts: int = 8,
         preload: Sequence[str] = (),
@@ -140,7 +140,7 @@ class ProcessPoolSandbox:
         self._options = {
             "output": output, "max_output_chars": max_output_chars, "timeout_s": timeout_s
         }  # fmt: skip
-        self.mcp = McpHost(timeout_s, max_output_chars, self._settings)
+        self.mcp = McpHost(timeout_s, max_output_chars, isolation)
         weakref.finalize(self, self.mcp.stop)
         if isolation == "require":
             self.check()

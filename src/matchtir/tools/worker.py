@@ -10,21 +10,19 @@ and text. A child's reply may have the first few statuses only.
 """
 
 import contextlib
-import dataclasses
 import gc
 import importlib
 import json
 import mmap
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
-import tempfile
 import time
 
-from matchtir.tools import calls, isolation
+from matchtir.tools import calls
+from matchtir.tools.isolation import Isolation, Rules
 
 REQUEST, REPLY = struct.Struct("!I"), struct.Struct("!BI")
 OF_CHILDREN = ("ok", "truncated", "exception", "bad_arguments", "broken_tool")
@@ -36,24 +34,20 @@ itertools math operator random re statistics string textwrap typing unicodedata 
 
 
 class Child:
-    """A fork that runs tool code; `key` says for whom."""
+    """A fork that runs tool code; `key` says for whom, `parent` is the channel of the worker."""
 
-    def __init__(self, worker, key, folders):
+    def __init__(self, isolation, parent, key, folders):
         self.key = key
         self.loaded = mmap.mmap(-1, 1)  # set once the source of a call is loaded
-        self.folder = worker.make_scratch()
-        self._unmounts = worker.mounts
-        ours, theirs = socket.socketpair()
-        self.pid = isolation.fork_init(worker.pid_namespace)
+        self._isolation, self._parent = isolation, parent.fileno()
+        self.channel, theirs = socket.socketpair()
+        self.pid = isolation.fork(folders)
         if self.pid == 0:
-            _become_child(worker, theirs.detach(), self, folders)
+            _become_child(isolation, theirs.detach(), self.loaded)
         theirs.close()
-        self.channel = ours
-        self.is_init = worker.pid_namespace is not None
         self._poll = select.poll()
-        self._poll.register(ours, select.POLLIN)
-        self._parent = worker.channel.fileno()
-        self._poll.register(self._parent, select.POLLIN)
+        for descriptor in (self.channel.fileno(), self._parent):
+            self._poll.register(descriptor, select.POLLIN)
 
     def ask(self, body, timeout_s):
         """(status, text as bytes) of a request, within its seconds."""
@@ -83,19 +77,14 @@ class Child:
         return False
 
     def end(self):
-        """End it, with everything that it started; its exit status as `os.waitpid` has it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        _, status = os.waitpid(self.pid, 0)
-        if not self.is_init:
+        """End it, with everything that it started."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        if not self._isolation.has_pids:
             _end_descendants()
         self.channel.close()
         self.loaded.close()
-        if self._unmounts:
-            isolation.unmount(self.folder)
-        else:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        return status
+        self._isolation.clear()
 
     def _read(self, size, deadline):
         data = bytearray()
@@ -120,23 +109,22 @@ class Child:
             time.sleep(0.001)
         if found.si_code == os.CLD_EXITED:
             return "crashed", f"exit code {found.si_status}".encode()
-        if found.si_status == signal.SIGKILL and self.is_init:  # nobody inside can do that
+        if (
+            found.si_status == signal.SIGKILL and self._isolation.has_pids
+        ):  # nobody inside can do that
             return "lost", b""
         cause = signal.strsignal(found.si_status) or f"signal {found.si_status}"
         return "crashed", cause.encode()
 
 
-def _become_child(worker, descriptor, child, folders):
+def _become_child(isolation, descriptor, loaded):
     """Confine this process and answer requests in it, until it is ended."""
     try:
+        os.setsid()
+        isolation.confine()
         os.closerange(3, descriptor)
         os.closerange(descriptor + 1, 1 << 16)
-        os.setsid()
-        os.chdir(child.folder)
-        isolation.confine(worker.rules, folders, worker.steps)
-        isolation.end_with_parent()
-        os.environ.update(HOME=child.folder, TMPDIR=child.folder)
-        _answer(socket.socket(fileno=descriptor), child.loaded)
+        _answer(socket.socket(fileno=descriptor), loaded)
     finally:
         os._exit(70)
 
@@ -166,60 +154,29 @@ def _end_descendants():
             os.waitpid(pid, 0)
 
 
-class Worker:
-    """The loop over requests."""
-
-    def __init__(self, channel, rules):
-        self.channel = channel
-        entered, missing = [], {}
-        if rules.isolation != "none":
-            entered, missing = isolation.enter(rules.network)
-        self.rules = rules
-        if "user" not in entered:  # the count would be that of all processes of the user
-            self.rules = dataclasses.replace(rules, processes=0)
-        found = isolation.probe(self.rules)
-        self.steps = [name for name, error in found.items() if error is None]
-        missing |= {name: error for name, error in found.items() if error is not None}
-        self.mounts = "mount" in entered
-        self.pid_namespace = None
-        if "pid" in entered:
-            self.pid_namespace = os.open("/proc/thread-self/ns/pid", os.O_RDONLY)
-        else:
-            isolation.adopt_orphans()
-        self.report = {"entered": entered, "steps": self.steps, "missing": missing}
-
-    def make_scratch(self):
-        """An empty folder that a child may write to."""
-        if self.mounts:
-            isolation.mount_scratch(self.rules.folder, self.rules.scratch_mb)
-            return self.rules.folder
-        folder = tempfile.mkdtemp(dir=self.rules.folder)
-        os.chmod(folder, 0o777)
-        return folder
-
-    def serve(self):
-        """Answer requests until the parent goes away."""
-        send(self.channel, "ready", json.dumps(self.report).encode())
-        child = None
-        while True:
-            (size,) = REQUEST.unpack(receive(self.channel, REQUEST.size))
-            body = receive(self.channel, size)
-            request = json.loads(body)
-            if child and (child.key != request["key"] or not child.usable()):
-                child.end()
-                child = None
-            if request["action"] == "end":
-                send(self.channel, "ok", b"")
-                continue
-            if child is None:
-                with contextlib.suppress(Exception):  # the child says what is wrong with it
-                    calls.compiled(request["source"], request["name"])
-                child = Child(self, request["key"], request["folders"])
-            status, text = child.ask(body, request["timeout_s"])
-            send(self.channel, status, text)
-            if status not in OF_CHILDREN or request["once"]:
-                child.end()
-                child = None
+def serve(channel, isolation):
+    """Answer requests until the parent goes away."""
+    send(channel, "ready", json.dumps(isolation.report()).encode())
+    child = None
+    while True:
+        (size,) = REQUEST.unpack(receive(channel, REQUEST.size))
+        body = receive(channel, size)
+        request = json.loads(body)
+        if child and (child.key != request["key"] or not child.usable()):
+            child.end()
+            child = None
+        if request["action"] == "end":
+            send(channel, "ok", b"")
+            continue
+        if child is None:
+            with contextlib.suppress(Exception):  # the child says what is wrong with it
+                calls.compiled(request["source"], request["name"])
+            child = Child(isolation, channel, request["key"], request["folders"])
+        status, text = child.ask(body, request["timeout_s"])
+        send(channel, status, text)
+        if status not in OF_CHILDREN or request["once"]:
+            child.end()
+            child = None
 
 
 def receive(channel, size):
@@ -242,6 +199,6 @@ def main(descriptor, rules, preload):
     """What a worker process does, with its arguments as its parent wrote them."""
     for name in (*COMMON.split(), *preload):
         importlib.import_module(name)
-    worker = Worker(socket.socket(fileno=descriptor), isolation.Rules(**rules))
+    isolation = Isolation(Rules(**rules))
     gc.freeze()  # forks copy fewer pages
-    worker.serve()
+    serve(socket.socket(fileno=descriptor), isolation)

@@ -1,0 +1,110 @@
+"""Part A: what a tool source may ask for, and MCP servers under the same rules."""
+
+import socket
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from matchtir.tasks.tool_sources import read_tools
+from matchtir.types import ResultStatus
+from tests.faults.helpers import fault, linux, need_isolation
+from tests.tools.sandbox_helpers import in_session
+
+TOOLS = '''
+    """Tools that need something."""
+
+    import os
+    import socket
+
+
+    def connect(port: int) -> str:
+        """Connects.
+
+        Args:
+            port: the port
+        """
+        socket.create_connection(("127.0.0.1", port), 5).close()
+        return "connected"
+
+
+    def variables() -> list:
+        """Names of variables."""
+        return sorted(os.environ)
+
+
+    def neighbour() -> str:
+        """A file beside this one."""
+        return open(os.path.join(os.path.dirname(__file__), "table.txt")).read()
+'''
+SERVER = '''
+    import os
+    from mcp.server.mcpserver import MCPServer
+    server = MCPServer("curious")
+
+    @server.tool()
+    def passwd() -> str:
+        """Reads."""
+        return open("/etc/passwd").read()
+
+    @server.tool()
+    def variables() -> str:
+        """Reads."""
+        return " ".join(sorted(os.environ))
+
+    server.run("stdio")
+'''
+
+
+@pytest.fixture
+def module(tmp_path):
+    """A file of tools, and one beside it."""
+    (tmp_path / "table.txt").write_text("values")
+    path = tmp_path / "needy.py"
+    path.write_text(textwrap.dedent(TOOLS))
+    return path
+
+
+@linux
+@fault("A granted", "network: true and a variable, asked for by the source", "that, and no more")
+def test_a_source_gets_what_it_asks_for_and_no_more(sandbox, module, monkeypatch):
+    need_isolation(sandbox)
+    monkeypatch.setenv("KEY_OF_SERVICE", "key")
+    monkeypatch.setenv("KEY_OF_ANOTHER", "key")
+    granted = {"module": str(module), "network": True, "environment": ["KEY_OF_SERVICE"]}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        calls = ("connect", {"port": server.getsockname()[1]}), ("variables", {}), ("neighbour", {})
+        without, _ = in_session(sandbox, read_tools(str(module)), *calls)
+        connected, variables, neighbour = in_session(sandbox, read_tools(granted), *calls)[0]
+    assert without[0].status is ResultStatus.EXCEPTION
+    assert "KEY" not in without[1].output
+    assert connected.output == "connected"
+    assert "KEY_OF_SERVICE" in variables.output and "ANOTHER" not in variables.output
+    assert without[2].output == neighbour.output == "values"
+
+
+def test_a_variable_that_is_not_set_is_named(sandbox, module):
+    tools = read_tools({"module": str(module), "environment": ["KEY_THAT_IS_NOT_SET"]})
+    with pytest.raises(ValueError, match="KEY_THAT_IS_NOT_SET, which is not set"):
+        in_session(sandbox, tools, ("variables", {}))
+
+
+@linux
+@fault("A MCP server", "an MCP server reads /etc/passwd", "denied, unless it is trusted")
+def test_servers_are_under_the_same_rules_unless_trusted(make_sandbox, tmp_path, monkeypatch):
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    pool = make_sandbox(workers=1)
+    need_isolation(pool)
+    monkeypatch.setenv("KEY_OF_SERVICE", "key")
+    path = Path(tmp_path / "server.py")
+    path.write_text(textwrap.dedent(SERVER))
+    source = {"command": [sys.executable, str(path)], "environment": ["KEY_OF_SERVICE"]}
+    found = {}
+    for trusted in (False, True):
+        tools = read_tools({**source, "trusted": trusted})
+        found[trusted], _ = in_session(pool, tools, ("passwd", {}), ("variables", {}))
+    assert found[False][0].status is ResultStatus.EXCEPTION
+    assert found[True][0].output == Path("/etc/passwd").read_text()
+    assert "KEY_OF_SERVICE" in found[False][1].output
+    assert "KEY_OF_SERVICE" in found[True][1].output
