@@ -66,8 +66,10 @@ def test_every_source_folder_is_there() -> None:
 def test_the_fingerprint_is_of_the_files_that_settings_name(tmp_path: Path) -> None:
     file = tmp_path / "tools.py"
     file.write_text("one")
-    settings = {"stages": [{"tasks": {"path": str(file), "tools": [f"{file}:Name"]}}]}
+    tasks = {"path": str(file), "tools": [f"{file}:Name"], "quarantine": str(tmp_path / "bad")}
+    settings = {"stages": [{"tasks": tasks}]}
     known = fingerprint(settings)
+    (tmp_path / "bad").write_text("bad rows are found while the weights are made")
     assert fingerprint(settings) == known
     file.write_text("two")
     assert fingerprint(settings) != known

@@ -182,9 +182,12 @@ def fingerprint(settings: Mapping[str, Any]) -> str:
 
 
 def _files_in(settings: Any) -> set[Path]:
-    """The files that a setting names, as `file` or `file:name`: tasks and tools."""
+    """The files that a setting names, as `file` or `file:name`: tasks and tools.
+
+    A `quarantine` is written by the run, and no part of what it reads.
+    """
     if isinstance(settings, Mapping):
-        settings = list(settings.values())
+        settings = [value for key, value in settings.items() if key != "quarantine"]
     if isinstance(settings, list | tuple):
         return set().union(*map(_files_in, settings))
     if not isinstance(settings, str):
