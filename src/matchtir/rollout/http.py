@@ -91,6 +91,7 @@ class HttpClient:
         if requests_per_minute is not None and requests_per_minute <= 0:
             raise ValueError(f"requests_per_minute must be positive, not {requests_per_minute}")
         self.url = url
+        self._base = "http://localhost" if url.startswith("unix:") else url
         self.api_key = api_key
         self.timeout_s = timeout_s
         self.retries = retries
@@ -147,24 +148,20 @@ class HttpClient:
             async with (
                 self._places,
                 asyncio.timeout(self.timeout_s),
-                self._opened().request(method, self._address(path), json=body) as response,
+                self._opened().request(method, self._base + path, json=body) as response,
             ):
                 wait = response.headers.get("Retry-After", "")
                 return response.status, await response.text(), wait
         except (aiohttp.ClientError, TimeoutError) as error:
             return 0, f"{type(error).__name__} {error}", ""
 
-    def _address(self, path: str) -> str:
-        return f"http://localhost{path}" if self.url.startswith("unix:") else self.url + path
-
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            socket = self.url.removeprefix("unix:")
             options: dict[str, Any] = {"limit": MOST_CONNECTIONS, "keepalive_timeout": _IDLE_S}
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.UnixConnector(socket, **options)
-                if socket != self.url
-                else aiohttp.TCPConnector(**options),
+                connector=aiohttp.TCPConnector(**options)
+                if self._base == self.url
+                else aiohttp.UnixConnector(self.url.removeprefix("unix:"), **options),
                 timeout=aiohttp.ClientTimeout(),  # `timeout_s` begins with the connection
                 headers={"Authorization": f"Bearer {self.api_key}"} if self.api_key else {},
             )

@@ -143,8 +143,7 @@ class EpisodeRunner:
             NotFiniteError: there are too many of them.
         """
         ended = [[self._unless_too_long(each) for each in group] for group in groups]
-        self.dropped = []
-        await self._play(ended, enough, urgent)
+        self.dropped = await self._play(ended, enough, urgent)
         if len(self.dropped) > MOST_DROPPED * sum(map(len, groups)):
             raise NotFiniteError(f"log-probabilities that are not finite: {self.dropped[:10]}")
         lengths = [
@@ -156,9 +155,12 @@ class EpisodeRunner:
             self._mean_tokens = sum(lengths) / len(lengths)
         return [[each for each in group if each is not None] for group in ended]
 
-    async def _play(self, groups: list[_Places], enough: int, urgent: int) -> None:
-        """Put what becomes of each attempt in its place, until enough groups are at their end."""
-        slots, episodes = asyncio.Semaphore(self._places()), list[Episode]()
+    async def _play(self, groups: list[_Places], enough: int, urgent: int) -> list[str]:
+        """Put what becomes of each attempt in its place, until enough groups are at their end.
+
+        Returns the names of those that were dropped.
+        """
+        slots, episodes, dropped = asyncio.Semaphore(self._places()), list[Episode](), list[str]()
 
         async def play(group: _Places, place: int, it: Attempt) -> None:
             async with slots:
@@ -168,7 +170,7 @@ class EpisodeRunner:
                     group[place] = await episode.run()
                 except NotFiniteError as error:
                     group[place] = None
-                    self.dropped.append(it.session)
+                    dropped.append(it.session)
                     logger.warning("attempt dropped: %s", error)
                 finally:
                     if group[place] is it:
@@ -192,6 +194,7 @@ class EpisodeRunner:
             for task in pending:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)  # hears all that failed at once
+        return dropped
 
     @contextmanager
     def _watched(self, episodes: Sequence[Episode]) -> Iterator[None]:
