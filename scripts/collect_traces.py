@@ -35,7 +35,7 @@ from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.custom import row_from_task
 from matchtir.types import Task
-from matchtir.utils.config_check import check
+from matchtir.utils.config_check import check, plain_errors
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import keep_config, register_resolvers
 
@@ -166,7 +166,9 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="collect_traces")
 def main(config: DictConfig) -> None:
     """The command line."""
-    if missing := run(config)["attempts that could not be made"]:
+    with plain_errors():
+        missing = run(config)["attempts that could not be made"]
+    if missing:
         raise SystemExit(f"{missing} attempts could not be made; the same command makes them")
 
 

@@ -41,7 +41,7 @@ from matchtir.training.plan import GIB, MOMENTS, Plan
 from matchtir.training.run import build_module
 from matchtir.training.settings import unfit_settings
 from matchtir.types import StopReason, Task, ToolCall, Trajectory, Turn
-from matchtir.utils.config_check import check, check_packages
+from matchtir.utils.config_check import check, check_packages, plain_errors
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
@@ -190,7 +190,8 @@ def run(config: DictConfig) -> Mapping[str, list[str]]:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> None:
     """The command line."""
-    sys.exit(1 if run(config) else 0)
+    with plain_errors():
+        sys.exit(1 if run(config) else 0)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from matchtir.tasks.files import splits_there
 from matchtir.tasks.rows import SPLITS
 from matchtir.tasks.splits import split_tasks, spread
 from matchtir.types import Task
-from matchtir.utils.config_check import check
+from matchtir.utils.config_check import check, plain_errors
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
@@ -119,7 +119,8 @@ def _split_anew(
 @hydra.main(version_base="1.3", config_path="../configs", config_name="inspect_data")
 def main(config: DictConfig) -> None:
     """The command line."""
-    run(config)
+    with plain_errors():
+        run(config)
 
 
 if __name__ == "__main__":

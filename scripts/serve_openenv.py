@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import train
-from matchtir.utils.config_check import check
+from matchtir.utils.config_check import check, plain_errors
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
@@ -53,7 +53,8 @@ def run(config: DictConfig) -> None:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="serve_openenv")
 def main(config: DictConfig) -> None:
     """The command line."""
-    run(config)
+    with plain_errors():
+        run(config)
 
 
 if __name__ == "__main__":

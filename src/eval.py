@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from matchtir.evaluation.benchmark import Setting, TaskBenchmark
 from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.tables import Earlier, overall, report
-from matchtir.utils.config_check import check, check_packages, instantiate_group
+from matchtir.utils.config_check import check, check_packages, instantiate_group, plain_errors
 from matchtir.utils.loggers import close, quiet
+from matchtir.utils.options import UserError
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import (
     CONFIG_FILE,
@@ -47,7 +48,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     quiet()
     folder = Path(config.paths.run_dir)
     if config.ckpt_path not in (None, LAST):
-        raise ValueError(f"ckpt_path={config.ckpt_path}: an evaluation goes on from {LAST} alone")
+        raise UserError(f"ckpt_path={config.ckpt_path}: an evaluation goes on from {LAST} alone")
     checkpoint_to_load(config.ckpt_path, folder, CONFIG_FILE)
     earlier = [Earlier.load(path) for path in config.against]
     benchmarks = [instantiate(node) for node in config.benchmark.values()]
@@ -88,7 +89,8 @@ def with_lists(arguments: Sequence[str]) -> list[str]:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 def main(config: DictConfig) -> None:
     """The command line."""
-    run(config)
+    with plain_errors():
+        run(config)
 
 
 if __name__ == "__main__":

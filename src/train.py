@@ -36,7 +36,7 @@ from matchtir.training.run import (
     test_scores,
 )
 from matchtir.training.settings import unfit_settings
-from matchtir.utils.config_check import check, check_packages, instantiate_group
+from matchtir.utils.config_check import check, check_packages, instantiate_group, plain_errors
 from matchtir.utils.loggers import close, quiet
 from matchtir.utils.processes import end_with_the_first, ended_with_status, is_first, wait_for_all
 from matchtir.utils.renamed import with_current_names
@@ -108,7 +108,8 @@ def run(config: DictConfig) -> float:
 def main(config: DictConfig) -> float | None:
     """The command line."""
     end_with_the_first()
-    return run_job(run, config)
+    with plain_errors():
+        return run_job(run, config)
 
 
 if __name__ == "__main__":

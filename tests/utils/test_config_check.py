@@ -1,8 +1,9 @@
-from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pytest
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -12,6 +13,7 @@ from matchtir.utils.config_check import (
     check_packages,
     fits,
     instantiate_group,
+    plain_errors,
 )
 
 
@@ -153,6 +155,35 @@ def test_a_missing_package_is_named_with_how_to_install_it() -> None:
     larger = {"_target_": f"{__name__}.Larger", "_partial_": True}
     with pytest.raises(ConfigError, match=r"engine\._target_: .*no_such_package: it cannot be"):
         check_packages(config(engine=larger))
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (
+            lambda: check_packages(config(engine={"_target_": f"{__name__}.Larger"})),
+            "not installed",
+        ),
+        (lambda: Path("/no/such/file").read_text(), "/no/such/file"),
+        (
+            lambda: instantiate(OmegaConf.create({"a": {"b": engine(tokens=-1)}})),
+            "a.b: tokens=-1 is",
+        ),
+    ],
+)
+def test_a_users_mistake_ends_with_its_message(
+    mistake: Callable[[], object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SystemExit, match=said), plain_errors():
+        mistake()
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises((ValueError, OSError, InstantiationException)), plain_errors():
+        mistake()
+
+
+def test_what_is_no_mistake_of_the_user_keeps_its_traceback() -> None:
+    with pytest.raises(ValueError, match="not enough values"), plain_errors():
+        _, _ = (1,)
 
 
 PATH = {"_target_": "pathlib.PurePosixPath", "_args_": ["a"]}

@@ -26,7 +26,7 @@ from matchtir.tasks.rows import TaskSet
 from matchtir.tasks.splits import spread
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, Trajectory
-from matchtir.utils.options import check_option
+from matchtir.utils.options import UserError, check_option
 
 log = logging.getLogger(__name__)
 
@@ -126,12 +126,12 @@ class TaskBenchmark:
         """The tasks to attempt: of this split, unless the benchmark has its own.
 
         Raises:
-            ValueError: there are none.
+            UserError: there are none.
         """
         split = self.split or split
         tasks = self.task_set.tasks(split)
         if not tasks:
-            raise ValueError(f"benchmark {self.name}: the split {split!r} has no tasks")
+            raise UserError(f"benchmark {self.name}: the split {split!r} has no tasks")
         return spread(tasks, self.max_tasks, attrgetter("scenario"))
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
@@ -150,13 +150,13 @@ class TaskBenchmark:
         """The turns of a scripted policy at each task.
 
         Raises:
-            ValueError: gold solutions of tasks that have none.
+            UserError: gold solutions of tasks that have none.
         """
         if name == "random":
             return {task.task_id: random_turn_texts(task, seed) for task in tasks}
         can_call = [task for task in tasks if task.tools]
         if can_call and all(task.metadata.get("gold_unknown") for task in can_call):
-            raise ValueError(
+            raise UserError(
                 f"policy=gold: the tasks of benchmark {self.name} have no gold calls (where they "
                 f"are not published, benchmark.{self.name}.tasks.gold_traces_path names them)"
             )

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from matchtir.tools.formats import extract_answer, parse_calls, render_call
 from matchtir.types import CallStatus, SubAnswer, Task, ToolCall, ToolSpec
-from matchtir.utils.options import check_option
+from matchtir.utils.options import UserError, check_option
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class TaskSet(Protocol):
         ...
 
 
-class RowError(ValueError):
+class RowError(UserError):
     """A row that cannot become a task; the message names the field, then file and row too."""
 
 

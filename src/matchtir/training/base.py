@@ -37,7 +37,7 @@ from matchtir.training.parallel import ShardedStrategy, sum_gradients
 from matchtir.training.phases import Colocation, Phases
 from matchtir.types import Task
 from matchtir.utils.loggers import CsvLogger
-from matchtir.utils.options import check_at_least
+from matchtir.utils.options import UserError, check_at_least
 from matchtir.utils.processes import largest
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def check_trainer(trainer: Trainer) -> None:
     """Refuse settings of a trainer with which a policy would not learn as it should.
 
     Raises:
-        ValueError: naming each setting and callback, and why.
+        UserError: naming each setting and callback, and why.
     """
     given: dict[str, Any] = {name: getattr(trainer, name) for name in (*SETTINGS, "fast_dev_run")}
     if given["fast_dev_run"]:  # sets it
@@ -83,7 +83,7 @@ def check_trainer(trainer: Trainer) -> None:
         if isinstance(callback, kind)
     ]
     if problems:
-        raise ValueError("\n".join(problems))
+        raise UserError("\n".join(problems))
 
 
 class PolicyModule(LightningModule):

@@ -15,7 +15,7 @@ from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.rows import TaskSet
 from matchtir.types import Task
-from matchtir.utils.options import check_at_least
+from matchtir.utils.options import UserError, check_at_least
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def check_prompts(
     """How many training tasks a limit on prompts skips, in words.
 
     Raises:
-        ValueError: more than `allowed_share` of them.
+        UserError: more than `allowed_share` of them.
     """
     tasks = {task.task_id: task for stage in stages for task in stage.training_tasks}
     lengths = [
@@ -63,7 +63,7 @@ def check_prompts(
     )
     said += f"; the longest has {max(lengths)} tokens" if lengths else ""
     if skipped > allowed_share * len(tasks):
-        raise ValueError(f"{said}. To go on without them: plan.skipped_share=1")
+        raise UserError(f"{said}. To go on without them: plan.skipped_share=1")
     return said
 
 

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from matchtir.policy.size import activation_bytes, architecture, model_size
 from matchtir.rollout.runner import conversations_at_once
 from matchtir.training.data import check_prompts
+from matchtir.utils.options import UserError
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Plan:
         seconds: of the phases, where throughputs are stated.
 
     Raises:
-        ValueError: a model whose size is not known, devices that are not a number.
+        UserError: a model whose size is not known, devices that are not a number.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -77,7 +78,7 @@ class Plan:
         self.given: Assumptions = instantiate(config.plan, _convert_="all")
         model, limits, devices = config.model, config.rollout.limits, config.trainer.devices
         if not isinstance(devices, int) or devices < 1:
-            raise ValueError(f"trainer.devices={devices}: a plan needs a number of devices")
+            raise UserError(f"trainer.devices={devices}: a plan needs a number of devices")
         if model.get("name_or_path"):
             self.size = model_size(architecture(model.name_or_path, self.given.models))
         else:  # a policy that is made here is small, and its vocabulary is known once it is made
@@ -218,13 +219,13 @@ class Plan:
         """What estimates warn of, and what helps.
 
         Raises:
-            ValueError: what is counted alone is more than a device has.
+            UserError: what is counted alone is more than a device has.
         """
         memory = self.given.memory_gib
         if memory is None:
             return []
         if self.cache and self.conversations < 1:
-            raise ValueError(
+            raise UserError(
                 f"the KV cache of {self.cache / GIB:.1f} GiB has no room for one conversation of "
                 "full length: see rollout.limits and gpu_memory_utilization"
             )
@@ -235,7 +236,7 @@ class Plan:
             named = ", ".join(f"{k} {n / GIB:.1f}" for k, n in parts.items() if n)
             text = f"{phase}: {total / GIB:.1f} GiB of {memory:.1f} on a device ({named})"
             if sum(n for k, n in parts.items() if k in counted) > memory * GIB:
-                raise ValueError(f"{text}\n{SMALLER}")
+                raise UserError(f"{text}\n{SMALLER}")
             if total > memory * GIB * USABLE:
                 warnings.append(f"{text}; by estimates, {memory * USABLE:.1f} can be used")
         return [*warnings, SMALLER] if warnings else []
@@ -284,7 +285,7 @@ def skipped_tasks(config: DictConfig) -> str:
 
 
 def check_plan(config: DictConfig, show: bool) -> None:
-    """Print the plan of a training config and its warnings; raises ValueError where it can't be."""
+    """Print the plan of a training config and its warnings; raises UserError where it can't be."""
     if show or config.plan.memory_gib is not None:
         plan = Plan(config)
         if show:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 import types
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -21,11 +23,13 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from matchtir.utils.options import UserError
+
 INSTANTIATE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 REFERENCE = re.compile(r"(?:\$\{|oc\.select:)([\w.]+)(?=[},])")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A config that cannot be run; the message names every key at fault."""
 
 
@@ -74,6 +78,32 @@ def check_packages(config: DictConfig) -> None:
     ]
     if missing:
         raise ConfigError("\n".join(["not installed:", *missing]))
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """End with the message alone where settings, rows or files are at fault.
+
+    `HYDRA_FULL_ERROR=1` shows the traceback, as it does for Hydra's own messages.
+
+    Raises:
+        SystemExit: instead of a UserError, of a file that is not there, and of what a constructor
+            says against its arguments.
+    """
+    try:
+        yield
+    except (UserError, FileNotFoundError, InstantiationException) as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        found = _of_constructor(error) if isinstance(error, InstantiationException) else str(error)
+        hint = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
+        raise SystemExit(f"{found}\n\n{hint}") from error
+
+
+def _of_constructor(error: InstantiationException) -> str:
+    """What Hydra wrapped, behind the key that it gives in its last line."""
+    key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else ""
+    return f"{key}: {error.__cause__}" if key and error.__cause__ else str(error)
 
 
 def instantiate_group(group: DictConfig | None) -> list[Any]:

@@ -27,6 +27,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from matchtir.utils.options import UserError
+
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
@@ -201,7 +203,7 @@ def checkpoint_to_load(ckpt_path: str | None, folder: str | Path, *started: str)
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: every such file is damaged.
+        UserError: every such file is damaged.
     """
     if ckpt_path is None:
         return None
@@ -218,7 +220,7 @@ def checkpoint_to_load(ckpt_path: str | None, folder: str | Path, *started: str)
         if place.suffix != ".ckpt" or is_whole(place):
             return place
         log.error("%s IS DAMAGED and is not taken", place)
-    raise ValueError(f"ckpt_path={ckpt_path}: damaged: {', '.join(map(str, found))}")
+    raise UserError(f"ckpt_path={ckpt_path}: damaged: {', '.join(map(str, found))}")
 
 
 def is_whole(checkpoint: Path) -> bool:
@@ -246,7 +248,7 @@ def opened(config: DictConfig, folder: Path) -> Iterator[None]:
 
     Raises:
         RuntimeError: another run that still lives writes there.
-        ValueError: the folder has another config; the message names the keys that differ.
+        UserError: the folder has another config; the message names the keys that differ.
     """
     from matchtir.utils.processes import is_first  # slow; reports do without it
 
@@ -271,7 +273,7 @@ def keep_inputs(folder: str | Path, found: Mapping[str, str]) -> None:
     """Keep hashes of what the run works on; those of a resumed run must be the same.
 
     Raises:
-        ValueError: the run was begun with others; the message names them.
+        UserError: the run was begun with others; the message names them.
     """
     from matchtir.utils.processes import is_first
 
@@ -279,7 +281,7 @@ def keep_inputs(folder: str | Path, found: Mapping[str, str]) -> None:
     known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     changed = [name for name, value in found.items() if known.get(name, value) != value]
     if changed:
-        raise ValueError(f"{folder} was started with other {', '.join(changed)}")
+        raise UserError(f"{folder} was started with other {', '.join(changed)}")
     if is_first():
         replace_text(file, json.dumps({**known, **found}, indent=2) + "\n")
 
@@ -295,7 +297,7 @@ def keep_config(config: DictConfig, folder: Path) -> None:
     """Write the resolved config into the run's folder; a resumed run's must be the same.
 
     Raises:
-        ValueError: the folder has another config; the message names the keys that differ.
+        UserError: the folder has another config; the message names the keys that differ.
     """
     path = folder / CONFIG_FILE
     new = OmegaConf.to_container(config, resolve=True)
@@ -309,7 +311,7 @@ def keep_config(config: DictConfig, folder: Path) -> None:
         ]
         if differing:
             head = f"{path.parent} was started with another config:"
-            raise ValueError("\n".join([head, *differing]))
+            raise UserError("\n".join([head, *differing]))
     replace_text(path, OmegaConf.to_yaml(OmegaConf.create(new)))
 
 
