@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from matchtir.training.base import check_trainer
 from matchtir.training.phases import Colocation, HostShelf, Trainer
 from tests.training.training_parts import fit, policy_gradient, tasks
 
@@ -97,9 +98,8 @@ def test_tensors_that_share_memory_leave_together_and_copies_are_used_again() ->
 def test_offloading_without_effect_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"trainer.offload='some'"):
         Trainer(offload="some")
-    module = policy_gradient()
-    module.trainer = Trainer(offload="optimizer", accelerator="cpu", default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="memory of their own"):
-        module.setup("fit")
+    trainer = Trainer(offload="optimizer", accelerator="cpu", default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="offload=optimizer: all is in host memory already"):
+        check_trainer(trainer)
     with pytest.raises(ValueError, match="samples from the trainer's weights"):
         Colocation(policy_gradient(scripted=False).engine, "all", list, list)

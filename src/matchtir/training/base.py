@@ -76,6 +76,10 @@ def check_trainer(trainer: Trainer) -> None:
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         why = "gradients would be clipped while they are scaled; use bf16-mixed"
         problems.append(f"trainer.precision={trainer.precision}: {why}")
+    offload, strategy = getattr(trainer, "offload", "none"), trainer.strategy
+    on_host = strategy.root_device.type == "cpu" or getattr(strategy, "cpu_offload", False)
+    if offload != "none" and on_host:
+        problems.append(f"trainer.offload={offload}: all is in host memory already")
     problems += [
         f"callback {type(callback).__name__}: {why}"
         for callback in trainer.callbacks  # type: ignore[attr-defined]
@@ -151,17 +155,8 @@ class PolicyModule(LightningModule):
     # -- processes ------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Trainer and engine take turns on the device.
-
-        Raises:
-            ValueError: the trainer offloads where nothing is gained.
-        """
-        strategy: Any = self.trainer.strategy
+        """Trainer and engine take turns on the device."""
         offload = getattr(self.trainer, "offload", "none")
-        if offload != "none" and strategy.root_device.type == "cpu":
-            raise ValueError(f"trainer.offload={offload} is for devices with memory of their own")
-        if offload != "none" and getattr(strategy, "cpu_offload", False):
-            raise ValueError(f"trainer.offload={offload}: cpu_offload has everything on the host")
         self.colocation = Colocation(self.engine, offload, self._optimizer_state, self._weights)
 
     def _optimizer_state(self) -> Iterator[Tensor]:
