@@ -184,12 +184,8 @@ def task_from_row(
         _read_calls(f"alternatives[{number}]", trace, tools)
         for number, trace in enumerate(read_field(row, "alternatives", list, optional=True) or ())
     )
-    turns = [item["turn"] - 1 for item in items or () if item.get("turn") is not None]
-    if len(turns) not in (0, len(calls)):
-        raise RowError("gold_calls: either every call has a turn, or none")
-    outputs = [value_text(item["output"]) for item in items or () if item.get("output") is not None]
-    if len(outputs) not in (0, len(calls)):
-        raise RowError("gold_calls: either every call has an output, or none")
+    turns = [turn - 1 for turn in _of_all("turn", items or ())]
+    outputs = map(value_text, _of_all("output", items or ()))
     gold_state = _read_state(row, "gold_state", tools)
     answer = "" if row.get("answer") is None else value_text(row["answer"])
     if not answer.strip() and gold_state is None:
@@ -214,6 +210,14 @@ def task_from_row(
         gold_state=gold_state,
         metadata=metadata,
     )
+
+
+def _of_all(field: str, calls: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """A field of every gold call; empty where none has it."""
+    values = [call[field] for call in calls if call.get(field) is not None]
+    if len(values) not in (0, len(calls)):
+        raise RowError(f"gold_calls: some have {field}, others have none")
+    return values
 
 
 def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
