@@ -38,7 +38,7 @@ def test_a_server_of_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
         return asyncio.run(HttpClient(server.url, 60, 0).request("POST", path, body))
 
-    server = VllmProcess(settings, kv_cache_gib=1, folder=tmp_path, timeout_s=180)
+    server = VllmProcess(settings, kv_cache_gib=1, folder=tmp_path, timeout_s=600)
     try:
         chat = {
             "messages": [{"role": "user", "content": asked.question}],
