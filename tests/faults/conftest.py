@@ -1,6 +1,8 @@
 """Cases of faults: each test marked with `fault` is one; `--fault-table FILE` writes their table.
 
 python -m pytest tests/faults --fault-table docs/reliability.md
+
+Cases that are not run keep their rows.
 """
 
 from pathlib import Path
@@ -41,11 +43,12 @@ def pytest_sessionfinish(session):
     if target is None:
         return
     path = Path(target)
-    rows = [f"| {' | '.join((*case, outcome))} |\n" for case, outcome in sorted(outcomes.items())]
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    table = "".join([before, BEGIN, HEAD, *rows, END, after])
-    path.write_text(table, encoding="utf-8")
+    table, _, after = rest.partition(END)
+    former = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+    known = {tuple(cells[:3]): cells[3] for cells in former} | outcomes
+    rows = [f"| {' | '.join((*case, outcome))} |\n" for case, outcome in sorted(known.items())]
+    path.write_text("".join([before, BEGIN, HEAD, *rows, END, after]), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")
