@@ -5,8 +5,8 @@ python scripts/bench_sandbox.py [repetitions]
 All are measured in turns, so that other work on the machine disturbs all alike; medians. The fork
 is that of a process like a worker, with the child ended and waited for: what a call that has a
 process of its own cannot do without; such a call is answered before its process has ended, and is
-measured alone, the others five in a row. bwrap_over_call compares with fork=episode. Without bubblewrap its numbers are null. The last line is
-RESULT {json}.
+measured alone, the others five in a row. bwrap_over_call compares with fork=episode; without
+bubblewrap its numbers are null. The last line is RESULT {json}.
 """
 
 from __future__ import annotations
