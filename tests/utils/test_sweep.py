@@ -57,13 +57,17 @@ def sweep(
     """Runs a command line of the program in this process."""
     register_resolvers()
 
+    def job(config: DictConfig) -> float | None:
+        program.returned.append(run_job(program, config))
+        return program.returned[-1]
+
     def run(*arguments: str) -> None:
         log_dir = f"paths.log_dir={tmp_path}"
         command = ["train.py", "-m", "experiment=smoke", *arguments, log_dir]
         monkeypatch.setattr(sys, "argv", command)
         GlobalHydra.instance().clear()
         main = hydra.main(version_base="1.3", config_path=CONFIGS, config_name="train")
-        main(lambda config: program.returned.append(run_job(program, config)))()
+        main(job)()
 
     yield run
     GlobalHydra.instance().clear()
