@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.tools.pool import isolated_command
+from matchtir.tools.process import isolated_command
 from matchtir.tools.sandbox import ProcessPoolSandbox, ProcessPoolSession
 from matchtir.types import ToolCall, ToolSpec
 

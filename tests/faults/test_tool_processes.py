@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from matchtir.tools.pool import IsolationError, WorkerProcess
+from matchtir.tools.process import IsolationError, WorkerProcess
 from matchtir.types import ResultStatus, ToolCall
 from tests.faults.helpers import (
     DEADLINE_S,

@@ -11,9 +11,8 @@ runs tool code, and that process gives up the rest before it does (`confine`). W
 * seccomp: what neither covers: UNIX sockets by path, ptrace, mounts, namespaces of its own;
 * limits: memory, size of a file, processes, CPU time. The superuser's tools run as nobody.
 
-Where the kernel or a container refuses a part, the others stand, and it is named. (The package
-sandlock confines commands, not forks, without namespaces, and weighs 13 MB; pyseccomp needs the
-system's libseccomp.)
+Where the kernel or a container refuses a part, the others stand, and it is named. (Of packages,
+sandlock confines commands rather than forks, and pyseccomp needs the system's libseccomp.)
 """
 
 import contextlib
@@ -42,7 +41,7 @@ NETWORK_READS = (
 )  # fmt: skip
 ADVICE = {
     "user": "sysctl user.max_user_namespaces > 0, kernel.apparmor_restrict_unprivileged_userns=0; "
-    "in a container, a seccomp profile that allows unshare",
+    "in a container, unshare allowed by its seccomp profile",
     "landlock": "a kernel of 5.13 or later, started with landlock among lsm=",
     "seccomp": "a kernel with CONFIG_SECCOMP_FILTER",
 }
@@ -93,15 +92,14 @@ class Isolation:
 
     def report(self):
         """What is in force, in words, and for each part that is missing why."""
-        spaces = "+".join(self.entered)
-        found = [f"{spaces} namespaces"] if spaces else []
-        if "landlock" in self._steps:
-            found.append(f"landlock {landlock_abi()}")
+        found = [f"{'+'.join(self.entered)} namespaces"] if self.entered else []
+        found += [f"landlock {landlock_abi()}"] if "landlock" in self._steps else []
         found += ["seccomp"] if "seccomp" in self._steps else []
+        missing = {}
         for name, error in self.missing.items():
             advice = ADVICE.get(name.split()[0])
-            self.missing[name] = f"{error}; needs {advice}" if advice else error
-        return {"in_force": ", ".join(found), "missing": self.missing}
+            missing[name] = f"{error}; needs {advice}" if advice else error
+        return {"in_force": ", ".join(found), "missing": missing}
 
     def fork(self, folders):
         """Fork a child that may read these folders, with an empty scratch folder; 0 in the child.
@@ -155,17 +153,13 @@ class Isolation:
                 continue
             try:
                 _enter_user() if name == "user" else check(libc.unshare(flag), "unshare")
+                if name == "mount":
+                    _mount_read_only()
                 self.entered.append(name)
             except (OSError, AttributeError) as error:  # AttributeError: no Linux
                 self.missing[f"{name} namespace"] = str(error)
         if "pid" in self.entered:
             _become_init()
-        if "mount" in self.entered:
-            try:
-                _mount_read_only()
-            except OSError as error:
-                self.entered.remove("mount")
-                self.missing["mount namespace"] = str(error)
 
     def _limit(self):
         """Limits that children inherit; that of processes holds for a user of this namespace."""
@@ -180,7 +174,9 @@ class Isolation:
 
     def _works(self, name):
         """Whether a step of `confine` works here, as tried by a child."""
-        python_paths()  # found once, for all children
+        python_paths()  # found once, for all children; so is the filter
+        with contextlib.suppress(OSError):
+            seccomp_filter(platform.machine(), self.rules.network)
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
@@ -226,9 +222,6 @@ def prctl(option, *arguments):
         check(libc.prctl(option, *arguments, *[0] * (4 - len(arguments))), "prctl")
 
 
-# Namespaces
-
-
 def _enter_user():
     """A user namespace where this user is itself; where root may become nobody, too."""
     process, user, group = os.getpid(), os.getuid(), os.getgid()
@@ -236,6 +229,7 @@ def _enter_user():
     helper = os.fork()  # stands outside, where two users may be mapped
     if helper == 0:
         code = 1
+        os.close(go)  # so that it reads an end where there is no namespace
         with contextlib.suppress(OSError):
             if os.read(ready, 1) == b"+":
                 _map_ids(process, user, group)
@@ -278,9 +272,6 @@ def _mount_read_only():
     mount_setattr, everything_below = 442, 0x8000
     arguments = -100, b"/", everything_below, attributes, len(attributes)
     check(libc.syscall(mount_setattr, *arguments), "mount_setattr")
-
-
-# What a process gives up that runs tool code
 
 
 def _drop_user(_):

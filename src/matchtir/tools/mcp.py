@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from matchtir.tools.calls import cut
 from matchtir.tools.isolation import Rules
-from matchtir.tools.pool import Reply, environment, isolated_command
+from matchtir.tools.process import Reply, environment, isolated_command
 from matchtir.types import McpServer, ResultStatus, ToolSpec
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from matchtir.tools.mcp import McpConnection, McpHost
-from matchtir.tools.pool import END, Reply, WorkerPool, WorkerProcess
+from matchtir.tools.pool import END, WorkerPool
+from matchtir.tools.process import Reply, WorkerProcess
 from matchtir.types import McpServer, ResultStatus, ToolSpec
 
 Pools = Callable[[Sequence[ToolSpec]], WorkerPool]  # workers that have what these tools ask for

@@ -16,7 +16,8 @@ from typing import Any, Literal, Protocol
 
 from matchtir.tools.formats import error_text
 from matchtir.tools.mcp import McpHost
-from matchtir.tools.pool import Reply, WorkerPool, WorkerSettings
+from matchtir.tools.pool import WorkerPool
+from matchtir.tools.process import Reply, WorkerSettings
 from matchtir.tools.runners import FunctionRunner, McpRunner, ObjectRunner, ToolRunner
 from matchtir.types import CallStatus, ResultStatus, Task, ToolCall, ToolResult, ToolSpec
 from matchtir.utils.options import check_option
