@@ -57,6 +57,7 @@ def test_what_is_read_is_taken(command: str) -> None:
     check_program("train", *command.replace("turn_groups=index", "").split())
 
 
+@pytest.mark.slow
 def test_the_program_ends_before_it_loads_anything(tmp_path: Path) -> None:
     command = [sys.executable, "src/train.py", "ahead=no", f"paths.log_dir={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
