@@ -72,6 +72,14 @@ def test_scores_and_gradients_are_those_of_padded_sequences(lengths: list[int]) 
     assert_same(PADDED, PACKED, lengths)
 
 
+def test_scores_of_a_packed_row_in_16_bits_are_near_those_in_32() -> None:
+    ids, scored, real = batch([9, 4, 13], prompts=[1, 1, 2])  # the second has the first one's
+    exact = PACKED(ids, scored, 1.0, real).logprobs
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = PACKED(ids, scored, 1.0, real).logprobs
+    torch.testing.assert_close(rounded.float(), exact, atol=0.1, rtol=0.1)
+
+
 @settings(deadline=None, max_examples=30)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2)), min_size=1, max_size=8))
 def test_prompts_that_are_read_once_change_nothing(sequences: list[tuple[int, int]]) -> None:

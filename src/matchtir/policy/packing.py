@@ -87,8 +87,10 @@ def packed_attention(
     dtype = query.dtype
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
+    # Norms compute in 32 bits, and a causal bias keeps autocast from its work.
+    query, key, value = (states.to(dtype) for states in (query, key, value))
     if one_kernel_does(query, dtype, given["dropout_p"]):
-        query, key, value = (each[0].transpose(0, 1).to(dtype) for each in (query, key, value))
+        query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
         return flash(query, key, value, segments, given["scale"], package)[None], None
     # Split, not sliced: the gradient of every slice would be as long as the row.
     parts = zip(
