@@ -4,9 +4,11 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
+from lightning import LightningModule
 
 from matchtir.credit.advantages import DualAdvantage, RewardBatch, TrajectoryAdvantage
-from matchtir.training.parallel import joined, mini_batch_rows
+from matchtir.training.parallel import ShardedStrategy, joined, mini_batch_rows
 
 
 def batch(groups: list[int], turns: int, seed: int) -> RewardBatch:
@@ -85,3 +87,13 @@ def test_there_are_as_many_mini_batches_in_every_process() -> None:
         [[], [], []],
         [[], [0], [1]],
     ]
+
+
+def test_shards_in_host_memory_compute_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device of its own is played by "meta"."""
+    monkeypatch.setattr(ShardedStrategy, "root_device", torch.device("meta"))
+    module, strategy = LightningModule(), ShardedStrategy(2, cpu_offload=True)
+    module.weights = torch.nn.Linear(2, 2)
+    strategy._lightning_module = module
+    strategy.model_to_device()
+    assert module.device.type == "meta" and module.weights.weight.device.type == "cpu"

@@ -9,7 +9,7 @@ from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.statistics import Ratio
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.training.data import TaskDataModule
-from tests.training.training_parts import TaskList, policy_gradient, tasks, trainer
+from tests.training.training_parts import TaskList, fit, policy_gradient, tasks, trainer
 
 
 class OneSplit(TaskList):
@@ -66,3 +66,12 @@ def test_it_is_the_validation_split_unless_told_otherwise(caplog: pytest.LogCapt
         tested = TaskBenchmark("three", OneSplit(3, "test"), {}, split="test")
         TaskDataModule([], None, seed=1, validation=tested)
     assert "must not be tested on them" in caplog.text
+
+
+def test_numbers_are_logged_without_a_device(tmp_path: Path, monkeypatch) -> None:
+    """Lightning sums tensors over processes where they are; NCCL has no sums on a CPU."""
+    kinds: set[type] = set()
+    module = policy_gradient()
+    monkeypatch.setattr(module, "log_dict", lambda row, **_: kinds.update(map(type, row.values())))
+    fit(module, tmp_path, validate=True)
+    assert kinds == {float}

@@ -231,9 +231,12 @@ class PolicyModule(LightningModule):
         Lightning's own way to the loggers would repeat the last value of a metric in every later
         row, also in iterations that did not measure it.
         """
-        self.log_dict(dict(metrics), logger=False, sync_dist=True)  # alike in every process
+        # Numbers, which Lightning puts on the device: tensors would be summed over processes where
+        # they are, which NCCL cannot do on a CPU.
+        row = {name: float(value) for name, value in metrics.items()}
+        self.log_dict(row, logger=False, sync_dist=True)  # alike in every process
         for logger in self.loggers:
-            logger.log_metrics({k: float(v) for k, v in metrics.items()}, step=self.iteration)
+            logger.log_metrics(row, step=self.iteration)
 
     # -- optimisation -------------------------------------------------------------------------
 
@@ -319,7 +322,7 @@ class PolicyModule(LightningModule):
     def _end_attempts(self, split: str) -> None:
         self._attempts.close()
         means = self.held_out.compute()
-        self.log_row({f"{split}/{name}": torch.tensor(value) for name, value in means.items()})
+        self.log_row({f"{split}/{name}": value for name, value in means.items()})
 
     def on_validation_epoch_start(self) -> None:
         """Measure what the benchmark that validates measures, if there is one."""

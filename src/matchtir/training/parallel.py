@@ -237,6 +237,8 @@ class ShardedStrategy(ModelParallelStrategy):
         """Everything to the device, but shards that are to stay in host memory."""
         if not self.cpu_offload:
             super().model_to_device()
+        elif self.lightning_module is not None:
+            self.lightning_module._device = self.root_device  # batches go where layers compute
 
     def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
         """The state as an unsharded optimizer has it; only the first process keeps the values."""
