@@ -66,9 +66,11 @@ def main() -> None:
         raise SystemExit(str(error)) from error
     written = write_comparison(comparison, options.out or above / "compare.html")
     console = Console()
-    console.width = max(console.width, 160)
     if comparison.final:
-        console.print(final_table(comparison))
+        table = final_table(comparison)
+        whole = console.measure(table, options=console.options.update(width=1_000)).maximum
+        console.width = max(console.width, whole)
+        console.print(table)
     for line in [*comparison.notes, *written]:
         console.print(str(line), soft_wrap=True)
 

@@ -174,15 +174,17 @@ def run(config: DictConfig) -> Mapping[str, list[str]]:
     check(config, train.KNOWN_KEYS, train.SETTINGS, unfit_settings(config))
     table = Table("check", "", "found", show_lines=True)
     problems: dict[str, list[str]] = {}
+    console = Console(markup=False)
     for each in (packages, isolation, room, tasks, policy):
-        found = findings(each, config)
+        with console.status(f"checking {each.__name__}"):
+            found = findings(each, config)
         wrong = [text for is_problem, text in found if is_problem]
         fine = [text for is_problem, text in found if not is_problem]
         more = [f"... and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
         text = "\n".join([*fine, *wrong[:SHOWN], *more])
         table.add_row(each.__name__, "wrong" if wrong else "ok", text)
         problems |= {each.__name__: wrong} if wrong else {}
-    Console(markup=False).print(table)
+    console.print(table)
     print("wrong: " + ", ".join(problems) if problems else "all is well")
     return problems
 

@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matchtir.evaluation.policies import (
+    ModelPolicy,
     find_policy,
     random_turn_texts,
     random_value,
 )
 from matchtir.tools.formats import extract_answer, parse_calls
 from matchtir.types import CallStatus, Task, ToolCall, ToolSpec
+from matchtir.utils.options import UserError
 
 SCHEMA = {
     "type": "object",
@@ -80,3 +82,15 @@ def test_odd_schemas_still_give_a_value(schema, seed):
 def test_a_policy_that_is_nothing_is_refused_before_anything_is_fetched(name):
     with pytest.raises(FileNotFoundError, match="gold, random, the URL of an endpoint"):
         find_policy(name)
+
+
+def test_a_model_that_is_in_no_hub_is_named(monkeypatch):
+    def nowhere(name):
+        raise OSError(f"{name} is not a local folder\nand much more")
+
+    monkeypatch.setattr("matchtir.evaluation.policies.load_policy", nowhere)
+    policy = ModelPolicy("logs/nothing", lambda tokenizer: None, lambda stop_token_ids: None)
+    with pytest.raises(
+        UserError, match="^policy=logs/nothing: logs/nothing is not a local folder$"
+    ):
+        policy.engine({})

@@ -33,6 +33,7 @@ from matchtir.rollout.speakers import ChatEndpoint, TokenSpeaker
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.tools.formats import render_call
 from matchtir.types import Task, ToolSpec
+from matchtir.utils.options import UserError
 from matchtir.utils.run_folder import CONFIG_FILE
 
 SCRIPTED_POLICIES = ("gold", "random")
@@ -122,7 +123,11 @@ class ModelPolicy(LocalPolicy):
 
     @cached_property
     def _loaded(self) -> tuple[Engine, Renderer]:
-        loaded, tokenizer = load_policy(self.name_or_path)
+        try:
+            loaded, tokenizer = load_policy(self.name_or_path)
+        except OSError as error:  # Hugging Face's, for what is on no disk and in no hub
+            said = str(error).partition("\n")[0]
+            raise UserError(f"policy={self.name_or_path}: {said}") from error
         renderer = self.make_renderer(tokenizer)
         engine = self.make_engine(renderer.stop_token_ids)
         device = "cuda" if torch.cuda.is_available() else "cpu"
