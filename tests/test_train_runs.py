@@ -55,7 +55,7 @@ def test_the_smoke_experiment_leaves_everything_behind(tmp_path: Path) -> None:
     assert len(records) == 2 * 4 and all(json.loads(record)["turns"] for record in records)
 
     checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert checkpoints == ["best.ckpt", "last.ckpt"]
+    assert checkpoints == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "_target_: matchtir" in (folder / "config.yaml").read_text(encoding="utf-8")
 

@@ -169,7 +169,9 @@ def ignores_tool_messages():
     tokenizer = build_tokenizer(WORDS)
     tokenizer.chat_template = (
         "{% for m in messages if m.role != 'tool' %}"
-        "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for call in m.tool_calls %}"
+        "{{ '<tool_call>\n' + call.function | tojson + '\n</tool_call>' }}{% endfor %}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
     )
     return tokenizer
 

@@ -1,10 +1,12 @@
 """What a run works on is known by hashes; starting weights have a name by theirs."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from matchtir.policy.loading import LoadedPolicy
 from matchtir.training import run as module_under_test
 from matchtir.training.data import Stage, TaskDataModule
 from matchtir.training.run import fingerprint, policy_hashes, task_hashes
@@ -30,6 +32,7 @@ def test_the_hashes_of_tasks_and_policy_are_of_their_content() -> None:
     known = policy_hashes(loaded)
     assert policy_hashes(small(layers=1)) == known
     next(loaded.policy.parameters()).data[0, 0] += 1e-6
+    loaded = LoadedPolicy(loaded.policy, deepcopy(loaded.tokenizer))  # others use it, too
     loaded.tokenizer.chat_template += " "
     assert not known.items() & policy_hashes(loaded).items()
 
