@@ -110,7 +110,6 @@ class McpHost:
         except McpError as error:
             return reply(ResultStatus.BROKEN_TOOL, str(error))
         from mcp.shared.exceptions import MCPError
-        from mcp.types import CONNECTION_CLOSED
 
         try:
             async with connection.order, asyncio.timeout(self.timeout_s):  # from its own start on
@@ -125,10 +124,12 @@ class McpHost:
             connection.end()
             return reply(ResultStatus.TIMEOUT, f"{self.timeout_s:g}")
         except MCPError as error:
-            if error.code == CONNECTION_CLOSED:
+            if error.message == "Connection closed":  # its code may be a server's own
                 connection.end()
                 return reply(ResultStatus.CRASHED, "its server ended")
             return reply(ResultStatus.EXCEPTION, cut(error.message, self.max_output_chars)[0])
+        except Exception as error:  # what a server answers may be anything
+            return reply(ResultStatus.EXCEPTION, f"{type(error).__name__} in reading its reply")
         text, whole = cut(_text_of(result), self.max_output_chars)
         if result.is_error:
             return reply(ResultStatus.EXCEPTION, text)
@@ -243,6 +244,8 @@ class McpConnection:
 
 def _text_of(result: Any) -> str:
     """The text of a call's result; other kinds of content are named in its place."""
+    if not result.content and result.structured_content is not None:
+        return json.dumps(result.structured_content, ensure_ascii=False)
     return "\n".join(
         item.text if item.type == "text" else f"[{item.type}]" for item in result.content
     )
