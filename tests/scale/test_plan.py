@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
+from functools import lru_cache
 from io import StringIO
 from pathlib import Path
 
@@ -19,8 +21,15 @@ from tests.test_configs import composed
 SMALL = {"num_hidden_layers": 4, "vocab_size": 100, "num_attention_heads": 8, "head_dim": 64}
 
 
+@lru_cache
+def chosen(*groups: str) -> DictConfig:
+    return composed("train", "experiment=matchtir_soft", *groups)
+
+
 def plan(*overrides: str) -> Plan:
-    config: DictConfig = composed("train", "experiment=matchtir_soft", *overrides)
+    keys = [each for each in overrides if "." in each.partition("=")[0]]
+    config = deepcopy(chosen(*(each for each in overrides if each not in keys)))
+    config.merge_with_dotlist(keys)
     return Plan(config)
 
 
@@ -34,7 +43,7 @@ def qwen3(**sizes: int) -> Qwen3Config:
     [("0.6B", 0.596), ("1.7B", 1.721), ("4B", 4.022), ("8B", 8.191)],
 )
 def test_sizes_of_the_table_are_those_of_the_model_cards(name: str, billions: float) -> None:
-    table = composed("train").plan.models
+    table = chosen("scale=paper_8b").plan.models
     size = model_size(architecture(f"Qwen/Qwen3-{name}", table))
     assert size.parameters / 1e9 == pytest.approx(billions, abs=5e-4)
 
@@ -198,8 +207,9 @@ def test_without_a_stated_memory_nothing_is_refused() -> None:
 
 
 def test_a_dry_run_needs_neither_data_nor_model(tmp_path: Path) -> None:
-    overrides = ["scale=paper_8b", f"paths.data_dir={tmp_path}"]
-    said = skipped_tasks(composed("train", "experiment=matchtir_soft", *overrides))
+    config = deepcopy(chosen("scale=paper_8b"))
+    config.paths.data_dir = str(tmp_path)
+    said = skipped_tasks(config)
     assert said.startswith("tasks skipped: unknown, no such file")
 
 

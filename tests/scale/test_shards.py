@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
@@ -105,6 +106,7 @@ def adapted(rank: int, folder: Path) -> None:
     assert not torch.allclose(scores(again), scores(alone.policy), atol=0.05)
 
 
+@pytest.mark.slow
 def test_all_weights_come_from_the_first_process(tmp_path: Path) -> None:
     tokenizer = small().tokenizer
     folders = [tmp_path / "tied", tmp_path / "untied"]
