@@ -73,6 +73,7 @@ def test_the_engine_of_each_process_is_on_its_gpu(ranks: int, monkeypatch) -> No
 
         @classmethod
         def from_engine_args(cls, settings: dict) -> "Engine":
+            torch.manual_seed(0)  # as vLLM does
             return cls(settings)
 
         def collective_rpc(self, method: str, kwargs: dict) -> None:
@@ -96,7 +97,9 @@ def test_the_engine_of_each_process_is_on_its_gpu(ranks: int, monkeypatch) -> No
         engine.sync(policy, 1)
         return engine
 
+    state = torch.get_rng_state()
     engines = Ranks(ranks, monkeypatch).run(work)
+    assert ranks > 1 or torch.equal(state, torch.get_rng_state())  # threads share the state
     settings = [engine._vllm.settings for engine in engines]
     assert [each["device_ids"] for each in settings] == [[rank % GPUS] for rank in range(ranks)]
     assert all(each["enable_sleep_mode"] and "enforce_eager" not in each for each in settings)

@@ -1,7 +1,10 @@
 """Groups that are sampled ahead, over several iterations, or replaced."""
 
 import asyncio
+import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from lightning import Callback
 
 from matchtir.policy.losses import MismatchCorrection
 from matchtir.rollout.transformers_engine import TransformersEngine
+from matchtir.training.groups import GroupSource
 from tests.training.training_parts import (
     ATTEMPTS,
     Recorder,
@@ -186,6 +190,24 @@ def test_groups_with_advantages_are_kept(tmp_path: Path) -> None:
     before, after = module.groups
     assert after[0] is before[0] and after[1] is not before[1]
     assert logged(tmp_path, "train/replaced") == [1.0]
+
+
+def test_the_thread_that_samples_ahead_is_on_the_trainers_stream(monkeypatch) -> None:
+    events: list[Any] = []
+    source: Any = object.__new__(GroupSource)
+    source.module = SimpleNamespace(
+        iteration=1,
+        policy=None,
+        engine=SimpleNamespace(sync=lambda *_, **__: None),
+        trainer=SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext)),
+    )
+    source._rollout = lambda *_: events.append("sampled")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", threading.current_thread)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(events.append(stream)))
+    source._begin(tasks(1))
+    source.wait()
+    assert events == [threading.current_thread(), "sampled"]
 
 
 def test_ahead_needs_an_engine_that_does_not_sleep() -> None:

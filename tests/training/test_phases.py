@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from matchtir.training.base import check_trainer
-from matchtir.training.phases import Colocation, HostShelf, Trainer
+from matchtir.training.phases import Colocation, HostShelf, Phases, Trainer
 from tests.training.training_parts import fit, policy_gradient, tasks
 
 
@@ -93,6 +93,22 @@ def test_tensors_that_share_memory_leave_together_and_copies_are_used_again() ->
         shelf.take_back()
         assert torch.equal(tensor, before) and torch.equal(view, before.t())
     assert len(shelf._copies) == 1
+
+
+def test_memory_of_a_phase_is_without_what_an_engine_asleep_has_given_back(monkeypatch) -> None:
+    """Of 80 GiB: 50 asleep, which PyTorch still counts, 6 at most of the trainer, 2 of CUDA's."""
+    gib = 2**30
+    numbers = {
+        "mem_get_info": (80 * gib - 10 * gib, 80 * gib),  # the trainer's 6 + 2 kept + 2
+        "memory_reserved": 58 * gib,
+        "max_memory_allocated": 56 * gib,
+    }
+    for name in ("reset_peak_memory_stats", "synchronize", *numbers):
+        monkeypatch.setattr(torch.cuda, name, lambda _, name=name: numbers.get(name))
+    phases = Phases(torch.device("cuda"))
+    with phases.measured("update"):
+        pass
+    assert phases.peaks == {"update": 8}
 
 
 def test_offloading_without_effect_is_refused(tmp_path: Path) -> None:

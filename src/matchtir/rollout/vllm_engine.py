@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from matchtir.policy.policy import Policy
@@ -259,7 +260,9 @@ class VllmEngine(VllmBase):
         # Read by vLLM when it is imported.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(self._kv_cache_gib)
-        for name, value in ENVIRONMENT.items():
+        # It would set its own, also for the trainer.
+        precision = torch.get_float32_matmul_precision()
+        for name, value in {**ENVIRONMENT, "VLLM_FLOAT32_MATMUL_PRECISION": precision}.items():
             os.environ.setdefault(name, value)
         # Seconds and gigabytes: only where it is wanted.
         from vllm import EngineArgs, LLMEngine
@@ -267,7 +270,7 @@ class VllmEngine(VllmBase):
 
         self._make_params = VllmParams
         self._serial, self._futures = itertools.count(), dict[str, asyncio.Future[Generation]]()
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as folder, isolate_rng():  # it seeds every random generator
             settings = engine_settings(policy, Path(folder), self._settings, self.sleep_level)
             # The weights come with the sync.
             engine = LLMEngine.from_engine_args(EngineArgs(**settings, load_format="dummy"))

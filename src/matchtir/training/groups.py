@@ -155,10 +155,12 @@ class GroupSource:
             return
         module, iteration = self.module, self.module.iteration + 1
         module.engine.sync(module.policy, version=module.iteration)
+        # Precision, GPU and stream are a thread's own: another has the first GPU, and a stream
+        # that does not wait for the sync.
+        stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
         def sample() -> tuple[Groups, float]:
-            # The trainer's precision holds in its own thread only.
-            with module.trainer.precision_plugin.forward_context():
+            with torch.cuda.stream(stream), module.trainer.precision_plugin.forward_context():
                 return self._rollout(tasks, iteration)
 
         executor = ThreadPoolExecutor(1, thread_name_prefix="ahead")

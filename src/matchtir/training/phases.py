@@ -21,7 +21,7 @@ NEXT = {"update": "sync", "sync": "rollout", "rollout": "update"}
 
 
 class Phases:
-    """Seconds of each phase of one iteration, and on a GPU the most memory that PyTorch held."""
+    """Seconds of each phase of one iteration, and on a GPU the most memory that was in use."""
 
     def __init__(self, device: torch.device) -> None:
         self.seconds = dict.fromkeys(("sync", "rollout", "credit", "update"), 0.0)
@@ -37,7 +37,10 @@ class Phases:
         yield
         if self._gpu:
             torch.cuda.synchronize(self._gpu)
-            peak = torch.cuda.max_memory_allocated(self._gpu) / 2**30
+            # PyTorch counts what a sleeping engine has given back; the GPU knows better.
+            free, total = torch.cuda.mem_get_info(self._gpu)
+            others = total - free - torch.cuda.memory_reserved(self._gpu)
+            peak = (torch.cuda.max_memory_allocated(self._gpu) + others) / 2**30
             self.peaks[phase] = max(peak, self.peaks[phase])
         self.seconds[phase] += time.perf_counter() - started
 
