@@ -58,17 +58,6 @@ def test_objects_that_json_cannot_hold_become_str(sandbox):
     assert "[...]" in run(sandbox, source.format(cyclic=True)).output
 
 
-def test_a_value_that_has_no_text_is_an_exception(sandbox):
-    source = """
-        class Mute:
-            def __str__(self): raise KeyError("mute")
-        def f(): return Mute()
-    """
-    result = run(sandbox, source)
-    assert result.status is ResultStatus.EXCEPTION
-    assert result.output == "Error: f raised KeyError: 'mute'"
-
-
 def test_long_outputs_are_cut_and_marked(make_sandbox):
     sandbox = make_sandbox(max_output_chars=100)
     result = run(sandbox, "def f(n): return 'é' * n", n=100)
@@ -134,11 +123,6 @@ def test_tools_of_one_session_have_namespaces_of_their_own(sandbox):
 def test_string_hashes_are_the_same_in_every_process(make_sandbox):
     source = "def f(): return str({'a', 'b', 'c', 'd', 'e'})"
     assert len({run(make_sandbox(), source).output for _ in range(3)}) == 1
-
-
-def test_tools_see_no_environment_variables_of_ours(sandbox, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert "secret" not in run(sandbox, "import os\ndef f(): return dict(os.environ)").output
 
 
 @pytest.mark.parametrize(
