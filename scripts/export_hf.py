@@ -90,7 +90,7 @@ def run_policy(run: Path, weights: str) -> LoadedPolicy:
 
 
 def checkpoint_weights(path: Path) -> dict[str, Any]:
-    """The weights in a checkpoint: one file, or a folder of shares."""
+    """The weights in a checkpoint: one file, or a folder of shards."""
     if path.is_file():
         return torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
     with tempfile.TemporaryDirectory() as folder:
