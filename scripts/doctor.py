@@ -90,8 +90,9 @@ def room(config: DictConfig) -> Iterator[Finding]:
         "device": (max(plan.totals.values()), torch.cuda.mem_get_info()[0] if on_gpu else host)
     }
     parts |= {"host": (sum(plan.host.values()), host)} if on_gpu else {}
-    # The best and the last checkpoint: weights and moments in 32 bits, and the policy itself.
-    parts["disk"] = 2 * 4 * plan.size.parameters * (2 + MOMENTS), disk.free
+    # While one is saved: three checkpoints, of weights and moments in 32 bits; and the weights of
+    # the best one and of the policy itself.
+    parts["disk"] = 4 * plan.size.parameters * (3 * (1 + MOMENTS) + 2), disk.free
     for name, (needed, free) in parts.items():
         yield needed > free, f"{name}: {needed / GIB:.2f} GiB needed, {free / GIB:.2f} free"
 

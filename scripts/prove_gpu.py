@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import gc
 import importlib.util
 import json
@@ -42,7 +41,7 @@ from matchtir.policy.weights import add_adapters
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.vllm_engine import VllmEngine
 from matchtir.training.plan import USABLE, Plan
-from matchtir.utils.run_folder import CONFIG_FILE, register_resolvers
+from matchtir.utils.run_folder import CONFIG_FILE, METRICS_FILE, read_rows, register_resolvers
 
 ROOT = Path(__file__).resolve().parents[1]
 GIB = 2**30
@@ -54,6 +53,12 @@ PEAK_TFLOPS = {"H100": 989, "H200": 989, "A100": 312, "L40S": 362, "4090": 165, 
 
 class SkippedError(Exception):
     """Why a check cannot be made here."""
+
+
+def need(package: str) -> None:
+    """Raise SkippedError where a package is not installed."""
+    if importlib.util.find_spec(package) is None:
+        raise SkippedError(f"{package} is not installed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +134,7 @@ def check(wanted: str) -> Callable[[Callable[[Machine], Finding]], Callable[[Mac
 @contextmanager
 def sampler(sleep_level: int = 0) -> Iterator[VllmEngine]:
     """An engine of vLLM beside the policy."""
-    if importlib.util.find_spec("vllm") is None:
-        raise SkippedError("vLLM is not installed")
+    need("vllm")
     settings = {"gpu_memory_utilization": 0.3}
     engine = VllmEngine((), 1024, settings, sleep_level=sleep_level)
     try:
@@ -207,8 +211,7 @@ def sync_bfloat16(machine: Machine) -> Finding:
 @check("mean |difference| below 1e-4, and adapters move the sampler by more than ten times that")
 def sync_lora(machine: Machine) -> Finding:
     """Adapters reach the sampler."""
-    if importlib.util.find_spec("peft") is None:
-        raise SkippedError("peft is not installed")
+    need("peft")
     policy = machine.policy(torch.float32)
     plain = machine.policy(torch.float32)
     add_adapters(policy.model, {"r": 8, "alpha": 16})
@@ -319,11 +322,10 @@ def packing_bfloat16(machine: Machine) -> Finding:
 # -- the whole -------------------------------------------------------------------------------------
 
 
-def overrides(machine: Machine) -> list[str]:
+def overrides(machine: Machine, run: Path) -> list[str]:
     """Of two iterations with vLLM: the method on one GPU, synthetic tasks, random weights."""
     model = machine.folder / "model"
     save_pretrained(LoadedPolicy(machine.policy(torch.float32), tiny_tokenizer()), model)
-    run = machine.folder / "run"
     shutil.rmtree(run, ignore_errors=True)  # of an earlier proof
     common = [
         "experiment=smoke", "rollout=vllm", "rollout.engine.sleep_level=2",
@@ -344,15 +346,14 @@ def overrides(machine: Machine) -> list[str]:
 @check("two iterations end well; each phase fits into its plan and what that leaves to libraries")
 def iteration(machine: Machine) -> Finding:
     """Tokens per second of rollout and update, the update's share of the peak, memory by phase."""
-    if importlib.util.find_spec("vllm") is None:
-        raise SkippedError("vLLM is not installed")
-    command = [sys.executable, str(ROOT / "src" / "train.py"), *overrides(machine)]
+    need("vllm")
+    run = machine.folder / "run"
+    command = [sys.executable, str(ROOT / "src" / "train.py"), *overrides(machine, run)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=400)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
-    with (machine.folder / "run" / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row.get("time/update")]
-    last = {name: float(value) for name, value in rows[-1].items() if value}  # the warm one
+    rows = [row for row in read_rows(run / METRICS_FILE)[1] if "time/update" in row]
+    last = {name: float(value) for name, value in rows[-1].items()}  # the warm one
     found = {name: last[name] for name in last if name.startswith(("time/", "memory/"))}
     found["rollout_tokens_per_s"] = last["train/tokens_per_s"]
     sampled = last["train/tokens_per_s"] * last["time/rollout"]
@@ -363,7 +364,7 @@ def iteration(machine: Machine) -> Finding:
         # Forward, backward and the forward pass of checkpointing: 2 + 4 + 2 for each weight.
         found["update_mfu"] = 8 * weights * found["update_tokens_per_s"] / (peak * 1e12)
     register_resolvers()
-    plan = Plan(OmegaConf.load(machine.folder / "run" / CONFIG_FILE))  # type: ignore[arg-type]
+    plan = Plan(OmegaConf.load(run / CONFIG_FILE))  # type: ignore[arg-type]
     planned = plan.totals
     libraries = (1 - USABLE) * (plan.given.memory_gib or 0)
     held = {phase: last[f"memory/{phase}"] for phase in planned if f"memory/{phase}" in last}

@@ -4,7 +4,7 @@ from contextlib import contextmanager
 
 from aiohttp import web
 
-from matchtir.rollout.http import LoopThread
+from matchtir.utils.loop_thread import LoopThread
 
 
 async def models(request):

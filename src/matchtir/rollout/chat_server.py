@@ -17,10 +17,10 @@ from jinja2 import TemplateError
 
 from matchtir.rollout.engine import Engine, Generation, SamplingParams, session_name
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
-from matchtir.rollout.http import LoopThread
 from matchtir.rollout.renderer import Renderer
 from matchtir.tools.formats import HERMES, CallFormat, spoken_text
 from matchtir.types import CallStatus, ToolCall
+from matchtir.utils.loop_thread import LoopThread
 
 MODEL = "policy"  # the name under which the engine's model is served
 _LARGEST_REQUEST = 1 << 28  # bytes

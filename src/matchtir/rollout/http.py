@@ -9,15 +9,14 @@ import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Coroutine
-from concurrent.futures import Future
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 
+from matchtir.utils.loop_thread import LoopThread
+
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 MOST_CONNECTIONS = 256  # of one client
 _TRY_AGAIN = frozenset({408, 409, 425, 429})  # and what is the server's own fault, from 500 on
@@ -34,25 +33,6 @@ class EndpointError(RuntimeError):
     def __init__(self, message: str, said: str | None = None) -> None:
         super().__init__(message)
         self.said = said
-
-
-class LoopThread:
-    """An event loop in a thread of its own, where servers and connections outlive other loops."""
-
-    def __init__(self, name: str) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
-        self.thread.start()
-
-    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Run a coroutine there."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-
-    def stop(self) -> None:
-        """End the loop and wait for the thread."""
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
 
 
 @cache

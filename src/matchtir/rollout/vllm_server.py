@@ -92,10 +92,8 @@ class VllmProcess:
             raise
 
     def _wait(self, timeout_s: float) -> None:
-        client, deadline = (
-            HttpClient(self.url, timeout_s=5, retries=0),
-            time.monotonic() + timeout_s,
-        )
+        client = HttpClient(self.url, timeout_s=5, retries=0)
+        deadline = time.monotonic() + timeout_s
         while True:
             try:
                 return client.ask("GET", "/health", empty=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,7 +25,7 @@ from matchtir.tasks.splits import SPLIT_BY, split_tasks
 from matchtir.tasks.tool_sources import ToolSource, read_tools
 from matchtir.tools.sandbox import Replay, Sandbox, replay_all
 from matchtir.types import Message, ResultStatus, SubAnswer, Task, ToolCall, ToolSpec
-from matchtir.utils.options import check_option
+from matchtir.utils.options import check_option, suggest
 
 GOLD = ("required", "optional")
 DEFAULT_SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
@@ -273,9 +272,8 @@ def _known(item: Any, fields: Sequence[str]) -> None:
         raise RowError(f"expected an object, got {type(item).__name__}")
     for key in item:
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(fields)}"
-            raise RowError(f"{key}: there is no such field; {hint}")
+            hint = suggest(key, fields) or f"; the fields are {', '.join(fields)}"
+            raise RowError(f"{key}: there is no such field{hint}")
 
 
 def _read_question(row: Mapping[str, Any]) -> tuple[str, tuple[Message, ...]]:

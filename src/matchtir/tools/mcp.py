@@ -25,6 +25,7 @@ from matchtir.tools.calls import cut
 from matchtir.tools.isolation import Rules
 from matchtir.tools.process import Reply, environment, isolated_command
 from matchtir.types import McpServer, ResultStatus, ToolSpec
+from matchtir.utils.loop_thread import LoopThread
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class McpHost:
         self.timeout_s = timeout_s
         self.max_output_chars = max_output_chars
         self._starting = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: LoopThread | None = None
         self._shared: dict[McpServer, McpConnection] = {}
         self._all: set[McpConnection] = set()
 
@@ -141,24 +142,21 @@ class McpHost:
 
     def stop(self) -> None:
         """Stop every server; nothing can be done afterwards."""
-        if self._loop is None or self._loop.is_closed():
+        if self._thread is None or self._thread.loop.is_closed():
             return
 
         async def close_all() -> None:
             await asyncio.gather(*[connection.close() for connection in tuple(self._all)])
 
         self._submit(close_all()).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.stop()
 
     def _submit(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
         with self._starting:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-                self._thread.start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+            if self._thread is None:
+                self._thread = LoopThread("mcp")
+            thread = self._thread
+        return thread.submit(work)
 
 
 class McpConnection:

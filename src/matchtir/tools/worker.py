@@ -109,10 +109,8 @@ class Child:
             time.sleep(0.001)
         if found.si_code == os.CLD_EXITED:
             return "crashed", f"exit code {found.si_status}".encode()
-        if (
-            found.si_status == signal.SIGKILL and self._isolation.has_pids
-        ):  # nobody inside can do that
-            return "lost", b""
+        if found.si_status == signal.SIGKILL and self._isolation.has_pids:
+            return "lost", b""  # from outside: nobody inside can do that
         cause = signal.strsignal(found.si_status) or f"signal {found.si_status}"
         return "crashed", cause.encode()
 

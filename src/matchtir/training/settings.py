@@ -9,7 +9,8 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 
 from matchtir.evaluation.metrics import MEASURES
-from matchtir.utils.config_check import fits, suggest
+from matchtir.utils.config_check import fits
+from matchtir.utils.options import suggest
 
 # Of what the program reads itself; arguments of classes have their own annotations.
 TYPES = {

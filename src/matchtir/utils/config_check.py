@@ -7,7 +7,6 @@ the command line sets and nothing refers to would be ignored in silence, so it i
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import re
@@ -23,7 +22,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from matchtir.utils.options import UserError
+from matchtir.utils.options import UserError, suggest
 
 INSTANTIATE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 REFERENCE = re.compile(r"(?:\$\{|oc\.select:)([\w.]+)(?=[},])")
@@ -292,9 +291,3 @@ def _refused(config: Any) -> Iterator[str]:
         except InstantiationException as error:
             (where,) = re.findall(r"full_key: (\S+)", str(error)) or [node._get_full_key(None)]
             yield f"  {where}: {error.__cause__ or error}"
-
-
-def suggest(name: str, known: Collection[str]) -> str:
-    """The end of a message about an unknown name: what it may have been meant to be."""
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""

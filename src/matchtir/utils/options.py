@@ -1,8 +1,9 @@
-"""Checks of option values."""
+"""Checks of option values and names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Collection, Sequence
 
 
 class UserError(ValueError):
@@ -20,3 +21,9 @@ def check_at_least(least: float, **values: float) -> None:
     for option, value in values.items():
         if value < least:
             raise UserError(f"{option}={value} must be {least} or more")
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown name: what it may have been meant to be."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
