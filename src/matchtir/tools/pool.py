@@ -126,7 +126,7 @@ class _Queue:
             self._running -= 1
             self._hanging -= hanging
             shared = process is not job.lent
-            surplus = shared and len(self._free) >= self.workers
+            surplus = shared and (len(self._free) >= self.workers or not process.lives)
             if surplus:
                 self.all.remove(process)
             elif shared:

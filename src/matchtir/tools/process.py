@@ -96,7 +96,7 @@ class WorkerProcess:
             with self._lock:
                 if self._stopped or abandoned.is_set():
                     break
-                if self._process is None or self._process.poll() is not None:
+                if not self.lives:
                     self._end()
                     self._start()
                 self._running = abandoned
@@ -111,6 +111,12 @@ class WorkerProcess:
         else:
             log.warning("a call is given up: its process was killed %d times", _ATTEMPTS)
         return Reply(ResultStatus.CRASHED, "it was stopped", 0.0)
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process runs."""
+        process = self._process
+        return process is not None and process.poll() is None
 
     def started(self) -> WorkerProcess:
         """This one, with its process running."""
