@@ -37,7 +37,8 @@ PER_GROUP = [
     MtGrpoAdvantage(),
     ShrinkageAdvantage(),
 ]
-EVERY = [*PER_GROUP, REINFORCE, REINFORCE_BASELINE]
+SCALED = [TurnAdvantage(turn_scale="batch"), DualAdvantage(turn_scale="shrunk")]
+EVERY = [*PER_GROUP, REINFORCE, REINFORCE_BASELINE, *SCALED]
 
 
 @st.composite
@@ -150,6 +151,25 @@ def test_reinforce_plus_plus_by_hand():
     baseline = REINFORCE_BASELINE(made)[:, 0]
     centred = np.array([-1, 1, 0, 0])
     assert baseline == pytest.approx(centred / centred.std(ddof=1), abs=1e-5)
+
+
+def test_the_scale_of_two_turns_alike_is_noise_unless_others_have_a_say():
+    # Groups of two with q = 2e-4 and 2, of three with q = 6, of one; pooled 8.0002 / 4.
+    rows = [[0.49], [0.51], [0.0], [2.0], [0.0], [3.0], [0.0], [5.0]]
+    made = batch(rows, group=[0, 0, 1, 1, 2, 2, 2, 3])
+    group, wide, shrunk = (
+        TurnAdvantage(turn_scale=scale)(made)[:, 0] for scale in ("group", "batch", "shrunk")
+    )
+    assert group[:4] == pytest.approx(np.sqrt([0.5, 0.5, 0.5, 0.5]) * [-1, 1, -1, 1], abs=1e-4)
+    pooled = 8.0002 / 4
+    assert wide == pytest.approx(
+        [*(np.array([-0.01, 0.01, -1, 1, -1, 2, -1]) / pooled**0.5), 5], abs=1e-5
+    )
+    variance = np.array([4 * pooled + 2e-4, 4 * pooled + 2, 4 * pooled + 6]) / [5, 5, 6]
+    assert shrunk[[1, 3, 5]] == pytest.approx([0.01, 1, 2] / np.sqrt(variance), abs=1e-5)
+    assert shrunk[7] == pytest.approx(
+        5, abs=1e-5
+    )  # alone: its raw return, whatever the others' spread
 
 
 def test_the_sum_and_the_product_of_turns_among_themselves():
@@ -287,6 +307,7 @@ def test_states_are_what_is_known_and_actions_what_is_done():
         (lambda: TrajectoryAdvantage(scale="some"), "scale='some'.*group, batch, none"),
         (lambda: TurnAdvantage(gamma=1.5), "gamma=1.5"),
         (lambda: TurnAdvantage(turn_groups="any"), "turn_groups='any'.*index, kind_and_index"),
+        (lambda: DualAdvantage(turn_scale="all"), "turn_scale='all'.*group, batch, shrunk"),
         (lambda: DualAdvantage(gamma=-0.1), "gamma=-0.1"),
         (lambda: DualAdvantage(combination="mean"), "combination='mean'.*sum, product"),
         (lambda: DualAdvantage(trajectory_reward="any"), "trajectory_reward='any'.*total, outc"),

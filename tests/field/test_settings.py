@@ -27,6 +27,7 @@ from tests.test_configs import check_program
         ("objective=val/solve_f2", "objective: .*did you mean val/solve_f1"),
         # What nothing in the run reads.
         ("advantage=trajectory turn_groups=state", "turn_groups=state: nothing in this run reads"),
+        ("advantage=rloo turn_scale=batch", "turn_scale=batch: nothing in this run reads"),
         ("advantage=rloo singleton=zero", "singleton=zero: nothing in this run reads"),
         ("experiment=grpo assignment=soft", "assignment=soft: nothing in this run reads"),
         ("experiment=grpo assignment.unmatched_penalty=1", "assignment.*: nothing in this run"),
@@ -45,6 +46,7 @@ def test_it_is_refused(command: str, named: str) -> None:
     "command",
     [
         "turn_groups=state",
+        "advantage=gigpo turn_scale=shrunk",
         "assignment=soft penalties.unmatched=0.1",
         "experiment=grpo penalties.no_answer=0.1 turn_groups=index",
         "experiment=sft datamodule.eval_batch_size=3",
