@@ -35,7 +35,7 @@ from matchtir.utils.run_folder import (
 )
 
 KNOWN_KEYS = """
-    benchmark max_tasks policy label against seed max_concurrent sandbox reward
+    benchmark max_tasks attempts temperature policy label against seed max_concurrent sandbox reward
     renderer rollout.engine endpoint ckpt_path paths identity logger
 """
 SETTINGS = "penalties.unmatched penalties.no_answer turn_reduction assignment"

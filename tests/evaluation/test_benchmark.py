@@ -7,9 +7,10 @@ import pytest
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import MEASURES
 from matchtir.evaluation.policies import renderer_of_run
+from matchtir.evaluation.tables import report
 from matchtir.policy.tiny.model import load_tiny
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
-from matchtir.rollout.engine import ScriptedEngine
+from matchtir.rollout.engine import SamplingParams, ScriptedEngine
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT
 from matchtir.tasks.synthetic.tasks import SyntheticTasks
@@ -83,6 +84,41 @@ def test_a_policy_with_weights_is_loaded_once_and_sampled(monkeypatch, sandbox, 
     assert all(0 < record["turns"][0]["tokens"] <= 8 for record in first.records)
     # greedy: the seed changes nothing
     assert [r["turns"] for r in first.records] == [r["turns"] for r in second.records]
+
+
+def test_attempts_are_sampled_with_seeds_of_their_own_and_go_on(monkeypatch, sandbox, tmp_path):
+    tiny = load_tiny(hidden_size=32, layers=1, heads=2, key_value_heads=1)
+    monkeypatch.setattr("matchtir.evaluation.policies.load_policy", lambda name: tiny)
+    limits = EpisodeLimits(max_turns=1, max_turn_tokens=8)
+    tasks, warm = SyntheticTasks(sizes={"test": 2}), SamplingParams(temperature=1.0)
+    options = {"limits": limits, "sampling": warm}
+    three = TaskBenchmark("three", tasks, COLUMNS, attempts=3, **options)
+    assert {"pass@1", "pass@2", "pass@3"} <= three.statistics.keys()
+    assert three.columns == {**COLUMNS, "pass@3": "pass@3"}
+    whole = play(three, "some/model", sandbox, tmp_path / "whole")
+    assert [(r["group"], r["attempt"]) for r in whole.records] == [
+        (task, attempt) for task in range(2) for attempt in range(3)
+    ]
+    assert len({json.dumps(record["turns"]) for record in whole.records}) == 6
+    one = play(TaskBenchmark("one", tasks, COLUMNS, **options), "some/model", sandbox, tmp_path)
+    assert [untimed(r) for r in one.records] == [untimed(r) for r in whole.records[::3]]
+
+    (tmp_path / "traces").joinpath("one.jsonl").rename(tmp_path / "traces" / "three.jsonl")
+    resumed = play(three, "some/model", sandbox, tmp_path)
+    assert [untimed(r) for r in resumed.records] == [untimed(r) for r in whole.records]
+    numbers = report(tmp_path, "some", [(three, resumed)], [], {})["benchmarks"]["three"]
+    assert (numbers["tasks"], numbers["attempts"]) == (2, 6)
+    assert numbers["groups"]["all"]["all"]["pass@3"]["mean"] == 0.0
+
+
+def test_attempts_that_would_all_be_the_same_are_refused(sandbox, tmp_path):
+    with pytest.raises(ValueError, match=r"benchmark one: attempts=4 at temperature=0 .*say temp"):
+        benchmark(plain_task(), attempts=4)
+    sampled = benchmark(plain_task(), attempts=4, sampling=SamplingParams())
+    with pytest.raises(ValueError, match="benchmark one: attempts=4 of policy=gold"):
+        play(sampled, "gold", sandbox, tmp_path)
+    with pytest.raises(ValueError, match="attempts=0 must be 1 or more"):
+        benchmark(attempts=0)
 
 
 def test_a_runs_policy_gets_the_renderer_of_its_run(tmp_path):

@@ -148,8 +148,8 @@ def test_means_over_updates_and_of_each_task():
     metrics.update([named("b", *POOR.turns), named("a", *POOR.turns)])
     means = metrics.compute()
     assert set(means) == set(MEASURES)
-    assert means["solve_f1"] == pytest.approx(1 / 3)
-    assert means["calls"] == pytest.approx(4 / 3)
+    assert means["solve_f1"] == pytest.approx(1 / 4)  # tasks weigh the same
+    assert means["calls"] == pytest.approx(5 / 4)
     values = metrics.per_task()
     assert {task: found["solve_f1"] for task, found in values.items()} == {"a": 0.0, "b": 0.5}
 
@@ -168,6 +168,15 @@ def test_scores_and_statistics_besides_the_common_ones():
     assert values["f1"] == pytest.approx(2 / 3)
     assert values["two"] == 2.0 and values["solve_f1"] == 0.5
     assert list(metrics.per_task()["a"]) == list(MEASURES)
+
+
+def test_several_attempts_at_a_task_give_the_chance_that_one_of_them_passes():
+    metrics = TrajectoryMetrics(Scoring({"f1": labels}, {"f1": MacroF1("f1")}, attempts=2))
+    metrics.update([named("b", *GOOD.turns), named("b", *POOR.turns)])
+    metrics.update([named("a", *POOR.turns)] * 2)
+    means = metrics.compute()
+    assert (means["success"], means["pass@1"], means["pass@2"]) == (0.25, 0.25, 0.5)
+    assert means["f1"] == pytest.approx(2 / 3)  # a was called in two of four attempts
 
 
 def _process(rank, port):

@@ -1,5 +1,8 @@
 """Statistics over tasks, their intervals and differences."""
 
+from itertools import combinations
+from math import comb
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +19,9 @@ from matchtir.evaluation.statistics import (
     estimate,
     nested_bootstrap,
     nested_difference,
+    of_attempts,
+    pass_at,
+    passes,
     resample_weights,
     value,
 )
@@ -89,6 +95,47 @@ def test_the_difference_of_a_mean_is_the_paired_bootstrap_of_its_tasks():
     assert (gain.low, gain.mean, gain.high) == pytest.approx((pair.low, pair.mean, pair.high))
     with pytest.raises(ValueError, match="20 tasks before, 1 after"):
         difference(Mean("a"), tasks[0], tasks[1][:1], resample_weights(20))
+
+
+@given(st.integers(1, 6), st.integers(0, 6), st.floats(0, 1))
+def test_pass_at_k_is_the_share_of_choices_with_a_pass_and_without_bias(k, more, chance):
+    n = k + more
+    of = [sum(any(c) for c in combinations([i < p for i in range(n)], k)) for p in range(n + 1)]
+    found = [pass_at(k, n, passed) for passed in range(n + 1)]
+    assert found == pytest.approx([count / comb(n, k) for count in of])
+    odds = [comb(n, p) * chance**p * (1 - chance) ** (n - p) for p in range(n + 1)]
+    assert np.dot(odds, found) == pytest.approx(1 - (1 - chance) ** k)
+
+
+@pytest.mark.parametrize("k", [0, 4])
+def test_pass_at_more_attempts_than_there_are_is_refused(k):
+    with pytest.raises(ValueError, match=f"pass@{k} of 3 attempts"):
+        pass_at(k, 3, 1)
+
+
+def test_attempts_at_a_task_become_its_values():
+    row = {"gold": ["x"], "predicted": []}
+    attempts = [{"a": 1.0, "b": None, "f1": [row]}, {"a": 0.0, "b": 3.0, "f1": [row, row]}]
+    task = of_attempts(attempts, "a")
+    assert task == {"a": 0.5, "b": 3.0, "f1": [row] * 3, "pass@1": 0.5, "pass@2": 1.0}
+    assert "pass@1" not in of_attempts(attempts, "b")  # one attempt does not say
+    assert of_attempts(attempts[:1], "a") == attempts[0] and passes(1) == []
+
+
+def test_the_interval_of_pass_at_k_covers_it_where_attempts_as_tasks_would_not():
+    """Tasks of chances drawn from Beta(1/2, 1/2), 8 attempts at each of 40."""
+    generator, covered, narrow = np.random.default_rng(2), 0, 0
+    weights, flat = resample_weights(40, samples=400), resample_weights(320, samples=400)
+    for _ in range(200):
+        drawn = generator.random((40, 8)) < generator.beta(0.5, 0.5, size=(40, 1))
+        tasks = [of_attempts([{"a": float(a)} for a in each], "a") for each in drawn]
+        # E[1 - (1 - p)^2] = 1 - E[(1 - p)^2] = 1 - 3/8
+        gain = estimate(Mean("pass@2"), tasks, weights)
+        covered += gain.low <= 5 / 8 <= gain.high
+        alone = estimate(Mean("a"), [{"a": float(a)} for a in drawn.ravel()], flat)
+        narrow += alone.low <= 1 / 2 <= alone.high
+    assert 0.88 <= covered / 200 <= 0.99
+    assert narrow / 200 < 0.8
 
 
 def test_without_tasks_there_are_no_numbers():

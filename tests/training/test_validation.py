@@ -7,6 +7,7 @@ import pytest
 
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.statistics import Ratio
+from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.training.data import TaskDataModule
 from tests.training.training_parts import TaskList, fit, policy_gradient, tasks, trainer
@@ -36,9 +37,9 @@ def benchmark(split: str | None = None, **settings) -> TaskBenchmark:
     )
 
 
-def validated(folder: Path, validation: TaskBenchmark | None) -> dict[str, float]:
+def validated(folder: Path, validation: TaskBenchmark | None, **options) -> dict[str, float]:
     module = policy_gradient()
-    datamodule = TaskDataModule([], TaskList(tasks(2)), seed=1, validation=validation)
+    datamodule = TaskDataModule([], TaskList(tasks(2)), seed=1, validation=validation, **options)
     validating = trainer(folder)
     validating.validate(module, datamodule=datamodule, verbose=False)
     metrics = {name: float(value) for name, value in validating.callback_metrics.items()}
@@ -55,6 +56,18 @@ def test_its_tasks_limits_and_measures(tmp_path: Path) -> None:
     assert metrics["val/turns"] == 1.0 and metrics["val/answered"] == 0.0
     assert metrics["val/errors"] == metrics["val/error_rate"] == 0.0
     assert "val/errors" not in own
+
+
+def test_several_attempts_at_each_task(tmp_path: Path) -> None:
+    warm = SamplingParams(temperature=1.0)
+    metrics = validated(tmp_path, benchmark(attempts=3, sampling=warm))
+    assert metrics["val/pass@3"] == metrics["val/pass@1"] == metrics["val/success"]
+    own = validated(tmp_path, None, attempts=2, temperature=1.0)
+    assert "val/pass@2" in own and "test/pass@2" not in own
+    with pytest.raises(ValueError, match="datamodule: attempts=2 at temperature=0"):
+        TaskDataModule([], None, seed=1, attempts=2)
+    with pytest.raises(ValueError, match=r"say validation\.attempts"):
+        TaskDataModule([], None, seed=1, attempts=2, temperature=1.0, validation=benchmark())
 
 
 def test_it_is_the_validation_split_unless_told_otherwise(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,9 +15,9 @@ from hydra.utils import get_method
 
 from matchtir.credit.rewards import Reward
 from matchtir.evaluation.metrics import Scoring
-from matchtir.evaluation.policies import EvaluatedPolicy, random_turn_texts
-from matchtir.evaluation.statistics import Statistic
-from matchtir.evaluation.traces import AttemptLog, Record, trace_record
+from matchtir.evaluation.policies import EvaluatedPolicy, ScriptedPolicy, random_turn_texts
+from matchtir.evaluation.statistics import Statistic, passes, shown
+from matchtir.evaluation.traces import AttemptLog, Record, attempt_name, trace_record
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.runner import EpisodeRunner
@@ -26,7 +26,7 @@ from matchtir.tasks.rows import TaskSet
 from matchtir.tasks.splits import spread
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, Trajectory
-from matchtir.utils.options import UserError, check_option
+from matchtir.utils.options import UserError, check_at_least, check_option
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Setting:
 class Outcome:
     """What came out of a benchmark."""
 
-    records: Sequence[Record]  # one per task, in the benchmark's order
+    records: Sequence[Record]  # of each attempt, in the benchmark's order of tasks
     seconds: float  # of this process
     notes: Sequence[str] = ()  # what was not run, and why
 
@@ -64,10 +64,35 @@ class Benchmark(Protocol):
     statistics: Mapping[str, Statistic]
     columns: Mapping[str, str]  # of the table over all benchmarks: heading -> statistic
     details: Sequence[str]  # statistics in the benchmark's own table
+    passed: str  # the measure of an attempt, 0 or 1, that pass@k is about
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
         """Attempt every task that has no record in the setting's folder yet."""
         ...
+
+
+def check_attempts(name: str, attempts: int, temperature: float) -> None:
+    """Refuse attempts that would all be the same one.
+
+    Raises:
+        ValueError: of this benchmark: fewer than 1 attempt, or several without chance.
+    """
+    check_at_least(1, attempts=attempts)
+    if attempts > 1 and temperature == 0:
+        raise UserError(
+            f"{name}: attempts={attempts} at temperature=0 are the same attempt {attempts} times; "
+            "say temperature=1.0, or attempts=1"
+        )
+
+
+def check_chance(name: str, attempts: int, policy: EvaluatedPolicy) -> None:
+    """Refuse several attempts of a policy that has no chance in it.
+
+    Raises:
+        UserError: of this benchmark.
+    """
+    if attempts > 1 and isinstance(policy, ScriptedPolicy):
+        raise UserError(f"{name}: attempts={attempts} of policy={policy.name} would be the same")
 
 
 class TaskBenchmark:
@@ -82,6 +107,8 @@ class TaskBenchmark:
         split: of the task set; None: test, or validation where the benchmark validates.
         limits: where episodes end.
         sampling: how tokens are drawn; greedy by default.
+        attempts: at each task; several also give pass@k.
+        passed: the measure, 0 or 1 in an attempt, that pass@k is about.
         scores: measures of a trajectory besides the common ones.
         statistics: for measures that are not summed up by their mean, and for others still.
         groups: kinds of groups of tasks besides the scenario, each a function of a task.
@@ -89,7 +116,8 @@ class TaskBenchmark:
         max_tasks: attempt only so many, spread evenly over scenarios and split; None: all.
 
     Raises:
-        ValueError: `max_tasks` below 1, or a column or detail that is no statistic.
+        ValueError: `max_tasks` or `attempts` below 1, several greedy attempts, or a column or
+            detail that is no statistic.
     """
 
     def __init__(
@@ -100,6 +128,8 @@ class TaskBenchmark:
         split: str | None = None,
         limits: EpisodeLimits | None = None,
         sampling: SamplingParams | None = None,
+        attempts: int = 1,
+        passed: str = "success",
         scores: Mapping[str, str] | None = None,
         statistics: Mapping[str, Statistic] | None = None,
         groups: Mapping[str, str] | None = None,
@@ -113,13 +143,16 @@ class TaskBenchmark:
         self.split = split
         self.limits = limits or EpisodeLimits()
         self.sampling = sampling or SamplingParams(temperature=0.0)
-        self.scoring = Scoring(_functions(scores), dict(statistics or {}))
+        check_attempts(f"benchmark {name}", attempts, self.sampling.temperature)
+        self.attempts = attempts
+        self.passed = passed
+        self.scoring = Scoring(_functions(scores), dict(statistics or {}), passed, attempts)
         self.statistics = self.scoring.all_statistics("reward")
-        self.columns = dict(columns)
+        self.columns = {**columns, **{name: name for name in passes(attempts)[-1:]}}
         self.groups: Mapping[str, Group] = _functions(groups)
-        self.details = list(self.statistics if details is None else details)
+        self.details = shown(self.statistics if details is None else details, attempts)
         self.max_tasks = max_tasks
-        for statistic in [*self.columns.values(), *self.details]:
+        for statistic in [*self.columns.values(), *self.details, passed]:
             check_option(f"statistic of benchmark {name}", statistic, list(self.statistics))
 
     def select(self, split: str = "test") -> list[Task]:
@@ -135,15 +168,22 @@ class TaskBenchmark:
         return spread(tasks, self.max_tasks, attrgetter("scenario"))
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
-        """One attempt at each task, as many at once as the setting allows."""
+        """The attempts at each task, as many at once as the setting allows."""
+        check_chance(f"benchmark {self.name}", self.attempts, policy)
         tasks = self.select()
-        attempts = setting.attempts(self.name)
-        missing = [index for index, task in enumerate(tasks) if task.task_id not in attempts.done]
-        log.info("%s: %d tasks, %d of them to attempt", self.name, len(tasks), len(missing))
+        done = setting.attempts(self.name)
+        wanted = {
+            attempt_name(task.task_id, attempt): (number, attempt, task)
+            for number, task in enumerate(tasks)
+            for attempt in range(self.attempts)
+        }
+        missing = [each for name, each in wanted.items() if name not in done.done]
+        text = "%s: %d tasks, %d of %d attempts to make"
+        log.info(text, self.name, len(tasks), len(missing), len(wanted))
         started = time.perf_counter()
         if missing:
-            asyncio.run(self._play([(n, tasks[n]) for n in missing], policy, setting, attempts))
-        records = attempts.finish([task.task_id for task in tasks])
+            asyncio.run(self._play(missing, policy, setting, done))
+        records = done.finish(list(wanted))
         return Outcome(records, time.perf_counter() - started)
 
     def scripts(self, tasks: Sequence[Task], name: str, seed: int) -> Mapping[str, Sequence[str]]:
@@ -164,42 +204,47 @@ class TaskBenchmark:
 
     async def _play(
         self,
-        numbered: Sequence[tuple[int, Task]],
+        missing: Sequence[tuple[int, int, Task]],
         policy: EvaluatedPolicy,
         setting: Setting,
-        attempts: AttemptLog,
+        done: AttemptLog,
     ) -> None:
-        tasks = [task for _, task in numbered]
+        tasks = [task for _, _, task in missing]
         speaker = policy.speaker(lambda name, seed: self.scripts(tasks, name, seed))
         runner = EpisodeRunner(speaker, setting.sandbox, policy.limits(self.limits))
         places = asyncio.Semaphore(setting.max_concurrent)
 
-        async def attempt(number: int, task: Task) -> None:
+        async def play(number: int, attempt: int, task: Task) -> None:
             async with places:
-                # A seed of the task's own: what was attempted before must not show.
-                seed = derive_seed(setting.seed, task.task_id)
+                # A seed of the attempt's own: what was attempted before must not show.
+                seed = derive_seed(setting.seed, attempt_name(task.task_id, attempt))
                 ((trajectory,),) = await runner.run_async([task], 1, self.sampling, seed)
-            attempts.add(self._record(number, trajectory, setting.reward))
+            done.add(self._record((number, attempt), trajectory, setting.reward))
 
-        await asyncio.gather(*[attempt(number, task) for number, task in numbered])
+        await asyncio.gather(*[play(*each) for each in missing])
 
-    def _record(self, number: int, trajectory: Trajectory, reward: Reward) -> Record:
+    def _record(self, place: tuple[int, int], trajectory: Trajectory, reward: Reward) -> Record:
         task = trajectory.task
         groups = {"scenario": task.scenario, **{k: group(task) for k, group in self.groups.items()}}
-        return attempt_record(number, trajectory, reward, groups, self.scoring.measure(trajectory))
+        return attempt_record(place, trajectory, reward, groups, self.scoring.measure(trajectory))
 
 
 def attempt_record(
-    number: int,
+    place: tuple[int, int],
     trajectory: Trajectory,
     reward: Reward,
     groups: Mapping[str, str],
     values: Mapping[str, Any],
 ) -> Record:
-    """The trace of an attempt, its advantages at zero, with its groups, measures and reward."""
+    """The trace of an attempt, its advantages at zero, with its groups, measures and reward.
+
+    Args:
+        place: number of the task, and of the attempt at it.
+    """
     (credit,) = reward([trajectory])
+    (group, attempt), zeros = place, [0.0] * len(trajectory.turns)
     return {
-        **trace_record(trajectory, credit, [0.0] * len(trajectory.turns), group=number),
+        **trace_record(trajectory, credit, zeros, group=group, attempt=attempt),
         "groups": {kind: group for kind, group in groups.items() if group},
         "values": {**values, "reward": credit.total},
     }

@@ -17,12 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from matchtir.evaluation import bfcl_worker
-from matchtir.evaluation.benchmark import Outcome, Setting, attempt_record
+from matchtir.evaluation.benchmark import (
+    Outcome,
+    Setting,
+    attempt_record,
+    check_attempts,
+    check_chance,
+)
 from matchtir.evaluation.policies import Address, EvaluatedPolicy, random_turn_texts
-from matchtir.evaluation.statistics import Mean, MeanOf, Statistic
-from matchtir.evaluation.traces import Record, drop_unfinished_line, write_traces
+from matchtir.evaluation.statistics import Mean, MeanOf, Statistic, passes, shown
+from matchtir.evaluation.traces import Record, attempt_name, drop_unfinished_line, write_traces
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import EpisodeLimits
+from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.tasks.bfcl import BfclEntry, entry_from_row, gold_turn_texts
 from matchtir.tasks.rows import read_jsonl
 from matchtir.tasks.splits import spread
@@ -61,12 +67,17 @@ class BfclBenchmark:
         columns: of the table over all benchmarks.
         max_prompt_tokens: of a policy with weights; a conversation that is longer has failed.
         max_turn_tokens: sampled in one message of such a policy.
+        sampling: how tokens are drawn; greedy by default.
+        attempts: at each conversation, in a folder of results each.
         max_tasks: run only so many of each category, spread evenly, and what they need; None: all.
 
     Raises:
         FileNotFoundError: there is no such environment.
-        ValueError: a category of another kind, or `max_tasks` below 1.
+        ValueError: a category of another kind, `max_tasks` or `attempts` below 1, or several greedy
+            attempts.
     """
+
+    passed = "correct"
 
     def __init__(
         self,
@@ -76,6 +87,8 @@ class BfclBenchmark:
         max_prompt_tokens: int = 30_000,
         max_turn_tokens: int = 4_096,
         max_tasks: int | None = None,
+        sampling: SamplingParams | None = None,
+        attempts: int = 1,
         name: str = "bfcl",
     ) -> None:
         if max_tasks is not None and max_tasks < 1:
@@ -87,6 +100,9 @@ class BfclBenchmark:
                 f"{self.python}: there is no environment for BFCL; `make bfcl-env` makes it"
             )
         self.name = name
+        self.sampling = sampling or SamplingParams(temperature=0.0)
+        check_attempts(f"benchmark {name}", attempts, self.sampling.temperature)
+        self.attempts = attempts
         self.categories = list(categories)
         if not categories or (odd := sorted(set(categories) - set(CATEGORIES))):
             raise ValueError(f"categories={odd if categories else []}: of {', '.join(CATEGORIES)}")
@@ -99,10 +115,10 @@ class BfclBenchmark:
         self.statistics: dict[str, Statistic] = {
             "bfcl": MeanOf([families["multi_turn"], agentic]),
             **families,
-            **{name: Mean(name) for name in common},
+            **{name: Mean(name) for name in (*common, *passes(attempts))},
         }
-        self.details = [*FAMILIES, *common]
-        self.columns = dict(columns)
+        self.details = shown([*FAMILIES, *common], attempts)
+        self.columns = {**columns, **{name: name for name in passes(attempts)[-1:]}}
         self.limits = EpisodeLimits(
             max_prompt_tokens=max_prompt_tokens, max_turn_tokens=max_turn_tokens
         )
@@ -110,37 +126,59 @@ class BfclBenchmark:
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
         """Let the package generate what is missing and score everything."""
+        check_chance(f"benchmark {self.name}", self.attempts, policy)
         started = time.perf_counter()
-        folder = (setting.folder / self.name).absolute()
-        folder.mkdir(parents=True, exist_ok=True)
-        described = json.loads(self._worker(folder, ["describe", *self.categories]))
+        folders = [
+            (setting.folder / attempt_name(self.name, attempt)).absolute()
+            for attempt in range(self.attempts)
+        ]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        described = json.loads(self._worker(folders[0], ["describe", *self.categories]))
         entries = {row["id"]: entry_from_row(row) for row in described["entries"]}
-        chosen = self._choose(list(entries.values()), folder)
+        chosen = self._choose(list(entries.values()), folders)
         categories = [name for name in self.categories if name not in described["gaps"]]
-        log.info("%s: %d conversations; %s", self.name, len(chosen), folder / "worker.log")
+        log.info("%s: %d conversations; %s", self.name, len(chosen), folders[0] / "worker.log")
         notes = [f"{name} was not run: {why}" for name, why in described["gaps"].items()]
         if missing := [name for name in CATEGORIES if name not in categories]:
             notes.append(f"no BFCL mean, which is over all categories: no {', '.join(missing)}")
-        lines = []
-        if categories:
-            for file in folder.rglob("*_result.json"):
-                drop_unfinished_line(file)  # of a process that was killed
-
-            def scripts(name: str, seed: int) -> Mapping[str, Sequence[str]]:
-                return {entry.entry_id: scripted_texts(entry, name, seed) for entry in chosen}
-
-            greedy = SamplingParams(temperature=0.0)
-            with policy.served(scripts, self.limits, greedy, setting.seed) as address:
-                arguments = ["run", str(setting.max_concurrent), *categories]
-                self._worker(folder, arguments, address)
-            lines = read_jsonl(folder / "scored.jsonl")
-            notes += _troubles(lines, address)
-        records = [_record(n, entries[line["id"]], line, setting) for n, line in enumerate(lines)]
+        records = []
+        for attempt, folder in enumerate(folders if categories else ()):
+            lines, troubles = self._play(attempt, folder, categories, chosen, policy, setting)
+            records += [
+                _record((number, attempt), entries[line["id"]], line, setting)
+                for number, line in enumerate(lines)
+            ]
+            notes += troubles
+        records.sort(key=lambda record: record["group"])
         write_traces(setting.attempts(self.name).path, records)
         return Outcome(records, time.perf_counter() - started, notes)
 
-    def _choose(self, entries: Sequence[BfclEntry], folder: Path) -> list[BfclEntry]:
-        """The entries to run; where they are not all, the file that tells the package so."""
+    def _play(
+        self,
+        attempt: int,
+        folder: Path,
+        categories: Sequence[str],
+        chosen: Sequence[BfclEntry],
+        policy: EvaluatedPolicy,
+        setting: Setting,
+    ) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
+        """What the package scored of one attempt at everything, and what went wrong in it."""
+        for file in folder.rglob("*_result.json"):
+            drop_unfinished_line(file)  # of a process that was killed
+
+        def scripts(name: str, seed: int) -> Mapping[str, Sequence[str]]:
+            return {entry.entry_id: scripted_texts(entry, name, seed) for entry in chosen}
+
+        seed = derive_seed(setting.seed, attempt) if attempt else setting.seed
+        with policy.served(scripts, self.limits, self.sampling, seed) as address:
+            arguments = ["run", str(setting.max_concurrent), *categories]
+            self._worker(folder, arguments, address)
+        lines = read_jsonl(folder / "scored.jsonl")
+        return lines, _troubles(lines, address)
+
+    def _choose(self, entries: Sequence[BfclEntry], folders: Sequence[Path]) -> list[BfclEntry]:
+        """The entries to run; where they are not all, the files that tell the package so."""
         if self.max_tasks is None:
             return list(entries)
         ids: dict[str, set[str]] = {}
@@ -149,7 +187,8 @@ class BfclBenchmark:
             for entry in spread(scored, self.max_tasks):
                 ids.setdefault(category, set()).update((entry.entry_id, *entry.needs))
         listed = {category: sorted(found) for category, found in ids.items()}
-        (folder / "test_case_ids_to_generate.json").write_text(json.dumps(listed, indent=1))
+        for folder in folders:
+            (folder / "test_case_ids_to_generate.json").write_text(json.dumps(listed, indent=1))
         return [entry for entry in entries if entry.entry_id in ids.get(entry.category, ())]
 
     def _worker(
@@ -168,6 +207,8 @@ class BfclBenchmark:
                 "OPENAI_API_KEY": address.api_key,
                 "BFCL_MODEL": address.model,
             }
+            if self.sampling.temperature:  # else the package's own, which is next to nothing
+                variables["BFCL_TEMPERATURE"] = str(self.sampling.temperature)
         file = folder / "worker.log"
         # -P: the names of our modules must not stand before those of the standard library.
         command = [str(self.python), "-P", bfcl_worker.__file__, *arguments]
@@ -213,7 +254,9 @@ def scripted_texts(entry: BfclEntry, name: str, seed: int) -> tuple[str, ...]:
     return tuple(text for turn in turns for text in turn)
 
 
-def _record(number: int, entry: BfclEntry, line: Mapping[str, Any], setting: Setting) -> Record:
+def _record(
+    place: tuple[int, int], entry: BfclEntry, line: Mapping[str, Any], setting: Setting
+) -> Record:
     """An attempt in the form of all others; the reward compares its calls with the gold calls."""
     task = Task(
         task_id=f"bfcl/{entry.entry_id}",
@@ -229,7 +272,7 @@ def _record(number: int, entry: BfclEntry, line: Mapping[str, Any], setting: Set
     counts = {"turns": float(len(turns)), "calls": float(len(trajectory.calls))}
     values = {"correct": correct, entry.category: correct, **counts}
     groups = {"scenario": entry.category}
-    record = attempt_record(number, trajectory, setting.reward, groups, values)
+    record = attempt_record(place, trajectory, setting.reward, groups, values)
     return {**record, "error": line["error"]}
 
 

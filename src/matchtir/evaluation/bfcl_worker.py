@@ -3,7 +3,8 @@
     python bfcl_worker.py describe CATEGORY ...       the entries, as JSON on standard output
     python bfcl_worker.py run THREADS CATEGORY ...    generate and score with the official package
 
-The folder of results is BFCL_PROJECT_ROOT; the policy answers at OPENAI_BASE_URL. Where that folder
+The folder of results is BFCL_PROJECT_ROOT; the policy answers at OPENAI_BASE_URL, at the
+temperature BFCL_TEMPERATURE if it is set. Where that folder
 has a `test_case_ids_to_generate.json`, only its ids are run. `run` goes on with what is there, and
 leaves `scored.jsonl` beside the package's own result/ and score/: a line for each entry.
 """
@@ -86,6 +87,8 @@ def register():
 
         def generate_with_backoff(self, **request):
             request.update(model=os.environ["BFCL_MODEL"], user=self.entry.id)
+            if "BFCL_TEMPERATURE" in os.environ:
+                request["temperature"] = float(os.environ["BFCL_TEMPERATURE"])
             return super().generate_with_backoff(**request)
 
     MODEL_CONFIG_MAPPING[NAME] = ModelConfig(

@@ -12,7 +12,7 @@ from typing import Any
 from torch import distributed
 
 from matchtir.credit.outcome import answer_f1, final_answer, solving_calls, succeeds
-from matchtir.evaluation.statistics import Mean, Statistic, Values, value
+from matchtir.evaluation.statistics import Mean, Statistic, Values, of_attempts, passes, value
 from matchtir.tools.sandbox import executed, succeeded
 from matchtir.types import SubAnswer, ToolCall, Trajectory
 
@@ -88,10 +88,14 @@ class Scoring:
     Args:
         scores: further measures of a trajectory, by name.
         statistics: by name, in place of the mean over tasks, which every other measure gets.
+        passed: the measure, 0 or 1 in an attempt, that pass@k is about.
+        attempts: at each task; several have pass@1, pass@2, ... beside the means.
     """
 
     scores: Mapping[str, Score] = field(default_factory=dict)
     statistics: Mapping[str, Statistic] = field(default_factory=dict)
+    passed: str = "success"
+    attempts: int = 1
 
     def measure(self, trajectory: Trajectory) -> dict[str, Any]:
         """`MEASURES` and the scores of one trajectory."""
@@ -99,12 +103,12 @@ class Scoring:
 
     def all_statistics(self, *further: str) -> dict[str, Statistic]:
         """One for each measure, also those that others take, then those that sum up several."""
-        names = [*MEASURES, *self.scores, *further]
+        names = [*MEASURES, *self.scores, *further, *passes(self.attempts)]
         return {**{name: Mean(name) for name in names}, **self.statistics}
 
 
 class TrajectoryMetrics:
-    """Statistics of trajectories, each weighing the same, over all processes.
+    """Statistics of tasks by their trajectories, over all processes.
 
     The values of single trajectories are kept and gathered as they are, since some statistics are
     no means and a paired bootstrap needs them; so processes may have unequal numbers of them.
@@ -123,7 +127,7 @@ class TrajectoryMetrics:
 
     def compute(self) -> dict[str, float]:
         """Each statistic; NaN before the first trajectory. Every process must call this."""
-        values = [values for _, values in self._gathered()]
+        values = list(self._by_task().values())
         statistics = self.scoring.all_statistics()
         return {name: value(statistic, values) for name, statistic in statistics.items()}
 
@@ -132,15 +136,16 @@ class TrajectoryMetrics:
 
         Every process must call this where there are several.
         """
+        return {
+            task_id: {name: values[name] for name in MEASURES}
+            for task_id, values in sorted(self._by_task().items())
+        }
+
+    def _by_task(self) -> dict[str, Values]:
         grouped: dict[str, list[Values]] = {}
         for task_id, measured in self._gathered():
             grouped.setdefault(task_id, []).append(measured)
-        return {
-            task_id: {
-                name: sum(measured[name] for measured in group) / len(group) for name in MEASURES
-            }
-            for task_id, group in sorted(grouped.items())
-        }
+        return {key: of_attempts(each, self.scoring.passed) for key, each in grouped.items()}
 
     def _gathered(self) -> list[tuple[str, Values]]:
         """Task id and values of the trajectories of all processes."""

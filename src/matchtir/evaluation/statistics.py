@@ -3,13 +3,18 @@
 A statistic gets the values of each task, by measure, and R weightings of the tasks. A weighting of
 ones gives the number itself; the counts of a resample with replacement give one of the numbers that
 an interval is made of. A task without a measure's value (absent, or None) does not count in it.
+Several attempts at a task are one task: a resample draws all of them or none. What chance did in
+them is in how far tasks lie apart, so that an interval holds it; attempts drawn anew within each
+task would count it twice, attempts drawn as if they were tasks would take tasks for more than they
+are.
 
 Axes: R weightings, n tasks, L labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -123,6 +128,57 @@ def _counts(
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
     return np.divide(above, below, out=np.full(len(above), np.nan), where=below != 0)
+
+
+def pass_at(k: int, attempts: int, passed: int) -> float:
+    """The chance that one of `k` attempts passes, without bias, where `passed` of `attempts` did.
+
+    1 - C(n - c, k) / C(n, k): equation 1 of Chen et al. (2021, arXiv 2107.03374).
+
+    Raises:
+        ValueError: k is not from 1 to the number of attempts.
+    """
+    if not 1 <= k <= attempts:
+        raise ValueError(f"pass@{k} of {attempts} attempts")
+    return 1.0 - math.comb(attempts - passed, k) / math.comb(attempts, k)
+
+
+def passes(attempts: int) -> list[str]:
+    """The names of the chances that one of 1, 2, ... attempts passes; none for a single attempt.
+
+    The first is the mean of single attempts, avg@k.
+    """
+    return [f"pass@{k}" for k in range(1, attempts + 1)] if attempts > 1 else []
+
+
+def shown(details: Iterable[str], attempts: int) -> list[str]:
+    """Statistics for a table, with pass@1, 2, 4, 8, ... and the last one in place of all passes."""
+    names = passes(attempts)
+    powers = [name for k, name in enumerate(names, start=1) if k & (k - 1) == 0 or k == attempts]
+    return [*(name for name in details if name not in names), *powers]
+
+
+def of_attempts(attempts: Sequence[Values], passed: str) -> Values:
+    """The values of a task out of those of its attempts.
+
+    Of numbers it is the mean of the attempts that have one (avg@k), of rows for `MacroF1` all of
+    them. Several attempts also have `passes`: an attempt has passed where its measure `passed` is
+    1, and tasks without that measure have none.
+    """
+    if len(attempts) == 1:
+        return attempts[0]
+    task: dict[str, Any] = {}
+    for measure in dict.fromkeys(name for values in attempts for name in values):
+        found = [v[measure] for v in attempts if v.get(measure) is not None]
+        if found and isinstance(found[0], Sequence):
+            task[measure] = [row for rows in found for row in rows]
+        else:
+            task[measure] = sum(found) / len(found) if found else None
+    if all(values.get(passed) is not None for values in attempts):
+        right = sum(values[passed] == 1 for values in attempts)
+        for k, name in enumerate(passes(len(attempts)), start=1):
+            task[name] = pass_at(k, len(attempts), right)
+    return task
 
 
 def value(statistic: Statistic, tasks: Sequence[Values]) -> float:

@@ -16,7 +16,14 @@ from rich.console import Console
 from rich.table import Table
 
 from matchtir.evaluation.benchmark import Benchmark, Outcome
-from matchtir.evaluation.statistics import Gain, Statistic, difference, estimate, resample_weights
+from matchtir.evaluation.statistics import (
+    Gain,
+    Statistic,
+    difference,
+    estimate,
+    of_attempts,
+    resample_weights,
+)
 from matchtir.evaluation.traces import Record
 from matchtir.tasks.rows import read_jsonl
 from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, finite, write_csv
@@ -36,15 +43,33 @@ AVERAGE: Column = ("", "Avg")
 Played = Sequence[tuple[Benchmark, Outcome]]
 
 
-def summarise(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Any]:
+def by_task(records: Sequence[Record], passed: str) -> list[Record]:
+    """Of each task, in the order of the attempts: its id, its groups, and `of_attempts`."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record["task"], []).append(record)
+    return [
+        {
+            "task": task,
+            "groups": each[0]["groups"],
+            "values": of_attempts([record["values"] for record in each], passed),
+        }
+        for task, each in found.items()
+    ]
+
+
+def summarise(
+    records: Sequence[Record], statistics: Mapping[str, Statistic], passed: str = "success"
+) -> dict[str, Any]:
     """Every statistic with its 95 % interval, of all tasks and of each group of each kind.
 
     Returns:
         `groups`: kind -> group -> {"tasks": count, statistic: {"mean", "low", "high"}}, the kind
         "all" first; `stop_reasons` and `calls`: how episodes and calls ended, with counts.
     """
-    members: dict[str, dict[str, list[Record]]] = {ALL: {ALL: list(records)}}
-    for record in records:
+    tasks = by_task(records, passed)
+    members: dict[str, dict[str, list[Record]]] = {ALL: {ALL: tasks}}
+    for record in tasks:
         for kind, group in record["groups"].items():
             members.setdefault(kind, {}).setdefault(group, []).append(record)
     return {
@@ -63,9 +88,9 @@ def summarise(records: Sequence[Record], statistics: Mapping[str, Statistic]) ->
     }
 
 
-def _estimates(records: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Gain]:
-    values = [record["values"] for record in records]
-    weights = resample_weights(len(records))
+def _estimates(tasks: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Gain]:
+    values = [task["values"] for task in tasks]
+    weights = resample_weights(len(tasks))
     return {name: estimate(each, values, weights) for name, each in statistics.items()}
 
 
@@ -84,14 +109,18 @@ def call_ending(call: Mapping[str, Any]) -> str:
 
 
 def compare(
-    before: Sequence[Record], after: Sequence[Record], statistics: Mapping[str, Statistic]
+    before: Sequence[Record],
+    after: Sequence[Record],
+    statistics: Mapping[str, Statistic],
+    passed: str = "success",
 ) -> tuple[int, dict[str, Gain]]:
     """On how many tasks two policies can be compared, and the difference of each statistic.
 
     Those are the tasks that both attempted. Where there are none, there are no differences.
     """
-    earlier = {record["task"]: record["values"] for record in before}
-    pairs = [(earlier[r["task"]], r["values"]) for r in after if r["task"] in earlier]
+    earlier = {task["task"]: task["values"] for task in by_task(before, passed)}
+    tasks = by_task(after, passed)
+    pairs = [(earlier[t["task"]], t["values"]) for t in tasks if t["task"] in earlier]
     if not pairs:
         return 0, {}
     first, second = zip(*pairs, strict=True)
@@ -263,7 +292,9 @@ def report(
         earlier: evaluations that it is compared with, each on the tasks that both attempted.
         facts: more about the evaluation, for `result.json`.
     """
-    summaries = {b.name: summarise(outcome.records, b.statistics) for b, outcome in played}
+    summaries = {
+        b.name: summarise(outcome.records, b.statistics, b.passed) for b, outcome in played
+    }
     rows = [_row(other.label, other.records, played) for other in earlier]
     rows.append(_row(label, {b.name: outcome.records for b, outcome in played}, played))
     differences = {}
@@ -272,7 +303,8 @@ def report(
         rows.append(row)
     benchmarks = {
         b.name: {
-            "tasks": len(outcome.records),
+            "tasks": _tasks(outcome),
+            "attempts": len(outcome.records),
             "seconds": round(outcome.seconds, 3),
             "notes": list(outcome.notes),
             **summaries[b.name],
@@ -303,7 +335,7 @@ def _row(label: str, records: Mapping[str, Sequence[Record]], played: Played) ->
     for b, _ in played:
         if b.name in records:
             wanted = {name: b.statistics[name] for name in b.columns.values()}
-            found = _estimates(records[b.name], wanted)
+            found = _estimates(by_task(records[b.name], b.passed), wanted)
             numbers |= {(b.name, heading): found[name] for heading, name in b.columns.items()}
     return Row(label, numbers)
 
@@ -313,12 +345,13 @@ def _difference(other: Earlier, played: Played) -> tuple[Row, dict[str, Any]]:
     numbers: dict[Column, Gain] = {}
     details: dict[str, Any] = {}
     for b, outcome in played:
-        tasks, gains = compare(other.records.get(b.name, ()), outcome.records, b.statistics)
+        first, last = other.records.get(b.name, ()), outcome.records
+        tasks, gains = compare(first, last, b.statistics, b.passed)
         details[b.name] = {"tasks": tasks, **{name: asdict(gain) for name, gain in gains.items()}}
         if gains:
             numbers |= {(b.name, heading): gains[name] for heading, name in b.columns.items()}
-        if tasks < len(outcome.records):
-            counts = f"on {tasks} of {len(outcome.records)} tasks, those that both attempted"
+        if tasks < _tasks(outcome):
+            counts = f"on {tasks} of {_tasks(outcome)} tasks, those that both attempted"
             log.warning("%s: compared with %s %s", b.name, other.label, counts)
     return Row(f"gain over {other.label}", numbers, is_difference=True), details
 
@@ -333,11 +366,17 @@ def _show(
     console = Console()
     console.width = max(console.width, _WIDTH)
     for b, outcome in played:
-        console.print(group_table(summaries[b.name], b.details, f"{b.name}, policy {label}"))
+        each = len(outcome.records) // max(1, _tasks(outcome))
+        title = f"{b.name}, policy {label}" + (f", means of {each} attempts" if each > 1 else "")
+        console.print(group_table(summaries[b.name], b.details, title))
         for note in outcome.notes:
             console.print(f"{b.name}: {note}", soft_wrap=True)
     console.print(endings_table(summaries))
     console.print(overview(rows))
     seconds = sum(outcome.seconds for _, outcome in played)
-    tasks = sum(len(outcome.records) for _, outcome in played)
+    tasks = sum(_tasks(outcome) for _, outcome in played)
     console.print(f"{tasks} tasks in {seconds:.1f} s: {folder}", soft_wrap=True)
+
+
+def _tasks(outcome: Outcome) -> int:
+    return len({record["task"] for record in outcome.records})

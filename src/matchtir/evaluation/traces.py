@@ -152,8 +152,13 @@ def write_traces(path: Path, records: Sequence[Record]) -> None:
     replace_text(path, "".join(lines))
 
 
+def attempt_name(task_id: str, attempt: int) -> str:
+    """The first attempt at a task is called as the task, others with their number behind it."""
+    return f"{task_id}#{attempt}" if attempt else task_id
+
+
 class AttemptLog:
-    """The finished attempts at some tasks, by task id: a JSON line each on file.
+    """The finished attempts at some tasks, by `attempt_name`: a JSON line each on file.
 
     An interrupted program finds here what it has done already. A last line that was cut short is
     dropped: its attempt is made again.
@@ -168,19 +173,23 @@ class AttemptLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             drop_unfinished_line(path)
-            self.done = {record["task"]: record for record in read_jsonl(path)}
+            self.done = {_name(record): record for record in read_jsonl(path)}
 
     def add(self, record: Record) -> None:
         """Keep a finished attempt."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self.done[record["task"]] = record
+        self.done[_name(record)] = record
 
-    def finish(self, task_ids: Sequence[str]) -> list[Record]:
-        """The attempts at these tasks, in their order, which the file takes too."""
-        records = [self.done[task_id] for task_id in task_ids]
+    def finish(self, names: Sequence[str]) -> list[Record]:
+        """The attempts of these names, in their order, which the file takes too."""
+        records = [self.done[name] for name in names]
         write_traces(self.path, records)
         return records
+
+
+def _name(record: Record) -> str:
+    return attempt_name(record["task"], record.get("attempt", 0))
 
 
 def drop_unfinished_line(path: Path) -> None:

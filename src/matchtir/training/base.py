@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from matchtir.evaluation.benchmark import TaskBenchmark
-from matchtir.evaluation.metrics import TrajectoryMetrics
+from matchtir.evaluation.metrics import Scoring, TrajectoryMetrics
 from matchtir.policy.batching import TokenBatch, micro_batches
 from matchtir.policy.packing import shared_prefixes
 from matchtir.policy.policy import Policy
@@ -304,19 +304,24 @@ class PolicyModule(LightningModule):
 
     # -- held-out tasks -----------------------------------------------------------------------
 
-    def _begin_attempts(self, benchmark: TaskBenchmark | None) -> None:
-        self.benchmark = benchmark
-        self.held_out = TrajectoryMetrics(benchmark.scoring if benchmark else None)
+    def _begin_attempts(
+        self,
+        benchmark: TaskBenchmark | None = None,
+        attempts: int = 1,
+        sampling: SamplingParams = GREEDY,
+    ) -> None:
+        self.held_out_sampling = attempts, sampling
+        limits = {} if benchmark is None else {"limits": benchmark.limits}
+        self.held_out_episodes = self.make_episodes(**limits) if limits else self.episodes
+        scoring = Scoring(attempts=attempts) if benchmark is None else benchmark.scoring
+        self.held_out = TrajectoryMetrics(scoring)
         self._attempts = ExitStack()
         self._attempts.enter_context(self.rollouts())
 
     def _attempt(self, tasks: Sequence[Task]) -> None:
-        """One greedy attempt at each task, measured; a benchmark brings its own limits."""
-        episodes, sampling = self.episodes, GREEDY
-        if self.benchmark is not None:
-            episodes = self.make_episodes(limits=self.benchmark.limits)
-            sampling = self.benchmark.sampling
-        groups = episodes.run(tasks, group_size=1, sampling=sampling, seed=self.seed)
+        """The attempts at each task, measured; a benchmark brings its own limits."""
+        attempts, sampling = self.held_out_sampling
+        groups = self.held_out_episodes.run(tasks, attempts, sampling, self.seed)
         self.held_out.update([trajectory for group in groups for trajectory in group])
 
     def _end_attempts(self, split: str) -> None:
@@ -326,7 +331,8 @@ class PolicyModule(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Measure what the benchmark that validates measures, if there is one."""
-        self._begin_attempts(self.trainer.datamodule.validation)  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._begin_attempts(data.validation, data.attempts, data.sampling)
 
     def validation_step(self, tasks: list[Task], batch_index: int) -> None:
         """Attempt validation tasks."""
@@ -339,7 +345,7 @@ class PolicyModule(LightningModule):
     def on_test_epoch_start(self) -> None:
         """Measure what every task set has; callbacks log beside it, as in training."""
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.iteration
-        self._begin_attempts(None)
+        self._begin_attempts()
 
     def test_step(self, tasks: list[Task], batch_index: int) -> None:
         """Attempt test tasks."""

@@ -11,7 +11,8 @@ import numpy as np
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from matchtir.evaluation.benchmark import TaskBenchmark
+from matchtir.evaluation.benchmark import TaskBenchmark, check_attempts
+from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.rows import TaskSet
 from matchtir.types import Task
@@ -147,6 +148,8 @@ class TaskDataModule(LightningDataModule):
             trained.
         seed: of the order of training tasks.
         eval_batch_size: tasks that are attempted at once.
+        attempts: at each validation task; several also give val/pass@k.
+        temperature: of these attempts; 0 is greedy.
         validation: a benchmark that validates in place of the validation split.
         overfit: train on the first so many tasks of each stage, again and again; None: on all.
 
@@ -162,8 +165,13 @@ class TaskDataModule(LightningDataModule):
         eval_batch_size: int = 128,
         validation: TaskBenchmark | None = None,
         overfit: int | None = None,
+        attempts: int = 1,
+        temperature: float = 0.0,
     ) -> None:
         super().__init__()
+        check_attempts("datamodule", attempts, temperature)
+        if validation is not None and (attempts, temperature) != (1, 0.0):
+            raise UserError("a benchmark validates: say validation.attempts, validation.sampling")
         if overfit is not None:
             check_at_least(1, overfit=overfit)
         check_at_least(1, eval_batch_size=eval_batch_size)
@@ -181,6 +189,9 @@ class TaskDataModule(LightningDataModule):
         # Hydra hands records over as configs of their fields.
         self.stages = [Stage(s.tasks, s.iterations, s.batch_size, overfit) for s in stages]
         self.validation = validation
+        self.attempts, self.sampling = attempts, SamplingParams(temperature)
+        if validation is not None:
+            self.attempts, self.sampling = validation.attempts, validation.sampling
         self.held_out = held_out
         self.seed = seed
         self.eval_batch_size = eval_batch_size

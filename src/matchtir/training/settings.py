@@ -9,6 +9,7 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 
 from matchtir.evaluation.metrics import MEASURES
+from matchtir.evaluation.statistics import passes
 from matchtir.utils.config_check import fits
 from matchtir.utils.options import suggest
 
@@ -29,7 +30,9 @@ def unfit_settings(config: DictConfig) -> Iterator[str]:
         if not fits(value := OmegaConf.select(config, key), hint):
             yield f"  {key}: takes {formatannotation(hint)}, not {value!r}"
     validation = OmegaConf.select(config, "validation") or {}
+    attempts = validation.get("attempts") or OmegaConf.select(config, "datamodule.attempts") or 1
     measured = [*MEASURES, *(validation.get("scores") or ()), *(validation.get("statistics") or ())]
+    measured += passes(attempts)
     names = [f"val/{name}" for name in measured]
     for key in ("objective", "callbacks.best_checkpoint.monitor"):
         name = OmegaConf.select(config, key)
