@@ -19,11 +19,13 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from matchtir.evaluation.benchmark import Setting, TaskBenchmark
-from matchtir.evaluation.policies import find_policy
-from matchtir.evaluation.tables import Earlier, overall, report
-from matchtir.utils.config_check import check, check_packages, instantiate_group, plain_errors
-from matchtir.utils.loggers import close, quiet
+from matchtir.utils.config_check import (
+    check,
+    check_packages,
+    hints_at_keys,
+    instantiate_group,
+    plain_errors,
+)
 from matchtir.utils.options import UserError
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import (
@@ -43,9 +45,19 @@ SETTINGS = "penalties.unmatched penalties.no_answer turn_reduction assignment"
 
 def run(config: DictConfig) -> dict[str, Any]:
     """One evaluation; what it found is also in the run's folder."""
-    check(config, KNOWN_KEYS, SETTINGS)
-    check_packages(config)
+    check(config, KNOWN_KEYS, SETTINGS)  # before the slow imports
+    return evaluate(config)
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """What `run` does with a config without mistakes."""
+    from matchtir.evaluation.benchmark import Setting, TaskBenchmark
+    from matchtir.evaluation.policies import find_policy
+    from matchtir.evaluation.tables import Earlier, overall, report
+    from matchtir.utils.loggers import close, quiet
+
     quiet()
+    check_packages(config)
     folder = Path(config.paths.run_dir)
     if config.ckpt_path not in (None, LAST):
         raise UserError(f"ckpt_path={config.ckpt_path}: an evaluation goes on from {LAST} alone")
@@ -96,4 +108,5 @@ def main(config: DictConfig) -> None:
 if __name__ == "__main__":
     register_resolvers()
     sys.argv[1:] = with_lists(with_current_names(sys.argv[1:]))
-    main()
+    with hints_at_keys():
+        main()

@@ -16,29 +16,17 @@ from pathlib import Path
 
 import hydra
 from hydra.utils import instantiate
-from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
-from matchtir.training.base import check_trainer
-from matchtir.training.data import TaskDataModule, check_prompts
-from matchtir.training.plan import check_plan
-from matchtir.training.run import (
-    build_module,
-    last_value,
-    policy_hashes,
-    report,
-    scores_before,
-    set_up,
-    start_from,
-    start_warm,
-    task_hashes,
-    test_scores,
-)
 from matchtir.training.settings import unfit_settings
-from matchtir.utils.config_check import check, check_packages, instantiate_group, plain_errors
-from matchtir.utils.loggers import close, quiet
-from matchtir.utils.processes import end_with_the_first, ended_with_status, is_first, wait_for_all
+from matchtir.utils.config_check import (
+    check,
+    check_after_imports,
+    check_packages,
+    hints_at_keys,
+    instantiate_group,
+    plain_errors,
+)
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import checkpoint_to_load, keep_inputs, opened, register_resolvers
 from matchtir.utils.sweep import run_job
@@ -60,8 +48,30 @@ SETTINGS = """
 
 def run(config: DictConfig) -> float:
     """Train, and test before and after; returns the metric that a search would optimise."""
-    check(config, KNOWN_KEYS, SETTINGS, unfit_settings(config))
+    check(config, KNOWN_KEYS, SETTINGS, unfit_settings(config))  # before the slow imports
+    return train(config)
+
+
+def train(config: DictConfig) -> float:
+    """What `run` does with a config without mistakes."""
+    from lightning import Trainer
+
+    from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
+    from matchtir.training import run as parts
+    from matchtir.training.base import check_trainer
+    from matchtir.training.data import TaskDataModule, check_prompts
+    from matchtir.training.plan import check_plan
+    from matchtir.utils.loggers import close, quiet
+    from matchtir.utils.processes import (
+        end_with_the_first,
+        ended_with_status,
+        is_first,
+        wait_for_all,
+    )
+
+    end_with_the_first()
     quiet()
+    check_after_imports(config)
     check_plan(config, show=config.dry_run)
     if config.dry_run:
         return float("nan")
@@ -71,9 +81,9 @@ def run(config: DictConfig) -> float:
     checkpoint = checkpoint_to_load(config.ckpt_path, folder)
     with ended_with_status(), ExitStack() as at_the_end:
         at_the_end.enter_context(opened(config, folder))
-        set_up(config)
+        parts.set_up(config)
         datamodule: TaskDataModule = instantiate(config.datamodule)
-        keep_inputs(folder, task_hashes(datamodule))
+        keep_inputs(folder, parts.task_hashes(datamodule))
         callbacks, loggers = map(instantiate_group, (config.get("callbacks"), config.get("logger")))
         trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
         check_trainer(trainer)
@@ -83,31 +93,30 @@ def run(config: DictConfig) -> float:
         sandbox = instantiate(config.sandbox)
         at_the_end.callback(sandbox.shutdown)
         loaded = instantiate(config.model)
-        keep_inputs(folder, policy_hashes(loaded))
-        module = build_module(config, config.module, loaded, sandbox)
+        keep_inputs(folder, parts.policy_hashes(loaded))
+        module = parts.build_module(config, config.module, loaded, sandbox)
         if is_first():
             limit, share = config.rollout.limits.max_prompt_tokens, config.plan.skipped_share
             log.info(check_prompts(datamodule.stages, module.renderer, limit, share))
         at_the_end.callback(module.engine.close)
         if config.get("warm_start"):
-            start_warm(config, loaded, sandbox)
-        checkpoint = start_from(checkpoint, loaded)
-        before = scores_before(trainer, module, datamodule, folder / "before.json")
+            parts.start_warm(config, loaded, sandbox)
+        checkpoint = parts.start_from(checkpoint, loaded)
+        before = parts.scores_before(trainer, module, datamodule, folder / "before.json")
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        objective = last_value(config.objective, trainer, folder)
-        after = test_scores(trainer, module, datamodule)
+        objective = parts.last_value(config.objective, trainer, folder)
+        after = parts.test_scores(trainer, module, datamodule)
         save_pretrained(loaded, folder / POLICY_FOLDER)
         wait_for_all()
         if trainer.is_global_zero:
             facts = {"objective": objective, "seed": config.seed, "iterations": module.iteration}
-            report(folder, before, after, seconds=time.monotonic() - started, **facts)
+            parts.report(folder, before, after, seconds=time.monotonic() - started, **facts)
     return objective
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> float | None:
     """The command line."""
-    end_with_the_first()
     with plain_errors():
         return run_job(run, config)
 
@@ -115,4 +124,5 @@ def main(config: DictConfig) -> float | None:
 if __name__ == "__main__":
     register_resolvers()
     sys.argv[1:] = with_current_names(sys.argv[1:])
-    main()
+    with hints_at_keys():
+        main()

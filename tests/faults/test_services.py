@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.http import EndpointError
 from matchtir.rollout.vllm_server import MOST_RESTARTS, VllmProcess, VllmServerEngine
 from tests.policy.tiny_policy import small
 
@@ -126,7 +127,7 @@ def test_a_server_lost_in_a_weight_sync_is_replaced(server) -> None:
 def test_replacements_are_bounded(server) -> None:
     engine = server.engine()
     server.fail(*["inference/v1/generate die"] * 20)
-    with pytest.raises(RuntimeError, match="inference/v1/generate failed 3 times"):
+    with pytest.raises(EndpointError, match="inference/v1/generate failed 3 times"):
         sample(engine, 1)
     assert engine.restarts == MOST_RESTARTS
 
@@ -134,7 +135,7 @@ def test_replacements_are_bounded(server) -> None:
 def test_a_refusal_and_an_answer_of_other_weights_are_raised_at_once(server) -> None:
     engine = server.engine()
     server.fail("400", "stale")
-    with pytest.raises(RuntimeError, match="status 400: why"):
+    with pytest.raises(EndpointError, match="status 400: why"):
         sample(engine, 1)
     with pytest.raises(RuntimeError, match=r"weights \['older'\] instead of 1"):
         sample(engine, 1)

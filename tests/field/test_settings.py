@@ -9,6 +9,8 @@ import pytest
 from matchtir.utils.config_check import ConfigError
 from tests.test_configs import check_program
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize(
     ("command", "named"),
@@ -19,6 +21,7 @@ from tests.test_configs import check_program
         ("dry_run=no", "dry_run: takes bool, not 'no'"),
         ("extras.matmul_precision=hi", "extras.matmul_precision: takes .*, not 'hi'"),
         ("turn_groups=foo", "module.advantage: turn_groups='foo' is not one of index"),
+        ("group_size=0", "group_size: must be 1 or more, not 0"),
         ("loss.clip_low=-1.0", "module.objective: clip_low=-1.0 must lie in"),
         ("trainer.precision=bf17", "trainer.precision: .* not 'bf17'"),
         ("sandbox.workers=two", "sandbox.workers: .* takes int, not 'two'"),
@@ -59,9 +62,33 @@ def test_what_is_read_is_taken(command: str) -> None:
     check_program("train", *command.replace("turn_groups=index", "").split())
 
 
-@pytest.mark.slow
-def test_the_program_ends_before_it_loads_anything(tmp_path: Path) -> None:
-    command = [sys.executable, "src/train.py", "ahead=no", f"paths.log_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
-    assert done.returncode and "module.ahead: " in done.stderr
+START = """
+import runpy, sys
+sys.path[0], sys.argv = "src", sys.argv
+try:
+    runpy.run_path("src/train.py", run_name="__main__")
+except SystemExit as ended:
+    print(ended.code)
+print("imported", {"torch", "transformers", "lightning"} & sys.modules.keys())
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "named"),
+    [
+        # The first of these gets as far as the constructors of the reward.
+        ("turn_groups=foo", "module.advantage: turn_groups='foo' is not one of"),
+        ("iteration=3", "iteration: there is no such key; did you mean iterations?"),
+        ("module.sede=3", "module.sede: there is no such key; did you mean module.seed?"),
+    ],
+)
+def test_the_program_refuses_before_it_imports_what_is_slow(
+    tmp_path: Path, command: str, named: str
+) -> None:
+    arguments = ["experiment=smoke", command, f"paths.log_dir={tmp_path}"]
+    done = subprocess.run(
+        [sys.executable, "-c", START, *arguments], capture_output=True, text=True, cwd=ROOT
+    )
+    assert named in done.stdout + done.stderr
+    assert done.stdout.endswith("imported set()\n")
     assert not list(tmp_path.rglob("config.yaml"))

@@ -13,7 +13,7 @@ from matchtir.policy.losses import MismatchCorrection
 from matchtir.policy.policy import Policy
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
-from matchtir.rollout.http import HttpClient
+from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.vllm_engine import VllmEngine
 from matchtir.rollout.vllm_server import VllmServerEngine
@@ -173,7 +173,7 @@ def test_answers_of_other_weights_are_refused() -> None:
             one(server)
     finally:
         server.close()
-    with pytest.raises(RuntimeError, match="generate"):
+    with pytest.raises(EndpointError, match="generate"):
         one(other)
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import distributed
-
 from matchtir.credit.outcome import answer_f1, final_answer, solving_calls, succeeds
 from matchtir.evaluation.statistics import Mean, Statistic, Values, of_attempts, passes, value
 from matchtir.tools.sandbox import executed, succeeded
@@ -149,8 +147,6 @@ class TrajectoryMetrics:
 
     def _gathered(self) -> list[tuple[str, Values]]:
         """Task id and values of the trajectories of all processes."""
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return self._values
-        parts: list[list[tuple[str, Values]]] = [[]] * distributed.get_world_size()
-        distributed.all_gather_object(parts, self._values)
-        return [item for part in parts for item in part]
+        from matchtir.utils.processes import gathered  # slow; checks of a config do without it
+
+        return [item for part in gathered(self._values) for item in part]

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 
 from matchtir.utils.loop_thread import LoopThread
+from matchtir.utils.options import UserError
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ _LONGEST_WAIT_S = 30.0
 _IDLE_S = 2.0  # less than servers keep a connection open: none is used that is just being closed
 
 
-class EndpointError(RuntimeError):
+class EndpointError(UserError):
     """The server refused a request, or could not be reached; the message says what it said.
 
     `said` is its answer where it refused; None where there was none, or only trouble of its own.

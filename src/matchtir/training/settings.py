@@ -21,6 +21,7 @@ TYPES = {
     "extras.threads": int | None,
     "extras.matmul_precision": Literal["highest", "high", "medium"],
 }
+SIZES = ("iterations", "tasks_per_iteration", "group_size", "mini_batches")  # of training
 OTHERS = ("train/", "test/", "credit/", "time/", "memory/")  # prefixes of metrics, besides val/
 
 
@@ -29,6 +30,9 @@ def unfit_settings(config: DictConfig) -> Iterator[str]:
     for key, hint in TYPES.items():
         if not fits(value := OmegaConf.select(config, key), hint):
             yield f"  {key}: takes {formatannotation(hint)}, not {value!r}"
+    for key in SIZES:
+        if isinstance(value := OmegaConf.select(config, key), int | float) and value < 1:
+            yield f"  {key}: must be 1 or more, not {value}"
     validation = OmegaConf.select(config, "validation") or {}
     attempts = validation.get("attempts") or OmegaConf.select(config, "datamodule.attempts") or 1
     measured = [*MEASURES, *(validation.get("scores") or ()), *(validation.get("statistics") or ())]

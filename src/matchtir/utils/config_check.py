@@ -10,19 +10,21 @@ from __future__ import annotations
 import inspect
 import os
 import re
+import sys
 import types
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from matchtir.utils.options import UserError, suggest
+from matchtir.utils.signatures import is_slow, signature
 
 INSTANTIATE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 REFERENCE = re.compile(r"(?:\$\{|oc\.select:)([\w.]+)(?=[},])")
@@ -35,6 +37,8 @@ class ConfigError(UserError):
 def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str] = ()) -> None:
     """Raise ConfigError where a value is missing or unfit, or a key is not read.
 
+    Nothing slow is imported for it: what targets take is read off their sources.
+
     Args:
         config: composed, interpolations and all.
         known: dotted keys that the program reads, with blanks between them; a key stands for
@@ -45,9 +49,9 @@ def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str
 
     Raises:
         ConfigError: listing every missing value, or the first broken interpolation, or else every
-            key that is not known or not read, every `_target_` that cannot be imported or called
-            with its arguments, and every argument of another type than its annotation; or else
-            what the constructor of a `_partial_` node's argument says against its values.
+            key that is not known or not read, every `_target_` that is not there or cannot be
+            called with its arguments, and every argument of another type than its annotation; or
+            else what constructors of a `_partial_` node's arguments say against their values.
     """
     problems = _unresolved(config)
     if not problems:
@@ -58,9 +62,17 @@ def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str
             *(problem for name, node in targets(config) for problem in _misfits(node, name)),
             *also,
         ]
-    problems = problems or [*_refused(config)]
-    if problems:
-        raise ConfigError("\n".join(["the config cannot be run:", *problems]))
+    _end_with(problems or _refused(config, after_imports=False))
+
+
+def _end_with(problems: Iterable[str]) -> None:
+    if lines := [*problems]:
+        raise ConfigError("\n".join(["the config cannot be run:", *lines]))
+
+
+def check_after_imports(config: DictConfig) -> None:
+    """Raise ConfigError for what `check` leaves: constructors that take seconds to import."""
+    _end_with(_refused(config, after_imports=True))
 
 
 def check_packages(config: DictConfig) -> None:
@@ -97,6 +109,20 @@ def plain_errors() -> Iterator[None]:
         found = _of_constructor(error) if isinstance(error, InstantiationException) else str(error)
         hint = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
         raise SystemExit(f"{found}\n\n{hint}") from error
+
+
+@contextmanager
+def hints_at_keys() -> Iterator[None]:
+    """Say what a key on the command line that Hydra refused may have been meant to be."""
+    try:
+        yield
+    except SystemExit as ended:
+        error = ended.__context__ and ended.__context__.__cause__
+        if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.parent_node:
+            above = str(error.full_key).removesuffix(str(error.key))
+            hint = suggest(str(error.full_key), [f"{above}{key}" for key in error.parent_node])
+            print(f"{error.full_key}: there is no such key{hint}", file=sys.stderr)
+        raise
 
 
 def _of_constructor(error: InstantiationException) -> str:
@@ -204,56 +230,22 @@ def _misfits(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
     """A target that cannot be imported, and arguments that it does not take or still needs."""
     target = node["_target_"]
     try:
-        function = get_object(target)
-        parameters, takes_any = _parameters(function)
-    except Exception as error:  # an import may fail in any way
-        reason = str(error).splitlines()[0]
-        yield f"  {prefix}_target_: {target} cannot be imported: {reason}"
+        taken = signature(target)
+    except LookupError as error:
+        yield f"  {prefix}_target_: {target} cannot be imported: {error.args[0]}"
         return
     for key, value in node.items():
         if key in INSTANTIATE_KEYS:
             continue
-        if key not in parameters and not takes_any:
-            yield f"  {prefix}{key}: {target} takes no such argument{suggest(key, parameters)}"
-        elif key in parameters and not fits(value, parameters[key][1]):
-            wanted = inspect.formatannotation(parameters[key][1])
+        if key not in taken.types and not taken.takes_others:
+            yield f"  {prefix}{key}: {target} takes no such argument{suggest(key, taken.types)}"
+        elif not fits(value, taken.types.get(key, Any)):
+            wanted = inspect.formatannotation(taken.types[key])
             yield f"  {prefix}{key}: {target} takes {wanted}, not {value!r}"
     if node.get("_partial_") or "_args_" in node:
         return
-    for name in sorted(parameters.keys() - node.keys()):
-        if parameters[name][0].default is inspect.Parameter.empty:
-            yield f"  {prefix}{name}: {target} needs this argument"
-
-
-def _parameters(
-    function: Callable[..., Any],
-) -> tuple[dict[str, tuple[inspect.Parameter, Any]], bool]:
-    """The named parameters of a function or class with their types, and whether it takes others.
-
-    What a constructor takes by `**settings` is for those of its base classes; what these need it
-    may give them itself.
-    """
-    made_by = [
-        base.__dict__["__init__"]
-        for base in getattr(function, "__mro__", ())
-        if "__init__" in base.__dict__ and base is not object
-    ]
-    found: dict[str, tuple[inspect.Parameter, Any]] = {}
-    for number, each in enumerate(made_by or [function]):
-        try:
-            parameters = list(inspect.signature(each).parameters.values())[bool(made_by) :]
-            hints = get_type_hints(inspect.unwrap(each))
-        except ValueError:  # some built-ins have no signature
-            return found, True
-        except NameError:  # what only a type checker imports
-            hints = {}
-        for parameter in parameters:
-            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                optional = parameter.replace(default=None) if number else parameter
-                found.setdefault(parameter.name, (optional, hints.get(parameter.name, Any)))
-        if not any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
-            return found, False
-    return found, True
+    for name in sorted(taken.needed - node.keys()):
+        yield f"  {prefix}{name}: {target} needs this argument"
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -277,17 +269,21 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _refused(config: Any) -> Iterator[str]:
-    """What constructors say against the arguments of partial nodes, which are light to build."""
-    for key in config if isinstance(config, DictConfig) else ():
-        node = config[key]
-        if not isinstance(node, DictConfig):
+def _refused(config: DictConfig, after_imports: bool) -> Iterator[str]:
+    """What constructors say against the arguments of partial nodes, which are light to build.
+
+    Args:
+        after_imports: those of modules that import slow packages, or else the others.
+    """
+    for name, partial in targets(config):
+        if not partial.get("_partial_"):
             continue
-        if not node.get("_partial_"):
-            yield from _refused(node)
-            continue
-        try:
-            instantiate(node)
-        except InstantiationException as error:
-            (where,) = re.findall(r"full_key: (\S+)", str(error)) or [node._get_full_key(None)]
-            yield f"  {where}: {error.__cause__ or error}"
+        for key in partial:
+            node = OmegaConf.select(config, f"{name}{key}")
+            inside = [each["_target_"] for _, each in targets(node)]
+            if not inside or any(map(is_slow, inside)) != after_imports or node.get("_partial_"):
+                continue
+            try:
+                instantiate(node)
+            except InstantiationException as error:
+                yield f"  {name}{key}: {error.__cause__ or error}"

@@ -247,8 +247,8 @@ def opened(config: DictConfig, folder: Path) -> Iterator[None]:
     Other processes of the same run leave that to the first one.
 
     Raises:
-        RuntimeError: another run that still lives writes there.
-        UserError: the folder has another config; the message names the keys that differ.
+        UserError: another run that still lives writes there, or the folder has another config; the
+            message names the run or the keys that differ.
     """
     from matchtir.utils.processes import is_first  # slow; reports do without it
 
@@ -261,7 +261,7 @@ def opened(config: DictConfig, folder: Path) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until it is closed
         except BlockingIOError as error:
             lock.seek(0)
-            raise RuntimeError(f"{folder}: {lock.read().strip()} still writes here") from error
+            raise UserError(f"{folder}: {lock.read().strip()} still writes here") from error
         lock.truncate(0)
         print(f"process {os.getpid()} of {os.uname().nodename}", file=lock, flush=True)
         print(f"run folder: {folder}", flush=True)
