@@ -44,7 +44,7 @@ SHOWN = (
     "zero_advantage",
     *("module.sampling.temperature", "module.max_grad_norm", "optimizer._target_", "optimizer.lr"),
     *("reward._target_", "assignment._target_", "advantage._target_", "advantage.gamma"),
-    *("advantage.turn_groups", "advantage.turn_scale"),
+    *("advantage.turn_groups", "advantage.turn_scale", "advantage.turn_baseline"),
     *("loss.aggregation", "loss.clip_low", "loss.clip_high", "loss.kl_coefficient"),
     *("penalties.unmatched", "penalties.no_answer", "turn_reduction"),
     *("model.lora.r", "model.lora.alpha", "model.lora.target_modules"),

@@ -41,7 +41,8 @@ KNOWN_KEYS = """
 """
 SETTINGS = """
     iterations tasks_per_iteration group_size mini_batches zero_advantage ahead partial_groups
-    penalties.unmatched penalties.no_answer turn_reduction turn_groups turn_scale singleton
+    penalties.unmatched penalties.no_answer turn_reduction turn_groups turn_scale turn_baseline
+    singleton
     assignment reward advantage loss optimizer data validation
 """
 

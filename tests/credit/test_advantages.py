@@ -33,11 +33,16 @@ PER_GROUP = [
     *(DR_GRPO, RLOO, GIGPO, GTPO, SUM, PRODUCT),
     TurnAdvantage(),
     TurnAdvantage(turn_groups="kind_and_index", singleton="zero"),
+    TurnAdvantage(turn_baseline="others", turn_groups="kind_and_index", singleton="zero"),
+    TurnAdvantage(turn_baseline="absorbing", turn_scale="none"),
     DualAdvantage(),
     MtGrpoAdvantage(),
     ShrinkageAdvantage(),
 ]
-SCALED = [TurnAdvantage(turn_scale="batch"), DualAdvantage(turn_scale="shrunk")]
+SCALED = [
+    TurnAdvantage(turn_scale="batch", turn_baseline="absorbing"),
+    DualAdvantage(turn_scale="shrunk", trajectory_scale="batch"),
+]
 EVERY = [*PER_GROUP, REINFORCE, REINFORCE_BASELINE, *SCALED]
 
 
@@ -170,6 +175,22 @@ def test_the_scale_of_two_turns_alike_is_noise_unless_others_have_a_say():
     assert shrunk[7] == pytest.approx(
         5, abs=1e-5
     )  # alone: its raw return, whatever the others' spread
+
+
+def test_baselines_of_others_by_hand():
+    made = batch([[1.0, 3.0, 2.0], [0.0, 1.0], [4.0]], states=[[0, 1, 0], [0, 1, -1], [0, -1, -1]])
+
+    def values(**options):
+        return TurnAdvantage(gamma=0.0, turn_scale="none", **options)(made).tolist()
+
+    others = [[-1, 2, 2], [-2.5, -2, 0], [3.5, 0, 0]]
+    assert values(turn_baseline="others") == others
+    assert values(turn_baseline="others", singleton="zero") == [[-1, 2, 0], *others[1:]]
+    # Who stopped before counts as 0.
+    assert values(turn_baseline="absorbing") == [[-1, 2.5, 2], [-2.5, -0.5, 0], [3.5, 0, 0]]
+    # Turns of the same trajectory are no others, although it was in that state twice.
+    of_state = values(turn_baseline="others", turn_groups="state")
+    assert of_state == [[-1, 2, 0], [1 - 10 / 3, -2, 0], [3, 0, 0]]
 
 
 def test_the_sum_and_the_product_of_turns_among_themselves():
@@ -307,6 +328,16 @@ def test_states_are_what_is_known_and_actions_what_is_done():
         (lambda: TrajectoryAdvantage(scale="some"), "scale='some'.*group, batch, none"),
         (lambda: TurnAdvantage(gamma=1.5), "gamma=1.5"),
         (lambda: TurnAdvantage(turn_groups="any"), "turn_groups='any'.*index, kind_and_index"),
+        (lambda: TurnAdvantage(turn_baseline="all"), "turn_baseline='all'.*others, absorbing"),
+        (
+            lambda: TurnAdvantage(turn_baseline="others", turn_groups="trajectory"),
+            "compares with no others",
+        ),
+        (lambda: replace(GIGPO, turn_baseline="absorbing"), "turn_groups=index, not state"),
+        (
+            lambda: DualAdvantage(trajectory_scale="shrunk"),
+            "trajectory_scale='shrunk'.*group, batch",
+        ),
         (lambda: DualAdvantage(turn_scale="all"), "turn_scale='all'.*group, batch, shrunk"),
         (lambda: DualAdvantage(gamma=-0.1), "gamma=-0.1"),
         (lambda: DualAdvantage(combination="mean"), "combination='mean'.*sum, product"),

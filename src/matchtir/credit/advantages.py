@@ -14,7 +14,9 @@ from matchtir.types import Trajectory
 from matchtir.utils.options import check_option
 
 TURN_GROUPS = ("index", "kind_and_index", "state", "trajectory")
-SCALES = ("group", "batch", "shrunk")
+TURN_BASELINES = ("group", "others", "absorbing")
+SCALES = ("group", "batch", "shrunk", "none")
+TRAJECTORY_SCALES = ("group", "batch", "none")
 PRIOR_FREEDOM = 4.0  # degrees of freedom that the batch's variance has in a `shrunk` one
 
 
@@ -114,6 +116,25 @@ def centred(
     return np.where(alone, values if singleton == "raw" else 0.0, values - mean[index])
 
 
+def against_others(
+    values: Float[np.ndarray, " K"],
+    group: Int[np.ndarray, " K"],
+    trajectory: Int[np.ndarray, " K"],
+    singleton: str = "raw",
+) -> Float[np.ndarray, " K"]:
+    """``x - mean`` of the values in its group that belong to other trajectories.
+
+    Where there are none, a value stays as it is (``raw``) or becomes 0 (``zero``).
+    """
+    _, index, count = np.unique(group, return_inverse=True, return_counts=True)
+    pair = index * (1 + trajectory.max(initial=0)) + trajectory
+    _, own, own_count = np.unique(pair, return_inverse=True, return_counts=True)
+    others = count[index] - own_count[own]
+    total = np.bincount(index, values)[index] - np.bincount(own, values)[own]
+    alone = values if singleton == "raw" else np.zeros_like(values)
+    return np.where(others > 0, values - total / np.maximum(others, 1), alone)
+
+
 def spread(
     values: Float[np.ndarray, " K"], group: Int[np.ndarray, " K"], scale: str = "group"
 ) -> Float[np.ndarray, " K"]:
@@ -143,13 +164,12 @@ def normalised(
     group: Int[np.ndarray, " K"],
     epsilon: float,
     singleton: str = "raw",
-    scale: str = "group",
 ) -> Float[np.ndarray, " K"]:
-    """``(x - mean) / (std + epsilon)`` within each group, the std as `spread` has it.
+    """``(x - mean) / (std + epsilon)`` within each group, with the unbiased std.
 
     A group of one has mean 0 and std 1 (``raw``: paper App. B, release) or advantage 0 (``zero``).
     """
-    return centred(values, group, singleton) / (spread(values, group, scale) + epsilon)
+    return centred(values, group, singleton) / (spread(values, group) + epsilon)
 
 
 def discounted_returns(
@@ -186,6 +206,14 @@ def turn_groups(batch: RewardBatch, kind: str) -> Int[np.ndarray, "N T"]:
     if kind == "kind_and_index":
         index = np.where(batch.has_calls, index, turns)
     return np.unique(batch.group, return_inverse=True)[1][:, None] * (turns + 1) + index
+
+
+def reached(batch: RewardBatch) -> Bool[np.ndarray, "N T"]:
+    """Turns that some trajectory of the group has."""
+    _, index = np.unique(batch.group, return_inverse=True)
+    longest = np.zeros(len(index), dtype=int)
+    np.maximum.at(longest, index, batch.turn_mask.sum(axis=1))
+    return np.arange(batch.turn_mask.shape[1]) < longest[index][:, None]
 
 
 # ---------------------------------------------------------------- advantages
@@ -242,20 +270,19 @@ class TrajectoryAdvantage:
     def __post_init__(self) -> None:
         check_normalisation(self.epsilon, self.singleton)
         check_option("baseline", self.baseline, ("group", "others", "none"))
-        check_option("scale", self.scale, ("group", "batch", "none"))
+        check_option("scale", self.scale, TRAJECTORY_SCALES)
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """One advantage per turn, the same for all turns of a trajectory."""
-        advantage = batch.total
-        if self.baseline != "none":
-            advantage = centred(batch.total, batch.group, self.singleton)
-        if self.baseline == "others":
-            _, index, count = np.unique(batch.group, return_inverse=True, return_counts=True)
-            advantage = advantage * (count / np.maximum(count - 1, 1))[index]
+        advantage, group = batch.total, batch.group
+        if self.baseline == "group":
+            advantage = centred(advantage, group, self.singleton)
+        elif self.baseline == "others":
+            advantage = against_others(advantage, group, np.arange(len(group)), self.singleton)
         if self.scale == "group":
-            advantage = advantage / (spread(batch.total, batch.group) + self.epsilon)
+            advantage = advantage / (spread(batch.total, group) + self.epsilon)
         elif self.scale == "batch":
-            everyone = np.zeros_like(batch.group)
+            everyone = np.zeros_like(group)
             advantage = normalised(advantage, everyone, self.epsilon, self.singleton)
         return np.where(batch.turn_mask, advantage[:, None], 0.0)
 
@@ -276,8 +303,12 @@ class TurnAdvantage:
         singleton: ``raw`` (paper, release) or ``zero``.
         turn_groups: what a turn is compared with, see `turn_groups`. The only turn of a trajectory
             has advantage 0 among its own.
-        turn_scale: std of the turn's ``group``, of the ``batch``, or between the two (``shrunk``),
-            see `spread`.
+        turn_scale: std of the turn's ``group``, of the ``batch``, between the two (``shrunk``), see
+            `spread`, or ``none``.
+        turn_baseline: mean of the ``group``, which the turn itself is part of; of the ``others`` in
+            it; or of all other attempts at the task (``absorbing``, with turn_groups=index): those
+            that stopped before turn t count with the return 0 of an absorbing state, also in
+            the std. The last two leave the policy gradient unbiased (docs/method.md).
     """
 
     gamma: float = 0.9
@@ -285,11 +316,19 @@ class TurnAdvantage:
     singleton: str = "raw"
     turn_groups: str = "index"
     turn_scale: str = "group"
+    turn_baseline: str = "group"
 
     def __post_init__(self) -> None:
         check_normalisation(self.epsilon, self.singleton, self.gamma)
         check_option("turn_groups", self.turn_groups, TURN_GROUPS)
         check_option("turn_scale", self.turn_scale, SCALES)
+        check_option("turn_baseline", self.turn_baseline, TURN_BASELINES)
+        if self.turn_baseline == "others" and self.turn_groups == "trajectory":
+            raise ValueError("turn_baseline=others: turn_groups=trajectory compares with no others")
+        if self.turn_baseline == "absorbing" and self.turn_groups != "index":
+            raise ValueError(
+                f"turn_baseline=absorbing needs turn_groups=index, not {self.turn_groups}"
+            )
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """One advantage per turn; ValueError where ``state`` finds no states in the batch."""
@@ -301,14 +340,21 @@ class TurnAdvantage:
 
     def turn(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """A_l."""
-        mask, singleton = batch.turn_mask, self.singleton
-        groups = turn_groups(batch, self.turn_groups)[mask]
-        if self.turn_groups == "trajectory":
-            singleton = "zero"
+        mask = batch.turn_mask
+        counted = reached(batch) if self.turn_baseline == "absorbing" else mask
+        groups = turn_groups(batch, self.turn_groups)[counted]
+        returns = self.returns(batch)[counted]
+        if self.turn_baseline == "group":
+            singleton = "zero" if self.turn_groups == "trajectory" else self.singleton
+            difference = centred(returns, groups, singleton)
+        else:
+            own = np.nonzero(counted)[0]
+            difference = against_others(returns, groups, own, self.singleton)
+        if self.turn_scale != "none":
+            difference = difference / (spread(returns, groups, self.turn_scale) + self.epsilon)
         advantage = np.zeros(mask.shape)
-        returns = self.returns(batch)[mask]
-        advantage[mask] = normalised(returns, groups, self.epsilon, singleton, self.turn_scale)
-        return advantage
+        advantage[counted] = difference
+        return np.where(mask, advantage, 0.0)
 
 
 @dataclass(frozen=True)
@@ -326,23 +372,26 @@ class DualAdvantage(TurnAdvantage):
       that the factor is positive up to 100 turns.
 
     Args:
-        gamma, epsilon, singleton, turn_groups, turn_scale: as in `TurnAdvantage`; epsilon and
-            singleton also for A_g.
+        gamma, epsilon, singleton, turn_groups, turn_scale, turn_baseline: as in `TurnAdvantage`;
+            epsilon and singleton also for A_g.
         trajectory_weight: w_g, of the sum; 1 in the paper, 1/2 in the release.
         turn_weight: w_l; 1/2 in the release. None: the paper's, 1 of the sum, 0.1 of the product.
         combination: ``sum`` or ``product``.
         trajectory_reward: what A_g normalises: the ``total`` R_i, or the ``outcome`` alone.
+        trajectory_scale: what A_g is divided by, see `TrajectoryAdvantage`.
     """
 
     trajectory_weight: float = 1.0
     turn_weight: float | None = None
     combination: str = "sum"
     trajectory_reward: str = "total"
+    trajectory_scale: str = "group"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_option("combination", self.combination, ("sum", "product"))
         check_option("trajectory_reward", self.trajectory_reward, ("total", "outcome"))
+        check_option("trajectory_scale", self.trajectory_scale, TRAJECTORY_SCALES)
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """One advantage per turn; ValueError where ``state`` finds no states in the batch."""
@@ -358,4 +407,5 @@ class DualAdvantage(TurnAdvantage):
         """A_g."""
         if self.trajectory_reward == "outcome":
             batch = replace(batch, total=batch.outcome)
-        return TrajectoryAdvantage(self.epsilon, self.singleton)(batch)
+        scale = self.trajectory_scale
+        return TrajectoryAdvantage(self.epsilon, self.singleton, scale=scale)(batch)
