@@ -48,10 +48,12 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class McpServer:
-    """A program that serves tools in the Model Context Protocol on its standard streams."""
+    """What serves tools in the Model Context Protocol: a program, or somebody's over HTTP."""
 
-    command: tuple[str, ...]  # program and arguments
-    shared: bool = False  # one process for all episodes: only for tools that keep no state
+    command: tuple[str, ...] = ()  # program and arguments; it speaks on its standard streams
+    url: str = ""  # instead: of a server over streamable HTTP
+    token: str = ""  # name of the environment variable whose value is its bearer token
+    shared: bool = False  # one connection for all episodes: only for tools that keep no state
     network: bool = False  # whether it may use the network
     environment: tuple[str, ...] = ()  # names of the environment variables that it gets
     trusted: bool = False  # whether it runs without isolation
@@ -70,6 +72,7 @@ class ToolSpec:
     server: McpServer | None = None  # instead of a source
     network: bool = False  # whether its process may use the network
     environment: tuple[str, ...] = ()  # names of the environment variables that its process gets
+    timeout_s: float | None = None  # of one call; None: what the sandbox has
 
     def schema(self) -> dict[str, Any]:
         """The tool as chat templates expect it."""

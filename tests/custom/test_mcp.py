@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from matchtir.tools.mcp import McpError
+from matchtir.tools.mcp import McpError, server_tools
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import McpServer, ResultStatus
 from tests.tools.sandbox_helpers import in_session
@@ -23,8 +23,8 @@ def sandbox():
 
 
 def tools_of(sandbox, *arguments, shared=False):
-    server = McpServer((*COMMAND, *arguments), shared)
-    return sandbox.mcp.tools(server)
+    server = McpServer((*COMMAND, *arguments), shared=shared)
+    return server_tools(server)
 
 
 @pytest.fixture(scope="module")
@@ -98,4 +98,4 @@ def test_a_server_that_does_not_start_says_why(sandbox):
 
 def test_a_program_that_is_not_there_is_named(sandbox):
     with pytest.raises(McpError, match="no-such-program does not start"):
-        sandbox.mcp.tools(McpServer(("no-such-program",)))
+        server_tools(McpServer(("no-such-program",)))

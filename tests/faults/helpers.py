@@ -50,6 +50,22 @@ def descendants(pid: int | None = None, depth: int = 1) -> set[int]:
     return found
 
 
-def no_more_than(before: set[int], depth: int = 1) -> bool:
-    """Whether, after a moment, this process has no descendants that it did not have before."""
-    return until(lambda: descendants(depth=depth) <= before)
+def nothing_left() -> bool:
+    """Whether, after a moment, no tool code runs below this process.
+
+    A worker has a child that waits for the next episode: without threads, and without children.
+    """
+
+    def alone() -> bool:
+        threads = [folder for pid in descendants() for folder in tasks_of(pid)]
+        return len(threads) == len(descendants()) and not descendants(depth=TOOL_PROCESSES + 1)
+
+    return until(alone)
+
+
+def tasks_of(pid: int) -> list[str]:
+    """The threads of a process."""
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except OSError:
+        return []  # gone meanwhile

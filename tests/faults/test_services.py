@@ -104,9 +104,9 @@ def test_a_busy_server_is_asked_again_with_the_same_seed(server) -> None:
 
 @pytest.mark.parametrize("fault", ["die", "hang"])
 def test_a_server_lost_in_mid_turn_is_replaced_and_samples_the_same(server, fault: str) -> None:
-    engine = server.engine(timeout_s=5 if fault == "die" else 0.5)
+    engine = server.engine()
     before = sample(engine, 1, 2, 3)
-    engine._timeout_s = 20.0  # of the next server's start
+    engine._client.timeout_s = 5.0 if fault == "die" else 0.5
     server.fail(*[f"inference/v1/generate {fault}"] * (1 if fault == "die" else 9))
     assert sample(engine, 1, 2, 3) == before
     assert engine.restarts == 1

@@ -10,11 +10,10 @@ import pytest
 from matchtir.types import ResultStatus
 from tests.faults.helpers import (
     DEADLINE_S,
-    TOOL_PROCESSES,
     fault,
     linux,
     need_isolation,
-    no_more_than,
+    nothing_left,
 )
 from tests.tools.sandbox_helpers import run
 
@@ -246,7 +245,7 @@ def test_a_tool(sandbox, places, source, status, words):
     assert (result.status, words in result.output) == (status, True), result
     assert result.seconds < DEADLINE_S + 1
     assert run(sandbox, "def f(): return 'well'").output == "well"
-    assert no_more_than(set(), depth=TOOL_PROCESSES)
+    assert nothing_left()
     for place in ("home", "repository", "temp", "beside"):
         assert not (places[place] / "written").exists()
     assert places["secret"].read_text() == "password"

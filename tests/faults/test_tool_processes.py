@@ -228,7 +228,8 @@ def test_hanging_calls_do_not_hold_up_others(make_sandbox):
 
 
 @fault("G bound", "100 calls hang", "processes up to a bound")
-def test_workers_grow_to_a_bound_and_shrink_again(make_sandbox):
+def test_workers_grow_to_a_bound_and_shrink_again(make_sandbox, monkeypatch):
+    monkeypatch.setattr("matchtir.tools.pool._IDLE_S", 0.2)
     before = descendants()
     pool = make_sandbox(workers=1, max_workers=3, timeout_s=1.0, max_timeouts=1_000)
     sleeping = [(tool("import time\ndef f(): time.sleep(600)"), {})] * 5
@@ -258,10 +259,17 @@ def test_a_call_that_returns_forgives_those_that_hung(make_sandbox):
     assert statuses == [TIMEOUT, OK] * 2
 
 
+def says(found):
+    async def hello(self):
+        return found
+
+    return hello
+
+
 @fault("A required isolation", "isolation=require where a part is missing", "refuses to start")
 def test_required_isolation_that_is_missing_refuses_to_start(make_sandbox, monkeypatch):
     found = {"in_force": "", "missing": {"landlock": "not implemented"}}
-    monkeypatch.setattr(WorkerProcess, "_hello", lambda self: found)
+    monkeypatch.setattr(WorkerProcess, "_hello", says(found))
     with pytest.raises(IsolationError, match=r"landlock \(not implemented"):
         make_sandbox(isolation="require")
 
@@ -269,7 +277,7 @@ def test_required_isolation_that_is_missing_refuses_to_start(make_sandbox, monke
 @fault("A missing isolation", "isolation=best where a part is missing", "said in red")
 def test_missing_isolation_is_said_in_red(make_sandbox, monkeypatch, caplog):
     found = {"in_force": "user namespaces", "missing": {"seccomp": "made up for this test"}}
-    monkeypatch.setattr(WorkerProcess, "_hello", lambda self: found)
+    monkeypatch.setattr(WorkerProcess, "_hello", says(found))
     make_sandbox(isolation="best").check()
     assert caplog.messages[0].startswith("\033[31msandbox: missing are: seccomp (made up")
 

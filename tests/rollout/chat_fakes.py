@@ -33,5 +33,4 @@ def listening(complete=None, **posts):
     try:
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
-        thread.submit(runner.cleanup()).result()
-        thread.stop()
+        thread.stop(runner.cleanup)

@@ -191,3 +191,18 @@ def test_the_configuration_builds_a_sandbox_without_processes():
     assert isinstance(pool, ProcessPoolSandbox)
     assert worker_pids(os.getpid()) == before
     pool.shutdown()
+
+
+def test_sessions_that_close_at_once_have_workers_of_their_own(make_sandbox):
+    sandbox = make_sandbox(workers=4)
+
+    async def episodes():
+        async def one(number):
+            session = await sandbox.open([tool("def f(x): return x")])
+            results = [await session.call(ToolCall("f", {"x": number})) for _ in range(2)]
+            await session.close()
+            return {result.output for result in results}
+
+        return await asyncio.gather(*map(one, range(40)))
+
+    assert asyncio.run(episodes()) == [{str(number)} for number in range(40)]

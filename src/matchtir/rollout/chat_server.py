@@ -137,8 +137,7 @@ def serve(
     try:
         yield server
     finally:
-        thread.submit(runner.cleanup()).result()
-        thread.stop()
+        thread.stop(runner.cleanup)
     if server.error is not None:
         raise server.error
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import get_json_schema
 
-from matchtir.tools.mcp import McpHost
+from matchtir.tools.mcp import server_tools
 from matchtir.types import McpServer, ToolSpec
 
 ToolSource = str | Mapping[str, Any]  # a module, or a mapping with what it is granted
@@ -67,11 +67,7 @@ def _of_mapping(source: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
             f"not as {dict(source)}"
         )
     granted |= {name: bool(source.get(name, False)) for name in ("shared", "trusted")}
-    host = McpHost()
-    try:
-        return host.tools(McpServer(tuple(map(str, command)), **granted))
-    finally:
-        host.stop()
+    return server_tools(McpServer(tuple(map(str, command)), **granted))
 
 
 def module_tools(source: str) -> tuple[ToolSpec, ...]:

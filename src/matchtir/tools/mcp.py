@@ -1,7 +1,5 @@
-"""Tools of MCP servers: programs that speak the Model Context Protocol on their standard streams.
-
-A connection of the official SDK belongs to one task of one event loop, sandbox sessions to any
-loop. So all connections live in a loop of this module's own, in a thread.
+"""Tools of servers that speak the Model Context Protocol: programs on their standard streams, or
+others over streamable HTTP. A connection belongs to one event loop, that of a `LoopThread`.
 """
 
 from __future__ import annotations
@@ -13,13 +11,13 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import tempfile
-import threading
 import time
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TextIO
 
 from matchtir.tools.calls import cut
 from matchtir.tools.isolation import Rules
@@ -29,82 +27,83 @@ from matchtir.utils.loop_thread import LoopThread
 
 log = logging.getLogger(__name__)
 
-Value = TypeVar("Value")
-
 _START_S = 60.0  # for a server to answer for the first time
+_STOP_S = 0.5  # for one to end of itself; then it is killed
+_LOST = -32000  # the SDK's code of errors
 _STDERR_CHARS = 2_000  # of what it said, in the message that it does not start
+# Becomes the server, which is the first of a process group, and says which.
+_SHELL = ("/bin/sh", "-c", 'echo $$ > "$0"; exec "$@"')
 
 
 class McpError(RuntimeError):
     """A server that does not start, or does not speak the protocol."""
 
 
+def server_tools(server: McpServer, isolation: str = "best") -> tuple[ToolSpec, ...]:
+    """What a server offers; waits for it.
+
+    Raises:
+        McpError: it does not start.
+    """
+    thread = LoopThread("mcp")
+    host = McpHost(_START_S, 0, isolation)
+    try:
+        return thread.submit(host.tools(server)).result()
+    finally:
+        thread.stop(host.stop)
+
+
 class McpHost:
-    """Starts servers and talks to them, in a thread that the first one starts.
+    """Connects to servers, and calls their tools.
 
     Args:
-        timeout_s: seconds that one call may take; then its server is stopped.
+        timeout_s: seconds that one call may take, unless its tool has its own; then its server is
+            stopped.
         max_output_chars: longer outputs are cut there and marked.
-        isolation: of servers that are not trusted, as that of tools.
+        isolation: of programs that are not trusted, as that of tools.
     """
 
-    def __init__(
-        self,
-        timeout_s: float = 60.0,
-        max_output_chars: int = 8_000,
-        isolation: str = "best",
-    ) -> None:
-        self.isolation = isolation
-        self.timeout_s = timeout_s
-        self.max_output_chars = max_output_chars
-        self._starting = threading.Lock()
-        self._thread: LoopThread | None = None
+    def __init__(self, timeout_s: float, max_output_chars: int, isolation: str) -> None:
+        self._timeout_s = timeout_s
+        self._max_output_chars = max_output_chars
+        self._isolation = isolation
         self._shared: dict[McpServer, McpConnection] = {}
         self._all: set[McpConnection] = set()
 
-    async def connect(self, server: McpServer) -> McpConnection:
-        """A connection to a process of this server: a new one, or the shared one if it lives."""
+    def connect(self, server: McpServer) -> McpConnection:
+        """A connection to this server: a new one, or the shared one if it lives."""
         connection = self._shared.get(server) if server.shared else None
         if connection is None or connection.ended:
-            connection = McpConnection(server, self.isolation)
+            connection = McpConnection(server, self._isolation)
             self._all.add(connection)
             connection.task.add_done_callback(lambda _: self._all.discard(connection))
             if server.shared:
                 self._shared[server] = connection
         return connection
 
-    def tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
-        """What the server offers; waits for it.
-
-        Raises:
-            McpError: it does not start.
-        """
-        return self._submit(self._tools(server)).result()
-
-    async def _tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
-        connection = await self.connect(server)
-        try:
-            client = await connection.client()
-            found, cursor = [], None
-            while True:
-                page = await client.list_tools(cursor=cursor)
-                found += page.tools
-                cursor = page.next_cursor
-                if not cursor:
-                    break
-        finally:
-            await connection.close()
+    async def tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
+        """What the server offers; raises McpError where it does not start."""
+        client = await self.connect(server).client()
+        found, cursor = [], None
+        while True:
+            page = await client.list_tools(cursor=cursor)
+            found += page.tools
+            cursor = page.next_cursor
+            if not cursor:
+                break
         return tuple(
             ToolSpec(tool.name, tool.description or "", tool.input_schema, server=server)
             for tool in found
         )
 
-    async def call(self, connection: McpConnection, name: str, arguments: str) -> Reply:
+    async def call(self, connection: McpConnection, tool: ToolSpec, arguments: str) -> Reply:
         """One call, its arguments as JSON text."""
         started = time.monotonic()
+        limit = tool.timeout_s or self._timeout_s
 
         def reply(status: ResultStatus, text: str) -> Reply:
-            return Reply(status, text, time.monotonic() - started)
+            hung = status is ResultStatus.TIMEOUT
+            return Reply(status, text, time.monotonic() - started, hung)
 
         try:
             client = await connection.client()
@@ -113,60 +112,43 @@ class McpHost:
         from mcp.shared.exceptions import MCPError
 
         try:
-            async with connection.order, asyncio.timeout(self.timeout_s):  # from its own start on
+            async with connection.order, asyncio.timeout(limit):  # from its own start on
                 if connection.ended:
                     return reply(ResultStatus.CRASHED, "its server ended with an earlier call")
                 result = await client.call_tool(
-                    name,
+                    tool.name,
                     json.loads(arguments),
-                    read_timeout_seconds=2 * self.timeout_s,  # instead of the client's _START_S
+                    read_timeout_seconds=2 * limit,  # instead of the client's _START_S
                 )
         except TimeoutError:
             connection.end()
-            return reply(ResultStatus.TIMEOUT, f"{self.timeout_s:g}")
+            return reply(ResultStatus.TIMEOUT, f"{limit:g}")
         except MCPError as error:
-            if error.message == "Connection closed":  # its code may be a server's own
+            if connection.is_loss(error):
                 connection.end()
                 return reply(ResultStatus.CRASHED, "its server ended")
-            return reply(ResultStatus.EXCEPTION, cut(error.message, self.max_output_chars)[0])
+            return reply(ResultStatus.EXCEPTION, cut(error.message, self._max_output_chars)[0])
         except Exception as error:  # what a server answers may be anything
             return reply(ResultStatus.EXCEPTION, f"{type(error).__name__} in reading its reply")
-        text, whole = cut(_text_of(result), self.max_output_chars)
+        text, whole = cut(_text_of(result), self._max_output_chars)
         if result.is_error:
             return reply(ResultStatus.EXCEPTION, text)
         return reply(ResultStatus.OK if whole else ResultStatus.TRUNCATED, text)
 
-    async def run(self, work: Coroutine[Any, Any, Value]) -> Value:
-        """Do something of the above in the loop of the connections."""
-        return await asyncio.wrap_future(self._submit(work))
-
-    def stop(self) -> None:
-        """Stop every server; nothing can be done afterwards."""
-        if self._thread is None or self._thread.loop.is_closed():
-            return
-
-        async def close_all() -> None:
-            await asyncio.gather(*[connection.close() for connection in tuple(self._all)])
-
-        self._submit(close_all()).result()
-        self._thread.stop()
-
-    def _submit(self, work: Coroutine[Any, Any, Value]) -> Future[Value]:
-        with self._starting:
-            if self._thread is None:
-                self._thread = LoopThread("mcp")
-            thread = self._thread
-        return thread.submit(work)
+    async def stop(self) -> None:
+        """End every connection."""
+        await asyncio.gather(*[connection.close() for connection in tuple(self._all)])
 
 
 class McpConnection:
-    """One server process and the SDK's client of it; a task of its own opens and closes both."""
+    """The SDK's client of one server, and its process; a task of its own opens and closes both."""
 
     def __init__(self, server: McpServer, isolation: str) -> None:
         self._server = server
         self._isolation = "none" if server.trusted else isolation
         self._closing = asyncio.Event()
         self._client: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._folder = tempfile.TemporaryDirectory(prefix="matchtir-", ignore_cleanup_errors=True)
         # Calls of one episode see each other's effects in the order in which they were made.
         self.order = contextlib.nullcontext() if server.shared else asyncio.Lock()
         self.task = asyncio.create_task(self._serve())
@@ -180,48 +162,81 @@ class McpConnection:
         """The SDK's client, once the server has answered; raises McpError where it does not."""
         return await asyncio.shield(self._client)
 
+    def is_loss(self, error: Any) -> bool:
+        """Whether an error of the SDK is the loss of the server, whose own may have its code."""
+        lost = error.code == _LOST and bool(self._server.url)
+        return lost or error.message == "Connection closed"
+
     def end(self) -> None:
-        """Begin to stop the server."""
-        self._closing.set()
+        """Begin to stop the server: it is asked to, and killed if it does not hear."""
+        if not self._closing.is_set():
+            self._closing.set()
+            asyncio.get_running_loop().call_later(_STOP_S, self._force)
 
     async def close(self) -> None:
         """Stop the server; returns when it is gone."""
         self.end()
         await asyncio.wait([self.task])
 
+    def _force(self) -> None:
+        if self.task.done():
+            return
+        try:
+            os.killpg(int(Path(self._folder.name, "pid").read_text()), signal.SIGKILL)
+        except (OSError, ValueError):  # no process of ours
+            self.task.cancel()
+
     async def _serve(self) -> None:
         try:
-            from mcp import StdioServerParameters, stdio_client
             from mcp.client import Client
         except ImportError as error:
             self._fail(f"the package mcp is needed for it: pip install -e '.[mcp]' ({error})")
             return
-        with (
-            tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said,
-            tempfile.TemporaryDirectory(prefix="matchtir-") as folder,
-        ):
+        with self._folder, tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
             try:
-                program, *arguments = self._command(folder)
-                granted = {name: os.environ[name] for name in self._server.environment}
-                parameters = StdioServerParameters(command=program, args=arguments, env=granted)
-                transport = stdio_client(parameters, errlog=said)
+                transport = self._http() if self._server.url else self._stdio(said)
                 async with Client(transport, read_timeout_seconds=_START_S) as client:
                     self._client.set_result(client)
                     await self._closing.wait()
             except Exception as error:  # whatever a foreign program does
                 said.seek(0)
-                self._fail(f"{error}\n{said.read()[-_STDERR_CHARS:]}".strip())
+                self._fail(f"{_first(error)}\n{said.read()[-_STDERR_CHARS:]}".strip())
+            finally:
+                if not self._client.done():
+                    self._fail("it was stopped")
 
-    def _command(self, folder: str) -> Sequence[str]:
+    @contextlib.asynccontextmanager
+    async def _http(self) -> AsyncIterator[Any]:
+        import httpx2
+        from mcp.client.streamable_http import streamable_http_client
+
+        url, token = self._server.url, self._server.token
+        headers = {"Authorization": f"Bearer {os.environ[token]}"} if token else {}
+        async with (
+            httpx2.AsyncClient(headers=headers, timeout=None) as client,  # calls have their own
+            streamable_http_client(url, http_client=client) as streams,
+        ):
+            yield streams
+
+    def _stdio(self, said: TextIO) -> Any:
+        from mcp import StdioServerParameters, stdio_client
+
+        granted = {name: os.environ[name] for name in self._server.environment}
+        shell, *arguments = [*_SHELL, f"{self._folder.name}/pid", *self._command()]
+        parameters = StdioServerParameters(command=shell, args=arguments, env=granted)
+        return stdio_client(parameters, errlog=said)
+
+    def _command(self) -> Sequence[str]:
         """The server's command, confined unless it is trusted: it may read the files it names."""
         server = self._server
-        if self._isolation == "none":
-            return server.command
         program = shutil.which(server.command[0])
         if program is None:
             raise FileNotFoundError(f"no program {server.command[0]}")
+        if self._isolation == "none":
+            return server.command
         files = [os.path.abspath(part) for part in server.command[1:] if os.path.isfile(part)]
-        rules = Rules(folder, self._isolation, server.network, 0, processes=128, cpu_s=0)
+        place = f"{self._folder.name}/own"
+        rules = Rules(place, self._isolation, server.network, 0, processes=128, cpu_s=0)
         os.makedirs(rules.scratch)
         return isolated_command(
             "isolation.run",
@@ -232,12 +247,19 @@ class McpConnection:
         )
 
     def _fail(self, reason: str) -> None:
-        command = shlex.join(self._server.command)
+        name = self._server.url or shlex.join(self._server.command)
         if self._client.done():
-            log.warning("the MCP server %s: %s", command, reason)
+            log.warning("the MCP server %s: %s", name, reason)
             return
-        self._client.set_exception(McpError(f"the MCP server {command} does not start: {reason}"))
+        self._client.set_exception(McpError(f"the MCP server {name} does not start: {reason}"))
         self._client.exception()  # seen: no warning where nobody waits for it
+
+
+def _first(error: BaseException) -> BaseException:
+    """What happened first, out of the groups that the SDK's tasks make of it."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _text_of(result: Any) -> str:

@@ -1,195 +1,193 @@
-"""Many workers, shared by the episodes of any event loop, and lent to those that have objects."""
+"""Many workers: shared by the calls of all episodes, and lent to sessions that have objects."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
+import logging
 import tempfile
-import threading
-import weakref
-from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from matchtir.tools.process import Reply, WorkerProcess, WorkerSettings
 
-END = {"action": "end", "key": None, "timeout_s": 5.0}  # a request: end what runs tool code
+log = logging.getLogger(__name__)
 
-
-@dataclass(eq=False, slots=True)
-class _Job:
-    """A request that waits for its turn; `lent` is the worker that has to execute it, if any."""
-
-    request: Mapping[str, Any]
-    lent: WorkerProcess | None = None
-    reply: Future[Reply] = field(default_factory=Future)
-    abandoned: threading.Event = field(default_factory=threading.Event)
-
-
-class _Queue:
-    """Jobs in order, and threads that block on the workers' channels meanwhile."""
-
-    def __init__(self, settings: WorkerSettings, workers: int, max_workers: int) -> None:
-        self.settings, self.workers, self.max_workers = settings, workers, max_workers
-        self.folder = tempfile.TemporaryDirectory(prefix="matchtir-", ignore_cleanup_errors=True)
-        self.all: list[WorkerProcess] = []
-        self.losses = 0
-        self._free: list[WorkerProcess] = []  # the last one used is the first to be used again
-        self._waiting: deque[_Job] = deque()
-        self._running = self._hanging = self._made = 0
-        self._lock = threading.RLock()
-        self._threads = ThreadPoolExecutor(max_workers, thread_name_prefix="matchtir-tools")
-        self._stopped = False
-
-    def add(self, job: _Job) -> None:
-        """Execute it when it is its turn; raises RuntimeError after `stop`."""
-        with self._lock:
-            if self._stopped:
-                raise RuntimeError("no tool can be called after shutdown")
-            self._waiting.append(job)
-            self._start_next()
-
-    def make(self) -> WorkerProcess:
-        """A new worker."""
-        with self._lock:
-            self._made += 1
-            made = WorkerProcess(self.settings, f"{self.folder.name}/{self._made}")
-            self.all.append(made)
-            return made
-
-    def end_episode(self, episode: int) -> list[_Job]:
-        """Have free workers end what an episode left running."""
-        jobs = []
-        with self._lock:
-            mine = [each for each in self._free if each.key and each.key[0] == episode]
-            for process in () if self._stopped else mine:
-                self._free.remove(process)
-                jobs.append(_Job(END))
-                self._running += 1
-                self._threads.submit(self._run, jobs[-1], process)
-        return jobs
-
-    def stop(self) -> None:
-        """Kill everything: running calls crash, waiting ones are cancelled, later ones raise."""
-        with self._lock:
-            self._stopped = True
-            for job in self._waiting:
-                job.reply.cancel()
-            self._waiting.clear()
-        for process in tuple(self.all):
-            process.stop()
-        self._threads.shutdown(wait=True)
-        self.folder.cleanup()
-
-    def _start_next(self) -> None:
-        while (
-            self._waiting
-            and self._running - self._hanging < self.workers
-            and self._running < self.max_workers
-        ):
-            job = self._waiting.popleft()
-            if job.reply.set_running_or_notify_cancel():
-                self._running += 1
-                self._threads.submit(self._run, job, job.lent or self._take(job.request["key"]))
-
-    def _take(self, key: Any) -> WorkerProcess:
-        """A free worker, of the same episode if there is one."""
-        for index, process in enumerate(self._free):
-            if process.key == key:
-                return self._free.pop(index)
-        return self._free.pop() if self._free else self.make()
-
-    def _run(self, job: _Job, process: WorkerProcess) -> None:
-        hanging = 0
-
-        def hangs() -> None:
-            nonlocal hanging
-            with self._lock:
-                hanging = 1
-                self._hanging += 1
-                self._start_next()
-
-        try:
-            reply = process.execute(job.abandoned, job.request, hangs)
-        except BaseException as error:
-            self._done(process, job, hanging)
-            job.reply.set_exception(error)
-        else:
-            self._done(process, job, hanging)
-            job.reply.set_result(reply)
-
-    def _done(self, process: WorkerProcess, job: _Job, hanging: int) -> None:
-        with self._lock:
-            self.losses += process.losses
-            process.losses = 0
-            self._running -= 1
-            self._hanging -= hanging
-            shared = process is not job.lent
-            surplus = shared and (len(self._free) >= self.workers or not process.lives)
-            if surplus:
-                self.all.remove(process)
-            elif shared:
-                self._free.append(process)
-            self._start_next()
-        if surplus:
-            process.stop()
+_END = {"action": "end", "key": None, "timeout_s": 5.0}  # a request: end what runs tool code
+_IDLE_S = 30.0  # a worker that nobody needs for so long is ended, but for the first few
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
 class WorkerPool:
-    """Processes, each started when first needed, that execute requests of any event loop.
+    """Processes, each started when first needed, that execute requests of one event loop.
 
-    Each request has a thread here that blocks on its worker's channel. So a deadline is kept, and
-    the next request started, also while the event loop is busy with the model; and nothing is bound
-    to an event loop, so successive `asyncio.run`, and loops of several threads, may use one pool.
-    A request waits for a free worker, first come first served; its deadline starts when its
-    execution does.
+    That loop is a thread's own (`LoopThread`): so a request is started, and a deadline kept, also
+    while the loop of the episodes is busy with the model. A request waits for its turn, first come
+    first served; its deadline starts when its execution does.
 
     Args:
-        settings: of the workers.
-        workers: requests executed at once, not counting those that take long.
+        workers: requests executed at once, not counting those that take long; as many idle
+            processes are kept.
         max_workers: requests executed at once, counting all.
+        max_sessions: workers lent at once; further sessions wait.
+
+    `losses` counts how often a process was killed from outside, and its request repeated.
     """
 
-    def __init__(self, settings: WorkerSettings, workers: int, max_workers: int) -> None:
-        self._queue = _Queue(settings, workers, max_workers)
-        self._lendable: deque[WorkerProcess] = deque()
-        # Kills everything, once; runs at exit too, and when the pool is forgotten.
-        self.stop = weakref.finalize(self, self._queue.stop)
+    def __init__(self, workers: int, max_workers: int, max_sessions: int) -> None:
+        self.losses = 0
+        self._workers = workers
+        self._turns = asyncio.Semaphore(workers)
+        self._places = asyncio.Semaphore(max_workers)
+        self._sessions = asyncio.Semaphore(max_sessions)
+        self._folder = tempfile.TemporaryDirectory(prefix="matchtir-", ignore_cleanup_errors=True)
+        self._numbers = itertools.count()
+        self._all: set[WorkerProcess] = set()
+        self._lent: set[WorkerProcess] = set()
+        self._free: list[WorkerProcess] = []  # the last one used is the first to be used again
+        self._returned = asyncio.Event()
+        self._sweep: asyncio.TimerHandle | None = None
 
-    @property
-    def losses(self) -> int:
-        """How often a process was killed from outside, and its request repeated."""
-        return self._queue.losses
+    async def execute(self, settings: WorkerSettings, request: Mapping[str, Any]) -> Reply:
+        """Execute one request, in any worker that has these settings."""
+        async with self._turn() as hangs:
+            process = await self._take(settings, request["key"])
+            try:
+                return await process.execute(request, hangs)
+            finally:
+                self._give_back(process)
 
-    async def ask(self, request: Mapping[str, Any], lent: WorkerProcess | None = None) -> Reply:
-        """Execute one request, in a lent worker or in any free one."""
-        job = _Job(request, lent)
-        self._queue.add(job)
+    async def execute_in(self, lent: WorkerProcess, request: Mapping[str, Any]) -> Reply:
+        """Execute one request in a lent worker."""
+        async with self._turn() as hangs:
+            return await lent.execute(request, hangs)
+
+    async def lend(self, settings: WorkerSettings) -> WorkerProcess:
+        """A worker that nobody else uses, until it is taken back."""
+        if self._sessions.locked():
+            log.info("a session waits: %d have a process of their own", len(self._lent))
+        await self._sessions.acquire()
         try:
-            return await asyncio.wrap_future(job.reply)
-        except asyncio.CancelledError:
-            job.abandoned.set()
-            for each in tuple(self._queue.all):
-                each.abandon(job.abandoned)
+            lent = await self._take(settings, None)
+        except BaseException:
+            self._sessions.release()
             raise
+        self._lent.add(lent)
+        return lent
+
+    async def take_back(self, lent: WorkerProcess) -> None:
+        """End what a lent worker runs, and share it again."""
+        try:
+            await self._clear(lent)
+        finally:
+            self._lent.remove(lent)
+            self._sessions.release()
 
     async def end_episode(self, episode: int) -> None:
-        """End what the functions of an episode left running."""
-        for job in self._queue.end_episode(episode):
-            await asyncio.wrap_future(job.reply)
+        """End what the calls of an episode left running."""
+        left = [each for each in self._free if each.key and each.key[0] == episode]
+        self._free = [each for each in self._free if each not in left]
+        await asyncio.gather(*map(self._clear, left))
 
-    def lend(self) -> WorkerProcess:
-        """A worker that nobody else uses, until it is given back."""
+    async def report(self, settings: WorkerSettings) -> tuple[str, Mapping[str, str]]:
+        """The isolation of a worker, in words, and why each missing part is missing."""
+        process = await self._take(settings, None)
+        self._give_back(process)
+        return process.in_force, process.missing
+
+    async def stop(self) -> None:
+        """End every process, and all else that runs in this loop: it is cancelled."""
+        running = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for process in self._all:
+            process.end()
+        await asyncio.sleep(0)  # their channels close in the next round of the loop
+        self._folder.cleanup()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[Callable[[], None]]:
+        """Wait for a turn; what is given is to be called where it takes long, for the next one."""
+        waited_for = True
+
+        def hangs() -> None:
+            nonlocal waited_for
+            if waited_for:
+                waited_for = False
+                self._turns.release()
+
+        await self._turns.acquire()
         try:
-            return self._lendable.pop()
-        except IndexError:
-            return self._queue.make()
+            async with self._places:
+                yield hangs
+        finally:
+            hangs()
 
-    def take_back(self, lent: WorkerProcess, reusable: bool) -> None:
-        """Take a lent worker back, to lend it again or to end it."""
-        if reusable:
-            self._lendable.append(lent)
+    async def _take(self, settings: WorkerSettings, key: Any) -> WorkerProcess:
+        """A worker that nobody uses: of the same episode, or any free one, or a new one.
+
+        Where descriptors or processes run out, an idle one goes for it, or it waits for one.
+        """
+        while True:
+            fitting = [each for each in self._free if each.settings == settings]
+            if fitting:
+                found = next((each for each in fitting if each.key == key), fitting[-1])
+                self._free.remove(found)
+                return found
+            made = WorkerProcess(settings, f"{self._folder.name}/{next(self._numbers)}")
+            try:
+                await made.start()
+            except BaseException as error:
+                made.end()
+                scarce = isinstance(error, OSError) and error.errno in _SCARCE
+                # What only sessions have will not come back to those that they wait for.
+                if not scarce or not (self._all - self._lent or (key is None and self._lent)):
+                    raise
+            else:
+                self._all.add(made)
+                return made
+            if self._free:
+                self._end(self._free.pop(0))
+                await asyncio.sleep(0)
+            else:
+                self._returned.clear()
+                await self._returned.wait()
+
+    async def _clear(self, process: WorkerProcess) -> None:
+        """End the tool code that it runs, and share it."""
+        try:
+            if process.lives:
+                await process.execute(_END)
+        finally:
+            self._give_back(process)
+
+    def _give_back(self, process: WorkerProcess) -> None:
+        self.losses += process.losses
+        process.losses, process.idle_since = 0, time.monotonic()
+        if process.lives:
+            self._free.append(process)
         else:
-            lent.stop()
-            self._queue.all.remove(lent)
+            self._end(process)
+        self._returned.set()
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._sweep is None and len(self._free) > self._workers:
+            self._sweep = asyncio.get_running_loop().call_later(_IDLE_S, self._end_idle)
+
+    def _end_idle(self) -> None:
+        """End workers that were idle for long, but for those that were used last."""
+        self._sweep, now = None, time.monotonic()
+        for process in self._free[: -self._workers]:
+            if now - process.idle_since >= _IDLE_S:
+                self._free.remove(process)
+                self._end(process)
+        self._watch()
+
+    def _end(self, process: WorkerProcess) -> None:
+        process.end()
+        self._all.discard(process)

@@ -1,24 +1,24 @@
-"""One worker process as its parent sees it: started, asked, ended."""
+"""One worker process as its parent sees it: started, asked, ended. It lives in one event loop."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from matchtir.tools import isolation, worker
-from matchtir.types import ResultStatus
+from matchtir.types import ResultStatus, ToolSpec
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,9 @@ class Reply:
     hung: bool = False  # until its deadline, in a call or already in loading the source
 
 
+STOPPED = Reply(ResultStatus.CRASHED, "it was stopped", 0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """How workers are started: isolation, grants, limits, and modules to import beforehand."""
@@ -58,150 +61,156 @@ class WorkerSettings:
     memory_mb: int = 1_024
     preload: tuple[str, ...] = ()
 
+    def granting(self, tools: Sequence[ToolSpec]) -> WorkerSettings:
+        """With what these tools ask for, and no more."""
+        names = sorted({name for tool in tools for name in tool.environment})
+        network = any(tool.network for tool in tools)
+        return replace(self, network=network, environment=tuple(names))
+
 
 class WorkerProcess:
     """A process that executes one request at a time, under a deadline.
 
-    It is started by the first request and again after it died. `execute` blocks, and is called by
-    one thread at a time; `abandon` and `stop` may come from any thread. A worker whose parent
-    dies ends at once, whatever it does.
+    It is started by the first request and again after it died. A worker whose parent dies ends at
+    once, whatever it does.
     """
 
     def __init__(self, settings: WorkerSettings, folder: str) -> None:
+        self.settings = settings
         self.key: Any = None  # for whom it executed its last request
         self.losses = 0  # how often it was killed from outside
         self.in_force = ""  # its isolation, in words
         self.missing: Mapping[str, str] = {}  # parts of isolation, and why they are missing
-        self._settings = settings
+        self.idle_since = 0.0
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
-        self._channel: socket.socket | None = None
-        self._lock = threading.RLock()  # of everything above and of the process's life
-        self._running: threading.Event | None = None
-        self._stopped = False
+        self._reader = asyncio.StreamReader()
+        self._writer: asyncio.StreamWriter | None = None
 
-    def execute(
-        self,
-        abandoned: threading.Event,
-        request: Mapping[str, Any],
-        hangs: Callable[[], None] = lambda: None,
+    async def execute(
+        self, request: Mapping[str, Any], hangs: Callable[[], None] = lambda: None
     ) -> Reply:
-        """Run one request; `abandoned` is its own and tells whether anybody still waits for it.
+        """Run one request; the process does not survive a cancellation.
 
         `hangs` is called where it takes long. A request whose process is killed from outside is
         repeated, a few times.
         """
         self.key = request["key"]
-        for _ in range(_ATTEMPTS):
-            with self._lock:
-                if self._stopped or abandoned.is_set():
-                    break
+        try:
+            for _ in range(_ATTEMPTS):
                 if not self.lives:
-                    self._end()
-                    self._start()
-                self._running = abandoned
-            try:
-                reply = self._ask(request, hangs)
-            finally:
-                with self._lock:
-                    self._running = None
-            if reply is not None:
-                return reply
-            self.losses += not (self._stopped or abandoned.is_set())
-        else:
-            log.warning("a call is given up: its process was killed %d times", _ATTEMPTS)
-        return Reply(ResultStatus.CRASHED, "it was stopped", 0.0)
+                    await self.start()
+                reply = await self._ask(request, hangs)
+                if reply is not None:
+                    return reply
+                self.losses += 1
+        except BaseException:
+            self.end()
+            raise
+        log.warning("a call is given up: its process was killed %d times", _ATTEMPTS)
+        return STOPPED
 
     @property
     def lives(self) -> bool:
         """Whether its process runs."""
-        process = self._process
-        return process is not None and process.poll() is None
+        return self._process is not None and self._process.poll() is None
 
-    def started(self) -> WorkerProcess:
-        """This one, with its process running."""
-        with self._lock:
-            if self._process is None:
-                self._start()
-        return self
+    async def start(self) -> None:
+        """Start the process.
 
-    def abandon(self, abandoned: threading.Event) -> None:
-        """Kill the process if it is busy with that request."""
-        with self._lock:
-            if self._running is abandoned and self._process is not None:
-                _kill(self._process)
-                self._process.wait()  # so that the next request sees that it is gone
-
-    def stop(self) -> None:
-        """Kill the process, and start no other."""
-        with self._lock:
-            self._stopped = True
-            if self._running is not None and self._process is not None:
-                _kill(self._process)  # the thread that waits for it ends it
-            else:
-                self._end()
-
-    def _start(self) -> None:
-        """Start the process; raises IsolationError where it lacks some that is required."""
-        settings = self._settings
+        Raises:
+            IsolationError: it lacks some that is required.
+            OSError: there is no room for another process or its descriptors.
+            RuntimeError: it does not start.
+        """
+        self.end()
+        settings = self.settings
         rules = isolation.Rules(
             self._folder, settings.isolation, settings.network, settings.memory_mb
         )
         os.makedirs(rules.scratch, exist_ok=True)
-        ours, theirs = socket.socketpair()
-        with theirs:
-            descriptor = theirs.fileno()
-            self._process = subprocess.Popen(
-                isolated_command(
-                    "worker.main",
-                    descriptor=descriptor,
-                    rules=asdict(rules),
-                    preload=settings.preload,
-                ),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(descriptor,),
-                cwd="/",
-                env=environment(settings.environment, rules.scratch),
-                start_new_session=True,  # a group of its own: killed with what it started
-            )
-        self._channel = ours
+        with ExitStack() as undo:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                descriptor = theirs.fileno()
+                self._process = subprocess.Popen(
+                    isolated_command(
+                        "worker.main",
+                        descriptor=descriptor,
+                        rules=asdict(rules),
+                        preload=settings.preload,
+                    ),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(descriptor,),
+                    cwd="/",
+                    env=environment(settings.environment, rules.scratch),
+                    start_new_session=True,  # a group of its own: killed with what it started
+                )
+            undo.pop_all()
+        self._reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
-            report = self._hello()
-        except (OSError, EOFError) as error:
+            async with asyncio.timeout(_START_S):
+                report = await self._hello()
+        except (TimeoutError, ConnectionError, EOFError) as error:
             raise RuntimeError(
-                f"a tool process does not start: {sys.executable}, {rules}, exit code {self._end()}"
+                f"a tool process does not start: {sys.executable}, {rules}, exit code {self.end()}"
             ) from error
         self.in_force, self.missing = report["in_force"], report["missing"]
         missing = "; ".join(f"{part} ({why})" for part, why in self.missing.items())
         if missing and settings.isolation == "require":
-            self._end()
+            self.end()
             raise IsolationError(f"isolation=require, but missing are: {missing}")
         if settings.isolation != "none":
             _tell_once(self.in_force, missing)
 
-    def _hello(self) -> dict[str, Any]:
+    def end(self) -> int:
+        """Kill and reap the process, if there is one; its exit code, negative for a signal."""
+        code = 0
+        if self._process is not None:
+            self._kill()
+            code = self._process.wait()
+            self._process = None
+        if self._writer is not None:
+            self._writer.transport.abort()
+            self._writer = None
+        return code
+
+    def _kill(self) -> None:
+        """Kill the process and its group; before it is reaped, so that the id is still its own."""
+        if self._process is not None and self._process.returncode is None:
+            try:
+                os.killpg(self._process.pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                self._process.kill()
+
+    async def _hello(self) -> dict[str, Any]:
         """What the worker says of its isolation when it is ready."""
-        found: dict[str, Any] = json.loads(self._receive(time.monotonic() + _START_S)[1])
+        found: dict[str, Any] = json.loads((await self._receive())[1])
         return found
 
-    def _ask(self, request: Mapping[str, Any], hangs: Callable[[], None]) -> Reply | None:
+    async def _ask(self, request: Mapping[str, Any], hangs: Callable[[], None]) -> Reply | None:
         """The reply; None where the process was killed by somebody else."""
-        started = time.monotonic()
-        deadline = started + request["timeout_s"] + _GRACE_S
+        started, loop = time.monotonic(), asyncio.get_running_loop()
+        limit = request["timeout_s"] + _GRACE_S
+        assert self._writer is not None
+        body = json.dumps(request).encode()
+        self._writer.write(worker.REQUEST.pack(len(body)) + body)
+        # Timers that act, rather than one that cancels: a reply that has come is read, however
+        # late this loop gets to it.
+        timers = loop.call_later(_PATIENCE_S, hangs), loop.call_later(limit, self._kill)
         try:
-            body = json.dumps(request).encode()
-            self._until(deadline).sendall(worker.REQUEST.pack(len(body)) + body)
-            if not self._speaks(_PATIENCE_S):
-                hangs()
-            status, text = self._receive(deadline)
-        except TimeoutError:
-            self._end()
-            status, text = "timeout", f"{request['timeout_s']:g}"
+            status, text = await self._receive()
         except (OSError, EOFError):
-            self._end()
-            return None
+            self.end()
+            if time.monotonic() - started < limit:
+                return None
+            status, text = "timeout", f"{request['timeout_s']:g}"
+        finally:
+            for timer in timers:
+                timer.cancel()
         if status == "lost":
             return None
         if status == "load_timeout":
@@ -209,44 +218,11 @@ class WorkerProcess:
         hung = status in ("timeout", "load_timeout")
         return Reply(_STATUSES[status], text, time.monotonic() - started, hung)
 
-    def _end(self) -> int:
-        """Kill and reap the process, if there is one; its exit code, negative for a signal."""
-        with self._lock:
-            code = 0
-            if self._process is not None:
-                _kill(self._process)
-                code = self._process.wait()
-                self._process = None
-            if self._channel is not None:
-                self._channel.close()
-                self._channel = None
-            return code
-
-    def _speaks(self, seconds: float) -> bool:
-        """Whether a reply begins within these seconds."""
-        poll = select.poll()  # unlike select, it takes any number of open files
-        assert self._channel is not None
-        poll.register(self._channel, select.POLLIN)
-        return bool(poll.poll(seconds * 1_000))
-
-    def _receive(self, deadline: float) -> tuple[str, str]:
-        code, size = worker.REPLY.unpack(self._read(worker.REPLY.size, deadline))
-        return worker.STATUSES[code], self._read(size, deadline).decode("utf-8", "replace")
-
-    def _read(self, size: int, deadline: float) -> bytes:
-        data = bytearray()
-        while len(data) < size:
-            part = self._until(deadline).recv(size - len(data))
-            if not part:
-                raise EOFError("the process closed its end")
-            data += part
-        return bytes(data)
-
-    def _until(self, deadline: float) -> socket.socket:
-        """The channel, on which waiting ends at the deadline."""
-        assert self._channel is not None
-        self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
-        return self._channel
+    async def _receive(self) -> tuple[str, str]:
+        """Status and text of one frame."""
+        code, size = worker.REPLY.unpack(await self._reader.readexactly(worker.REPLY.size))
+        text = await self._reader.readexactly(size)
+        return worker.STATUSES[code], text.decode("utf-8", "replace")
 
 
 _STATUSES = {status: ResultStatus(status) for status in worker.OF_CHILDREN} | {
@@ -285,12 +261,3 @@ def _tell_once(found: str, missing: str) -> None:
         log.info("sandbox: %s", found)
         if missing:
             log.warning("\033[31msandbox: missing are: %s\033[0m", missing)
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the process and its group; before it is reaped, so that the id is still its own."""
-    if process.returncode is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            process.kill()

@@ -8,60 +8,70 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from matchtir.tools.mcp import McpConnection, McpHost
-from matchtir.tools.pool import END, WorkerPool
-from matchtir.tools.process import Reply, WorkerProcess
+from matchtir.tools.pool import WorkerPool
+from matchtir.tools.process import Reply, WorkerProcess, WorkerSettings
 from matchtir.types import McpServer, ResultStatus, ToolSpec
-
-Pools = Callable[[Sequence[ToolSpec]], WorkerPool]  # workers that have what these tools ask for
 
 
 class ToolRunner(Protocol):
-    """Executes calls to tools of one kind."""
+    """Executes calls to tools of one kind, in the loop of the pool."""
 
     async def run(self, tool: ToolSpec, arguments: str) -> Reply:
         """Execute one call; never raises for what the tool does."""
         ...
 
+    async def close(self) -> None:
+        """End what the calls left running."""
+        ...
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How calls are executed.
+
+    `options` are those of every call (its seconds, how values become text, and where that is cut),
+    `fork` is "call", "episode" or "none": for what a process that runs tool code is made.
+    """
+
+    pool: WorkerPool
+    settings: WorkerSettings
+    options: Mapping[str, Any]
+    fork: str
+
 
 class FunctionRunner:
     """Python functions, without a state: every call executes the tool's source anew, in any worker.
 
-    Args:
-        pools: where the workers come from.
-        options: of every call: its seconds, how values become text, and where that is cut.
-        fork: "call", "episode" or "none": for what a process that runs tool code is made.
-        episode: number of this one.
+    `episode` is the number of this one.
     """
 
-    def __init__(self, pools: Pools, options: Mapping[str, Any], fork: str, episode: int) -> None:
-        self._pools, self._options = pools, options
-        self._once = fork == "call"
-        self._episode = 0 if fork == "none" else episode
-        self._used: set[WorkerPool] = set()
+    def __init__(self, calling: Calling, episode: int) -> None:
+        self._calling = calling
+        self._episode = 0 if calling.fork == "none" else episode
 
     async def run(self, tool: ToolSpec, arguments: str) -> Reply:
         """Call the function, in the worker that is free first."""
-        pool = self._pools([tool])
-        self._used.add(pool)
-        place = _place(self._episode, [tool.path])
-        return await pool.ask(
-            {**call_request(tool, arguments, self._options), **place, "once": self._once}
-        )
+        calling = self._calling
+        place = {**_place(self._episode, [tool.path]), "once": calling.fork == "call"}
+        request = {**call_request(tool, arguments, calling.options), **place}
+        return await calling.pool.execute(calling.settings.granting([tool]), request)
 
     async def close(self) -> None:
         """End what the calls left running."""
-        for pool in self._used if self._episode else ():
-            await pool.end_episode(self._episode)
+        if self._episode:
+            await self._calling.pool.end_episode(self._episode)
 
 
 def call_request(tool: ToolSpec, arguments: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """A call as a worker is told of it."""
     code = {"name": tool.name, "source": tool.source, "owner": tool.owner, "path": tool.path}
-    return {"action": "call", "arguments": arguments, **code, **options}
+    limit = {"timeout_s": tool.timeout_s} if tool.timeout_s else {}
+    return {"action": "call", "arguments": arguments, **code, **options, **limit}
 
 
 class ObjectRunner:
@@ -73,8 +83,6 @@ class ObjectRunner:
     calls before are repeated.
 
     Args:
-        pools: where the worker comes from.
-        options: of every call, as for functions.
         episode: number of this one.
         tools: of the session, of any kind.
         state: arguments of the objects, by class; without any where a class is not among them.
@@ -84,22 +92,16 @@ class ObjectRunner:
     """
 
     def __init__(
-        self,
-        pools: Pools,
-        options: Mapping[str, Any],
-        episode: int,
-        tools: Sequence[ToolSpec],
-        state: Mapping[str, Any],
+        self, calling: Calling, episode: int, tools: Sequence[ToolSpec], state: Mapping[str, Any]
     ) -> None:
-        self._options = options
+        self._pool, self._options = calling.pool, calling.options
         self._objects = _objects_of(tools, state)
         owned = [tool for tool in tools if tool.owner]
-        self._pool = pools(owned)
+        self._settings = calling.settings.granting(owned)
         self._place = {**_place(episode, [tool.path for tool in owned]), "objects": self._objects}
         self._earlier: list[dict[str, str]] = []
         self._worker: WorkerProcess | None = None
         self._lost = False
-        self._cancelled = False
         self._order = asyncio.Lock()
 
     async def run(self, tool: ToolSpec, arguments: str) -> Reply:
@@ -118,12 +120,10 @@ class ObjectRunner:
 
     async def close(self) -> None:
         """Give the objects up, and the worker back."""
-        if self._worker is None or not self._pool.stop.alive:
-            return
-        if not self._cancelled:
-            await self._pool.ask(END, self._worker)
-        # Of a cancelled request, the thread may still be at work on the killed process.
-        self._pool.take_back(self._worker, reusable=not self._cancelled)
+        async with self._order:
+            if self._worker is not None:
+                worker, self._worker = self._worker, None
+                await self._pool.take_back(worker)
 
     async def _ask(self, request: Mapping[str, Any]) -> Reply:
         async with self._order:
@@ -132,14 +132,12 @@ class ObjectRunner:
                 lost = f"{owners} and its state were lost with an earlier call"
                 return Reply(ResultStatus.CRASHED, lost, 0.0)
             if self._worker is None:
-                self._worker = self._pool.lend()
+                self._worker = await self._pool.lend(self._settings)
+            request = {**request, **self._place, "earlier": self._earlier, "once": False}
             try:
-                reply = await self._pool.ask(
-                    {**request, **self._place, "earlier": self._earlier, "once": False},
-                    self._worker,
-                )
+                reply = await self._pool.execute_in(self._worker, request)
             except BaseException:
-                self._lost = self._cancelled = True
+                self._lost = True
                 raise
             self._lost = reply.hung or reply.status is ResultStatus.CRASHED
             return reply
@@ -154,22 +152,15 @@ class McpRunner:
 
     async def run(self, tool: ToolSpec, arguments: str) -> Reply:
         """Have the tool's server do it."""
-        return await self._host.run(self._call(tool, arguments))
-
-    async def close(self) -> None:
-        """Stop the servers that are this session's own."""
-        if self._connections:
-            await self._host.run(self._close())
-
-    async def _call(self, tool: ToolSpec, arguments: str) -> Reply:
         server = tool.server
         assert server is not None
         connection = self._connections.get(server)
         if connection is None or (server.shared and connection.ended):
-            connection = self._connections[server] = await self._host.connect(server)
-        return await self._host.call(connection, tool.name, arguments)
+            connection = self._connections[server] = self._host.connect(server)
+        return await self._host.call(connection, tool, arguments)
 
-    async def _close(self) -> None:
+    async def close(self) -> None:
+        """Stop the servers that are this session's own."""
         for server, connection in self._connections.items():
             if not server.shared:
                 await connection.close()

@@ -6,23 +6,25 @@ import asyncio
 import itertools
 import json
 import logging
-import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from matchtir.tools.formats import error_text
 from matchtir.tools.mcp import McpHost
 from matchtir.tools.pool import WorkerPool
-from matchtir.tools.process import Reply, WorkerSettings
-from matchtir.tools.runners import FunctionRunner, McpRunner, ObjectRunner, ToolRunner
+from matchtir.tools.process import STOPPED, Reply, WorkerSettings
+from matchtir.tools.runners import Calling, FunctionRunner, McpRunner, ObjectRunner, ToolRunner
 from matchtir.types import CallStatus, ResultStatus, Task, ToolCall, ToolResult, ToolSpec
+from matchtir.utils.loop_thread import LoopThread
 from matchtir.utils.options import check_option
 
 log = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 _REST_S = 60.0  # between two calls of a tool that hangs
 _ERROR_TEXTS = {
@@ -75,13 +77,14 @@ class ProcessPoolSandbox:
     """Executes tools in worker processes that all sessions share (`WorkerPool`).
 
     Functions are stateless: every call executes its source anew. The objects of a stateful tool
-    set live in a process that their session has to itself: there are as many of these as such
-    sessions open at once. MCP servers are processes of their own. What all of them can reach is
-    bounded by the kernel (`isolation`).
+    set live in a process that their session has to itself, from its first call until it is closed.
+    MCP servers are processes of their own. What all of them can reach is bounded by the kernel
+    (`isolation`). Calls are executed by a thread of the sandbox, for sessions of any event loop.
 
     Args:
         workers: calls that run at once, not counting those that take long.
         max_workers: calls that run at once, counting all; None: four times `workers`.
+        max_sessions: sessions with a process of their own at once; others wait for one to close.
         timeout_s: seconds that one call may run; then its process is killed, C code or not.
         max_timeouts: a tool that hangs so often in a row is named, and then, but for one call in a
             minute, answered at once.
@@ -97,7 +100,7 @@ class ProcessPoolSandbox:
             each other's traces, "none". Objects always have one for the episode.
         preload: modules that a worker imports before it forks, so that no call has to.
 
-    `counts` holds how many calls ended in each status; `mcp` talks to MCP servers.
+    `counts` holds how many calls ended in each status.
     """
 
     def __init__(
@@ -111,6 +114,7 @@ class ProcessPoolSandbox:
         isolation: Literal["require", "best", "none"] = "best",
         fork: Literal["call", "episode", "none"] = "episode",
         max_workers: int | None = None,
+        max_sessions: int = 64,
         max_timeouts: int = 8,
         preload: Sequence[str] = (),
     ) -> None:
@@ -119,6 +123,7 @@ class ProcessPoolSandbox:
             "timeout_s": timeout_s,
             "max_output_chars": max_output_chars,
             "max_argument_chars": max_argument_chars,
+            "max_sessions": max_sessions,
             "max_timeouts": max_timeouts,
         }.items():
             if not value > 0:
@@ -131,18 +136,20 @@ class ProcessPoolSandbox:
         self.max_argument_chars = max_argument_chars
         self.counts: Counter[ResultStatus] = Counter()
         self.hanging = HangingTools(max_timeouts)
-        self._counting = threading.Lock()
-        self._workers = workers, max(workers, max_workers or 4 * workers)
-        self._settings = WorkerSettings(isolation, memory_mb=memory_mb, preload=tuple(preload))
-        self._pools: dict[WorkerSettings, WorkerPool] = {}
-        self._closed = False
         self._episodes = itertools.count(1)
-        self._fork = fork
-        self._options = {
-            "output": output, "max_output_chars": max_output_chars, "timeout_s": timeout_s
-        }  # fmt: skip
-        self.mcp = McpHost(timeout_s, max_output_chars, isolation)
-        weakref.finalize(self, self.mcp.stop)
+        self._thread = thread = LoopThread("tools")
+        pool = WorkerPool(workers, max(workers, max_workers or 4 * workers), max_sessions)
+        options = {"output": output, "max_output_chars": max_output_chars, "timeout_s": timeout_s}
+        settings = WorkerSettings(isolation, memory_mb=memory_mb, preload=tuple(preload))
+        self._calling = Calling(pool, settings, options, fork)
+        self._mcp = mcp = McpHost(timeout_s, max_output_chars, isolation)
+
+        async def end() -> None:
+            await mcp.stop()
+            await pool.stop()
+
+        # Kills everything, once; runs at exit too, and when the sandbox is forgotten.
+        self._end = weakref.finalize(self, thread.stop, end)
         if isolation == "require":
             self.check()
 
@@ -158,51 +165,38 @@ class ProcessPoolSandbox:
         if len(names) < len(tools):
             raise ValueError(f"two tools of one session are called {names.most_common(1)[0][0]!r}")
         episode = next(self._episodes)
-        functions = FunctionRunner(self._pool_for, self._options, self._fork, episode)
-        objects = ObjectRunner(self._pool_for, self._options, episode, tools, state or {})
-        return ProcessPoolSession(self, tools, functions, objects)
+        functions = FunctionRunner(self._calling, episode)
+        objects = ObjectRunner(self._calling, episode, tools, state or {})
+        return ProcessPoolSession(self, tools, functions, objects, McpRunner(self._mcp))
 
     def check(self) -> tuple[str, Mapping[str, str]]:
         """What isolation is in force, in words, and why each missing part is missing.
 
         Starts a worker; RuntimeError where that fails, or where required isolation is missing.
         """
-        pool = self._pool_for(())
-        worker = pool.lend().started()
-        pool.take_back(worker, reusable=True)
-        return worker.in_force, worker.missing
+        report = self._calling.pool.report(self._calling.settings)
+        return self._thread.submit(report).result()
 
     @property
     def losses(self) -> int:
         """How often a tool's process was killed from outside, and its call repeated."""
-        return sum(pool.losses for pool in self._pools.values())
+        return self._calling.pool.losses
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was shut down."""
+        return not self._end.alive
 
     def shutdown(self) -> None:
-        """Kill every process: running calls crash, waiting ones are cancelled, later ones raise."""
-        self._closed = True
-        for pool in self._pools.values():
-            pool.stop()
-        self.mcp.stop()
+        """Kill every process: running and waiting calls crash, later ones raise."""
+        self._end()
 
-    def _pool_for(self, tools: Sequence[ToolSpec]) -> WorkerPool:
-        """The workers that have what these tools ask for, and no more."""
-        names = sorted({name for tool in tools for name in tool.environment})
-        settings = replace(
-            self._settings,
-            network=any(tool.network for tool in tools),
-            environment=tuple(names),
-        )
-        with self._counting:
-            if self._closed:
-                raise RuntimeError("no tool can be called after shutdown")
-            if settings not in self._pools:
-                self._pools[settings] = WorkerPool(settings, *self._workers)
-            return self._pools[settings]
-
-    def count(self, status: ResultStatus) -> None:
-        """Add one call to `counts`."""
-        with self._counting:
-            self.counts[status] += 1
+    async def run(self, work: Coroutine[Any, Any, Value]) -> Value:
+        """Do something in the sandbox's own loop; raises RuntimeError after `shutdown`."""
+        if self.closed:
+            work.close()
+            raise RuntimeError("no tool can be called after shutdown")
+        return await self._thread.run(work)
 
 
 class ProcessPoolSession:
@@ -214,10 +208,10 @@ class ProcessPoolSession:
         tools: Sequence[ToolSpec],
         functions: FunctionRunner,
         objects: ObjectRunner,
+        servers: McpRunner,
     ) -> None:
         self._sandbox = sandbox
-        self._functions, self._objects = functions, objects
-        self._servers = McpRunner(sandbox.mcp)
+        self._functions, self._objects, self._servers = functions, objects, servers
         self._tools = {tool.name: (tool, self._runner_of(tool)) for tool in tools}
         self._closed = False
 
@@ -225,20 +219,31 @@ class ProcessPoolSession:
         """Execute one call; RuntimeError after `close` or the sandbox's `shutdown`, else none."""
         if self._closed:
             raise RuntimeError("the session is closed")
-        result = await self._result(call)
-        self._sandbox.count(result.status)
-        return result
+        return await self._sandbox.run(self._call(call))
 
     async def state(self) -> Mapping[str, Any] | None:
         """Public attributes of each stateful object; None where they are lost."""
-        return await self._objects.state()
+        return await self._sandbox.run(self._objects.state())
 
     async def close(self) -> None:
         """Refuse further calls; give up objects and servers."""
-        if not self._closed:
+        if not (self._closed or self._sandbox.closed):
             self._closed = True
-            for runner in (self._functions, self._objects, self._servers):
-                await runner.close()
+            await self._sandbox.run(self._close())
+
+    async def _close(self) -> None:
+        for runner in (self._functions, self._objects, self._servers):
+            await runner.close()
+
+    async def _call(self, call: ToolCall) -> ToolResult:
+        try:
+            result = await self._result(call)
+        except asyncio.CancelledError:
+            if not self._sandbox.closed:
+                raise
+            result = _to_result(call.name, STOPPED)
+        self._sandbox.counts[result.status] += 1
+        return result
 
     def _runner_of(self, tool: ToolSpec) -> ToolRunner:
         if tool.server is not None:

@@ -2,8 +2,9 @@
 
 It moves into namespaces when it starts, and says what it could not give up. For each episode, or
 each call, it forks a child that is confined before it reads a line of tool code, and ends it with
-everything that the child started. So it is the worker, which no tool code ever shares a process
-with, that keeps deadlines, says how a call ended, and ends everything when its parent goes away.
+everything that the child started; the next one is forked at once, so that it is ready when it is
+needed. So it is the worker, which no tool code ever shares a process with, that keeps deadlines,
+says how a call ended, and ends everything when its parent goes away.
 
 Frames: the parent's are a length and JSON; replies, of worker and child, are a status, a length
 and text. A child's reply may have the first few statuses only.
@@ -34,10 +35,15 @@ itertools math operator random re statistics string textwrap typing unicodedata 
 
 
 class Child:
-    """A fork that runs tool code; `key` says for whom, `parent` is the channel of the worker."""
+    """A fork that runs tool code for those of one `key`, which is None until it is needed.
 
-    def __init__(self, isolation, parent, key, folders):
-        self.key = key
+    Args:
+        parent: the channel of the worker.
+        folders: what it may read.
+    """
+
+    def __init__(self, isolation, parent, folders):
+        self.key, self.folders = None, folders
         self.loaded = mmap.mmap(-1, 1)  # set once the source of a call is loaded
         self._isolation, self._parent = isolation, parent.fileno()
         self.channel, theirs = socket.socketpair()
@@ -56,10 +62,7 @@ class Child:
         try:
             self.channel.settimeout(timeout_s)
             self.channel.sendall(REQUEST.pack(len(body)) + body)
-            status, size = REPLY.unpack(self._read(REPLY.size, deadline))
-            if status >= len(OF_CHILDREN) or size > MAX_REPLY_BYTES:
-                return "crashed", b"it disturbed the protocol"
-            return OF_CHILDREN[status], self._read(size, deadline)
+            return self._reply(deadline)
         except TimeoutError:
             return "timeout" if self.loaded[0] else "load_timeout", f"{timeout_s:g}".encode()
         except OSError:
@@ -86,19 +89,25 @@ class Child:
         self.loaded.close()
         self._isolation.clear()
 
-    def _read(self, size, deadline):
-        data = bytearray()
-        while len(data) < size:
+    def _reply(self, deadline):
+        """One frame of one that may send anything."""
+        data, size = bytearray(), 0
+        while len(data) < REPLY.size + size:
             ready = self._poll.poll(max(deadline - time.monotonic(), 0) * 1_000)
             if any(descriptor == self._parent for descriptor, _ in ready):
                 os._exit(0)  # the parent says nothing meanwhile, unless it is gone
             if not ready:
                 raise TimeoutError
-            part = self.channel.recv(size - len(data))
+            part = self.channel.recv(1 << 16)
             if not part:
                 raise ConnectionError
             data += part
-        return bytes(data)
+            if len(data) >= REPLY.size:
+                status, size = REPLY.unpack_from(data)
+                too_long = size > MAX_REPLY_BYTES or len(data) > REPLY.size + size
+                if too_long or status >= len(OF_CHILDREN):
+                    return "crashed", b"it disturbed the protocol"
+        return OF_CHILDREN[status], bytes(data[REPLY.size :])
 
     def _death(self):
         """How it ended, which closed its end of the channel."""
@@ -130,8 +139,7 @@ def _become_child(isolation, descriptor, loaded):
 def _answer(channel, loaded):
     pid = os.getpid()
     while True:
-        (size,) = REQUEST.unpack(receive(channel, REQUEST.size))
-        status, text = calls.answer(json.loads(receive(channel, size)), loaded)
+        status, text = calls.answer(json.loads(receive(channel)), loaded)
         if os.getpid() != pid:
             os._exit(0)  # a fork made by the tool
         send(channel, status, text.encode("utf-8", "replace"))
@@ -156,36 +164,42 @@ def serve(channel, isolation):
     """Answer requests until the parent goes away."""
     send(channel, "ready", json.dumps(isolation.report()).encode())
     child = None
+    folders: list = []
     while True:
-        (size,) = REQUEST.unpack(receive(channel, REQUEST.size))
-        body = receive(channel, size)
+        body = receive(channel)
         request = json.loads(body)
-        if child and (child.key != request["key"] or not child.usable()):
+        key, folders = request["key"], request.get("folders", folders)
+        fits = child and child.key in (None, key) and child.folders == folders
+        if child and not (fits and child.usable()):
             child.end()
             child = None
         if request["action"] == "end":
             send(channel, "ok", b"")
-            continue
-        if child is None:
+        else:
+            child = child or Child(isolation, channel, folders)
+            child.key = key
+            status, text = child.ask(body, request["timeout_s"])
+            send(channel, status, text)
             with contextlib.suppress(Exception):  # the child says what is wrong with it
                 calls.compiled(request["source"], request["name"])
-            child = Child(isolation, channel, request["key"], request["folders"])
-        status, text = child.ask(body, request["timeout_s"])
-        send(channel, status, text)
-        if status not in OF_CHILDREN or request["once"]:
+            if status in OF_CHILDREN and not request["once"]:
+                continue
             child.end()
             child = None
+        child = child or Child(isolation, channel, folders)
 
 
-def receive(channel, size):
-    """Exactly `size` bytes; ends the process where the other end is closed."""
-    data = bytearray()
+def receive(channel):
+    """One request; ends the process where the other end is closed."""
+    data, size = bytearray(), REQUEST.size
     while len(data) < size:
-        part = channel.recv(size - len(data))
+        part = channel.recv(1 << 16)
         if not part:
             os._exit(0)
         data += part
-    return bytes(data)
+        if len(data) >= REQUEST.size:
+            size = REQUEST.size + REQUEST.unpack_from(data)[0]
+    return bytes(data[REQUEST.size :])
 
 
 def send(channel, status, text):
