@@ -98,7 +98,8 @@ def train(config: DictConfig) -> float:
         module = parts.build_module(config, config.module, loaded, sandbox)
         if is_first():
             limit, share = config.rollout.limits.max_prompt_tokens, config.plan.skipped_share
-            log.info(check_prompts(datamodule.stages, module.renderer, limit, share))
+            if said := check_prompts(datamodule.stages, module.renderer, limit, share):
+                log.info(said)
         at_the_end.callback(module.engine.close)
         if config.get("warm_start"):
             parts.start_warm(config, loaded, sandbox)

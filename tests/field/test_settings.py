@@ -22,6 +22,15 @@ ROOT = Path(__file__).parents[2]
         ("extras.matmul_precision=hi", "extras.matmul_precision: takes .*, not 'hi'"),
         ("turn_groups=foo", "module.advantage: turn_groups='foo' is not one of index"),
         ("group_size=0", "group_size: must be 1 or more, not 0"),
+        ("module.micro_batch_tokens=0", "module.micro_batch_tokens: must be 1 or more, not 0"),
+        ("ahead=true trainer.offload=optimizer", "ahead: with trainer.offload=optimizer"),
+        (
+            "model=huggingface model.name_or_path=a model.dtype=float32 model.head_float32=true",
+            "model.head_float32: all computes in 32 bits",
+        ),
+        ("+loss.correction._target_=matchtir.policy.losses.MismatchCorrection "
+         "+loss.correction.token_range=[0.5,5]", "module.objective.*: cap=2.0, token_range"),
+        ("module.overlong.penalty=2.0", "module.overlong: .* needs a buffer"),
         ("loss.clip_low=-1.0", "module.objective: clip_low=-1.0 must lie in"),
         ("trainer.precision=bf17", "trainer.precision: .* not 'bf17'"),
         ("sandbox.workers=two", "sandbox.workers: .* takes int, not 'two'"),

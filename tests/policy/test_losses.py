@@ -1,8 +1,10 @@
+import math
 from dataclasses import fields, replace
 
 import pytest
 import torch
 
+from matchtir.policy.covariance import CovarianceControl
 from matchtir.policy.losses import (
     LossInputs,
     MismatchCorrection,
@@ -42,6 +44,7 @@ def draw(scale=0.3, seed=0):
         turn_index=TURNS,
         weights=torch.zeros_like(old),
         sampler_logprobs=old + noise(scale),
+        chosen=SAMPLED & (torch.arange(8) % 2 == 1),
     )  # fmt: skip
 
 
@@ -63,12 +66,20 @@ LOSSES = {
     "dr_grpo": PolicyLoss(aggregation="dr_grpo", length=8),
     "k1": PolicyLoss(kl_estimator="k1", kl_coefficient=0.3, entropy_coefficient=0.2),
     "corrected": PolicyLoss(correction=MismatchCorrection(1.1, (0.9, 1.2))),
+    "token_mask": PolicyLoss(correction=MismatchCorrection(None, token_range=(0.8, 1.3))),
+    "clip_cov": PolicyLoss(covariance=CovarianceControl(bounds=(1.0, 5.0))),
+    "kl_cov": PolicyLoss(
+        clip_low=1.0, clip_high=math.inf, covariance=CovarianceControl(0.2, None, 1.0)
+    ),
+    "kl_in_reward": PolicyLoss(kl_in="reward"),
+    "cispo": PolicyLoss(surrogate="cispo", clip_low=1.0, clip_high=0.1),
 }
 each = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
 
 
-@each
-def test_gradients_are_those_of_finite_differences(loss):
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "cispo"])
+def test_gradients_are_those_of_finite_differences(name):
+    loss = LOSSES[name]
     inputs = weighted(loss, draw())
 
     def of(logprobs, entropy):
@@ -153,6 +164,79 @@ def test_clipping_by_hand(ratio, advantage, options, expected, clipped):
     assert fraction == clipped
 
 
+@pytest.mark.parametrize(
+    ("surrogate", "ratio", "expected"),
+    # Of a token with advantage 2 and weights in [0, 2]: 2 w, where the clip holds nothing back.
+    [("cispo", 5.0, 4.0), ("clip", 5.0, 0.0), ("cispo", 0.25, 0.5), ("clip", 0.25, 0.5)],
+)
+def test_cispo_clips_the_weight_and_keeps_the_gradient(surrogate, ratio, expected):
+    logprobs = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    one = torch.ones(1, 1)
+    loss = PolicyLoss(**PLAIN, surrogate=surrogate, clip_low=1.0, clip_high=1.0)
+    output = loss(LossInputs(logprobs, 0 * one, None, 2 * one, None, one > 0, one.long(), one))
+    output.loss.backward()
+    assert -logprobs.grad.item() == pytest.approx(expected)
+    assert output.metrics["clip_fraction"] == (ratio > 2)
+
+
+def corrected(correction, weights):
+    """The surrogate of the only sequence, of advantages 1, with these weights of its tokens."""
+    one = torch.ones(1, len(weights))
+    sampler = -torch.tensor([weights]).log()
+    loss = PolicyLoss(**PLAIN, correction=correction)
+    known = one * 0, one * 0, None, one, None, one > 0, one.long(), one, sampler
+    output = loss(LossInputs(*known))
+    return -output.loss.item(), output.metrics
+
+
+def test_tokens_out_of_range_are_masked_and_others_keep_their_weight():
+    found, metrics = corrected(
+        MismatchCorrection(None, token_range=(0.5, 5.0)), [0.4, 0.6, 4.0, 6.0]
+    )
+    assert found == pytest.approx(0.6 + 4.0)
+    assert metrics["mismatch_tokens_masked"] == 2
+
+
+@pytest.mark.parametrize(("ratio", "kept"), [("geometric", True), ("product", False)])
+def test_the_product_of_a_long_sequence_leaves_the_range_before_its_mean_does(ratio, kept):
+    correction = MismatchCorrection(None, (0.5, 2.0), ratio)
+    found, metrics = corrected(correction, [1.3, 1.3, 1.3])  # product 2.2
+    assert found == pytest.approx(3.0 * kept)
+    assert metrics["mismatch_masked"] == (0 if kept else 3)
+
+
+def test_tokens_are_chosen_by_their_covariance():
+    logprobs = torch.tensor([-1.0, -2.0, -3.0, -6.0])  # mean -3: 2, 1, 0, -3
+    advantages = torch.tensor([3.0, 1.0, 1.0, -1.0])  # mean 1: 2, 0, 0, -2; covariances 4, 0, 0, 6
+    largest = CovarianceControl(share=0.3, coefficient=1.0)
+    assert largest.choose(logprobs, advantages, 0).tolist() == [False, False, False, True]
+    within = CovarianceControl(share=1.0, bounds=(1.0, 5.0))
+    assert within.choose(logprobs, advantages, 0).tolist() == [True, False, False, False]
+    some = CovarianceControl(share=0.5, bounds=(-1.0, 9.0))
+    drawn = {tuple(some.choose(logprobs, advantages, seed).tolist()) for seed in range(20)}
+    assert {sum(each) for each in drawn} == {2} and len(drawn) > 1
+
+
+def test_chosen_tokens_leave_the_surrogate_or_pay():
+    inputs = draw()
+    left = PolicyLoss(**PLAIN, covariance=CovarianceControl(bounds=(1.0, 5.0)))
+    without = inputs.advantages.masked_fill(inputs.chosen, 0.0)
+    plain = PolicyLoss(**PLAIN)
+    assert value(left, inputs) == pytest.approx(value(plain, replace(inputs, advantages=without)))
+    paying = PolicyLoss(**PLAIN, covariance=CovarianceControl(coefficient=3.0))
+    ready = weighted(plain, inputs)
+    moved = (inputs.logprobs - inputs.old_logprobs).abs() * inputs.chosen
+    price = 3 * (ready.weights * moved).sum()
+    assert paying(ready).loss == pytest.approx(plain(ready).loss + price)
+    assert paying(ready).metrics["covariance_held"] == (ready.weights * inputs.chosen).sum()
+
+
+def test_a_kl_that_is_in_the_reward_is_not_in_the_loss():
+    inputs = replace(draw(), reference_logprobs=None)
+    expected = value(PolicyLoss(kl_coefficient=0.0), inputs)
+    assert value(PolicyLoss(kl_coefficient=0.5, kl_in="reward"), inputs) == expected
+
+
 def test_ratios_of_tokens_turns_and_sequences():
     turns = torch.tensor([[-1, 0, 0, -1, 1, -1]])
     difference = torch.tensor([[9.0, 0.1, 0.3, 9.0, 0.8, 9.0]])
@@ -215,6 +299,7 @@ def test_sequences_too_far_from_their_sampler_are_masked():
         ("reference_logprobs", PolicyLoss()),
         ("entropy", PolicyLoss()),
         ("sampler_logprobs", PolicyLoss(correction=MismatchCorrection())),
+        ("chosen", PolicyLoss(covariance=CovarianceControl(coefficient=1.0))),
     ],
 )
 def test_missing_inputs_are_named(missing, loss):
@@ -232,13 +317,23 @@ def test_missing_inputs_are_named(missing, loss):
             "aggregation='mean'.*token_mean, seq_mean_token_mean",
         ),
         (lambda: weights("mean"), "aggregation='mean'.*token_mean, seq_mean_token_mean"),
-        (lambda: PolicyLoss(clip_low=1.0), "clip_low=1.0"),
+        (lambda: PolicyLoss(clip_low=1.1), "clip_low=1.1"),
+        (lambda: PolicyLoss(dual_clip=3.0, surrogate="cispo"), "dual_clip=3.0.*surrogate=clip"),
+        (lambda: PolicyLoss(kl_coefficient=0.0, kl_in="reward"), "kl_in=reward"),
         (lambda: PolicyLoss(clip_high=0.0), "clip_high=0.0"),
         (lambda: PolicyLoss(dual_clip=1.0), "dual_clip=1.0"),
         (lambda: PolicyLoss(aggregation="dr_grpo"), "length=None"),
         (lambda: PolicyLoss(length=5), "length=5"),
         (lambda: MismatchCorrection(cap=0.5), "cap=0.5"),
         (lambda: MismatchCorrection(sequence_range=(1.1, 2.0)), "sequence_range"),
+        (lambda: MismatchCorrection(token_range=(0.5, 5.0)), "cap=2.0, token_range.*null"),
+        (lambda: MismatchCorrection(None, token_range=(0.5, 0.9)), "token_range"),
+        (lambda: MismatchCorrection(sequence_ratio="product"), "needs a sequence_range"),
+        (lambda: CovarianceControl(), "either bounds"),
+        (lambda: CovarianceControl(bounds=(1.0, 5.0), coefficient=1.0), "either bounds"),
+        (lambda: CovarianceControl(share=0.0, coefficient=1.0), "share=0.0"),
+        (lambda: CovarianceControl(bounds=(5.0, 1.0)), "bounds"),
+        (lambda: CovarianceControl(coefficient=0.0), "coefficient=0.0"),
     ],
 )
 def test_options_are_checked(make, message):

@@ -47,6 +47,19 @@ def test_scores_equal_a_plain_computation(temperature: float) -> None:
     torch.testing.assert_close(found.entropy, expected.entropy, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("head_float32", [True, False])
+def test_the_output_layer_computes_in_32_bits_where_it_should(head_float32: bool) -> None:
+    model = small().policy.model.bfloat16()
+    policy = Policy(model, head_float32=head_float32)
+    states = torch.randn(8, 32, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = policy.model.get_output_embeddings()(states)
+    exact = states.double() @ model.get_input_embeddings().weight.double().T  # tied to it still
+    error = (found - exact).abs().max() / exact.abs().max()
+    assert (error < 1e-6) == head_float32
+    assert policy.model.get_output_embeddings().weight is model.get_input_embeddings().weight
+
+
 def test_what_is_not_scored_is_zero() -> None:
     ids, scored = batch()
     scores = small().policy(ids, scored)

@@ -15,7 +15,7 @@ from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import Renderer
-from matchtir.rollout.vllm_engine import VllmEngine
+from matchtir.rollout.vllm_engine import VllmEngine, own_cache
 from matchtir.rollout.vllm_server import VllmServerEngine
 from tests.policy.tiny_policy import small
 from tests.rollout.chat_fakes import listening
@@ -206,6 +206,12 @@ def test_training_with_vllm(tmp_path: Path, ahead: bool) -> None:
     staleness, mismatch = (logged(tmp_path, f"train/{n}") for n in ("staleness", "mismatch_kl"))
     assert staleness == [0, *[1 if ahead else 0] * 3]
     assert mismatch[0] < 1e-8 and (max(mismatch[1:]) > 1e-7) is ahead
+
+
+def test_engines_of_one_machine_do_not_share_what_they_compile(monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_CACHE_ROOT", "/cache")
+    folders = [own_cache(local_rank).get("VLLM_CACHE_ROOT", "/cache") for local_rank in range(8)]
+    assert folders[0] == "/cache" and len(set(folders)) == 8
 
 
 def test_what_is_not_free_is_refused() -> None:

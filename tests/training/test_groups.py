@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import Callback
 
 from matchtir.policy.losses import MismatchCorrection
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.training.groups import GroupSource
 from tests.training.training_parts import (
     ATTEMPTS,
+    Breaking,
     Recorder,
     fit,
     logged,
@@ -26,18 +26,6 @@ from tests.training.training_parts import (
 )
 
 CORRECTED = {"correction": MismatchCorrection(cap=2.0)}
-
-
-class Breaking(Callback):
-    """Stops a run behind an iteration, with a checkpoint, as a killed run leaves it."""
-
-    def __init__(self, path: Path, iteration: int) -> None:
-        self.path, self.iteration = path, iteration
-
-    def on_train_batch_end(self, trainer, pl_module, *_) -> None:
-        if pl_module.iteration == self.iteration:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
 
 
 # -- ahead ----------------------------------------------------------------------------------------

@@ -181,6 +181,18 @@ def fit(
     return fitting
 
 
+class Breaking(Callback):
+    """Stops a run behind an iteration, with a checkpoint, as a killed run leaves it."""
+
+    def __init__(self, path: Path, iteration: int) -> None:
+        self.path, self.iteration = path, iteration
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        if pl_module.iteration == self.iteration:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
 def logged(folder: Path, name: str) -> list[float]:
     """The values of a metric, row after row."""
     return read_metrics(folder / "metrics.csv")[name][1]

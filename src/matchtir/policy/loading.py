@@ -37,6 +37,7 @@ def load_pretrained(
     activation_checkpointing: bool = False,
     lora: Mapping[str, Any] | None = None,
     load_once: bool = False,
+    head_float32: bool = False,
     **model_kwargs: Any,
 ) -> LoadedPolicy:
     """A Hugging Face causal LM and its tokenizer, from a folder or the hub.
@@ -44,7 +45,7 @@ def load_pretrained(
     Args:
         name_or_path: of the model.
         dtype: of its weights; "auto": as they are stored.
-        head_chunk, packing: see `Policy`.
+        head_chunk, packing, head_float32: see `Policy`.
         activation_checkpointing: keep only the input of each layer for the backward pass, and
             compute the layer again there.
         lora: settings of `add_adapters`; None: all weights are trained.
@@ -62,7 +63,8 @@ def load_pretrained(
             model = AutoModelForCausalLM.from_config(config, dtype=chosen, **model_kwargs)
     else:
         model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **model_kwargs)
-    return wrapped(model, tokenizer, head_chunk, packing, activation_checkpointing, lora)
+    own = head_chunk, packing, activation_checkpointing, lora, head_float32
+    return wrapped(model, tokenizer, *own)
 
 
 def wrapped(
@@ -72,13 +74,14 @@ def wrapped(
     packing: bool,
     activation_checkpointing: bool,
     lora: Mapping[str, Any] | None,
+    head_float32: bool = False,
 ) -> LoadedPolicy:
     """A model and its tokenizer as a policy; the arguments are those of `load_pretrained`."""
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora is not None:
         add_adapters(model, lora)
-    return LoadedPolicy(Policy(model, head_chunk, packing), tokenizer)
+    return LoadedPolicy(Policy(model, head_chunk, packing, head_float32), tokenizer)
 
 
 def load_policy(name_or_path: str) -> LoadedPolicy:

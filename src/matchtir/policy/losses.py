@@ -5,6 +5,7 @@ A loss is a weighted sum over tokens, so that micro-batches add up to their mini
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from matchtir.utils.options import check_option
+from matchtir.policy.covariance import CovarianceControl
+from matchtir.utils.options import UserError, check_option
 
 AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "dr_grpo", "turn_mean")
 RATIOS = ("token", "turn", "sequence")
 KL_ESTIMATORS = ("k1", "k2", "k3")
+SURROGATES = ("clip", "cispo")
 _LARGEST_EXPONENT = 20.0  # e^20 is far outside any clip range and far inside float32
 
 
@@ -147,24 +150,42 @@ class MismatchCorrection:
     """Importance weights ``pi_old / pi_sampler`` of the trained policy against its sampler.
 
     Both have the same weights, but not the same arithmetic: the sampler's log-probabilities differ
-    from the trainer's, so that the gradient is off-policy before the first step.
+    from the trainer's, so that the gradient is off-policy before the first step. What is masked
+    leaves the surrogate, not the KL and the entropy.
 
     Args:
         cap: token weights are truncated to it (truncated importance sampling, Yao et al. 2025);
             None: no weights.
-        sequence_range: (low, high): a sequence whose geometric mean weight lies outside is taken
-            out of the surrogate; None: none is.
+        sequence_range: (low, high): a sequence whose weight lies outside is masked; None: none is.
+        sequence_ratio: the weight of a sequence: the ``geometric`` mean of those of its tokens, or
+            their ``product``, whose spread grows with the length (Liu et al. 2025).
+        token_range: (alpha, beta): a token whose weight lies outside is masked, the others keep
+            their weight as it is (IcePop, Ant Group 2025: [0.5, 5]); None: none is.
+
+    Raises:
+        UserError: options out of range, or that exclude one another.
     """
 
     cap: float | None = 2.0
     sequence_range: Sequence[float] | None = None
+    sequence_ratio: str = "geometric"
+    token_range: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
+        check_option("sequence_ratio", self.sequence_ratio, ("geometric", "product"))
         if self.cap is not None and self.cap < 1:
-            raise ValueError(f"cap={self.cap} must be at least 1")
-        held = self.sequence_range
-        if held is not None and not 0 < held[0] < 1 < held[1]:
-            raise ValueError(f"sequence_range={tuple(held)} must enclose 1")
+            raise UserError(f"cap={self.cap} must be at least 1")
+        for name in ("token_range", "sequence_range"):
+            held = getattr(self, name)
+            if held is not None and not 0 < held[0] < 1 < held[1]:
+                raise UserError(f"{name}={tuple(held)} must enclose 1")
+        if self.cap is not None and self.token_range is not None:
+            raise UserError(
+                f"cap={self.cap}, token_range={tuple(self.token_range)}: a weight out of range is "
+                "either truncated or masked; set one of them to null"
+            )
+        if self.sequence_range is None and self.sequence_ratio != "geometric":
+            raise UserError(f"sequence_ratio={self.sequence_ratio} needs a sequence_range")
 
     def __call__(
         self, difference: Float[Tensor, "B L"], sampled: Bool[Tensor, "B L"]
@@ -172,15 +193,21 @@ class MismatchCorrection:
         """Factors of the surrogate from ``log pi_old - log pi_sampler``, and what they changed."""
         factors = torch.ones_like(difference)
         changed: dict[str, Bool[Tensor, "B L"]] = {}
+        ratio = safe_exp(difference)
         if self.cap is not None:
-            ratio = safe_exp(difference)
             factors = ratio.clamp(max=self.cap)
             changed["mismatch_truncated"] = sampled & (ratio > self.cap)
+        if self.token_range is not None:
+            low, high = self.token_range
+            outside = (ratio < low) | (ratio > high)
+            factors = ratio.masked_fill(outside, 0.0)
+            changed["mismatch_tokens_masked"] = sampled & outside
         if self.sequence_range is not None:
-            low, high = self.sequence_range
-            tokens = sampled.sum(dim=1, keepdim=True).clamp(min=1)
-            mean = safe_exp((difference * sampled).sum(dim=1, keepdim=True) / tokens)
-            outside = (mean < low) | (mean > high)
+            level = (difference * sampled).sum(dim=1, keepdim=True)
+            if self.sequence_ratio == "geometric":
+                level = level / sampled.sum(dim=1, keepdim=True).clamp(min=1)
+            low, high = map(math.log, self.sequence_range)
+            outside = (level < low) | (level > high)
             factors = factors.masked_fill(outside, 0.0)
             changed["mismatch_masked"] = sampled & outside
         return factors, changed
@@ -202,6 +229,7 @@ class LossInputs:
     turn_index: Int[Tensor, "B L"]
     weights: Float[Tensor, "B L"]  # from `token_weights` of the whole mini-batch
     sampler_logprobs: Float[Tensor, "B L"] | None = None  # the engine's own
+    chosen: Bool[Tensor, "B L"] | None = None  # by `CovarianceControl`
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,13 +249,23 @@ class PolicyLoss:
 
     Args:
         clip_low, clip_high: widths of the clip range; DAPO's clip-higher is ``clip_high=0.28``.
+            ``clip_low=1``: no lower bound.
+        surrogate: ``clip``, as above; ``cispo`` (MiniMax-M1, 2506.13585, eq. 4):
+            ``sg(clip(rho, 1 - clip_low, 1 + clip_high)) A log pi``, sg stopping the gradient: the
+            weight is clipped, and every token keeps its gradient.
         dual_clip: the surrogate of a negative advantage is held above ``dual_clip * A``; None: not.
         ratio: importance ratio of each ``token``, or the geometric mean of its ``turn`` or
             ``sequence`` (GSPO).
         kl_coefficient, kl_estimator: beta, and ``k1``, ``k2`` or ``k3`` of `kl_estimate`.
+        kl_in: the ``loss``; or the ``reward``, where the module takes beta KL from that of the turn
+            (InstructGPT, 2203.02155, eq. 2), and this class has no KL.
         entropy_coefficient: alpha.
         aggregation, length: see `token_weights`.
         correction: of the mismatch between sampler and trainer; None: it is only measured.
+        covariance: holds back tokens that take the entropy; None: none.
+
+    Raises:
+        UserError: options out of range, or that exclude one another.
     """
 
     clip_low: float = 0.2
@@ -240,18 +278,25 @@ class PolicyLoss:
     aggregation: str = "seq_mean_token_mean"
     length: int | None = None
     correction: MismatchCorrection | None = None
+    surrogate: str = "clip"
+    kl_in: str = "loss"
+    covariance: CovarianceControl | None = None
 
     def __post_init__(self) -> None:
         check_option("ratio", self.ratio, RATIOS)
         check_option("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
         check_option("aggregation", self.aggregation, AGGREGATIONS)
+        check_option("surrogate", self.surrogate, SURROGATES)
+        check_option("kl_in", self.kl_in, ("loss", "reward"))
         low, high, length = self.clip_low, self.clip_high, self.length
-        if not 0 < low < 1 or high <= 0:
-            raise ValueError(f"clip_low={low} must lie in (0, 1), clip_high={high} above 0")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ValueError(f"dual_clip={self.dual_clip} must be above 1")
+        if not 0 < low <= 1 or high <= 0:
+            raise UserError(f"clip_low={low} must lie in (0, 1], clip_high={high} above 0")
+        if self.dual_clip is not None and (self.dual_clip <= 1 or self.surrogate != "clip"):
+            raise UserError(f"dual_clip={self.dual_clip} must be above 1, with surrogate=clip")
         if (self.aggregation == "dr_grpo") != (length is not None):
-            raise ValueError(f"length={length}: aggregation=dr_grpo needs one, no other takes one")
+            raise UserError(f"length={length}: aggregation=dr_grpo needs one, no other takes one")
+        if self.kl_in == "reward" and not self.kl_coefficient:
+            raise UserError("kl_in=reward needs a kl_coefficient other than 0")
 
     def __call__(self, inputs: LossInputs) -> LossOutput:
         """Loss of a mini-batch, or of a part of it.
@@ -271,6 +316,12 @@ class PolicyLoss:
                 metrics |= {name: (weights * tokens).sum() for name, tokens in changed.items()}
         elif self.correction is not None:
             raise ValueError("a correction needs sampler_logprobs")
+        if self.covariance is not None:
+            if inputs.chosen is None:
+                raise ValueError("covariance needs the chosen tokens")
+            difference = (inputs.logprobs - inputs.old_logprobs).where(sampled, 0.0)
+            surrogate = self.covariance.held_back(surrogate, difference, inputs.chosen)
+            metrics["covariance_held"] = (weights * inputs.chosen).sum()
         loss = -(weights * surrogate).sum()
         if inputs.reference_logprobs is not None:
             # What was not sampled is masked before exp, so that its junk cannot reach the gradient.
@@ -279,7 +330,7 @@ class PolicyLoss:
             kl = (weights * kl_estimate(logprobs, reference, self.kl_estimator)).sum()
             loss = loss + self.kl_coefficient * kl
             metrics["kl"] = kl.detach()
-        elif self.kl_coefficient:
+        elif self.kl_coefficient and self.kl_in == "loss":
             raise ValueError(f"kl_coefficient={self.kl_coefficient} needs reference_logprobs")
         if inputs.entropy is not None:
             entropy = (weights * inputs.entropy.where(sampled, 0.0)).sum()
@@ -291,10 +342,14 @@ class PolicyLoss:
         return LossOutput(loss, metrics)
 
     def _surrogate(self, inputs: LossInputs) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
-        """Clipped surrogate per token, and whether the clip holds it back."""
+        """Surrogate per token, and whether the clip holds it, or its weight, back."""
         difference = (inputs.logprobs - inputs.old_logprobs).where(inputs.sampled, 0.0)
         ratio = safe_exp(log_ratios(difference, inputs.sampled, inputs.turn_index, self.ratio))
         advantages = inputs.advantages
+        if self.surrogate == "cispo":
+            weight = ratio.clamp(1 - self.clip_low, 1 + self.clip_high)
+            score = advantages * inputs.logprobs.where(inputs.sampled, 0.0)
+            return weight.detach() * score, (weight != ratio) & inputs.sampled
         free = ratio * advantages
         held = ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
         surrogate = torch.minimum(free, held)

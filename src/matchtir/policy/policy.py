@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -23,6 +24,20 @@ class TokenScores(NamedTuple):
     entropy: Float[Tensor, "B L"]  # of the distribution it was drawn from, in nats
 
 
+class Float32Linear(nn.Linear):
+    """A linear layer that computes in 32 bits whatever the precision around it and of its weights.
+
+    An output layer in 16 bits was the largest source of what separates sampler and trainer
+    (MiniMax-M1, 2506.13585; ScaleRL, 2510.13786).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The product, in 32 bits."""
+        with torch.autocast(input.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return linear(input.float(), self.weight.float(), bias)
+
+
 class Policy(nn.Module):
     """Wraps any Hugging Face causal LM.
 
@@ -31,15 +46,21 @@ class Policy(nn.Module):
         head_chunk: tokens whose logits exist at once; those of the whole batch never do.
         packing: compute the sequences of a batch in one row: no padding, and a prompt that several
             of them have once.
+        head_float32: the output layer computes in 32 bits, here and where this model samples;
+            weights in 16 bits are copied for it, chunk after chunk.
 
     Raises:
-        ValueError: `head_chunk` below 1, a model that does more to its logits than its output
-            layer (what is computed here would not be its log-probabilities), or one that cannot
-            be packed.
+        ValueError: `head_chunk` below 1, an output layer that is no `nn.Linear`, a model that does
+            more to its logits than that layer (what is computed here would not be its
+            log-probabilities), or one that cannot be packed.
     """
 
     def __init__(
-        self, model: PreTrainedModel, head_chunk: int = 2048, packing: bool = False
+        self,
+        model: PreTrainedModel,
+        head_chunk: int = 2048,
+        packing: bool = False,
+        head_float32: bool = False,
     ) -> None:
         super().__init__()
         if head_chunk < 1:
@@ -49,6 +70,11 @@ class Policy(nn.Module):
                 raise ValueError(f"models with {setting} are not supported")
         if packing:
             use_packed_attention(model, "packing")
+        if head_float32:
+            head = model.get_output_embeddings()
+            if type(head) is not nn.Linear:
+                raise ValueError(f"head_float32 needs a linear output layer, not {type(head)}")
+            head.__class__ = Float32Linear  # so it stays the same weight, tied or not
         self.model = model
         self.head_chunk = head_chunk
         self.packing = packing

@@ -21,6 +21,7 @@ from torch import nn
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import full_weights
 from matchtir.rollout.engine import Engine, Generation, SamplingParams
+from matchtir.utils.processes import local_rank
 
 # Ids go in and out, and log-probabilities are those of the distribution that the tokens were drawn
 # from: none of this is a choice.
@@ -34,6 +35,16 @@ _TAKEN = {*FIXED_SETTINGS, "model", "load_format", "device_ids", "enable_sleep_m
 
 # For vLLM's environment, where the user's has nothing else.
 ENVIRONMENT: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+
+
+def own_cache(local_rank: int) -> dict[str, str]:
+    """The folder of what vLLM compiles, by its variable: one per process of a machine.
+
+    Engines that start together would write into the same one, each as the only one there.
+    """
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "vllm")
+    root = Path(os.environ.get("VLLM_CACHE_ROOT", default))
+    return {"VLLM_CACHE_ROOT": str(root / f"process{local_rank}")} if local_rank else {}
 
 
 def engine_settings(
@@ -264,6 +275,7 @@ class VllmEngine(VllmBase):
         precision = torch.get_float32_matmul_precision()
         for name, value in {**ENVIRONMENT, "VLLM_FLOAT32_MATMUL_PRECISION": precision}.items():
             os.environ.setdefault(name, value)
+        os.environ.update(own_cache(local_rank()))
         # Seconds and gigabytes: only where it is wanted.
         from vllm import EngineArgs, LLMEngine
         from vllm import SamplingParams as VllmParams

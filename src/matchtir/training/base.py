@@ -188,7 +188,7 @@ class PolicyModule(LightningModule):
         if rows is None:
             rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
         packed = None
-        if self.policy.packing:
+        if self.policy.packing and len(rows):
             packed = shared_prefixes(batch.input_ids[rows], batch.sampled[rows])
         parts = micro_batches(batch.lengths[rows], max_tokens, packed)
         missing = largest(len(parts), self.device) - len(parts)

@@ -45,7 +45,7 @@ class Stage:
 def check_prompts(
     stages: Sequence[Stage], renderer: Renderer, limit: int, allowed_share: float
 ) -> str:
-    """How many training tasks a limit on prompts skips, in words.
+    """How many training tasks a limit on prompts skips, in words; "" where it skips none.
 
     Raises:
         UserError: more than `allowed_share` of them.
@@ -65,7 +65,7 @@ def check_prompts(
     said += f"; the longest has {max(lengths)} tokens" if lengths else ""
     if skipped > allowed_share * len(tasks):
         raise UserError(f"{said}. To go on without them: plan.skipped_share=1")
-    return said
+    return said if skipped else ""
 
 
 class TaskBatches:

@@ -25,8 +25,9 @@ from matchtir.policy.losses import (
     weight_total,
 )
 from matchtir.policy.policy import Policy, TokenScores
-from matchtir.policy.weights import adapter_dropout, has_adapters, without_adapters
+from matchtir.policy.weights import adapter_dropout, full_tensor, has_adapters, without_adapters
 from matchtir.rollout.engine import SamplingParams
+from matchtir.rollout.episode import derive_seed
 from matchtir.training.base import PolicyModule
 from matchtir.training.groups import (
     Groups,
@@ -38,14 +39,17 @@ from matchtir.training.groups import (
 from matchtir.training.parallel import (
     ShardedStrategy,
     advantages_of,
+    copy_weights,
     frozen_copy,
     metrics_of_all,
     mini_batch_rows,
     summed_metrics,
 )
 from matchtir.training.phases import Phases
-from matchtir.types import Task, Trajectory
-from matchtir.utils.options import check_at_least
+from matchtir.training.shaping import OverlongPenalty, less_kl
+from matchtir.training.turnsight import TurnSight
+from matchtir.types import StopReason, Task, Trajectory
+from matchtir.utils.options import UserError, check_at_least, check_option
 from matchtir.utils.processes import gathered, rank, summed
 
 
@@ -65,6 +69,12 @@ class PolicyGradientModule(PolicyModule):
         ahead, partial_groups, max_partial_iterations: see `GroupSource`. Groups sampled ahead are
             one iteration old, never older; of partial ones the later turns come from newer weights
             than the first.
+        masked_stops: trajectories that ended so are in the baseline of their group and carry no
+            loss (DAPO's overlong filtering, 2503.14476: cut ones, whose reward is noise).
+        overlong: takes from the reward of long responses; None: nothing.
+        reference_reset_every: after so many iterations the reference becomes the policy as it is
+            then (ProRL, 2505.24864); None: it stays what training began with.
+        hindsight: weighs the advantages by what the reference thinks in hindsight; None: nothing.
         settings: see `PolicyModule`.
 
     Raises:
@@ -83,10 +93,16 @@ class PolicyGradientModule(PolicyModule):
         ahead: bool = False,
         partial_groups: int = 0,
         max_partial_iterations: int = 2,
+        masked_stops: Sequence[str] = (),
+        overlong: OverlongPenalty | None = None,
+        reference_reset_every: int | None = None,
+        hindsight: TurnSight | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
         check_at_least(1, group_size=group_size, mini_batches=mini_batches)
+        for stop in masked_stops:
+            check_option("masked_stops", stop, [each for each in StopReason if each != "answer"])
         if sampling.temperature <= 0:
             raise ValueError(f"temperature={sampling.temperature}: training samples above 0")
         if (sampling.top_p < 1 or sampling.top_k) and objective.correction is None:
@@ -99,6 +115,9 @@ class PolicyGradientModule(PolicyModule):
                 f"model.lora.lora_dropout={dropout}: policy gradients need the probabilities with "
                 "which tokens were drawn, so nothing is dropped; set it to 0"
             )
+        control = objective.covariance
+        if control is not None and control.coefficient is not None and mini_batches == 1:
+            raise UserError("loss.covariance.coefficient: no token pays with mini_batches=1")
         self.reward = reward
         self.advantage = advantage
         self.objective = objective
@@ -114,18 +133,35 @@ class PolicyGradientModule(PolicyModule):
                 "ahead and partial groups come from older weights: they need a loss that corrects "
                 "for it (loss=truncated_is)"
             )
+        self.masked_stops = frozenset(masked_stops)
+        self.overlong = overlong
         # In a list, so that checkpoints leave it out: a run that resumes makes it again.
         self._reference: list[Policy] = []
+        self.shaping_metrics: dict[str, float] = {}  # of the scoring under way
+        self.hindsight = hindsight
+        self.needs_reference = bool(objective.kl_coefficient) or hindsight is not None
+        self.reference_reset_every = reference_reset_every
+        if reference_reset_every is not None:
+            self._check_reset(reference_reset_every)
 
     @property
     def policies(self) -> list[Policy]:
         """The policy and its reference."""
         return [self.policy, *self._reference]
 
+    def _check_reset(self, every: int) -> None:
+        check_at_least(1, reference_reset_every=every)
+        if not self.needs_reference:
+            raise UserError(f"reference_reset_every={every}: nothing reads a reference")
+        if has_adapters(self.policy):
+            raise UserError(
+                f"reference_reset_every={every}: the reference of model.lora is the model without "
+                "adapters, which does not change"
+            )
+
     def configure_model(self) -> None:
         """Make the reference, once; shard it and the policy, where the strategy says so."""
-        needed = self.objective.kl_coefficient and not has_adapters(self.policy)
-        if needed and not self._reference:
+        if self.needs_reference and not has_adapters(self.policy) and not self._reference:
             sharded = isinstance(self.trainer.strategy, ShardedStrategy)
             self._reference.append(frozen_copy(self.policy, weights=not sharded))
         super().configure_model()
@@ -139,6 +175,10 @@ class PolicyGradientModule(PolicyModule):
     def training_step(self, tasks: list[Task], batch_index: int) -> None:
         """Sample groups, score their turns, update the policy."""
         self.phases = Phases(self.device)
+        self.shaping_metrics = {}
+        every = self.reference_reset_every
+        if every and self.iteration > 1 and (self.iteration - 1) % every == 0:
+            copy_weights(self._reference[0], [*self.policy.parameters()])
         groups: Groups | None = self.source.sample(tasks)
         while groups is not None:  # once, but where groups without advantages are replaced
             with self.phases.measured("credit"):
@@ -168,8 +208,19 @@ class PolicyGradientModule(PolicyModule):
         numbers = [number for number, group in enumerate(groups) for _ in group]
         credits = self.reward(trajectories)
         check_rewards(credits, trajectories)
+        if self.overlong is not None:
+            credits = list(map(self.overlong, credits, trajectories))
         batch = RewardBatch.from_credits(credits, trajectories, numbers)
+        if self.objective.kl_in == "reward":
+            pad, score = self.renderer.pad_id, self.reference_logprobs
+            batch, kl = less_kl(batch, trajectories, self.objective, pad, score)
+            self.shaping_metrics["train/kl"] = kl
         advantages = advantages_of(self.advantage, batch)
+        if self.hindsight is not None:
+            advantages, took = self.hindsight(
+                advantages, trajectories, batch.group, self.renderer, self.reference_logprobs
+            )
+            self.shaping_metrics |= took
         return ScoredRollout(trajectories, credits, batch, advantages)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
@@ -181,16 +232,18 @@ class PolicyGradientModule(PolicyModule):
     def update(self, scored: ScoredRollout) -> dict[str, float]:
         """`mini_batches` optimizer steps; metrics are means over them.
 
-        Trajectories without a turn have no tokens to learn from and are left out. Where nothing is
-        left there is no step. With several processes each brings its own trajectories, and all of
-        them take the same steps.
+        Trajectories without a turn have no tokens to learn from and are left out, as are those
+        whose stop is masked. Where nothing is left there is no step. With several processes each
+        brings its own trajectories, and all of them take the same steps.
 
         Raises:
             RuntimeError: no trajectory has a turn.
         """
         has_turns = np.array([bool(each.turns) for each in scored.trajectories], dtype=bool)
         zero = scored.zero_advantage
-        kept = np.flatnonzero(has_turns & ~(zero & self.drops_zero_advantages))
+        stops = [each.stop_reason in self.masked_stops for each in scored.trajectories]
+        masked = np.array(stops, dtype=bool)
+        kept = np.flatnonzero(has_turns & ~masked & ~(zero & self.drops_zero_advantages))
         learned = [scored.trajectories[int(row)] for row in kept]
         batch = collate(learned, self.renderer.pad_id)
         own = scored.rewards.group[kept].tolist(), batch.lengths.tolist()
@@ -199,20 +252,25 @@ class PolicyGradientModule(PolicyModule):
             raise RuntimeError(
                 "no trajectory of this iteration has a turn: every prompt is over the budget"
             )
-        metrics = {"train/zero_advantage": float(zero.mean())}
+        metrics = self.shaping_metrics | {"train/zero_advantage": float(zero.mean())}
+        metrics |= {"train/masked": float(masked.mean())} if self.masked_stops else {}
         _, groups, lengths = zip(*of_processes, strict=True)
         if not any(groups):
             return metrics
         batch = batch.to(self.device)
+        kl = self.objective.kl_coefficient and self.objective.kl_in == "loss"
         advantages = torch.tensor(scored.advantages[kept], dtype=torch.float32).to(self.device)
-        known = {
+        known: dict[str, Any] = {
             "advantages": spread_turns(advantages, batch.turn_index),
             "old_logprobs": self._logprobs(self.policy, batch) if self.mini_batches > 1 else None,
-            "reference_logprobs": self._reference_logprobs(batch),
+            "reference_logprobs": self.reference_logprobs(batch) if kl else None,
         }
-        steps = []
+        steps: list[dict[str, float]] = []
         for rows in mini_batch_rows(groups, lengths, rank(), self.mini_batches):
             index = torch.from_numpy(rows).to(self.device)
+            if self.objective.covariance is not None:
+                seed = derive_seed(self.seed, self.iteration, len(steps))
+                known["chosen"] = self._chosen(batch, known["advantages"], index, seed)
             steps.append(self._step(batch, known, index, [learned[row].task for row in rows]))
         good = [step for step in steps if all(map(math.isfinite, step.values()))]
         metrics["train/skipped_steps"] = float(len(steps) - len(good))
@@ -220,6 +278,15 @@ class PolicyGradientModule(PolicyModule):
             f"train/{name}": float(np.mean([step[name] for step in good or steps]))
             for name in steps[0]
         }
+
+    def _chosen(self, batch: TokenBatch, advantages: Tensor, index: Tensor, seed: int) -> Tensor:
+        """The tokens [B, L] of the rows `index` that the loss holds back."""
+        control, chosen = self.objective.covariance, torch.zeros_like(batch.sampled)
+        assert control is not None
+        chosen[index] = control.choose_of_all(
+            batch.sampler_logprobs[index], advantages[index], batch.sampled[index], seed
+        )
+        return chosen
 
     def _step(
         self,
@@ -252,7 +319,7 @@ class PolicyGradientModule(PolicyModule):
         cut: dict[str, Any] = {}
         for name, each in known.items():
             if each is not None:  # without rows it is a pass over padding
-                cut[name] = each[rows, :length] if len(rows) else torch.zeros_like(scores.logprobs)
+                cut[name] = each[rows, :length] if len(rows) else each.new_zeros(1, length)
         # With one step per iteration the policy is still the one at its start.
         cut.setdefault("old_logprobs", scores.logprobs.detach())
         cut.setdefault("reference_logprobs", None)
@@ -269,13 +336,9 @@ class PolicyGradientModule(PolicyModule):
         temperature = self.sampling.temperature
         return policy(tokens.input_ids, tokens.sampled, temperature, tokens.attention_mask)
 
-    def _reference_logprobs(self, batch: TokenBatch) -> Tensor | None:
-        """Log-probabilities under the policy that training began with, where the loss wants them.
-
-        Adapters have it in themselves: it is the model without them.
-        """
-        if not self.objective.kl_coefficient:
-            return None
+    def reference_logprobs(self, batch: TokenBatch) -> Tensor:
+        """Log-probabilities [B, L] under the reference: with adapters the model without them."""
+        batch = batch.to(self.device)
         if self._reference:
             return self._logprobs(self._reference[0], batch)
         with without_adapters(self.policy):
@@ -300,12 +363,17 @@ class PolicyGradientModule(PolicyModule):
         self.source.wait()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep groups that were sampled ahead or are partial."""
+        """Keep groups that were sampled ahead or are partial, and a reference that is reset."""
         checkpoint["groups"] = self.source.state_dict()
+        if self.reference_reset_every:
+            weights = self._reference[0].parameters()
+            checkpoint["reference"] = [full_tensor(each).cpu() for each in weights]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with them."""
         self.source.load_state_dict(checkpoint["groups"])
+        if self.reference_reset_every:
+            copy_weights(self._reference[0], checkpoint["reference"])
 
     # -- what is logged and traced ---------------------------------------------------------------
 

@@ -38,7 +38,10 @@ from matchtir.policy.weights import adapter_parameters
 from matchtir.utils.processes import gathered, rank, world_size
 
 NUMBERS = ("group", "states", "actions")  # fields that name things: those of others are others
-SUMMED = ("train/tokens_per_s", "train/partial_groups", "train/replaced", "train/dropped")
+SUMMED = (
+    *("train/tokens_per_s", "train/partial_groups", "train/replaced", "train/dropped"),
+    *("train/hindsight_sequences", "train/hindsight_tokens"),
+)
 
 
 def advantages_of(advantage: Advantage, own: RewardBatch) -> Float[np.ndarray, "N T"]:
@@ -150,6 +153,13 @@ def frozen_copy(policy: Policy, weights: bool) -> Policy:
     empty = [] if weights else policy.parameters()
     memo = {id(each): nn.Parameter(torch.empty_like(each, device="meta")) for each in empty}
     return deepcopy(policy, memo).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def copy_weights(policy: Policy, weights: Sequence[Tensor]) -> None:
+    """Give a policy, sharded or not, these weights: whole, or sharded as its own are."""
+    for own, new in zip(policy.parameters(), weights, strict=True):
+        own.copy_(_sharded_as(own, new))
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -311,15 +321,17 @@ def _sharded(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
     """The state of an unsharded optimizer, with what belongs to a weight sharded as it is."""
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
 
-    def shard(value: Any, parameter: Tensor) -> Any:
-        fits = isinstance(value, Tensor) and value.shape == parameter.shape
-        if not (fits and isinstance(parameter, DTensor)):
-            return value
-        mesh = parameter.device_mesh
-        return distribute_tensor(value.to(parameter.device), mesh, parameter.placements)
-
     sharded = {
-        index: {name: shard(value, parameters[index]) for name, value in values.items()}
+        index: {name: _sharded_as(parameters[index], value) for name, value in values.items()}
         for index, values in state["state"].items()
     }
     return {**state, "state": sharded}
+
+
+def _sharded_as(parameter: Tensor, value: Any) -> Any:
+    """A value of the shape of a sharded parameter sharded as that is; any other as it is."""
+    fits = isinstance(value, Tensor) and value.shape == parameter.shape
+    if not (fits and isinstance(parameter, DTensor)) or isinstance(value, DTensor):
+        return value
+    mesh = parameter.device_mesh
+    return distribute_tensor(value.to(parameter.device), mesh, parameter.placements)

@@ -98,6 +98,11 @@ class Plan:
         if self.sleep is None:  # the engine's own choice
             self.sleep = 0 if config.trainer.accelerator == "cpu" else 2
         self.offload = "always" if strategy.get("cpu_offload") else config.trainer.offload
+        # Passes of the reference over an iteration: of hindsight it reads about one per lookahead.
+        hindsight = config.module.get("hindsight")
+        self.scorings = bool(config.loss.kl_coefficient) + len(
+            hindsight.depths if hindsight else ()
+        )
         self.states = self._states()
         self.copy, self.cache, self.cache_token = self._engine()
         self.memory = self._memory()
@@ -114,7 +119,7 @@ class Plan:
         trained = adapters or weights
         return {
             "weights": weights + adapters,
-            "reference": 0 if lora or not self.config.loss.kl_coefficient else weights,
+            "reference": 0 if lora or not self.scorings else weights,
             "optimizer": trained * MOMENTS,
             "gradients": trained,
         }
@@ -195,7 +200,7 @@ class Plan:
         computed = tokens["responses"] + tokens["prompts computed in the update"]
         attention = 2 * size.layers * size.query * (self.prompt + self.response)
         forward = computed * (2 * size.parameters + attention) / (given.tflops * 1e12)
-        scorings = (self.config.mini_batches > 1) + bool(self.config.loss.kl_coefficient)
+        scorings = (self.config.mini_batches > 1) + self.scorings
         passes = 4 if self.checkpointing else 3  # backward: two
         return {
             "rollout": tokens["responses"] / given.decode_tokens_per_s / self.devices,
@@ -281,7 +286,8 @@ def skipped_tasks(config: DictConfig) -> str:
             raise
         return f"tasks skipped: unknown, {str(missing).split('. ')[0]}"
     limit = config.rollout.limits.max_prompt_tokens
-    return check_prompts(stages, instantiate(config.renderer)(tokenizer=tokenizer), limit, 1.0)
+    said = check_prompts(stages, instantiate(config.renderer)(tokenizer=tokenizer), limit, 1.0)
+    return said or "tasks skipped: none"
 
 
 def check_plan(config: DictConfig, show: bool) -> None:

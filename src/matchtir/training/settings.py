@@ -21,7 +21,10 @@ TYPES = {
     "extras.threads": int | None,
     "extras.matmul_precision": Literal["highest", "high", "medium"],
 }
-SIZES = ("iterations", "tasks_per_iteration", "group_size", "mini_batches")  # of training
+SIZES = (
+    *("iterations", "tasks_per_iteration", "group_size", "mini_batches"),
+    *("module.micro_batch_tokens", "datamodule.eval_batch_size"),
+)
 OTHERS = ("train/", "test/", "credit/", "time/", "memory/")  # prefixes of metrics, besides val/
 
 
@@ -42,5 +45,13 @@ def unfit_settings(config: DictConfig) -> Iterator[str]:
         name = OmegaConf.select(config, key)
         if name is not None and name not in names and not str(name).startswith(OTHERS):
             yield f"  {key}: nothing measures {name}{suggest(str(name), names)}"
+    if config.ahead and config.trainer.offload != "none":
+        yield (
+            f"  ahead: with trainer.offload={config.trainer.offload} nothing would leave the "
+            "device: groups are sampled during the update, which needs all of it"
+        )
+    model, precision = config.model, str(config.trainer.precision)
+    if model.get("head_float32") and model.dtype == "float32" and precision.startswith("32"):
+        yield "  model.head_float32: all computes in 32 bits already"
     if config.trainer.get("log_every_n_steps", 1) != 1:
         yield "  trainer.log_every_n_steps: every iteration is logged"

@@ -28,6 +28,11 @@ def is_first() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+def local_rank() -> int:
+    """The number of this process on its machine, as its launcher says."""
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
 def world_size() -> int:
     """How many processes there are."""
     return distributed.get_world_size() if _several() else 1

@@ -1,0 +1,93 @@
+"""Clip-Cov and KL-Cov: the few tokens that take most of the entropy are held back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from matchtir.utils.options import UserError
+from matchtir.utils.processes import gathered, rank
+
+
+@dataclass(frozen=True)
+class CovarianceControl:
+    """Chooses a `share` of the sampled tokens of a mini-batch by their covariance (2505.22617).
+
+    Entropy falls by the covariance of log-probabilities and advantages, and few tokens make up
+    most of it: ``cov_l = (log pi_l - mean log pi) (A_l - mean A)``, means over these tokens.
+
+    * Clip-Cov: at random among those whose covariance is within `bounds`; they leave the surrogate.
+    * KL-Cov: those of the largest covariance; each pays ``coefficient |log pi / pi_old|``, which is
+      what the authors' code has for KL(pi_old, pi). It is 0 before the first step of an iteration.
+
+    The log-probabilities are those that the sampler reported, which are known before the mini-batch
+    is cut into micro-batches; the source takes those of the policy in training, and leaves tokens
+    out of Clip-Cov that are clipped anyway.
+
+    Args:
+        share: of the tokens; at least one is chosen, where there is one.
+        bounds, coefficient: one of them says which of the two it is.
+
+    Raises:
+        UserError: none or both of `bounds` and `coefficient`, or options out of range.
+    """
+
+    share: float = 2e-4
+    bounds: Sequence[float] | None = None
+    coefficient: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.bounds is None) == (self.coefficient is None):
+            raise UserError("covariance: either bounds (Clip-Cov) or a coefficient (KL-Cov)")
+        if not 0 < self.share <= 1:
+            raise UserError(f"covariance.share={self.share} must lie in (0, 1]")
+        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
+            raise UserError(f"covariance.bounds={tuple(self.bounds)} must rise")
+        if self.coefficient is not None and self.coefficient <= 0:
+            raise UserError(f"covariance.coefficient={self.coefficient} must be positive")
+
+    def choose(
+        self, logprobs: Float[Tensor, " K"], advantages: Float[Tensor, " K"], seed: int
+    ) -> Bool[Tensor, " K"]:
+        """Which of the sampled tokens of a mini-batch are held back."""
+        covariances = (logprobs - logprobs.mean()) * (advantages - advantages.mean())
+        count = min(max(1, int(self.share * len(covariances))), len(covariances))
+        if self.bounds is None:
+            places = covariances.topk(count).indices
+        else:
+            low, high = self.bounds
+            within = ((covariances >= low) & (covariances <= high)).nonzero()[:, 0]
+            generator = torch.Generator().manual_seed(seed)
+            places = within[torch.randperm(len(within), generator=generator)[:count]]
+        chosen = torch.zeros(len(covariances), dtype=torch.bool)
+        chosen[places] = True
+        return chosen
+
+    def choose_of_all(
+        self,
+        logprobs: Float[Tensor, "B L"],
+        advantages: Float[Tensor, "B L"],
+        sampled: Bool[Tensor, "B L"],
+        seed: int,
+    ) -> Bool[Tensor, "B L"]:
+        """This process' part of what is chosen among the tokens of all; each must call this."""
+        parts = gathered((logprobs[sampled].cpu(), advantages[sampled].cpu()))
+        of_all, advantages_of_all = (torch.cat(column) for column in zip(*parts, strict=True))
+        everyone = self.choose(of_all, advantages_of_all, seed)
+        own = everyone.split([len(each) for each, _ in parts])[rank()]
+        return torch.zeros_like(sampled).masked_scatter(sampled, own.to(sampled.device))
+
+    def held_back(
+        self,
+        surrogate: Float[Tensor, "B L"],
+        difference: Float[Tensor, "B L"],  # log pi / pi_old
+        chosen: Bool[Tensor, "B L"],
+    ) -> Float[Tensor, "B L"]:
+        """The surrogate without the chosen tokens, or less what they pay by `difference`."""
+        if self.coefficient is None:
+            return surrogate.masked_fill(chosen, 0.0)
+        return surrogate - self.coefficient * difference.abs() * chosen

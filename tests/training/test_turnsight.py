@@ -1,0 +1,181 @@
+"""Advantages weighted by hindsight: which contexts are scored, exact numbers, a run."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from matchtir.policy.batching import TokenBatch
+from matchtir.policy.packing import shared_prefixes
+from matchtir.rollout.renderer import Renderer
+from matchtir.training.turnsight import TurnSight, strongest
+from matchtir.types import StopReason, ToolCall, ToolResult, Trajectory, Turn
+from tests.policy.tiny_policy import small
+from tests.rollout.episode_fakes import call_text, task
+from tests.training.training_parts import logged, trained
+
+RENDERER = Renderer(small(layers=1).tokenizer, system_prompt="")
+
+
+def attempt(*outputs: str, policy: float = -1.0, answered: bool = True) -> Trajectory:
+    """A turn of one call for each output, and an answer; log-probabilities of the sampler alike."""
+    turns = []
+    for output in outputs:
+        ids, result = RENDERER.encode_turn(call_text("alpha")), ToolResult(output)
+        call = ToolCall("mayor_of", {"city": "alpha"})
+        observed = RENDERER.observation_ids([result], ids)
+        turns.append(Turn(ids, (policy,) * len(ids), "", (call,), (result,), observed))
+    if answered:
+        ids = RENDERER.encode_turn("<answer>beta</answer>")
+        turns.append(Turn(ids, (policy,) * len(ids), ""))
+    prompt = RENDERER.prompt_ids(task("t", "What is it ?"))
+    return Trajectory(task("t", "What is it ?"), prompt, tuple(turns), StopReason.ANSWER)
+
+
+class Scorer:
+    """Stands for a reference: the log-probability of a sequence's tokens, by its text."""
+
+    def __init__(self, of: Callable[[str], float] = lambda text: -1.0) -> None:
+        self.of = of
+        self.texts: list[str] = []
+        self.batch: Any = None
+
+    def __call__(self, batch: TokenBatch) -> Tensor:
+        self.batch = batch
+        texts = [
+            RENDERER.decode(ids[:n])
+            for ids, n in zip(batch.input_ids.tolist(), batch.lengths, strict=True)
+        ]
+        self.texts += texts
+        return torch.tensor([[self.of(text)] for text in texts]) * batch.sampled
+
+
+def run(given: list[Trajectory], scorer: Scorer, advantages: Any = None, **options: Any) -> Any:
+    if advantages is None:
+        advantages = np.ones((len(given), max(len(each.turns) for each in given)))
+    group = np.zeros(len(given), dtype=int)
+    found, metrics = TurnSight(**options)(advantages, given, group, RENDERER, scorer)
+    return found, metrics
+
+
+def test_a_view_is_the_turn_behind_the_results_of_it_and_those_after_it() -> None:
+    scorer, given = Scorer(), attempt("amber", "beta", "gamma")
+    _, metrics = run([given], scorer)
+    first, second, third = (
+        [text for text in scorer.texts if text.count(call_text("alpha")) == n] for n in (1, 2, 3)
+    )
+    # Depths 1, 2, 3; two of the second turn and one of the third, where the attempt ends.
+    assert [len(each) for each in (first, second, third)] == [3, 2, 1]
+    messages = [{"role": "user", "content": "What is it ?"}]
+    results = [{"role": "tool", "content": output} for output in ("amber", "beta")]
+    expected = RENDERER.conversation_ids([*messages, *results], [])
+    without_tools = [RENDERER.conversation_ids(messages, [])]
+    behind = RENDERER.decode(expected)[len(RENDERER.decode(without_tools[0])) :]
+    assert behind and first[1].endswith(behind + call_text("alpha"))
+    assert metrics["train/hindsight_sequences"] == 6
+    # What stands before the hindsight is computed once for all depths.
+    prefixes = shared_prefixes(scorer.batch.input_ids, scorer.batch.sampled)
+    assert prefixes.number.tolist() == [0, 0, 0, 1, 1, 2]
+    assert (prefixes.length[:5] > 0).all()
+
+
+def test_exact_numbers() -> None:
+    """Two attempts of a call and an answer; only the first's call is likelier in hindsight."""
+    given = [attempt("amber"), attempt("beta")]
+    scorer = Scorer(lambda text: -0.5 if "amber" in text else -2.0)
+    advantages = np.array([[1.0, 1.0], [-1.0, 0.0]])
+    found, _ = run(given, scorer, advantages)
+    n = len(given[0].turns[0].token_ids)
+    gaps = np.array([0.5] * n + [-1.0] * n)  # to the sampler's -1
+    delta = 0.75 / gaps.std(ddof=1)
+    # The second's is less likely, which agrees with its negative advantage.
+    factor = 1 + 0.25 * math.tanh(delta)
+    assert found == pytest.approx(np.array([[factor, 1.0], [-factor, 0.0]]), abs=1e-5)
+    opposed, _ = run(given, scorer, -advantages)
+    factor = 1 - 0.25 * math.tanh(delta)
+    assert opposed == pytest.approx(np.array([[-factor, -1.0], [factor, 0.0]]), abs=1e-5)
+
+
+def test_the_reference_may_be_compared_with_itself() -> None:
+    given = [attempt("amber", policy=-9.0), attempt("beta", policy=-1.0)]
+    scorer = Scorer(lambda text: -0.5 if "amber" in text else -2.0)
+    by_itself, _ = run(given, scorer, without="reference")
+    alike = Scorer(lambda text: -2.0)
+    assert by_itself[0, 0] > 1 > by_itself[1, 0]
+    assert (run(given, alike, without="reference")[0] == 1).all()
+    assert run(given, alike)[0][0, 0] > 1  # the gap to the policy, which found it unlikely
+
+
+@pytest.mark.parametrize(
+    ("means", "place"),
+    [
+        ([0.1, 0.3, -9.0], 1),  # the largest of the majority's sign
+        ([-0.4, 0.3, -0.1], 0),
+        ([0.0, 0.0, -1.0], 0),
+        ([-2.0, 1.0], 1),  # a tie
+        ([-1.0], 0),
+    ],
+)
+def test_the_majority_decides_the_sign(means: list[float], place: int) -> None:
+    assert strongest(means) == place
+
+
+@pytest.mark.parametrize("option", ["mixing", "bound"])
+def test_without_mixing_or_bound_nothing_changes(option: str) -> None:
+    given = [attempt("amber", "beta"), attempt("beta", answered=False)]
+    advantages = np.random.default_rng(0).normal(size=(2, 3))
+    scorer = Scorer(lambda text: -float(len(text)))
+    assert not np.allclose(run(given, scorer, advantages)[0], advantages)
+    assert np.allclose(run(given, scorer, advantages, **{option: 0.0})[0], advantages, atol=1e-12)
+
+
+def test_signs_stay_and_weights_are_bounded() -> None:
+    given = [attempt("amber", "beta"), attempt("beta"), replace(attempt(), turns=())]
+    advantages = np.random.default_rng(0).normal(size=(3, 3))
+    found, _ = run(given, Scorer(lambda text: -float(hash(text) % 97)), advantages)
+    ratio = found / advantages
+    assert ((ratio >= 0.75) & (ratio <= 1.25)).all() and ratio.std() > 0.05
+    assert (ratio[1:, 2] == 1).all() and (ratio[2] == 1).all()  # answers; no turn at all
+
+
+def test_attempts_without_calls_are_scored_by_a_pass_over_padding() -> None:
+    scorer = Scorer()
+    found, metrics = run([attempt()], scorer)
+    assert (found == 1).all() and metrics["train/hindsight_sequences"] == 0
+    assert scorer.batch is not None  # other processes may have some
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"depths": ()}, "depths"),
+        ({"depths": (0, 1)}, "depths"),
+        ({"mixing": 1.5}, "mixing=1.5"),
+        ({"bound": -0.5}, "bound=-0.5"),
+        ({"without": "nothing"}, "without='nothing'.*policy, reference"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        TurnSight(**options)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_a_run_has_a_reference_and_weighs_its_advantages(tmp_path: Path, packing: bool) -> None:
+    settings: dict[str, Any] = {"iterations": 2, "policy": small(1, packing=packing).policy}
+    settings["loss"] = {"kl_coefficient": 0.0}
+    plain = trained(tmp_path / "plain", **(settings | {"policy": small(1, packing=packing).policy}))
+    module = trained(tmp_path / "turnsight", hindsight=TurnSight(), **settings)
+    assert len(plain.policies) == 1 and len(module.policies) == 2
+    before, after = (each.scored[0].advantages for each in (plain, module))
+    ratio = after[before != 0] / before[before != 0]
+    assert ((ratio > 0.75) & (ratio < 1.25)).all() and ratio.std() > 0.01
+    assert all(inputs.reference_logprobs is None for inputs in module.inputs)
+    assert logged(tmp_path / "turnsight", "train/hindsight_sequences")[0] == 2 * 3
+    assert logged(tmp_path / "turnsight", "time/hindsight")[0] > 0
