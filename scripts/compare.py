@@ -2,9 +2,11 @@
 
 python scripts/compare.py logs/grpo+matchtir_hard/multiruns/<time>
 python scripts/compare.py logs/grpo/runs/* logs/matchtir_hard/runs/* --baseline grpo
+python scripts/compare.py <folders> --curve penalties.unmatched
 
-Writes compare.html, which opens from disk, and the same numbers as compare_*.csv: into the folder
-that holds all that were given. Runs that differ in seed and starting weights alone are one method.
+Writes compare.html, which opens from disk, and the same numbers as compare_*.csv (with --curve:
+curve.png and curve.csv) into the folder that holds all that were given. Runs that differ in seed
+and starting weights alone are one method.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from matchtir.reports.comparison import HEADINGS, Comparison, compare_runs, write_comparison
+from matchtir.reports.parameter import write_curve
 from matchtir.reports.runs import find_runs
 
 
@@ -58,10 +61,18 @@ def main() -> None:
     parser.add_argument(
         "--baseline", help="what the others are compared with: a label, or a part of it"
     )
+    parser.add_argument(
+        "--curve", metavar="PARAMETER", help="draw the final scores against its values instead"
+    )
     options = parser.parse_args()
     above = Path(os.path.commonpath([path.absolute() for path in options.runs]))
     try:
-        comparison = compare_runs(find_runs(options.runs), options.baseline)
+        runs = find_runs(options.runs)
+        if options.curve:
+            folder = options.out.parent if options.out else above
+            print(*write_curve(runs, options.curve, folder), sep="\n")
+            return
+        comparison = compare_runs(runs, options.baseline)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     written = write_comparison(comparison, options.out or above / "compare.html")

@@ -25,6 +25,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 NEEDED = {"train": [], "eval": ["policy=gold"]}
 OPTION_NEEDS = {
     "model=huggingface": ["model.name_or_path=a/model"],
+    "hparams_search=curve": ["curve.parameter=penalties.unmatched", "curve.values=[0,1]"],
     "data=custom": ["data.path=tasks.jsonl"],
     "benchmark=custom": ["benchmark.custom.tasks.path=tasks.jsonl"],
 }

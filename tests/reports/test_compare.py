@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from matchtir.reports.comparison import (
     setting_differences,
     write_comparison,
 )
+from matchtir.reports.parameter import lines_of
 from matchtir.reports.runs import find_runs
 from matchtir.utils.loggers import CsvLogger
 
@@ -165,6 +167,43 @@ def test_final_scores_are_paired_with_before_and_with_the_baseline(sweep: Path) 
     assert second["scores"]["solve_f1"]["difference"]["mean"] == pytest.approx(3 * (0.215 - mean))
     paper = ["solve_p", "solve_r", "solve_f1", "solve_avg"]
     assert list(first["scores"]) == ["success", *paper, "answer_f1", "turns"]
+
+
+def test_final_scores_against_the_values_of_a_parameter(tmp_path: Path) -> None:
+    for number, (name, seed, lr) in enumerate(product(("grpo", "soft"), (1, 2), (0.2, 0.1))):
+        group = f"{name} lr={lr}"
+        make_run(tmp_path / "s" / str(number), seed, level=lr, group=group, lr=lr, loss=name)
+    make_run(tmp_path / "s" / "8", 3, level=0.1, finished=False, group="soft lr=0.1", lr=0.1)
+    lines = lines_of(find_runs([tmp_path]), "lr")
+    assert {name: [p.value for p in points] for name, points in lines.items()} == {
+        "grpo": [0.1, 0.2],
+        "soft": [0.1, 0.2],
+    }
+    point = lines["soft"][1]
+    assert point.seeds["solve_p"] == pytest.approx([0.21, 0.22])
+    gain = point.scores["solve_p"]
+    assert (gain.mean, gain.low, gain.high) == pytest.approx((0.215, 0.21, 0.22))
+    out = tmp_path / "out" / "any.html"
+    command = [sys.executable, SCRIPT, tmp_path / "s", "--curve", "lr", "--out", out]
+    subprocess.run(command, check=True)
+    assert (out.parent / "curve.png").read_bytes().startswith(b"\x89PNG")
+    with (out.parent / "curve.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["measure"] == "success"]
+    assert [(r["method"], r["lr"], r["runs"], r["mean"]) for r in rows] == [
+        (name, lr, "2", "1.0") for name in ("grpo", "soft") for lr in ("0.1", "0.2")
+    ]
+
+
+def test_what_is_no_curve_of_a_parameter_is_said(sweep: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no lrr; did you mean lr\?"):
+        lines_of(find_runs([sweep]), "lrr")
+    with pytest.raises(ValueError, match=r"loss=1 has runs that differ in lr"):
+        for number, lr in enumerate((0.1, 0.2)):
+            make_run(tmp_path / "two" / str(number), loss=1, lr=lr)
+        lines_of(find_runs([tmp_path / "two"]), "loss")
+    make_run(tmp_path / "none", finished=False)
+    with pytest.raises(ValueError, match="no run has come to its end: there is no curve of lr"):
+        lines_of(find_runs([tmp_path / "none"]), "lr")
 
 
 def test_other_test_tasks_have_no_difference(tmp_path: Path) -> None:

@@ -120,6 +120,18 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
     assert len(sweeps(tmp_path)) == 1
 
 
+@pytest.mark.filterwarnings("ignore:Callback CurveCallback")  # these jobs leave no scores to draw
+def test_a_curve_sweeps_over_its_parameter_and_no_other(
+    program: Program, sweep: Callable[..., None], capsys: Any
+) -> None:
+    curve = ("hparams_search=curve", "curve.values=[1,2]")
+    with pytest.raises(SystemExit):
+        sweep(*curve, "curve.parameter=grupp_size")
+    assert program.ran == [] and "Key 'grupp_size' is not in struct" in capsys.readouterr().err
+    sweep(*curve, "curve.parameter=group_size", "seed=1,2")
+    assert program.ran == [1, 1, 2, 2]
+
+
 def test_a_job_without_a_number_is_a_failed_trial(
     program: Program, sweep: Callable[..., None]
 ) -> None:

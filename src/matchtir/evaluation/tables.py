@@ -368,7 +368,9 @@ def _show(
     for b, outcome in played:
         each = len(outcome.records) // max(1, _tasks(outcome))
         title = f"{b.name}, policy {label}" + (f", means of {each} attempts" if each > 1 else "")
-        console.print(group_table(summaries[b.name], b.details, title))
+        table = group_table(summaries[b.name], b.details, title)
+        whole = console.measure(table, options=console.options.update(width=1_000)).maximum
+        console.print(table, width=max(console.width, whole), crop=False)
         for note in outcome.notes:
             console.print(f"{b.name}: {note}", soft_wrap=True)
     console.print(endings_table(summaries))

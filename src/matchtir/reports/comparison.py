@@ -188,10 +188,10 @@ def final_scores(compared: Sequence[Method], baseline: Method) -> list[dict[str,
     Gains and differences have 95 % bootstrap intervals over starts, seeds and tasks. Where the test
     tasks are others there is no difference.
     """
-    base = _task_scores(baseline, "after") if baseline.finished else {}
+    base = task_scores(baseline, "after") if baseline.finished else {}
     rows = []
     for method in compared:
-        before, after = (_task_scores(method, side) for side in ("before", "after"))
+        before, after = (task_scores(method, side) for side in ("before", "after"))
         same = method is not baseline and baseline.finished and _tasks(method) == _tasks(baseline)
         scores = {}
         for measure, runs in after.items():
@@ -228,7 +228,7 @@ def _tasks(method: Method) -> list[str]:
     return found[0]
 
 
-def _task_scores(method: Method, side: str) -> dict[str, Runs]:
+def task_scores(method: Method, side: str) -> dict[str, Runs]:
     """Of each measure, the scores of the finished runs at each test task.
 
     Where a run has the paper's columns their mean follows them.

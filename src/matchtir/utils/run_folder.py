@@ -44,8 +44,8 @@ MAX_TAG = 64  # characters, as W&B has it
 
 # Settings that say where a run goes and who watches it, not what it computes.
 WATCHING = (
-    *("ckpt_path", "tags", "hparams_search", "identity.*", "paths.*", "logger.*", "callbacks.*"),
-    *("extras.*", "*.cache_dir", "trainer.default_root_dir", "trainer.enable_*"),
+    *("ckpt_path", "tags", "hparams_search", "curve.*", "identity.*", "paths.*", "logger.*"),
+    *("callbacks.*", "extras.*", "*.cache_dir", "trainer.default_root_dir", "trainer.enable_*"),
 )
 # A resumed run may differ in these, too: on how many processes and how long it runs. The schedule
 # of a learning rate that falls until the end is then that of the new length.
@@ -77,10 +77,16 @@ def register_resolvers() -> None:
         "add": lambda *numbers: sum(numbers),
         "product": lambda *numbers: math.prod(numbers),
         "sampler_dtype": sampler_dtype,
+        "one_parameter": one_parameter,
     }
     for name, resolver in resolvers.items():
         looked_up_once = name.endswith("_dir")  # in the life of a config: they tell the time
         OmegaConf.register_new_resolver(name, resolver, use_cache=looked_up_once, replace=True)
+
+
+def one_parameter(name: str | None, values: Sequence[Any]) -> dict[str, str]:
+    """A sweep over the values of one key, as Hydra's sweeper takes it; nothing without a name."""
+    return {name: ",".join(map(str, values))} if name else {}
 
 
 def sampler_dtype(precision: str | int) -> str | None:
