@@ -140,7 +140,7 @@ def policy(config: DictConfig) -> Iterator[Finding]:
         calls: list[ToolCall] = []
         for text in gold_turn_texts(task, renderer.calls):
             back = renderer.decode(renderer.encode_turn(text))
-            calls += renderer.calls.parse(back, {tool.name for tool in task.tools})
+            calls += renderer.calls.parse(back, {tool.name: tool.parameters for tool in task.tools})
         if sorted(map(_said, calls)) != sorted(map(_said, task.gold_calls)):
             yield True, f"{task.task_id}: its gold calls do not come through tokenizer and parser"
     yield False, f"template: {renderer.calls.name}, gold solutions of {len(chosen)} tasks"

@@ -94,7 +94,7 @@ class ToolCall:
     arguments: Any  # an object for every well-formed call
     status: CallStatus = CallStatus.OK
     text: str = ""  # what the policy wrote between the tags
-    arguments_key: str = "arguments"  # under which its format has them
+    problem: str = field(default="", compare=False)  # why it cannot be read, for the policy
 
 
 @dataclass(frozen=True, slots=True)

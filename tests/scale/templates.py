@@ -80,6 +80,38 @@ LLAMA3_1 = """
 {%- endif -%}
 """
 
+# Qwen3.5 and later: functions in tags, the thought begun by the prompt, results trimmed.
+QWEN3_5 = """
+{%- for message in messages -%}
+  {%- if message.role == 'tool' -%}
+    {%- if loop.previtem.role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
+    {{- '\n<tool_response>\n' + (message.content | trim) + '\n</tool_response>' -}}
+    {%- if loop.last or loop.nextitem.role != 'tool' -%}{{- '<|im_end|>\n' -}}{%- endif -%}
+  {%- else -%}
+    {{- '<|im_start|>' + message.role + '\n' -}}
+    {%- if message.role == 'assistant' -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}
+    {%- if loop.first and tools -%}{{- (tools | tojson) + '\n' -}}{%- endif -%}
+    {{- message.content -}}
+    {%- for call in message.tool_calls or [] -%}
+      {{- ('' if loop.first else '\n') + '<tool_call>\n<function=' -}}
+      {{- call.function.name + '>\n' -}}
+      {%- for name, value in call.function.arguments | items -%}
+        {{- '<parameter=' + name + '>\n' -}}
+        {{- VALUE -}}
+        {{- '\n</parameter>\n' -}}
+      {%- endfor -%}
+      {{- '</function>\n</tool_call>' -}}
+    {%- endfor -%}
+    {{- '<|im_end|>\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|im_start|>assistant\n<think>\n' -}}
+  {%- if enable_thinking is false -%}{{- '\n</think>\n\n' -}}{%- endif -%}
+{%- endif -%}
+"""
+JSON_VALUES = "value if value is string else value | tojson"
+PYTHON_VALUES = "value | string if value is string or value is not iterable else value | tojson"
 LLAMA_TOKENS = (
     *("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<|eot_id|>", "<|eom_id|>", "<|python_tag|>"),
@@ -99,4 +131,18 @@ def llama3_1() -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens({"additional_special_tokens": list(LLAMA_TOKENS)})
     tokenizer.eos_token = "<|eot_id|>"
     tokenizer.chat_template = LLAMA3_1
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def qwen3_5() -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.chat_template = QWEN3_5.replace("VALUE", PYTHON_VALUES)
+    return tokenizer
+
+
+@lru_cache(maxsize=1)
+def qwen3_6() -> PreTrainedTokenizerFast:
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.chat_template = QWEN3_5.replace("VALUE", JSON_VALUES)
     return tokenizer

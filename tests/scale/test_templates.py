@@ -5,24 +5,27 @@ import pytest
 from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
-from matchtir.tools.formats import HERMES, LLAMA3, error_text
+from matchtir.tools.formats import FORMATS, HERMES, LLAMA3, QWEN3_CODER, error_text
 from matchtir.types import CallStatus, SubAnswer, ToolCall, ToolResult
 from tests.rollout.episode_fakes import WORDS, qwen3_tokenizer, small_tokenizer, task
-from tests.scale.templates import LLAMA3_1, QWEN2_5, llama3_1, qwen2_5
+from tests.scale.templates import LLAMA3_1, QWEN2_5, llama3_1, qwen2_5, qwen3_5, qwen3_6
 
-FAMILIES = pytest.mark.parametrize("load", [qwen2_5, llama3_1, small_tokenizer, qwen3_tokenizer])
-CALL = ToolCall("mayor_of", {"city": 'é"\n', "deep": {"a": [1, None, 2.5]}})
+FAMILIES = pytest.mark.parametrize(
+    "load", [qwen2_5, llama3_1, small_tokenizer, qwen3_tokenizer, qwen3_5, qwen3_6]
+)
+CALL = ToolCall("mayor_of", {"city": 'é"\n', "deep": {"a": [1, None, 2.5]}, "on": True})
+FUNCTION_FORMATS = ["qwen3_5", "qwen3_coder"]
 OUTPUTS = ("plain", 'with "quotes"\nand <|eot_id|> é', "")
 
 
 @FAMILIES
 @pytest.mark.parametrize("system", ["", "Be brief."])
 def test_a_conversation_in_parts_is_what_the_template_makes_of_it(load, system: str) -> None:
-    renderer = Renderer(load(), system)
+    renderer = Renderer(load(), system, thinking=load is not qwen3_6)
     ids = renderer.prompt_ids(task())
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": task().question})
-    for output in ("plain", 'with "quotes"\nand é', ""):
+    for output in ("plain", ' with "quotes"\nand é\n', ""):
         ids += renderer.encode_turn(renderer.calls.write([CALL]))
         ids += renderer.observation_ids([ToolResult(output)])
         function = {"name": CALL.name, "arguments": CALL.arguments}
@@ -34,16 +37,19 @@ def test_a_conversation_in_parts_is_what_the_template_makes_of_it(load, system: 
         tools=[spec.schema() for spec in task().tools],
         add_generation_prompt=True,
         tokenize=False,
+        enable_thinking=renderer.thinking,
     )
     assert renderer.tokenizer.decode(ids) == whole
-    assert list(ids) == renderer.tokenizer.encode(whole, add_special_tokens=False)
+    if load is not qwen3_5:  # there a thought that the prompt began is ended by the turn
+        assert list(ids) == renderer.tokenizer.encode(whole, add_special_tokens=False)
 
 
 @FAMILIES
 def test_what_is_written_is_read_again(load) -> None:
     renderer = Renderer(load())
     text = renderer.calls.write([CALL])
-    assert renderer.decode(renderer.encode_turn(text)) == text
+    begun = "<think>\n\n</think>\n\n" if load in (qwen3_5, qwen3_6) else ""
+    assert renderer.decode(renderer.encode_turn(text)) == begun + text
     (read,) = renderer.calls.parse(text, {"mayor_of"})
     assert (read.name, read.arguments, read.status) == (CALL.name, CALL.arguments, CallStatus.OK)
     (unknown,) = renderer.calls.parse(text, {"another"})
@@ -65,6 +71,7 @@ def test_tool_results_cannot_end_a_turn(load) -> None:
 def test_formats_and_stop_tokens_are_those_of_the_template() -> None:
     qwen, llama = Renderer(qwen2_5()), Renderer(llama3_1())
     assert qwen.calls is HERMES and llama.calls is LLAMA3
+    assert [Renderer(load()).calls.name for load in (qwen3_5, qwen3_6)] == FUNCTION_FORMATS
     names = [each.tokenizer.convert_ids_to_tokens(each.stop_token_ids) for each in (qwen, llama)]
     assert names[0] == ["<|im_end|>", "<|endoftext|>"]
     assert names[1] == ["<|eot_id|>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>"]
@@ -102,6 +109,84 @@ def test_llama_turns(text: str, status: CallStatus, error: str | None) -> None:
 )
 def test_llama_turns_without_calls(text: str) -> None:
     assert LLAMA3.parse(text, {"f"}) == ()
+
+
+TYPES = {
+    **{"text": {"type": "string"}, "count": {"type": "integer"}, "share": {"type": "number"}},
+    **{"on": {"type": "boolean"}, "list": {"type": "array"}, "object": {"type": "object"}},
+    **{"either": {"type": ["string", "null"]}, "kind": {"enum": ["1", "2"]}, "any": {}},
+    "choice": {"anyOf": [{"type": "string"}, {"type": "integer"}]},
+}
+TOOLS = {"f": {"type": "object", "properties": TYPES}}
+
+
+@pytest.mark.parametrize("written", [each for each in FORMATS if each.name in FUNCTION_FORMATS])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {
+            "text": "5",
+            "count": 5,
+            "share": 0.5,
+            "on": False,
+            "list": [1, "a"],
+            "object": {"a": None},
+        },
+        {"text": "null", "either": None, "kind": "1", "any": {"a": 1}, "share": 2},
+        {"text": "\n lines \n\n", "either": "", "choice": "x", "any": "words", "on": True},
+        {"text": '{"a": 1}', "choice": 7, "any": 1.5, "either": "7", "count": -1},
+        {"text": "<b> </think> é", "any": "not <one> of them"},
+        {},
+    ],
+)
+def test_values_in_tags_have_the_types_of_the_schema(written, arguments) -> None:
+    text = written.write([ToolCall("f", arguments), ToolCall("f", {"text": "x"})])
+    first, second = written.parse(f"Thus:\n\n{text}", TOOLS)
+    assert first == ToolCall("f", arguments, text=first.text)
+    assert second.arguments == {"text": "x"}
+    assert all(type(first.arguments[name]) is type(arguments[name]) for name in arguments)
+
+
+@pytest.mark.parametrize(
+    ("block", "status", "error"),
+    [
+        ('{"name": "f", "arguments": {}}', CallStatus.INVALID_JSON, "<function=name>"),
+        ("<function=f>", CallStatus.INVALID_JSON, "</function>"),
+        ("<function=>\n</function>", CallStatus.MISSING_NAME, "no name"),
+        ("<function=g>\n</function>", CallStatus.UNKNOWN_TOOL, 'no tool called "g"'),
+        ("<function=f>\ntext=1\n</function>", CallStatus.ARGUMENTS_NOT_OBJECT, "text=1"),
+        (
+            "<function=f>" + "<parameter=text>\n1\n</parameter>\n" * 2 + "</function>",
+            CallStatus.ARGUMENTS_NOT_OBJECT,
+            "further <parameter=name> block",
+        ),
+        ("<function=f>\n<parameter=count>\nmany\n</parameter>\n</function>", CallStatus.OK, ""),
+        ("<function=f><parameter=count>5</parameter></function>", CallStatus.OK, ""),
+    ],
+)
+def test_functions_in_tags_that_cannot_be_read(block: str, status: CallStatus, error: str) -> None:
+    (call,) = QWEN3_CODER.parse(f"<tool_call>\n{block}\n</tool_call>", TOOLS)
+    assert call.status is status
+    assert not error or error in error_text(call)
+
+
+def test_what_cannot_be_told_from_tags_is_not_written() -> None:
+    with pytest.raises(ValueError, match="'text' of f holds tags of the format"):
+        QWEN3_CODER.write([ToolCall("f", {"text": "a </parameter> b"})])
+    many = "<parameter=a>\n1" * 50_000  # none of which ends
+    (call,) = QWEN3_CODER.parse(f"<tool_call><function=f>{many}</function></tool_call>", None)
+    assert call.status is CallStatus.ARGUMENTS_NOT_OBJECT
+
+
+def test_a_call_in_a_thought_that_the_prompt_began_is_none() -> None:
+    renderer = Renderer(qwen3_6())
+    text = renderer.calls.write([ToolCall("mayor_of", {"city": "alpha"})])
+    end = renderer.stop_token_ids[0]
+    thought = (*renderer.tokenizer.encode(text, add_special_tokens=False), end)
+    assert renderer.calls.parse(renderer.decode(thought), None) == ()
+    written = renderer.encode_turn(text)
+    assert len(renderer.calls.parse(renderer.decode(written), None)) == 1
+    assert renderer.encode_turn(renderer.decode(written)) == written
 
 
 def test_two_calls_do_not_fit_into_a_llama_turn() -> None:

@@ -7,7 +7,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -67,6 +67,8 @@ class ChatServer:
         try:
             body = await request.json()
             messages, user = body["messages"], str(body.get("user") or "")
+            offered = [tool.get("function") or tool for tool in body.get("tools") or ()]
+            tools = {each["name"]: each.get("parameters") or {} for each in offered}
             prompt = self._renderer.conversation_ids(messages, body.get("tools") or ())
             said = sum(message["role"] == "assistant" for message in messages)
         except (ValueError, KeyError, TypeError, TemplateError) as error:
@@ -83,12 +85,14 @@ class ChatServer:
             return self._refuse(f"{type(error).__name__}: {error}", "engine_error", status=500)
         finally:
             self._engine.release(session)
-        return web.json_response(self._answer(session, len(prompt), generation))
+        return web.json_response(self._answer(session, len(prompt), generation, tools))
 
-    def _answer(self, name: str, read: int, generation: Generation) -> dict[str, Any]:
+    def _answer(
+        self, name: str, read: int, generation: Generation, tools: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """What was sampled after `read` tokens, as the protocol has it."""
         text, written = self._renderer.decode(generation.token_ids), self._renderer.calls
-        calls = written.parse(text, None) if generation.stopped else ()
+        calls = written.parse(text, tools) if generation.stopped else ()
         message = assistant_message(text, calls, written)
         reason = "stop" if generation.stopped else "length"
         reason = "tool_calls" if "tool_calls" in message else reason
@@ -148,7 +152,8 @@ def assistant_message(
     """A turn as a message of the protocol; calls that cannot be read stay in the text."""
     spoken = spoken_text(text)
     reasoning = text.removesuffix(spoken).strip().removeprefix("<think>").removesuffix("</think>")
-    found = [call for call in calls if call.status is CallStatus.OK]
+    read = (CallStatus.OK, CallStatus.UNKNOWN_TOOL)
+    found = [call for call in calls if call.status in read]
     content = call_format.before_calls(spoken) if found else spoken
     message: dict[str, Any] = {"role": "assistant", "content": content.strip()}
     if len(spoken) < len(text) and text.endswith(spoken):

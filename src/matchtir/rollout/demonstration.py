@@ -39,7 +39,7 @@ def written_trajectory(
         texts: of the turns, the answer last.
         results: of the calls of every turn but the last.
     """
-    names = {spec.name for spec in task.tools}
+    tools = {spec.name: spec.parameters for spec in task.tools}
     turns = []
     for text, outcome in zip(texts, [*map(tuple, results), ()], strict=True):
         token_ids = renderer.encode_turn(text)
@@ -48,7 +48,7 @@ def written_trajectory(
                 token_ids=token_ids,
                 logprobs=(0.0,) * len(token_ids),
                 text=text,
-                calls=renderer.calls.parse(text, names) if outcome else (),
+                calls=renderer.calls.parse(text, tools) if outcome else (),
                 results=outcome,
                 observation_ids=renderer.observation_ids(outcome, token_ids) if outcome else (),
             )

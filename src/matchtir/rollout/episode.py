@@ -200,8 +200,9 @@ class Episode:
 
         A turn that another one follows goes into `attempt`, with its observation.
         """
-        number, names = len(self.attempt.turns), {spec.name for spec in self.attempt.task.tools}
-        calls = self.speaker.calls.parse(said.text, names) if said.calls is None else said.calls
+        number = len(self.attempt.turns)
+        tools = {tool.name: tool.parameters for tool in self.attempt.task.tools}
+        calls = self.speaker.calls.parse(said.text, tools) if said.calls is None else said.calls
         calls = calls if said.stopped else ()
         self._enter(f"tools of turn {number}")
         results = await _execute(await self._tools(), calls) if calls else ()

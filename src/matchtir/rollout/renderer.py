@@ -62,16 +62,17 @@ class Renderer:
 
     Prompt, sampled turn, observation, sampled turn ... put together are, id for id, what the
     template gives for the same messages, where the turns are written as the template writes them.
-    One exception lies in Qwen3's template: with thinking off it puts an empty think block before
-    a turn to be sampled, and leaves it out where it renders that turn as history. It stays here,
-    because the policy saw it.
+    Two exceptions lie in templates. With thinking off Qwen3's puts an empty think block before a
+    turn to be sampled, and leaves it out where it renders that turn as history. It stays here,
+    because the policy saw it. Where a prompt begins a thought (Qwen3.5 and later), a written turn
+    without one ends it first: the same text, but what meets there is not encoded as one token.
 
     Questions, tool schemas and tool results are data: a control token written in them
     (``<|im_end|>``, ``<tool_call>``, ...) is encoded as plain text and decodes to itself.
 
     Args:
         tokenizer: a tokenizer with a chat template that renders tool messages, in a format that
-            `read_format` knows (Qwen2.5, Qwen3, Llama 3.1).
+            `read_format` knows (Qwen2.5, Qwen3, Qwen3-Coder, Qwen3.5 and later, Llama 3.1).
         system_prompt: trusted text, with control tokens live; empty: no system message.
         thinking: whether the policy is asked to think; a template without that switch ignores it.
         stop_at_call: a turn also ends with its first call. What the policy would have written
@@ -104,6 +105,7 @@ class Renderer:
         self.calls = self._format.calls
         if stop_at_call and CALL_END not in added:
             raise ValueError(f"stop_at_call: tokenizer {name!r} lacks {CALL_END}")
+        self._begun = "<think>\n" if self._format.no_thought else ""
         turn_end = self._format.turn_end
         self.pad_id = added[turn_end] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._ends = tuple(added[t] for t in (turn_end, *OTHER_ENDS) if t in added)
@@ -160,14 +162,17 @@ class Renderer:
     def encode_turn(self, text: str) -> tuple[int, ...]:
         """The tokens of a turn that was written instead of sampled, end-of-turn token included.
 
-        Calls and think tags are live; any other control token in `text` is plain text.
+        Calls and think tags are live; any other control token in `text` is plain text. Where the
+        prompt begins a thought, and the text has none, it is ended first.
         """
-        return self._encode(self._policy.text(text) + self._format.turn_end)
+        written = text.removeprefix(self._begun)
+        start = self._format.no_thought if written == text else ""
+        return self._encode(self._policy.text(start + written) + self._format.turn_end)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a turn, without the token that ended it."""
+        """The text of a turn, without the token that ended it, with a thought that was begun."""
         ended = bool(token_ids) and token_ids[-1] in self._ends
-        return self._decode(token_ids[:-1] if ended else token_ids)
+        return self._begun + self._decode(token_ids[:-1] if ended else token_ids)
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token; that of a character of several tokens stands at its last."""

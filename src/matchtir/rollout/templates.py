@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import product, zip_longest
 from typing import Any
 
 from jinja2 import TemplateError
 
-from matchtir.tools.formats import HERMES, LLAMA3, CallFormat
+from matchtir.tools.formats import FORMATS, CallFormat
 from matchtir.types import ToolCall
 
 ChatMessage = dict[str, Any]  # of the chat-completions protocol
@@ -30,8 +30,8 @@ OTHER_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")
 
 _QUESTION: ChatMessage = {"role": "user", "content": "probe question"}
 _TURN = "probe turn"
-_RESULTS = ('first "probe" result', 'second "probe" result')  # with something that JSON escapes
-_CALL = ToolCall("probe_tool", {"probe": "value"})
+_RESULTS = (' first "probe" result ', 'second "probe" result')  # JSON escapes, some may trim
+_CALL = ToolCall("probe_tool", {"probe": "value", "switch": True, "nothing": None, "list": [1]})
 _FUNCTION = {"name": _CALL.name, "arguments": _CALL.arguments}
 _CALLING: ChatMessage = {
     "role": "assistant",
@@ -50,9 +50,13 @@ class ChatFormat:
     between: str  # two results
     closing: str  # behind the last one: the next turn is begun
     results_as_json: bool  # a result is written as a JSON string
+    results_trimmed: bool  # without the space around it
+    no_thought: str = ""  # ends a thought that the prompt begins, where none is written
 
     def results(self, outputs: Sequence[str]) -> str:
         """What follows the end of a turn with calls."""
+        if self.results_trimmed:
+            outputs = [output.strip() for output in outputs]
         if self.results_as_json:
             outputs = [json.dumps(output, ensure_ascii=False) for output in outputs]
         return self.opening + self.between.join(outputs) + self.closing
@@ -79,9 +83,9 @@ def read_format(
         calls = _calls(render, turn_end)
         # Where a policy must not think, a template may begin its turn with an empty thought, which
         # it leaves out of the history: the renderer's own exception.
-        as_thinking = ChatFormat(turn_end, calls, *_frame(render, turn_end, True))
+        as_thinking = _whole_format(render, turn_end, calls, True)
         _require_preserved_prefix(render, as_thinking)
-        return ChatFormat(turn_end, calls, *_frame(render, turn_end, thinking))
+        return as_thinking if thinking else _whole_format(render, turn_end, calls, False)
     except (ValueError, TemplateError) as error:
         why = f"does not render tools: {error}" if isinstance(error, TemplateError) else error
         raise ValueError(f"the chat template of {name!r} {why}") from error
@@ -97,37 +101,45 @@ def _turn_end(render: Render, added_tokens: Sequence[str]) -> str:
     return max(ends, key=len)
 
 
-def _frame(render: Render, turn_end: str, thinking: bool) -> tuple[str, str, str, bool]:
-    """What the template writes before, between and behind results, and whether as JSON."""
+def _whole_format(render: Render, turn_end: str, calls: CallFormat, thinking: bool) -> ChatFormat:
+    """What the template writes before, between and behind results, and in which form."""
     results = [{"role": "tool", "content": text} for text in _RESULTS]
     text = render([_QUESTION, {"role": "assistant", "content": _TURN}, *results], True, thinking)
     tail = text.partition(_TURN + turn_end)[2]
-    for as_json in (True, False):
-        first, second = (json.dumps(each) if as_json else each for each in _RESULTS)
+    no_thought = _no_thought(render, calls, thinking)
+    for as_json, trimmed in product((True, False), (False, True)):
+        texts = (each.strip() if trimmed else each for each in _RESULTS)
+        first, second = (json.dumps(each) if as_json else each for each in texts)
         opening, found, rest = tail.partition(first)
         between, also_found, closing = rest.partition(second)
         if found and also_found:
-            return opening, between, closing, as_json
+            around = (opening, between, closing)
+            return ChatFormat(turn_end, calls, *around, as_json, trimmed, no_thought)
     raise ValueError("does not render tool messages")
+
+
+def _no_thought(render: Render, calls: CallFormat, thinking: bool) -> str:
+    """What the template writes between the start of a turn that it begins and its first call."""
+    begun = render([_QUESTION], True, thinking)
+    told = render([_QUESTION, _CALLING, {"role": "tool", "content": _RESULTS[0]}], True, thinking)
+    return told.removeprefix(begun).partition(calls.write([_CALL]))[0] if begun in told else ""
 
 
 def _calls(render: Render, turn_end: str) -> CallFormat:
     """The format in which the template writes a call."""
     text = render([_QUESTION, _CALLING], False, True)
-    for each in (HERMES, LLAMA3):
+    for each in FORMATS:
         if each.write([_CALL]) + turn_end in text:
             return each
-    begins = text.partition(str(_QUESTION["content"]))[2]
-    raise ValueError(
-        "writes calls in a format that no parser reads (hermes: <tool_call> blocks, llama3: one "
-        f"JSON object): {begins[:200]!r}"
-    )
+    begins, known = text.partition(str(_QUESTION["content"]))[2], [each.name for each in FORMATS]
+    raise ValueError(f"writes calls as no parser reads them ({', '.join(known)}): {begins[:200]!r}")
 
 
 def _require_preserved_prefix(render: Render, found: ChatFormat) -> None:
     """Prompt, turn, results, turn, results put together are what the template makes of them all."""
     exchange = [_CALLING, {"role": "tool", "content": _RESULTS[0]}]
-    turn = found.calls.write([_CALL]) + found.turn_end + found.results([_RESULTS[0]])
+    turn = found.no_thought + found.calls.write([_CALL]) + found.turn_end
+    turn += found.results([_RESULTS[0]])
     ours = render([_QUESTION], True, True) + turn + turn
     theirs = render([_QUESTION, *exchange, *exchange], True, True)
     if theirs != ours:

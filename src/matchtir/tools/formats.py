@@ -1,7 +1,9 @@
 """Calls as text: the one reader of what a policy wrote, which decides what is executed and what is
 scored, and the writer of calls. `HERMES` is the format of Qwen2.5 and Qwen3: one JSON object with
 the keys "name" and "arguments" between ``<tool_call>`` and ``</tool_call>``. `LLAMA3` is that of
-Llama 3.1 and its successors. Decisions, each held by a test:
+Llama 3.1 and its successors, `QWEN3_CODER` that of Qwen3-Coder, Qwen3.5 and later: functions and
+parameters in tags. `FORMATS` has them all; docs/extending.md says how to add one. Decisions, each
+held by a test:
 
 * The tags of calls and of thinking are tokens of the vocabulary: they structure the text wherever
   they stand, also inside a JSON string.
@@ -23,11 +25,16 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from matchtir.types import CallStatus, ToolCall
+
+# The tools that a call may name: their names, or also the schema of their arguments; None: any.
+Tools = Mapping[str, Mapping[str, Any]] | Collection[str] | None
 
 PYTHON_TAG = "<|python_tag|>"  # Llama may write it before a call
 MAX_DEPTH = 100  # levels of objects and arrays; far below the recursion limit of what reads them
@@ -36,22 +43,22 @@ _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _THINK_TAG = re.compile(r"</?think>")
 _BLOCK = re.compile(r"<tool_call>((?:(?!</?tool_call>).)*)</tool_call>", re.DOTALL)
 _CALL_TAG = re.compile(r"</?tool_call>")
+_FUNCTION = re.compile(r"\s*<function=([^>\n]*)>(.*)</function>\s*", re.DOTALL)
+_PARAMETER = re.compile(
+    r"\s*<parameter=([^>\n]*)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL
+)
+_INNER_TAG = re.compile(r"</?(?:function|parameter)\b")
 # An opening tag may not stand inside: of "<answer>a <answer>b</answer>" the answer is "b".
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
-def parse_calls(text: str, tool_names: Collection[str] | None) -> tuple[ToolCall, ...]:
-    """Every ``<tool_call>`` block of a turn outside thinking, in order, each with its status.
-
-    A call to a name that is not among `tool_names` is an unknown tool; None accepts any name.
-    A refused call keeps what could be read of it: its name ("" if there is none) and its arguments
-    (None if there are none). Never raises for what the text holds.
-    """
-    return tuple(_call(block, closed, tool_names) for block, closed in _blocks(text))
+def parse_calls(text: str, tools: Tools) -> tuple[ToolCall, ...]:
+    """The calls of a turn in the format `HERMES`."""
+    return HERMES.parse(text, tools)
 
 
-def given_call(name: Any, arguments: Any, tool_names: Collection[str]) -> ToolCall:
+def given_call(name: Any, arguments: Any, tools: Tools) -> ToolCall:
     """A call that a server gave apart from the text: its arguments as an object, or as JSON.
 
     It is read as strictly as one in the text; markup in it is part of its arguments.
@@ -59,7 +66,7 @@ def given_call(name: Any, arguments: Any, tool_names: Collection[str]) -> ToolCa
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
     text = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments or "{}"}}}'
-    return _call(text, True, tool_names)
+    return _json_call(text, tools)
 
 
 def render_call(name: str, arguments: Any) -> str:
@@ -67,8 +74,7 @@ def render_call(name: str, arguments: Any) -> str:
 
     Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
     """
-    rendered = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
-    return f'<tool_call>\n{{"name": "{name}", "arguments": {rendered}}}\n</tool_call>'
+    return HERMES.write([ToolCall(name, arguments)])
 
 
 def error_text(call: ToolCall) -> str:
@@ -80,11 +86,7 @@ def error_text(call: ToolCall) -> str:
             return f"Error: there is no tool called {_printable(call.name)}."
         case CallStatus.OK:
             raise ValueError(f"the call to {call.name!r} was not refused")
-    try:
-        problem = _problem(_load(call.text), call.arguments_key)[1]
-    except ValueError as error:
-        problem = f"it is not valid JSON ({error})"
-    return f"Error: the tool call cannot be read: {problem}."
+    return f"Error: the tool call cannot be read: {call.problem}."
 
 
 def extract_answer(text: str) -> str | None:
@@ -114,12 +116,13 @@ def _spoken(text: str) -> list[str]:
 
 
 def _without_think_tags(block: re.Match[str]) -> str:
-    """A block as long as it was, in whose JSON, if it is JSON, tags of thinking are blanked."""
+    """A block as long as it was, in which, if it is a call, tags of thinking are blanked."""
     whole = block.group()
     if not _THINK_TAG.search(whole):
         return whole
     try:
-        _load(block[1])
+        if not _FUNCTION.fullmatch(block[1]):
+            _load(block[1])
     except ValueError:
         return whole
     return _THINK_TAG.sub(lambda tag: " " * len(tag.group()), whole)
@@ -138,24 +141,27 @@ def _blocks(text: str) -> Iterator[tuple[str, bool]]:
             yield part[start:], False
 
 
-def _call(
-    text: str, closed: bool, tool_names: Collection[str] | None, key: str = "arguments"
-) -> ToolCall:
-    if not closed:
-        return ToolCall("", None, CallStatus.UNCLOSED, text, key)
+def _json_call(text: str, tools: Tools, key: str = "arguments") -> ToolCall:
+    """A call that is written as one JSON object."""
     try:
         value = _load(text)
-    except ValueError:
-        return ToolCall("", None, CallStatus.INVALID_JSON, text, key)
-    status, _ = _problem(value, key)
+    except ValueError as error:
+        problem = f"it is not valid JSON ({error})"
+        return ToolCall("", None, CallStatus.INVALID_JSON, text, problem)
+    status, problem = _problem(value, key)
     name, arguments = "", None
     if isinstance(value, dict):
         arguments = value.get(key)
         if isinstance(value.get("name"), str):
             name = value["name"]
-    if status is CallStatus.OK and tool_names is not None and name not in tool_names:
-        status = CallStatus.UNKNOWN_TOOL
-    return ToolCall(name, arguments, status, text, key)
+    return _known(ToolCall(name, arguments, status, text, problem), tools)
+
+
+def _known(call: ToolCall, tools: Tools) -> ToolCall:
+    """The call; refused where it is to a tool that is not there."""
+    if call.status is CallStatus.OK and tools is not None and call.name not in tools:
+        return replace(call, status=CallStatus.UNKNOWN_TOOL)
+    return call
 
 
 def _problem(value: Any, key: str) -> tuple[CallStatus, str]:
@@ -227,24 +233,61 @@ def _printable(text: str) -> str:
     return json.dumps(text[:100], ensure_ascii=bool(_SURROGATE.search(text)))
 
 
-class HermesCalls:
-    """JSON objects between ``<tool_call>`` and ``</tool_call>``, anywhere in the turn."""
+class CallFormat(ABC):
+    """How the calls of a turn are written and read."""
 
-    name = "hermes"
+    name: ClassVar[str]
     several = True  # whether a turn may have more than one call
     markup = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})  # control tokens
-    parse = staticmethod(parse_calls)
+
+    def parse(self, text: str, tools: Tools) -> tuple[ToolCall, ...]:
+        """Every ``<tool_call>`` block of a turn outside thinking, in order, each with its status.
+
+        A call to a name that is not among `tools` is an unknown tool; None accepts any name.
+        A refused call keeps what could be read of it: its name ("" if there is none) and its
+        arguments (None if there are none). Never raises for what the text holds.
+        """
+        return tuple(
+            self.read(block, tools) if closed else ToolCall("", None, CallStatus.UNCLOSED, block)
+            for block, closed in _blocks(text)
+        )
 
     def write(self, calls: Sequence[ToolCall]) -> str:
-        """A turn of calls, as the chat templates of the format write it: one block per call."""
-        return "\n".join(render_call(call.name, call.arguments) for call in calls)
+        """A turn of calls, as the chat templates of the format write it: one block per call.
+
+        Raises:
+            ValueError, TypeError: arguments that the format has no way to write.
+        """
+        return "\n".join(f"<tool_call>\n{self.block(call)}\n</tool_call>" for call in calls)
 
     def before_calls(self, text: str) -> str:
         """What a turn with calls says besides them: what stands before the first block."""
         return text.partition("<tool_call>")[0]
 
+    @abstractmethod
+    def read(self, block: str, tools: Tools) -> ToolCall:
+        """The call in a block."""
 
-class LlamaCalls:
+    @abstractmethod
+    def block(self, call: ToolCall) -> str:
+        """A call as it stands in its block."""
+
+
+class HermesCalls(CallFormat):
+    """JSON objects between ``<tool_call>`` and ``</tool_call>``, anywhere in the turn."""
+
+    name = "hermes"
+
+    def read(self, block: str, tools: Tools) -> ToolCall:
+        """The JSON object in a block."""
+        return _json_call(block, tools)
+
+    def block(self, call: ToolCall) -> str:
+        """One JSON object."""
+        return _object_text(call, "arguments")
+
+
+class LlamaCalls(CallFormat):
     """A turn that is one JSON object with "name" and "parameters", from its first character on.
 
     A turn that begins with ``{`` and is no such object is a call that cannot be read, so that its
@@ -255,23 +298,123 @@ class LlamaCalls:
     several = False
     markup = frozenset({"<think>", "</think>", PYTHON_TAG})
 
-    def parse(self, text: str, tool_names: Collection[str] | None) -> tuple[ToolCall, ...]:
+    def parse(self, text: str, tools: Tools) -> tuple[ToolCall, ...]:
         """The call that the turn is, if it is one."""
         spoken = spoken_text(text).strip().removeprefix(PYTHON_TAG).strip()
-        return (_call(spoken, True, tool_names, "parameters"),) if spoken.startswith("{") else ()
+        return (self.read(spoken, tools),) if spoken.startswith("{") else ()
 
     def write(self, calls: Sequence[ToolCall]) -> str:
         """The only call; raises ValueError where there are several."""
         if len(calls) != 1:
             raise ValueError(f"{len(calls)} calls in one turn: the format has room for one")
-        (call,) = calls
-        arguments = json.dumps(call.arguments, ensure_ascii=False, allow_nan=False)
-        return f'{{"name": "{call.name}", "parameters": {arguments}}}'
+        return self.block(calls[0])
 
     def before_calls(self, text: str) -> str:
         """Nothing."""
         return ""
 
+    def read(self, block: str, tools: Tools) -> ToolCall:
+        """The call that the whole turn is."""
+        return _json_call(block, tools, "parameters")
 
-CallFormat = HermesCalls | LlamaCalls  # reads and writes the calls of a turn
+    def block(self, call: ToolCall) -> str:
+        """One JSON object."""
+        return _object_text(call, "parameters")
+
+
+class QwenCoderCalls(CallFormat):
+    """Functions and their parameters in tags, the values as text; each call in a block.
+
+    The type of a value is the schema's: a string stays the text it is, all else is read as JSON (or
+    Python's True, False and None), and left a string where it is none. Where the schema allows
+    strings besides other types, or says nothing, JSON of another allowed type is that.
+    """
+
+    def __init__(self, name: str, python_words: bool) -> None:
+        self.name = name  # type: ignore[misc]
+        self.python_words = python_words  # scalars are written as Python has them, not as JSON
+
+    def read(self, block: str, tools: Tools) -> ToolCall:
+        """The function in a block."""
+        function = _FUNCTION.fullmatch(block)
+        if function is None or _SURROGATE.search(block):
+            problem = "it must be <function=name>, <parameter=name> blocks, </function>"
+            return ToolCall("", None, CallStatus.INVALID_JSON, block, problem)
+        name, body = function.groups()
+        schema = (tools.get(name) if isinstance(tools, Mapping) else None) or {}
+        types = schema.get("properties") or {}
+        arguments: dict[str, Any] = {}
+        at = 0
+        while (found := _PARAMETER.match(body, at)) and found[1] not in arguments:
+            arguments[found[1]] = _typed(found[2], types.get(found[1]))
+            at = found.end()
+        if rest := body[at:].strip():
+            problem = f"here must stand a further <parameter=name> block: {_printable(rest)}"
+            return ToolCall(name, None, CallStatus.ARGUMENTS_NOT_OBJECT, block, problem)
+        if not name:
+            problem = "its function has no name"
+            return ToolCall("", arguments, CallStatus.MISSING_NAME, block, problem)
+        return _known(ToolCall(name, arguments, text=block), tools)
+
+    def block(self, call: ToolCall) -> str:
+        """A function; a value that holds its tags cannot be told from them."""
+        parameters = []
+        for name, value in call.arguments.items():
+            text = self._text(value)
+            if _INNER_TAG.search(text):
+                raise ValueError(f"the argument {name!r} of {call.name} holds tags of the format")
+            parameters.append(f"<parameter={name}>\n{text}\n</parameter>\n")
+        return f"<function={call.name}>\n{''.join(parameters)}</function>"
+
+    def _text(self, value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return str(value) if self.python_words and not isinstance(value, dict | list) else text
+
+
+def _object_text(call: ToolCall, key: str) -> str:
+    """A call as one JSON object, as chat templates write it.
+
+    Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
+    """
+    arguments = json.dumps(call.arguments, ensure_ascii=False, allow_nan=False)
+    return f'{{"name": "{call.name}", "{key}": {arguments}}}'
+
+
+def _typed(text: str, schema: Any) -> Any:
+    """The value that a text means where a schema asks for it."""
+    kinds = _kinds(schema)
+    if kinds == {"string"}:
+        return text
+    try:
+        value = _PYTHON_WORDS[text] if text in _PYTHON_WORDS else _load(text)
+    except ValueError:
+        return text
+    kind = _KINDS[type(value)]
+    allowed = kinds is None or kind in kinds or (kind == "integer" and "number" in kinds)
+    return value if kind != "string" and (allowed or "string" not in (kinds or ())) else text
+
+
+def _kinds(schema: Any) -> set[str] | None:
+    """The JSON types that a schema allows; None: any, or it does not say."""
+    if not isinstance(schema, Mapping):
+        return None
+    if "type" in schema:
+        return {schema["type"]} if isinstance(schema["type"], str) else set(schema["type"])
+    if "enum" in schema or "const" in schema:
+        return {_KINDS[type(each)] for each in schema.get("enum", [schema.get("const")])}
+    several = [_kinds(each) for each in schema.get("anyOf") or schema.get("oneOf") or ()]
+    return set().union(*several) if several and None not in several else None  # type: ignore[arg-type]
+
+
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}
+_KINDS: dict[type, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
+_KINDS |= {dict: "object", list: "array", type(None): "null"}
+
 HERMES, LLAMA3 = HermesCalls(), LlamaCalls()
+QWEN3_CODER = QwenCoderCalls("qwen3_coder", python_words=False)
+FORMATS: tuple[CallFormat, ...] = (
+    *(HERMES, LLAMA3, QWEN3_CODER),
+    QwenCoderCalls("qwen3_5", python_words=True),
+)
