@@ -279,20 +279,6 @@ def test_truncated_importance_weights():
     assert plain(ready).metrics["mismatch_kl"] == pytest.approx(kl)  # measured in any case
 
 
-def test_sequences_too_far_from_their_sampler_are_masked():
-    inputs = draw(scale=0.01)
-    far = inputs.sampler_logprobs.clone()
-    far[1] -= 1.0
-    masked = PolicyLoss(**PLAIN, correction=MismatchCorrection(None, (0.5, 2.0)))
-    without = inputs.advantages.clone()
-    without[1] = 0
-    output = masked(weighted(masked, replace(inputs, sampler_logprobs=far)))
-    assert output.loss == pytest.approx(
-        value(PolicyLoss(**PLAIN), replace(inputs, advantages=without))
-    )
-    assert output.metrics["mismatch_masked"] == pytest.approx(1 / 3)
-
-
 @pytest.mark.parametrize(
     ("missing", "loss"),
     [
@@ -331,8 +317,8 @@ def test_missing_inputs_are_named(missing, loss):
         (lambda: MismatchCorrection(sequence_ratio="product"), "needs a sequence_range"),
         (lambda: CovarianceControl(), "either bounds"),
         (lambda: CovarianceControl(bounds=(1.0, 5.0), coefficient=1.0), "either bounds"),
-        (lambda: CovarianceControl(share=0.0, coefficient=1.0), "share=0.0"),
-        (lambda: CovarianceControl(bounds=(5.0, 1.0)), "bounds"),
+        (lambda: CovarianceControl(share=0.0, coefficient=1.0), "share=0.0.*0 < share"),
+        (lambda: CovarianceControl(bounds=(5.0, 1.0)), "bounds rise"),
         (lambda: CovarianceControl(coefficient=0.0), "coefficient=0.0"),
     ],
 )

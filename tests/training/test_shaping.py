@@ -131,7 +131,7 @@ def test_tokens_are_held_back_in_every_mini_batch(tmp_path: Path) -> None:
         ({"reference_reset_every": 0}, "reference_reset_every=0"),
         (
             {"reference_reset_every": 5, "loss": {"kl_coefficient": 0.0}},
-            "nothing reads a reference",
+            "reset_every=5 needs a reference",
         ),
         (
             {"loss": {"covariance": CovarianceControl(coefficient=1.0)}},

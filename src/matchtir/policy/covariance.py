@@ -24,16 +24,15 @@ class CovarianceControl:
     * KL-Cov: those of the largest covariance; each pays ``coefficient |log pi / pi_old|``, which is
       what the authors' code has for KL(pi_old, pi). It is 0 before the first step of an iteration.
 
-    The log-probabilities are those that the sampler reported, which are known before the mini-batch
-    is cut into micro-batches; the source takes those of the policy in training, and leaves tokens
-    out of Clip-Cov that are clipped anyway.
+    log pi is the sampler's, which is known before the mini-batch is cut into micro-batches; the
+    source takes the policy's, and leaves tokens out of Clip-Cov that are clipped anyway.
 
     Args:
-        share: of the tokens; at least one is chosen, where there is one.
-        bounds, coefficient: one of them says which of the two it is.
+        share: of the tokens; at least one is chosen.
+        bounds, coefficient: the one that is given says which of the two it is.
 
     Raises:
-        UserError: none or both of `bounds` and `coefficient`, or options out of range.
+        UserError: options out of range.
     """
 
     share: float = 2e-4
@@ -41,14 +40,12 @@ class CovarianceControl:
     coefficient: float | None = None
 
     def __post_init__(self) -> None:
+        low, high = self.bounds or (0.0, 1.0)
+        price = 1.0 if self.coefficient is None else self.coefficient
         if (self.bounds is None) == (self.coefficient is None):
             raise UserError("covariance: either bounds (Clip-Cov) or a coefficient (KL-Cov)")
-        if not 0 < self.share <= 1:
-            raise UserError(f"covariance.share={self.share} must lie in (0, 1]")
-        if self.bounds is not None and not self.bounds[0] < self.bounds[1]:
-            raise UserError(f"covariance.bounds={tuple(self.bounds)} must rise")
-        if self.coefficient is not None and self.coefficient <= 0:
-            raise UserError(f"covariance.coefficient={self.coefficient} must be positive")
+        if not 0 < self.share <= 1 or low >= high or price <= 0:
+            raise UserError(f"{self}: 0 < share <= 1, bounds rise, the coefficient is positive")
 
     def choose(
         self, logprobs: Float[Tensor, " K"], advantages: Float[Tensor, " K"], seed: int

@@ -142,22 +142,17 @@ class PolicyGradientModule(PolicyModule):
         self.needs_reference = bool(objective.kl_coefficient) or hindsight is not None
         self.reference_reset_every = reference_reset_every
         if reference_reset_every is not None:
-            self._check_reset(reference_reset_every)
+            check_at_least(1, reference_reset_every=reference_reset_every)
+            if not self.needs_reference or has_adapters(self.policy):
+                raise UserError(
+                    f"reference_reset_every={reference_reset_every} needs a reference model: a KL "
+                    "or hindsight, and no model.lora, whose reference is the model without adapters"
+                )
 
     @property
     def policies(self) -> list[Policy]:
         """The policy and its reference."""
         return [self.policy, *self._reference]
-
-    def _check_reset(self, every: int) -> None:
-        check_at_least(1, reference_reset_every=every)
-        if not self.needs_reference:
-            raise UserError(f"reference_reset_every={every}: nothing reads a reference")
-        if has_adapters(self.policy):
-            raise UserError(
-                f"reference_reset_every={every}: the reference of model.lora is the model without "
-                "adapters, which does not change"
-            )
 
     def configure_model(self) -> None:
         """Make the reference, once; shard it and the policy, where the strategy says so."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,15 +16,7 @@ from matchtir.types import Trajectory, Turn
 from matchtir.utils.options import UserError, check_option
 
 Score = Callable[[TokenBatch], Tensor]  # log-probabilities [B, L] of sampled tokens, by a reference
-
-
-class View(NamedTuple):
-    """A turn as the reference reads it with the results of the calls of some turns."""
-
-    row: int  # of the trajectory
-    turn: int
-    through: int  # the last turn whose results are there
-    sequence: Trajectory  # what stands before; the results and the turn as its only turn
+Place = tuple[int, int, int]  # trajectory, turn, and the last turn whose results are read before it
 
 
 @dataclass(frozen=True)
@@ -90,17 +81,17 @@ class TurnSight:
         With several processes each scores its own groups, in one call of `score`.
         """
         started, pad = time.perf_counter(), renderer.pad_id
-        views = [
-            v for row, each in enumerate(trajectories) for v in self._views(row, each, renderer)
-        ]
+        views: dict[Place, Trajectory] = {}
+        for row, each in enumerate(trajectories):
+            views |= self._views(row, each, renderer)
         # Never empty, so that every process makes the same passes.
-        tokens = collate([v.sequence for v in views], pad) if views else TokenBatch.padding(pad)
+        tokens = collate([*views.values()], pad) if views else TokenBatch.padding(pad)
         logprobs = score(tokens).double().cpu().numpy()
         scored = {}
-        for view, found in zip(views, logprobs, strict=False):
-            end = len(view.sequence.prompt_ids) + len(view.sequence.turns[0].token_ids)
-            own = len(trajectories[view.row].turns[view.turn].token_ids)
-            scored[view[:3]] = found[end - own : end]
+        for (place, view), found in zip(views.items(), logprobs, strict=False):
+            end = len(view.prompt_ids) + len(view.turns[0].token_ids)
+            own = len(trajectories[place[0]].turns[place[1]].token_ids)
+            scored[place] = found[end - own : end]
         evidence = self._evidence(scored, trajectories, group, advantages.shape)
         metrics = {
             "train/hindsight_sequences": float(len(views)),
@@ -114,9 +105,11 @@ class TurnSight:
         calling = [number for number, each in enumerate(trajectory.turns) if each.results]
         return [max(n for n in calling if n < turn + depth) for depth in self.depths]
 
-    def _views(self, row: int, trajectory: Trajectory, renderer: Renderer) -> list[View]:
-        """The distinct views of each turn with results; at the end deeper ones are the same."""
-        views, context = [], trajectory.prompt_ids
+    def _views(
+        self, row: int, trajectory: Trajectory, renderer: Renderer
+    ) -> dict[Place, Trajectory]:
+        """What the reference reads, once each; its only turn is the results and the turn."""
+        views, context = {}, trajectory.prompt_ids
         for number, turn in enumerate(trajectory.turns):
             if turn.results:
                 ends = [n for n, token in enumerate(context) if token in renderer.stop_token_ids]
@@ -129,14 +122,13 @@ class TurnSight:
                     between = renderer.observation_ids(results) if results else begun
                     ids = (*between, *turn.token_ids)
                     read = (Turn(ids, (0.0,) * len(ids), ""),)
-                    sequence = replace(trajectory, prompt_ids=before, turns=read)
-                    views.append(View(row, number, last, sequence))
+                    views[row, number, last] = replace(trajectory, prompt_ids=before, turns=read)
             context = (*context, *turn.token_ids, *turn.observation_ids)
         return views
 
     def _evidence(
         self,
-        scored: Mapping[tuple[int, int, int], Float[np.ndarray, " K"]],
+        scored: Mapping[Place, Float[np.ndarray, " K"]],
         trajectories: Sequence[Trajectory],
         group: Int[np.ndarray, " N"],
         shape: tuple[int, ...],
