@@ -42,7 +42,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 ANSWER, RIGHT, WRONG = ACTIONS = range(3)
 GOLD = 2  # right calls that are paid for; the answer's reward is the share of them made
 GROUPS, GROUP_SIZE = 8, 8  # of a round, and attempts in each
-SETTINGS = ("singleton", "turn_groups", "turn_scale", "turn_baseline")
+SETTINGS = ("advantage_level", "singleton", "turn_groups", "turn_scale", "turn_baseline")
 NO_SCALE = "turn_scale=none advantage.trajectory_scale=none"
 VARIANTS = (
     *(f"advantage=turn turn_scale={scale}" for scale in ("batch", "shrunk", "none")),

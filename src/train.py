@@ -42,7 +42,7 @@ KNOWN_KEYS = """
 SETTINGS = """
     iterations tasks_per_iteration group_size mini_batches zero_advantage ahead partial_groups
     penalties.unmatched penalties.no_answer turn_reduction turn_groups turn_scale turn_baseline
-    singleton
+    singleton advantage_level
     assignment reward advantage loss optimizer data validation
 """
 

@@ -46,6 +46,23 @@ class StopReason(StrEnum):
     DEADLINE = "deadline"  # its seconds were over
 
 
+class SpanKind(StrEnum):
+    """What a part of a turn is."""
+
+    CALL = "call"  # with its tags; the k-th one is that of the k-th call
+    ANSWER = "answer"  # what is said in a turn without calls, outside thinking
+    REASONING = "reasoning"  # thinking, and what is said besides calls
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Sampled tokens [start, end) of a turn."""
+
+    kind: SpanKind
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, slots=True)
 class McpServer:
     """What serves tools in the Model Context Protocol: a program, or somebody's over HTTP."""
@@ -157,6 +174,7 @@ class Turn:
     results: tuple[ToolResult, ...] = ()
     observation_ids: tuple[int, ...] = ()  # forced tokens that follow; empty after the last turn
     policy_version: int = 0  # of the weights that sampled it
+    spans: tuple[Span, ...] = ()  # all sampled tokens, in order; empty where only text is known
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,11 @@ def built(**choices):
     overrides = [f"+{group}={name}" for group, name in choices.items()]
     overrides += ["+penalties.unmatched=0.0", "+penalties.no_answer=0.0", "+turn_reduction=mean"]
     overrides += ["+turn_groups=index", "+turn_scale=group", "+turn_baseline=group"]
-    overrides += ["+singleton=raw", "+rollout.limits.max_response_tokens=7"]
+    overrides += [
+        "+singleton=raw",
+        "+advantage_level=turn",
+        "+rollout.limits.max_response_tokens=7",
+    ]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose(overrides=overrides)
     assert not OmegaConf.missing_keys(config)

@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[2]
         ("advantage=trajectory turn_groups=state", "turn_groups=state: nothing in this run reads"),
         ("turn_baseline=absorbing", "absorbing needs turn_groups=index, not kind_and_index"),
         ("advantage=intra turn_baseline=others", "turn_baseline=others: nothing in this run reads"),
+        ("advantage=rloo advantage_level=call", "advantage_level=call: nothing in this run reads"),
         ("advantage=rloo turn_scale=batch", "turn_scale=batch: nothing in this run reads"),
         ("advantage=rloo singleton=zero", "singleton=zero: nothing in this run reads"),
         ("experiment=grpo assignment=soft", "assignment=soft: nothing in this run reads"),

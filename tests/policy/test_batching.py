@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from matchtir.policy.batching import collate, micro_batches
+from matchtir.policy.batching import call_index, collate, micro_batches
 from matchtir.policy.packing import Prefixes, shared_prefixes
-from matchtir.types import StopReason, Task, Trajectory, Turn
+from matchtir.types import Span, SpanKind, StopReason, Task, ToolCall, Trajectory, Turn
 
 PAD = 99
 TASK = Task("t", "?", (), (), "")
@@ -54,6 +54,21 @@ def test_trajectories_as_tensors() -> None:
         [0, 0, -2.0, 0, -3.0, 0, 0, 0, 0],
     ]
     assert batch.lengths.tolist() == [9, 5]
+
+
+def test_the_call_that_a_token_is_part_of() -> None:
+    reasoning, call = SpanKind.REASONING, SpanKind.CALL
+    spans = (Span(reasoning, 0, 1), Span(call, 1, 3), Span(call, 3, 4), Span(reasoning, 4, 5))
+    two = Turn((0,) * 5, (0.0,) * 5, "", (ToolCall("f", {}),) * 2, (), (7, 7), spans=spans)
+    one = Turn((0,) * 2, (0.0,) * 2, "", (ToolCall("f", {}),), spans=(Span(call, 0, 2),))
+    both = Trajectory(TASK, (1,), (two, one), StopReason.MAX_TURNS)
+    assert call_index([both, ONE_TURN], 10).tolist() == [
+        [-1, -1, 0, 0, 1, -1, -1, -1, 2, 2],
+        [-1] * 10,
+    ]
+    unknown = Turn((0,), (0.0,), "", (ToolCall("f", {}),))
+    with pytest.raises(ValueError, match="t: 0 spans of calls for 1 calls"):
+        call_index([Trajectory(TASK, (1,), (unknown,), StopReason.MAX_TURNS)], 2)
 
 
 def test_a_trajectory_without_turns_is_its_prompt() -> None:

@@ -210,3 +210,54 @@ def test_the_pieces_of_a_turn_make_up_its_text(load):
     assert len(pieces) == len(ids)
     assert "".join(pieces) == renderer.decode(ids) + "<|im_end|>"
     assert "😀" in "".join(pieces) and "\ufffd" not in "".join(pieces)
+
+
+def spans_of(renderer, ids):
+    """The spans as (kind, text of their tokens)."""
+    pieces = renderer.pieces(ids)
+    spans = renderer.spans(renderer.decode(ids), ids)
+    assert [0, *(span.end for span in spans)] == [*(span.start for span in spans), len(ids)]
+    return [(str(span.kind), "".join(pieces[span.start : span.end])) for span in spans]
+
+
+END, ALPHA, BETA = "<|im_end|>", call_text("alpha"), call_text("beta")
+
+
+@TOKENIZERS
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [("reasoning", END)]),
+        ("<answer>b</answer>", [("answer", "<answer>b</answer>" + END)]),
+        ("<think>a</think>b", [("reasoning", "<think>a</think>"), ("answer", "b" + END)]),
+        ("a" + ALPHA, [("reasoning", "a"), ("call", ALPHA), ("reasoning", END)]),
+        (
+            f"<think>{BETA}</think>{ALPHA}\n{ALPHA}",  # twice the same; one only thought
+            [
+                *[("reasoning", f"<think>{BETA}</think>"), ("call", ALPHA), ("reasoning", "\n")],
+                *[("call", ALPHA), ("reasoning", END)],
+            ],
+        ),
+        ("<tool_call>{" + ALPHA, [("call", "<tool_call>{"), ("call", ALPHA), ("reasoning", END)]),
+        ("b<tool_call>北京", [("reasoning", "b"), ("call", "<tool_call>北京"), ("reasoning", END)]),
+    ],
+)  # fmt: skip
+def test_spans_are_what_the_reader_of_calls_read(load, text, expected):
+    renderer = Renderer(load())
+    assert spans_of(renderer, renderer.encode_turn(text)) == expected
+    # A policy may write the tags in letters: they are read alike.
+    spelled = [i for c in text for i in renderer.tokenizer.encode(c, add_special_tokens=False)]
+    ids = [*spelled, renderer.encode_turn("")[-1]]
+    assert spans_of(renderer, ids) == expected
+
+
+def test_spans_in_tokens():
+    renderer = Renderer(qwen3_tokenizer())
+    ids = renderer.encode_turn("Now" + ALPHA)
+    call, call_end = 151657, 151658
+    spans = renderer.spans(renderer.decode(ids), ids)
+    assert [(s.kind, s.start, s.end) for s in spans] == [
+        ("reasoning", 0, ids.index(call)),
+        ("call", ids.index(call), ids.index(call_end) + 1),
+        ("reasoning", ids.index(call_end) + 1, len(ids)),
+    ]

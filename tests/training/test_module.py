@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from matchtir.credit.advantages import DualAdvantage
+from matchtir.credit.assignment import HardAssignment
+from matchtir.credit.rewards import MatchReward
+from matchtir.credit.similarity import Similarity
 from matchtir.policy.batching import collate
 from matchtir.policy.losses import LossInputs, LossOutput, MismatchCorrection
 from matchtir.rollout.engine import SamplingParams
@@ -112,6 +116,25 @@ def test_every_token_of_a_turn_gets_the_turns_advantage(iteration: tuple[Any, Pa
         assert any(each == pytest.approx(expected, abs=1e-6) for each in rows)
     assert torch.equal(inputs.old_logprobs, inputs.logprobs.detach())  # with one mini-batch
     assert not inputs.old_logprobs.requires_grad
+
+
+def test_the_tokens_of_a_call_get_the_advantage_of_the_call(tmp_path: Path) -> None:
+    module = trained(tmp_path, advantage=DualAdvantage(level="call"))
+    (inputs,), scored = module.inputs, module.scored[0]
+    rows = [row[mask].tolist() for row, mask in zip(inputs.advantages, inputs.sampled, strict=True)]
+    # The fourth attempt writes a right call and a wrong one, with a line break between them.
+    turn, other = scored.trajectories[3].turns
+    right, wrong = scored.call_advantages[3]
+    whole, last = scored.advantages[3, :2]
+    assert right > whole > wrong
+    assert [span.kind for span in turn.spans] == ["call", "reasoning", "call", "reasoning"]
+    own = [right, whole, wrong, whole]
+    expected = [a for a, s in zip(own, turn.spans, strict=True) for _ in range(s.start, s.end)]
+    expected += [last] * len(other.token_ids)
+    assert sum(row == pytest.approx(expected, abs=1e-6) for row in rows) == 2  # once per task
+    record = rollout_records(module)[3]["turns"][0]
+    assert [call["advantage"] for call in record["calls"]] == [right, wrong]
+    assert record["spans"][1] == ["reasoning", turn.spans[1].start, turn.spans[1].end]
 
 
 def test_the_best_attempt_becomes_more_likely_than_the_others_do(tmp_path: Path) -> None:
@@ -292,6 +315,13 @@ def test_each_hook_can_be_overridden(tmp_path: Path) -> None:
         ({"mini_batches": 0}, "mini_batches"),
         ({"micro_batch_tokens": 0}, "micro_batch_tokens"),
         ({"max_grad_norm": 0.0}, "max_grad_norm"),
+        (
+            {
+                "advantage": DualAdvantage(level="call"),
+                "reward": MatchReward(Similarity(), HardAssignment(), rewards="outcome"),
+            },
+            "advantage_level=call: this reward pays no single calls",
+        ),
         ({"sampling": SamplingParams(temperature=0.0)}, "temperature=0"),
         ({"sampling": SamplingParams(top_p=0.9)}, "top_p=0.9, .*loss=truncated_is"),
         ({"sampling": SamplingParams(top_k=5)}, "top_k=5: .*loss=truncated_is"),

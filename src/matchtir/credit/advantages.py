@@ -32,6 +32,7 @@ class RewardBatch:
     outcome: Float[np.ndarray, " N"]  # the part of the last turn's reward paid for the answer
     states: Int[np.ndarray, "N T"] | None = None  # what was known before the turn, see `turn_keys`
     actions: Int[np.ndarray, "N T"] | None = None  # what was done in the turn
+    call_variance: Float[np.ndarray, "N T"] | None = None  # of the rewards of a turn's calls
 
     @property
     def process_rewards(self) -> Float[np.ndarray, "N T"]:
@@ -136,9 +137,14 @@ def against_others(
 
 
 def spread(
-    values: Float[np.ndarray, " K"], group: Int[np.ndarray, " K"], scale: str = "group"
+    values: Float[np.ndarray, " K"],
+    group: Int[np.ndarray, " K"],
+    scale: str = "group",
+    within: Float[np.ndarray, " K"] | float = 0.0,
 ) -> Float[np.ndarray, " K"]:
     """Standard deviation for the group of each value; 1 for a group of one.
+
+    Where each value is the mean of several, `within` is their variance about it: part of q below.
 
     With n values of which the squared differences from their mean sum to q, its square is
 
@@ -149,7 +155,7 @@ def spread(
       have a say of 1/5 in it, 16 one of 15/19.
     """
     _, index, count = np.unique(group, return_inverse=True, return_counts=True)
-    squares = np.bincount(index, centred(values, group, "zero") ** 2, len(count))
+    squares = np.bincount(index, centred(values, group, "zero") ** 2 + within, len(count))
     freedom = count - 1
     variance = squares / np.maximum(freedom, 1)
     if scale != "group":
@@ -309,6 +315,7 @@ class TurnAdvantage:
             it; or of all other attempts at the task (``absorbing``, with turn_groups=index): those
             that stopped before turn t count with the return 0 of an absorbing state, also in
             the std. The last two leave the policy gradient unbiased (docs/method.md).
+        level: what has one advantage, the ``turn`` or each ``call``, see `credit.calls`.
     """
 
     gamma: float = 0.9
@@ -317,12 +324,14 @@ class TurnAdvantage:
     turn_groups: str = "index"
     turn_scale: str = "group"
     turn_baseline: str = "group"
+    level: str = "turn"
 
     def __post_init__(self) -> None:
         check_normalisation(self.epsilon, self.singleton, self.gamma)
         check_option("turn_groups", self.turn_groups, TURN_GROUPS)
         check_option("turn_scale", self.turn_scale, SCALES)
         check_option("turn_baseline", self.turn_baseline, TURN_BASELINES)
+        check_option("level", self.level, ("turn", "call"))
         if self.turn_baseline == "others" and self.turn_groups == "trajectory":
             raise ValueError("turn_baseline=others: turn_groups=trajectory compares with no others")
         if self.turn_baseline == "absorbing" and self.turn_groups != "index":
@@ -340,8 +349,7 @@ class TurnAdvantage:
 
     def turn(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """A_l."""
-        mask = batch.turn_mask
-        counted = reached(batch) if self.turn_baseline == "absorbing" else mask
+        counted = self._counted(batch)
         groups = turn_groups(batch, self.turn_groups)[counted]
         returns = self.returns(batch)[counted]
         if self.turn_baseline == "group":
@@ -352,9 +360,38 @@ class TurnAdvantage:
             difference = against_others(returns, groups, own, self.singleton)
         if self.turn_scale != "none":
             difference = difference / (spread(returns, groups, self.turn_scale) + self.epsilon)
-        advantage = np.zeros(mask.shape)
-        advantage[counted] = difference
-        return np.where(mask, advantage, 0.0)
+        return self._at_turns(difference, batch)
+
+    def call_weight(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
+        """What a call that earned more than its turn's others gets for each unit of it.
+
+        1 / (std + epsilon), the std being that of returns with a call's reward in place of the
+        turn's: where all turns earn the same, differences of their calls are not blown up.
+
+        Raises:
+            ValueError: the batch has no variances of calls.
+        """
+        if batch.call_variance is None:
+            raise ValueError("level=call needs a RewardBatch with call_variance")
+        counted = self._counted(batch)
+        weight = np.ones(int(counted.sum()))
+        if self.turn_scale != "none":
+            groups = turn_groups(batch, self.turn_groups)[counted]
+            returns, within = self.returns(batch)[counted], batch.call_variance[counted]
+            weight /= spread(returns, groups, self.turn_scale, within) + self.epsilon
+        return self._at_turns(weight, batch)
+
+    def _counted(self, batch: RewardBatch) -> Bool[np.ndarray, "N T"]:
+        """The turns, and with ``absorbing`` what stands for those that were not made."""
+        return reached(batch) if self.turn_baseline == "absorbing" else batch.turn_mask
+
+    def _at_turns(
+        self, values: Float[np.ndarray, " K"], batch: RewardBatch
+    ) -> Float[np.ndarray, "N T"]:
+        """Values of what is counted, where there are turns."""
+        found = np.zeros(batch.turn_mask.shape)
+        found[self._counted(batch)] = values
+        return np.where(batch.turn_mask, found, 0.0)
 
 
 @dataclass(frozen=True)
@@ -372,8 +409,8 @@ class DualAdvantage(TurnAdvantage):
       that the factor is positive up to 100 turns.
 
     Args:
-        gamma, epsilon, singleton, turn_groups, turn_scale, turn_baseline: as in `TurnAdvantage`;
-            epsilon and singleton also for A_g.
+        gamma, epsilon, singleton, turn_groups, turn_scale, turn_baseline, level: as in
+            `TurnAdvantage`; epsilon and singleton also for A_g.
         trajectory_weight: w_g, of the sum; 1 in the paper, 1/2 in the release.
         turn_weight: w_l; 1/2 in the release. None: the paper's, 1 of the sum, 0.1 of the product.
         combination: ``sum`` or ``product``.
@@ -395,13 +432,22 @@ class DualAdvantage(TurnAdvantage):
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """One advantage per turn; ValueError where ``state`` finds no states in the batch."""
-        product, weight = self.combination == "product", self.turn_weight
-        if weight is None:
-            weight = 0.1 if product else 1.0
-        trajectory, turn = self.trajectory(batch), weight * self.turn(batch)
-        if product:
+        trajectory, turn = self.trajectory(batch), self._weight * self.turn(batch)
+        if self.combination == "product":
             return (1.0 + np.sign(trajectory) * turn) * trajectory
         return self.trajectory_weight * trajectory + turn
+
+    @property
+    def _weight(self) -> float:
+        """w_l."""
+        if self.turn_weight is None:
+            return 0.1 if self.combination == "product" else 1.0
+        return self.turn_weight
+
+    def call_weight(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
+        """As in `TurnAdvantage`, times what A_l is multiplied by."""
+        weight = self._weight * super().call_weight(batch)
+        return weight * np.abs(self.trajectory(batch)) if self.combination == "product" else weight
 
     def trajectory(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """A_g."""

@@ -72,14 +72,21 @@ class ShrinkageAdvantage(DualAdvantage):
 
     def turn(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """w(s) A_s; ValueError where the batch has no states or actions."""
+        return self._shrinkage(batch) * TurnAdvantage.turn(replace(self, singleton="zero"), batch)
+
+    def call_weight(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
+        """As in `DualAdvantage`, times w(s)."""
+        return self._shrinkage(batch) * super().call_weight(batch)
+
+    def _shrinkage(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
+        """w(s) of every turn."""
         if batch.actions is None:
             raise ValueError("ShrinkageAdvantage needs a RewardBatch with actions")
         mask = batch.turn_mask
         state = turn_groups(batch, self.turn_groups)[mask]
         weight = np.zeros(mask.shape)
         weight[mask] = shrinkage(self.returns(batch)[mask], state, batch.actions[mask])
-        alone = replace(self, singleton="zero")
-        return weight * TurnAdvantage.turn(alone, batch)
+        return weight
 
 
 def shrinkage(

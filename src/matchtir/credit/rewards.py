@@ -88,6 +88,11 @@ class MatchReward:
         check_option("malformed_calls", self.malformed_calls, ("unmatched", "ignored"))
         check_at_least(0, no_answer_penalty=self.no_answer_penalty)
 
+    @property
+    def pays_calls(self) -> bool:
+        """Whether the rewards of turns are made of those of their calls."""
+        return self.rewards != "outcome"
+
     def __call__(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
         """One `Credit` per trajectory, in order."""
         if self.malformed_calls == "unmatched":

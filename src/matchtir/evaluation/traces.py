@@ -37,6 +37,7 @@ def trace_record(
     attempt: int = 0,
     parts: Mapping[str, Sequence[float]] | None = None,
     tokens: Sequence[TurnTokens] | None = None,
+    call_advantages: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """One rollout with what each call and each turn earned.
 
@@ -48,11 +49,16 @@ def trace_record(
         attempt: number of the trajectory within its group.
         parts: what the advantages are made of, by name, each [T].
         tokens: of each turn, [T]; left out where only the text is known.
+        call_advantages: one per call, [m], where calls have their own.
 
     Raises:
         ValueError: the number of turns or calls differs between the three.
     """
     task = trajectory.task
+    turns = _turn_records(trajectory, credit, advantages, parts or {}, tokens)
+    calls = [call for turn in turns for call in turn["calls"]]
+    for call, advantage in zip(calls, call_advantages or (), strict=call_advantages is not None):
+        call["advantage"] = float(advantage)
     return {
         "task": task.task_id,
         "scenario": task.scenario,
@@ -68,7 +74,7 @@ def trace_record(
         "answer": final_answer(trajectory),
         "similarity": np.round(credit.similarity, 4).tolist(),
         "plan": np.round(credit.plan, 6).tolist(),
-        "turns": _turn_records(trajectory, credit, advantages, parts or {}, tokens),
+        "turns": turns,
         "stop_reason": str(trajectory.stop_reason),
         "outcome": credit.outcome,
         "outcome_reward": credit.outcome_reward,
@@ -106,6 +112,8 @@ def _turn_records(
         if tokens:
             record["pieces"] = list(tokens[index].pieces)
             record["log_ratios"] = [round(ratio, 4) for ratio in tokens[index].log_ratios]
+        if turn.spans:
+            record["spans"] = [[str(span.kind), span.start, span.end] for span in turn.spans]
         records.append(record)
         first += len(turn.calls)
     return records

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from matchtir.policy.packing import Prefixes
-from matchtir.types import Trajectory
+from matchtir.types import SpanKind, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,26 @@ def _flatten(trajectory: Trajectory) -> tuple[list[int], list[int], list[float]]
         turns += [index] * len(turn.token_ids) + [-1] * forced
         logprobs += [*turn.logprobs, *([0.0] * forced)]
     return ids, turns, logprobs
+
+
+def call_index(trajectories: Sequence[Trajectory], length: int) -> Int[Tensor, "B L"]:
+    """The call, counted over its trajectory, that each token of `collate` is part of; -1: none.
+
+    Raises ValueError for a turn whose spans are not known, or not those of its calls.
+    """
+    index = torch.full((len(trajectories), length), -1)
+    for row, trajectory in enumerate(trajectories):
+        place, number = len(trajectory.prompt_ids), 0
+        for turn in trajectory.turns:
+            spans = [span for span in turn.spans if span.kind is SpanKind.CALL]
+            if len(spans) != len(turn.calls):
+                name, found = trajectory.task.task_id, len(spans)
+                raise ValueError(f"{name}: {found} spans of calls for {len(turn.calls)} calls")
+            for span in spans:
+                index[row, place + span.start : place + span.end] = number
+                number += 1
+            place += len(turn.token_ids) + len(turn.observation_ids)
+    return index
 
 
 def micro_batches(

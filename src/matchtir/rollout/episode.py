@@ -13,7 +13,16 @@ from itertools import chain
 from matchtir.rollout.engine import SamplingParams, session_name
 from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.tools.sandbox import Sandbox, SandboxSession
-from matchtir.types import CallStatus, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
+from matchtir.types import (
+    CallStatus,
+    Span,
+    StopReason,
+    Task,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -97,6 +106,10 @@ class Speaker:
     async def speak(self, attempt: Attempt, room: int) -> Utterance:
         """Say the next turn of an attempt, in at most `room` tokens."""
         raise NotImplementedError("the turns of this speaker come from outside")
+
+    def spans(self, said: Utterance) -> tuple[Span, ...]:
+        """What the tokens of a turn that was not cut are for."""
+        return ()
 
     def observation_ids(
         self, results: Sequence[ToolResult], turn_ids: Sequence[int]
@@ -207,8 +220,11 @@ class Episode:
         self._enter(f"tools of turn {number}")
         results = await _execute(await self._tools(), calls) if calls else ()
         version = self.speaker.version
+        spans = self.speaker.spans(said) if said.stopped else ()
         turn = Turn(
-            said.token_ids, said.logprobs, said.text, calls, results, policy_version=version
+            *(said.token_ids, said.logprobs, said.text, calls, results),
+            policy_version=version,
+            spans=spans,
         )
         self._last = turn
         if not said.stopped:

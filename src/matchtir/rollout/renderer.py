@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from matchtir.rollout.templates import OTHER_ENDS, ChatMessage, plain_text, read_format
-from matchtir.types import Task, ToolResult
+from matchtir.tools.formats import spoken
+from matchtir.types import Span, SpanKind, Task, ToolResult
 
 DEFAULT_SYSTEM_PROMPT = (
     "Answer the question with the help of the tools. You may call several tools in one turn; their "
@@ -112,6 +115,8 @@ class Renderer:
         self.stop_token_ids = (*self._ends, *([added[CALL_END]] if stop_at_call else []))
         self._data = _Inert(added)
         self._policy = _Inert(set(added) - self.calls.markup)
+        self._markup = {added[tag] for tag in self.calls.markup if tag in added}
+        self._tags = re.compile("|".join(map(re.escape, sorted(self.calls.markup))))
         self._require_parts()
 
     def prompt_ids(self, task: Task) -> tuple[int, ...]:
@@ -179,6 +184,39 @@ class Renderer:
         stream = DecodeStream(skip_special_tokens=False)
         backend = self.tokenizer.backend_tokenizer
         return [stream.step(backend, token) or "" for token in token_ids]
+
+    def spans(self, text: str, token_ids: Sequence[int]) -> tuple[Span, ...]:
+        """What the tokens of a turn that was not cut are for, as the reader of its calls has it.
+
+        Args:
+            text: of the tokens, by `decode`.
+        """
+        places, kind = self.calls.places(text), SpanKind.CALL
+        if not places:
+            places, kind = [(a, b) for a, b in spoken(text) if a < b], SpanKind.ANSWER
+        begun = len(self._begun)  # has no tokens
+        token_at = self._token_at(text[begun:], token_ids)
+        spans, end = [], 0
+        for first, last in places:
+            begin, before = token_at(max(first - begun, 0)), end
+            whole = kind is SpanKind.ANSWER and last == len(text)  # with the token that ended it
+            end = len(token_ids) if whole else token_at(max(last - begun, 0))
+            spans += [Span(SpanKind.REASONING, before, begin), Span(kind, begin, end)]
+        spans.append(Span(SpanKind.REASONING, end, len(token_ids)))
+        return tuple(s for s in spans if s.start < s.end or s.kind is SpanKind.CALL)
+
+    def _token_at(self, text: str, token_ids: Sequence[int]) -> Callable[[int], int]:
+        """For where a tag or the text begins or ends: the first token that stands behind."""
+        tags = list(self._tags.finditer(text))
+        tokens = [n for n, token in enumerate(token_ids) if token in self._markup]
+        if len(tags) != len(tokens):  # some are written in letters
+            begins = list(accumulate(map(len, self.pieces(token_ids)), initial=0))
+            return lambda place: bisect_left(begins, place)
+        last = len(token_ids) - bool(token_ids and token_ids[-1] in self._ends)
+        at = {0: 0, len(text): last}
+        for tag, token in zip(tags, tokens, strict=True):
+            at |= {tag.start(): token, tag.end(): token + 1}
+        return at.__getitem__
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         text = self.tokenizer.decode(

@@ -15,7 +15,7 @@ from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
 from matchtir.rollout.templates import ChatMessage, plain_text
 from matchtir.tools.formats import given_call
-from matchtir.types import Task, ToolCall, ToolResult
+from matchtir.types import Span, Task, ToolCall, ToolResult
 
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
 _THINK_TAG = re.compile(r"</?think>")
@@ -52,6 +52,10 @@ class TokenSpeaker(Speaker):
         )
         text = self.renderer.decode(said.token_ids)
         return Utterance(text, said.stopped, token_ids=said.token_ids, logprobs=said.logprobs)
+
+    def spans(self, said: Utterance) -> tuple[Span, ...]:
+        """As the renderer's reader of calls has them."""
+        return self.renderer.spans(said.text, said.token_ids)
 
     def observation_ids(
         self, results: Sequence[ToolResult], turn_ids: Sequence[int]

@@ -94,25 +94,25 @@ def extract_answer(text: str) -> str | None:
 
     None where there is none; "" for an empty one.
     """
-    answers = [answer for part in _spoken(text) for answer in _ANSWER.findall(part)]
+    answers = [answer for part in spoken(text) for answer in _ANSWER.findall(text, *part)]
     return answers[-1].strip() if answers else None
 
 
 def spoken_text(text: str) -> str:
     """A turn without its thinking."""
-    return "".join(_spoken(text))
+    return "".join(text[start:end] for start, end in spoken(text))
 
 
-def _spoken(text: str) -> list[str]:
-    """The parts of a turn outside thinking."""
+def spoken(text: str) -> list[tuple[int, int]]:
+    """Where the parts of a turn outside thinking begin and end."""
     masked = _BLOCK.sub(_without_think_tags, text) if _THINK_TAG.search(text) else text
     before, close, _ = masked.partition("</think>")
     start = len(before + close) if close and "<think>" not in before else 0
     parts = []
     for thought in _THINKING.finditer(masked, start):
-        parts.append(text[start : thought.start()])
+        parts.append((start, thought.start()))
         start = thought.end()
-    return [*parts, text[start:]]
+    return [*parts, (start, len(text))]
 
 
 def _without_think_tags(block: re.Match[str]) -> str:
@@ -128,17 +128,22 @@ def _without_think_tags(block: re.Match[str]) -> str:
     return _THINK_TAG.sub(lambda tag: " " * len(tag.group()), whole)
 
 
-def _blocks(text: str) -> Iterator[tuple[str, bool]]:
-    """Content of each ``<tool_call>`` block outside thinking, and whether it was closed."""
-    for part in _spoken(text):
-        start: int | None = None  # of the open block
-        for tag in _CALL_TAG.finditer(part):
+def _blocks(text: str) -> Iterator[tuple[int, int, int, int]]:
+    """Where each ``<tool_call>`` block outside thinking, and its content, begins and ends.
+
+    That is: begin of the block, begin and end of its content, end of the block, which is the
+    content's where the block is not closed.
+    """
+    for first, last in spoken(text):
+        opening: re.Match[str] | None = None  # of the open block
+        for tag in _CALL_TAG.finditer(text, first, last):
             closes = tag.group() == "</tool_call>"
-            if start is not None:
-                yield part[start : tag.start()], closes
-            start = None if closes else tag.end()
-        if start is not None:
-            yield part[start:], False
+            if opening is not None:
+                end = tag.start()
+                yield opening.start(), opening.end(), end, tag.end() if closes else end
+            opening = None if closes else tag
+        if opening is not None:
+            yield opening.start(), opening.end(), last, last
 
 
 def _json_call(text: str, tools: Tools, key: str = "arguments") -> ToolCall:
@@ -248,9 +253,15 @@ class CallFormat(ABC):
         arguments (None if there are none). Never raises for what the text holds.
         """
         return tuple(
-            self.read(block, tools) if closed else ToolCall("", None, CallStatus.UNCLOSED, block)
-            for block, closed in _blocks(text)
+            self.read(text[start:end], tools)
+            if end < block_end
+            else ToolCall("", None, CallStatus.UNCLOSED, text[start:end])
+            for _, start, end, block_end in _blocks(text)
         )
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where each call begins and ends, its tags included."""
+        return [(block[0], block[-1]) for block in _blocks(text)]
 
     def write(self, calls: Sequence[ToolCall]) -> str:
         """A turn of calls, as the chat templates of the format write it: one block per call.
@@ -300,8 +311,13 @@ class LlamaCalls(CallFormat):
 
     def parse(self, text: str, tools: Tools) -> tuple[ToolCall, ...]:
         """The call that the turn is, if it is one."""
-        spoken = spoken_text(text).strip().removeprefix(PYTHON_TAG).strip()
-        return (self.read(spoken, tools),) if spoken.startswith("{") else ()
+        said = spoken_text(text).strip().removeprefix(PYTHON_TAG).strip()
+        return (self.read(said, tools),) if said.startswith("{") else ()
+
+    def places(self, text: str) -> list[tuple[int, int]]:
+        """Where the call begins and ends: from behind the thinking before it to the end."""
+        begins = [start for start, end in spoken(text) if text[start:end].strip()]
+        return [(begins[0], len(text))] if self.parse(text, None) else []
 
     def write(self, calls: Sequence[ToolCall]) -> str:
         """The only call; raises ValueError where there are several."""

@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from matchtir import types
 from matchtir.credit.advantages import RewardBatch
 from matchtir.credit.rewards import Credit
 from matchtir.evaluation.metrics import measure
+from matchtir.policy.batching import call_index
+from matchtir.policy.losses import spread_turns
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import Attempt
 from matchtir.rollout.runner import PartialGroup, is_complete
@@ -57,11 +60,35 @@ class ScoredRollout:
     credits: list[Credit]
     rewards: RewardBatch
     advantages: Float[np.ndarray, "N T"]
+    call_advantages: list[Float[np.ndarray, " m"]] | None = None  # with advantage_level=call
 
     @property
     def zero_advantage(self) -> Bool[np.ndarray, " N"]:
-        """Which trajectories have no advantage in any turn, as where all of a group fail alike."""
-        return ~(np.abs(self.advantages) > ZERO).any(axis=1)
+        """Which trajectories have no advantage anywhere, as where all of a group fail alike."""
+        found = (np.abs(self.advantages) > ZERO).any(axis=1)
+        for row, calls in enumerate(self.call_advantages or ()):
+            found[row] |= (np.abs(calls) > ZERO).any()
+        return ~found
+
+    def of_tokens(
+        self, rows: Sequence[int], turn_index: Int[Tensor, "B L"]
+    ) -> Float[Tensor, "B L"]:
+        """The advantage of every sampled token of some trajectories, 0 elsewhere.
+
+        Args:
+            turn_index: of their tokens, as `collate` has it.
+        """
+        turns = torch.tensor(self.advantages[rows], dtype=torch.float32)
+        tokens = spread_turns(turns.to(turn_index.device), turn_index)
+        if self.call_advantages is None:
+            return tokens
+        own = [self.call_advantages[row] for row in rows]
+        padded = torch.zeros(len(own), max(map(len, own), default=0))
+        for row, values in enumerate(own):
+            padded[row, : len(values)] = torch.tensor(values)
+        index = call_index([self.trajectories[row] for row in rows], turn_index.shape[1])
+        calls = spread_turns(padded, index)
+        return torch.where(index >= 0, calls, tokens.cpu()).to(turn_index.device)
 
 
 class GroupSource:

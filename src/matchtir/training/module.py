@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from matchtir.credit.advantages import Advantage, RewardBatch
+from matchtir.credit.calls import call_advantages, with_call_variance
 from matchtir.credit.diagnostics import diagnose
 from matchtir.credit.rewards import Reward
 from matchtir.policy.batching import TokenBatch, collate
@@ -20,7 +21,6 @@ from matchtir.policy.losses import (
     LossInputs,
     LossOutput,
     PolicyLoss,
-    spread_turns,
     token_weights,
     weight_total,
 )
@@ -135,6 +135,11 @@ class PolicyGradientModule(PolicyModule):
             )
         self.masked_stops = frozenset(masked_stops)
         self.overlong = overlong
+        # Of advantages that have a call's; None: one advantage per turn.
+        per_call = getattr(advantage, "level", "turn") == "call"
+        self.call_weight: Advantage | None = advantage.call_weight if per_call else None  # type: ignore[attr-defined]
+        if per_call and not getattr(reward, "pays_calls", False):
+            raise ValueError("advantage_level=call: this reward pays no single calls")
         # In a list, so that checkpoints leave it out: a run that resumes makes it again.
         self._reference: list[Policy] = []
         self.shaping_metrics: dict[str, float] = {}  # of the scoring under way
@@ -210,13 +215,17 @@ class PolicyGradientModule(PolicyModule):
             pad, score = self.renderer.pad_id, self.reference_logprobs
             batch, kl = less_kl(batch, trajectories, self.objective, pad, score)
             self.shaping_metrics["train/kl"] = kl
-        advantages = advantages_of(self.advantage, batch)
+        advantages, calls = advantages_of(self.advantage, batch), None
         if self.hindsight is not None:
             advantages, took = self.hindsight(
                 advantages, trajectories, batch.group, self.renderer, self.reference_logprobs
             )
             self.shaping_metrics |= took
-        return ScoredRollout(trajectories, credits, batch, advantages)
+        if self.call_weight is not None:
+            batch = with_call_variance(batch, credits, trajectories)
+            weight = advantages_of(self.call_weight, batch)
+            calls = call_advantages(advantages, weight, credits, trajectories)
+        return ScoredRollout(trajectories, credits, batch, advantages, calls)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """The objective on a part of a mini-batch."""
@@ -254,9 +263,8 @@ class PolicyGradientModule(PolicyModule):
             return metrics
         batch = batch.to(self.device)
         kl = self.objective.kl_coefficient and self.objective.kl_in == "loss"
-        advantages = torch.tensor(scored.advantages[kept], dtype=torch.float32).to(self.device)
         known: dict[str, Any] = {
-            "advantages": spread_turns(advantages, batch.turn_index),
+            "advantages": scored.of_tokens(kept.tolist(), batch.turn_index),
             "old_logprobs": self._logprobs(self.policy, batch) if self.mini_batches > 1 else None,
             "reference_logprobs": self.reference_logprobs(batch) if kl else None,
         }

@@ -29,8 +29,12 @@ function tokens(turn, color, scale, ratios) {
   const pieces = turn.pieces;
   if (!pieces || color === "none") return h("pre", { class: "text" }, turn.text);
   if (color === "advantage") {
-    const spans = h("span", tint(turn.advantage, scale), pieces.join(""));
-    return h("pre", { class: "text" }, spans);
+    const calls = turn.calls[Symbol.iterator]();
+    return h("pre", { class: "text" }, (turn.spans || [["answer", 0, pieces.length]]).map(([kind, start, end]) => {
+      const own = (kind === "call" ? calls.next().value.advantage : undefined) ?? turn.advantage;
+      const made = tint(own, scale);
+      return h("span", { ...made, class: `${made.class} of-${kind}`, title: `${kind}: A ${signed(own)}` }, pieces.slice(start, end).join(""));
+    }));
   }
   return h("pre", { class: "text" }, pieces.map((piece, index) => {
     const ratio = turn.log_ratios[index];

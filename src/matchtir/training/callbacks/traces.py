@@ -129,6 +129,7 @@ def rollout_records(
     parts = parts_of(module.advantage, scored.rewards)
     named = {PART_NAMES[field.name]: getattr(parts, field.name) for field in fields(parts)}
     ratios = module.log_ratios(shown) if tokens else []
+    of_calls = scored.call_advantages
     attempts: Counter[int] = Counter()
     records = []
     for row, trajectory in enumerate(shown):
@@ -147,6 +148,7 @@ def rollout_records(
                 ]
                 if tokens
                 else None,
+                call_advantages=None if of_calls is None else of_calls[row].tolist(),
             )
         )
         attempts[group] += 1

@@ -1,0 +1,59 @@
+"""Credit per call: the tokens of a call get what that call earned beside others of its turn.
+
+    A[i, t, k] = A[i, t] + w[i, t] (r_k - mean of r over the calls of turn t)
+
+r_k is the matched reward of call k, and w what a difference of the return R_{i,t} is multiplied by
+in A[i, t]. So r_k stands in place of the turn's reward, their mean; where it is their sum, in place
+of each of its terms but for their number. Over the calls of a turn the mean of A[i, t, k] is
+A[i, t], which reasoning, answer and what is between calls keep. Ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from matchtir.credit.advantages import RewardBatch
+from matchtir.credit.rewards import Credit
+from matchtir.types import Trajectory
+
+
+def turn_of_calls(trajectory: Trajectory) -> Int[np.ndarray, " m"]:
+    """The turn of every call."""
+    return np.repeat(np.arange(len(trajectory.turns)), [len(t.calls) for t in trajectory.turns])
+
+
+def deviations(credit: Credit, trajectory: Trajectory) -> Float[np.ndarray, " m"]:
+    """Reward of every call minus the mean over the calls of its turn."""
+    turn = turn_of_calls(trajectory)
+    count = np.maximum(np.bincount(turn, minlength=len(trajectory.turns)), 1)
+    return credit.call_rewards - (np.bincount(turn, credit.call_rewards, len(count)) / count)[turn]
+
+
+def with_call_variance(
+    batch: RewardBatch, credits: Sequence[Credit], trajectories: Sequence[Trajectory]
+) -> RewardBatch:
+    """The batch with the mean squared deviation of each turn's calls, which `call_weight` needs."""
+    variance = np.zeros(batch.turn_mask.shape)
+    for row, (credit, trajectory) in enumerate(zip(credits, trajectories, strict=True)):
+        turn, squares = turn_of_calls(trajectory), deviations(credit, trajectory) ** 2
+        count = np.maximum(np.bincount(turn, minlength=len(trajectory.turns)), 1)
+        variance[row, : len(count)] = np.bincount(turn, squares, len(count)) / count
+    return replace(batch, call_variance=variance)
+
+
+def call_advantages(
+    advantages: Float[np.ndarray, "N T"],
+    weight: Float[np.ndarray, "N T"],
+    credits: Sequence[Credit],
+    trajectories: Sequence[Trajectory],
+) -> list[Float[np.ndarray, " m"]]:
+    """A[i, t, k] for the calls of each trajectory, in order."""
+    found = []
+    for row, (credit, trajectory) in enumerate(zip(credits, trajectories, strict=True)):
+        turn = turn_of_calls(trajectory)
+        found.append(advantages[row, turn] + weight[row, turn] * deviations(credit, trajectory))
+    return found
