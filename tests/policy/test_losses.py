@@ -206,14 +206,18 @@ def test_the_product_of_a_long_sequence_leaves_the_range_before_its_mean_does(ra
 
 
 def test_tokens_are_chosen_by_their_covariance():
-    logprobs = torch.tensor([-1.0, -2.0, -3.0, -6.0])  # mean -3: 2, 1, 0, -3
-    advantages = torch.tensor([3.0, 1.0, 1.0, -1.0])  # mean 1: 2, 0, 0, -2; covariances 4, 0, 0, 6
-    largest = CovarianceControl(share=0.3, coefficient=1.0)
-    assert largest.choose(logprobs, advantages, 0).tolist() == [False, False, False, True]
-    within = CovarianceControl(share=1.0, bounds=(1.0, 5.0))
-    assert within.choose(logprobs, advantages, 0).tolist() == [True, False, False, False]
-    some = CovarianceControl(share=0.5, bounds=(-1.0, 9.0))
-    drawn = {tuple(some.choose(logprobs, advantages, seed).tolist()) for seed in range(20)}
+    logprobs = torch.tensor([[-1.0, -2.0, 9.0], [-3.0, -6.0, 9.0]])  # mean -3: 2, 1; 0, -3
+    advantages = torch.tensor([[3.0, 1.0, 9.0], [1.0, -1.0, 9.0]])  # mean 1: 2, 0; 0, -2
+    sampled = logprobs < 9  # covariances 4, 0; 0, 6
+
+    def chosen(seed=0, **options):
+        found = CovarianceControl(**options).choose(logprobs, advantages, sampled, seed)
+        assert not found[~sampled].any()
+        return tuple(found[sampled].tolist())
+
+    assert chosen(share=0.3, coefficient=1.0) == (False, False, False, True)
+    assert chosen(share=1.0, bounds=(1.0, 5.0)) == (True, False, False, False)
+    drawn = {chosen(seed, share=0.5, bounds=(-1.0, 9.0)) for seed in range(20)}
     assert {sum(each) for each in drawn} == {2} and len(drawn) > 1
 
 

@@ -48,10 +48,16 @@ class CovarianceControl:
             raise UserError(f"{self}: 0 < share <= 1, bounds rise, the coefficient is positive")
 
     def choose(
-        self, logprobs: Float[Tensor, " K"], advantages: Float[Tensor, " K"], seed: int
-    ) -> Bool[Tensor, " K"]:
-        """Which of the sampled tokens of a mini-batch are held back."""
-        covariances = (logprobs - logprobs.mean()) * (advantages - advantages.mean())
+        self,
+        logprobs: Float[Tensor, "B L"],
+        advantages: Float[Tensor, "B L"],
+        sampled: Bool[Tensor, "B L"],
+        seed: int,
+    ) -> Bool[Tensor, "B L"]:
+        """The tokens held back, among those of all processes; each must call this with its own."""
+        parts = gathered((logprobs[sampled].cpu(), advantages[sampled].cpu()))
+        centred = [each - each.mean() for each in map(torch.cat, zip(*parts, strict=True))]
+        covariances = centred[0] * centred[1]
         count = min(max(1, int(self.share * len(covariances))), len(covariances))
         if self.bounds is None:
             places = covariances.topk(count).indices
@@ -62,20 +68,7 @@ class CovarianceControl:
             places = within[torch.randperm(len(within), generator=generator)[:count]]
         chosen = torch.zeros(len(covariances), dtype=torch.bool)
         chosen[places] = True
-        return chosen
-
-    def choose_of_all(
-        self,
-        logprobs: Float[Tensor, "B L"],
-        advantages: Float[Tensor, "B L"],
-        sampled: Bool[Tensor, "B L"],
-        seed: int,
-    ) -> Bool[Tensor, "B L"]:
-        """This process' part of what is chosen among the tokens of all; each must call this."""
-        parts = gathered((logprobs[sampled].cpu(), advantages[sampled].cpu()))
-        of_all, advantages_of_all = (torch.cat(column) for column in zip(*parts, strict=True))
-        everyone = self.choose(of_all, advantages_of_all, seed)
-        own = everyone.split([len(each) for each, _ in parts])[rank()]
+        own = chosen.split([len(each) for each, _ in parts])[rank()]
         return torch.zeros_like(sampled).masked_scatter(sampled, own.to(sampled.device))
 
     def held_back(

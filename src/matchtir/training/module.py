@@ -286,7 +286,7 @@ class PolicyGradientModule(PolicyModule):
         """The tokens [B, L] of the rows `index` that the loss holds back."""
         control, chosen = self.objective.covariance, torch.zeros_like(batch.sampled)
         assert control is not None
-        chosen[index] = control.choose_of_all(
+        chosen[index] = control.choose(
             batch.sampler_logprobs[index], advantages[index], batch.sampled[index], seed
         )
         return chosen
