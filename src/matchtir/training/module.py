@@ -101,7 +101,33 @@ class PolicyGradientModule(PolicyModule):
     ) -> None:
         super().__init__(**settings)
         check_at_least(1, group_size=group_size, mini_batches=mini_batches)
-        for stop in masked_stops:
+        self.reward = reward
+        self.advantage = advantage
+        self.objective = objective
+        self.sampling = sampling
+        self.group_size = group_size
+        self.mini_batches = mini_batches
+        self.drops_zero_advantages = zero_advantage != "keep"
+        self.source = GroupSource(
+            self, zero_advantage, ahead, partial_groups, max_partial_iterations
+        )
+        self.masked_stops = frozenset(masked_stops)
+        self.overlong = overlong
+        # Of advantages that have a call's; None: one advantage per turn.
+        per_call = getattr(advantage, "level", "turn") == "call"
+        self.call_weight: Advantage | None = advantage.call_weight if per_call else None  # type: ignore[attr-defined]
+        self.hindsight = hindsight
+        self.reference_reset_every = reference_reset_every
+        self.needs_reference = bool(objective.kl_coefficient) or hindsight is not None
+        # In a list, so that checkpoints leave it out: a run that resumes makes it again.
+        self._reference: list[Policy] = []
+        self.shaping_metrics: dict[str, float] = {}  # of the scoring under way
+        self._check_options()
+
+    def _check_options(self) -> None:
+        """Refuse what does not go together."""
+        sampling, objective, every = self.sampling, self.objective, self.reference_reset_every
+        for stop in self.masked_stops:
             check_option("masked_stops", stop, [each for each in StopReason if each != "answer"])
         if sampling.temperature <= 0:
             raise ValueError(f"temperature={sampling.temperature}: training samples above 0")
@@ -115,44 +141,21 @@ class PolicyGradientModule(PolicyModule):
                 f"model.lora.lora_dropout={dropout}: policy gradients need the probabilities with "
                 "which tokens were drawn, so nothing is dropped; set it to 0"
             )
-        control = objective.covariance
-        if control is not None and control.coefficient is not None and mini_batches == 1:
-            raise UserError("loss.covariance.coefficient: no token pays with mini_batches=1")
-        self.reward = reward
-        self.advantage = advantage
-        self.objective = objective
-        self.sampling = sampling
-        self.group_size = group_size
-        self.mini_batches = mini_batches
-        self.drops_zero_advantages = zero_advantage != "keep"
-        self.source = GroupSource(
-            self, zero_advantage, ahead, partial_groups, max_partial_iterations
-        )
         if self.source.off_policy and objective.correction is None:
             raise ValueError(
                 "ahead and partial groups come from older weights: they need a loss that corrects "
                 "for it (loss=truncated_is)"
             )
-        self.masked_stops = frozenset(masked_stops)
-        self.overlong = overlong
-        # Of advantages that have a call's; None: one advantage per turn.
-        per_call = getattr(advantage, "level", "turn") == "call"
-        self.call_weight: Advantage | None = advantage.call_weight if per_call else None  # type: ignore[attr-defined]
-        if per_call and not getattr(reward, "pays_calls", False):
+        if self.mini_batches == 1 and objective.covariance and objective.covariance.coefficient:
+            raise UserError("loss.covariance.coefficient: no token pays with mini_batches=1")
+        if self.call_weight is not None and not getattr(self.reward, "pays_calls", False):
             raise ValueError("advantage_level=call: this reward pays no single calls")
-        # In a list, so that checkpoints leave it out: a run that resumes makes it again.
-        self._reference: list[Policy] = []
-        self.shaping_metrics: dict[str, float] = {}  # of the scoring under way
-        self.hindsight = hindsight
-        self.needs_reference = bool(objective.kl_coefficient) or hindsight is not None
-        self.reference_reset_every = reference_reset_every
-        if reference_reset_every is not None:
-            check_at_least(1, reference_reset_every=reference_reset_every)
-            if not self.needs_reference or has_adapters(self.policy):
-                raise UserError(
-                    f"reference_reset_every={reference_reset_every} needs a reference model: a KL "
-                    "or hindsight, and no model.lora, whose reference is the model without adapters"
-                )
+        check_at_least(1, reference_reset_every=1 if every is None else every)
+        if every is not None and (not self.needs_reference or has_adapters(self.policy)):
+            raise UserError(
+                f"reference_reset_every={every} needs a reference model: a KL or hindsight, and no "
+                "model.lora, whose reference is the model without adapters"
+            )
 
     @property
     def policies(self) -> list[Policy]:

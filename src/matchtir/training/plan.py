@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from matchtir.policy.size import activation_bytes, architecture, model_size
 from matchtir.rollout.runner import conversations_at_once
 from matchtir.training.data import check_prompts
+from matchtir.training.turnsight import TurnSight
 from matchtir.utils.options import UserError
 
 log = logging.getLogger(__name__)
@@ -100,9 +101,8 @@ class Plan:
         self.offload = "always" if strategy.get("cpu_offload") else config.trainer.offload
         # Passes of the reference over an iteration: of hindsight it reads about one per lookahead.
         hindsight = config.module.get("hindsight")
-        self.scorings = bool(config.loss.kl_coefficient) + len(
-            hindsight.depths if hindsight else ()
-        )
+        depths = hindsight.get("depths", TurnSight.depths) if hindsight else ()
+        self.scorings = bool(config.loss.kl_coefficient) + len(depths)
         self.states = self._states()
         self.copy, self.cache, self.cache_token = self._engine()
         self.memory = self._memory()
