@@ -90,6 +90,8 @@ class ToolSpec:
     network: bool = False  # whether its process may use the network
     environment: tuple[str, ...] = ()  # names of the environment variables that its process gets
     timeout_s: float | None = None  # of one call; None: what the sandbox has
+    strict: bool = False  # whether arguments must fit the schema; null may stand for none
+    stdout: bool = False  # whether what it prints is returned beside its value
 
     def schema(self) -> dict[str, Any]:
         """The tool as chat templates expect it."""

@@ -1,6 +1,7 @@
-"""A small MCP server on standard streams: a counter with state, and calls that go wrong."""
+"""A small MCP server, on standard streams or a port: a counter, and calls that go wrong."""
 
 import os
+import signal
 import sys
 import time
 
@@ -46,4 +47,9 @@ def leave() -> str:
     os._exit(3)
 
 
+if "--port" in sys.argv:
+    server.run("streamable-http", port=int(sys.argv[sys.argv.index("--port") + 1]))
+if "--deaf" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 server.run("stdio")
+time.sleep(60 * ("--deaf" in sys.argv))

@@ -1,14 +1,19 @@
 """Tools of a real MCP server process, over its standard streams."""
 
+import os
+import signal
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from matchtir.tasks.tool_sources import read_tools
 from matchtir.tools.mcp import McpError, server_tools
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import McpServer, ResultStatus
-from tests.tools.sandbox_helpers import in_session
+from tests.tools.sandbox_helpers import alive, in_session, until
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")
 
@@ -99,3 +104,63 @@ def test_a_server_that_does_not_start_says_why(sandbox):
 def test_a_program_that_is_not_there_is_named(sandbox):
     with pytest.raises(McpError, match="no-such-program does not start"):
         server_tools(McpServer(("no-such-program",)))
+
+
+def test_a_server_that_does_not_hear_of_its_end_is_killed(monkeypatch):
+    ended = []
+    kill = os.killpg
+    monkeypatch.setattr(os, "killpg", lambda *given: ended.append(given) or kill(*given))
+    assert server_tools(McpServer((*COMMAND, "--deaf")))
+    assert [number for _, number in ended] == [signal.SIGKILL]
+    assert not alive(ended[0][0])
+
+
+@pytest.fixture
+def url():
+    """Of a server over HTTP, in a process of its own."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [*COMMAND, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+
+    def listens():
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", port)) == 0
+
+    assert until(listens, 60)
+    yield f"http://127.0.0.1:{port}/mcp"
+    process.kill()
+    process.wait()
+
+
+def test_servers_over_http_answer_and_fail_as_others_do(make_sandbox, url, monkeypatch):
+    monkeypatch.setenv("SERVICE_KEY", "key")
+    tools = read_tools({"url": url, "token": "SERVICE_KEY"})
+    assert [tool.name for tool in tools] == ["increase", "echo", "fail", "sleep", "leave"]
+    pool = make_sandbox(timeout_s=30.0, max_output_chars=300)
+    said, long, failed, wrong = results_of(
+        pool,
+        tools,
+        ("echo", {"text": "hé"}),
+        ("echo", {"text": "x" * 400}),
+        ("fail", {}),
+        ("increase", {"by": "many"}),
+    )
+    assert said.output == "hé" and long.status is ResultStatus.TRUNCATED
+    assert failed.status is wrong.status is ResultStatus.EXCEPTION
+    slow = read_tools({"url": url, "timeout_s": 1.0})
+    late, later = results_of(pool, slow, ("sleep", {"seconds": 60}), ("increase", {}))
+    assert late.status is ResultStatus.TIMEOUT
+    assert later.status in (ResultStatus.CRASHED, ResultStatus.TIMEOUT)
+
+
+def test_a_server_over_http_that_is_lost_or_never_there_is_named(make_sandbox, url):
+    tools = read_tools({"url": url})
+    pool = make_sandbox(timeout_s=20.0)
+    (lost,) = results_of(pool, tools, ("leave", {}))
+    assert lost.status is ResultStatus.CRASHED
+    (gone,) = results_of(pool, tools, ("increase", {}))
+    assert gone.status is ResultStatus.BROKEN_TOOL and url in gone.output
+    with pytest.raises(McpError, match="does not start: .*connect"):
+        server_tools(McpServer(url=url))

@@ -55,7 +55,6 @@ def test_an_importable_module_is_found_by_name(module, monkeypatch):
         ("def f(x: int):\n    return x\n", "the tool f: .*no docstring"),
         ('def f(x):\n    """F.\n\n    Args:\n        x: x\n    """\n', "the tool f: .*type hint"),
         ('def f(x: int):\n    """F."""\n', "the tool f: .*no description for the argument 'x'"),
-        ('async def f():\n    """F."""\n', "the tool f: it is a coroutine function"),
         ("class A:\n    def f(self, x):\n        pass\n", "the tool A.f: "),
         ("import nowhere\n", "ModuleNotFoundError: No module named 'nowhere'"),
         ("X = 1\n", "no public function, and no public class with methods"),

@@ -263,8 +263,10 @@ def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _tool_entry(tool: ToolSpec) -> dict[str, Any]:
-    fields = ("name", "description", "source", "parameters", "owner")
-    return {field: getattr(tool, field) for field in fields if field != "owner" or tool.owner}
+    fields = ("name", "description", "source", "parameters", "owner", "strict")
+    written = {field: getattr(tool, field) for field in fields}
+    special = ("owner", "strict")  # which most have not
+    return {field: value for field, value in written.items() if value or field not in special}
 
 
 def _known(item: Any, fields: Sequence[str]) -> None:
@@ -321,7 +323,8 @@ def _read_own_tool(entry: Mapping[str, Any]) -> ToolSpec:
     _known(entry, TOOL_FIELDS)
     tool = read_tool(entry)
     owner = read_field(entry, "owner", str, optional=True) or ""
-    tool = replace(tool, source=read_field(entry, "source", str), owner=owner)
+    strict = bool(read_field(entry, "strict", bool, optional=True))
+    tool = replace(tool, source=read_field(entry, "source", str), owner=owner, strict=strict)
     _check_source(tool)
     return tool
 
@@ -333,7 +336,7 @@ def _check_source(tool: ToolSpec) -> None:
     except (SyntaxError, ValueError) as error:
         raise RowError(f"source: not Python: {error}") from None
     wanted = tool.owner or tool.name
-    defined = ast.ClassDef if tool.owner else ast.FunctionDef
+    defined = (ast.ClassDef,) if tool.owner else (ast.FunctionDef, ast.AsyncFunctionDef)
     bound = [node for node in body if isinstance(node, ast.Assign) and not tool.owner]
     names = {node.name for node in body if isinstance(node, defined)}
     names |= {name.id for node in bound for name in node.targets if isinstance(name, ast.Name)}

@@ -19,8 +19,12 @@ from matchtir.types import McpServer, ToolSpec
 
 ToolSource = str | Mapping[str, Any]  # a module, or a mapping with what it is granted
 
-MODULE_KEYS = {"module", "network", "environment"}
-SERVER_KEYS = {"command", "shared", "trusted", "network", "environment"}
+_GRANTS: Mapping[str, Any] = {"network": bool, "environment": Sequence, "timeout_s": int | float}
+OF_MODULES: Mapping[str, Any] = {"module": str, "strict": bool, "stdout": bool, **_GRANTS}
+OF_SERVERS: Mapping[str, Any] = {
+    **{"command": Sequence, "url": str, "token": str, "shared": bool, "trusted": bool},
+    **_GRANTS,
+}
 
 
 class ToolSourceError(ValueError):
@@ -31,9 +35,11 @@ def read_tools(sources: ToolSource | Sequence[ToolSource] | None) -> tuple[ToolS
     """The tools of one or several sources, in order.
 
     A source is a Python file or an importable module, of which `module.py:Name` takes one function
-    or class alone, or a mapping with such a `module`, or with the `command` of an MCP server
-    (`shared`: one process for all episodes; `trusted`: without isolation). A mapping may grant
-    its tools the `network`, and variables of the `environment`, by their names.
+    or class alone, or a mapping with such a `module`, or with the `command` or the `url` of an MCP
+    server (`shared`: one connection for all episodes; `trusted`: without isolation; `token`: name
+    of the variable that has its bearer token). A mapping may grant its tools the `network`, and
+    variables of the `environment`, by their names, and set their `timeout_s`. Tools of a module
+    may be `strict` about their arguments, and return their `stdout`; see `ToolSpec`.
 
     Raises:
         ToolSourceError: a source that cannot be read, or two tools of one name.
@@ -53,21 +59,28 @@ def read_tools(sources: ToolSource | Sequence[ToolSource] | None) -> tuple[ToolS
 
 
 def _of_mapping(source: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
-    """The tools of a module or of an MCP server, which is started to be asked, with its grants."""
-    names = source.get("environment", [])
-    granted: dict[str, Any] = {"network": bool(source.get("network", False))}
-    granted["environment"] = tuple(names)
-    command, module = source.get("command"), source.get("module")
-    if isinstance(module, str) and not isinstance(names, str) and not set(source) - MODULE_KEYS:
-        return tuple(replace(tool, **granted) for tool in module_tools(module))
-    if set(source) - SERVER_KEYS or not command or isinstance(command, str | None):
+    """The tools of a module or of an MCP server, which is started to be asked, with its options."""
+    options: dict[str, Any] = {str(key): value for key, value in source.items()}
+    kinds = OF_MODULES if "module" in options else OF_SERVERS
+    fits = all(
+        isinstance(value, kinds.get(key, ())) and (kinds[key] is str or not isinstance(value, str))
+        for key, value in options.items()
+    )
+    fits = fits and options.get("timeout_s", 1) > 0
+    if not fits or ("module" not in options and ("command" in options) == ("url" in options)):
         raise ToolSourceError(
-            "an MCP server is given as {command: [program, argument, ...], shared: false}, a "
-            "module as {module: file.py}, both perhaps with network: true, environment: [NAME]; "
-            f"not as {dict(source)}"
+            "an MCP server is given as {command: [program, argument, ...], shared: false} or "
+            "{url: http://...}, a module as {module: file.py}, both perhaps with network: true, "
+            f"environment: [NAME], timeout_s: 60; not as {options}"
         )
-    granted |= {name: bool(source.get(name, False)) for name in ("shared", "trusted")}
-    return server_tools(McpServer(tuple(map(str, command)), **granted))
+    for name in ("command", "environment"):
+        if name in options:
+            options[name] = tuple(map(str, options[name]))
+    if "module" in options:
+        tools = module_tools(options.pop("module"))
+        return tuple(replace(tool, **options) for tool in tools)
+    limit = options.pop("timeout_s", None)
+    return tuple(replace(tool, timeout_s=limit) for tool in server_tools(McpServer(**options)))
 
 
 def module_tools(source: str) -> tuple[ToolSpec, ...]:
@@ -152,8 +165,6 @@ def _functions(name: str, value: Any) -> Iterator[tuple[str, str, Callable[..., 
 
 
 def _schema(function: Callable[..., Any], label: str) -> dict[str, Any]:
-    if inspect.iscoroutinefunction(function):
-        raise ToolSourceError(f"{label}: it is a coroutine function; tools are plain functions")
     try:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):

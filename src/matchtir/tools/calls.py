@@ -5,7 +5,8 @@ outlives a call. Only the compiled code is kept. (State inside imported modules 
 but not the process: that is what `sandbox.fork` chooses.)
 
 Methods are called on objects instead, one of each class, which last as long as the process. What
-tools print goes to /dev/null. Standard library only.
+tools print goes to /dev/null, unless they are to return it. Standard library only, but for
+jsonschema, where a tool asks for it.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import dataclasses
 import enum
 import functools
 import inspect
+import io
 import json
 import math
 import os
@@ -129,9 +131,18 @@ def call(request, loaded):
     """Status and text of one call; sets the first byte of `loaded` when its source is."""
     function = function_of(request)
     loaded[0] = 1
+    arguments = json.loads(request["arguments"])
+    if request.get("strict"):
+        arguments = fitting(arguments, request["parameters"])
     try:
-        arguments = json.loads(request["arguments"])
-        return "ok", as_text(function(**arguments), request["output"])
+        value = function(**arguments)
+        if inspect.iscoroutine(value):
+            import asyncio  # slow
+
+            value = asyncio.run(value)
+        if "printed" in request:
+            value = {"result": value, "stdout": printed_by(request)}
+        return "ok", as_text(value, request["output"])
     except TypeError as error:
         if fits(function, arguments):
             raise Failure("exception", describe(error)) from error
@@ -139,6 +150,29 @@ def call(request, loaded):
         raise Failure("bad_arguments", str(error)) from error
     except BaseException as error:
         raise Failure("exception", describe(error)) from error
+
+
+def fitting(arguments, schema):
+    """The arguments as they fit a tool's schema: as given, or without optional ones that are null.
+
+    Raises Failure with what does not fit.
+    """
+    import jsonschema  # slow: `sandbox.preload` can have it
+
+    kind = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
+    validator, required = kind(schema), schema.get("required", ())
+    there = {name: v for name, v in arguments.items() if v is not None or name in required}
+    for tried in (arguments, there):
+        if validator.is_valid(tried):
+            return tried
+    error = jsonschema.exceptions.best_match(validator.iter_errors(there))
+    place = ".".join(map(str, error.absolute_path))
+    raise Failure("bad_arguments", f"{place}: {error.message}" if place else error.message)
+
+
+def printed_by(request):
+    """What the tool printed, up to half of what it may say."""
+    return cut(request["printed"].getvalue(), request["max_output_chars"] // 2)[0]
 
 
 def fits(function, arguments):
@@ -199,6 +233,8 @@ def answer(request, loaded):
     # may have been closed by now, too.
     with contextlib.suppress(OSError), open(os.devnull, "w") as null:
         sys.stdout = sys.stderr = null
+        if request.get("stdout"):
+            sys.stdout = request["printed"] = io.StringIO()
         try:
             if request.get("objects") and not OBJECTS:
                 make_objects(request, loaded)
@@ -206,6 +242,8 @@ def answer(request, loaded):
             status, text = act(request, loaded)
         except Failure as failure:
             status, text = failure.args
+            if "printed" in request:
+                text = f"{text}\n{printed_by(request)}"
     if "max_output_chars" in request:
         text, whole = cut(text, request["max_output_chars"])
         status = "truncated" if status == "ok" and not whole else status

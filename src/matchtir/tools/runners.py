@@ -70,8 +70,10 @@ class FunctionRunner:
 def call_request(tool: ToolSpec, arguments: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """A call as a worker is told of it."""
     code = {"name": tool.name, "source": tool.source, "owner": tool.owner, "path": tool.path}
-    limit = {"timeout_s": tool.timeout_s} if tool.timeout_s else {}
-    return {"action": "call", "arguments": arguments, **code, **options, **limit}
+    own: dict[str, Any] = {"timeout_s": tool.timeout_s} if tool.timeout_s else {}
+    own |= {"strict": True, "parameters": dict(tool.parameters)} if tool.strict else {}
+    own |= {"stdout": True} if tool.stdout else {}
+    return {"action": "call", "arguments": arguments, **code, **options, **own}
 
 
 class ObjectRunner:
@@ -99,16 +101,18 @@ class ObjectRunner:
         owned = [tool for tool in tools if tool.owner]
         self._settings = calling.settings.granting(owned)
         self._place = {**_place(episode, [tool.path for tool in owned]), "objects": self._objects}
-        self._earlier: list[dict[str, str]] = []
+        self._earlier: list[dict[str, Any]] = []
         self._worker: WorkerProcess | None = None
         self._lost = False
         self._order = asyncio.Lock()
 
     async def run(self, tool: ToolSpec, arguments: str) -> Reply:
         """Call the method; where the objects could not be made, the reply says why."""
-        call = {"name": tool.name, "owner": tool.owner, "arguments": arguments}
-        reply = await self._ask({**call_request(tool, arguments, self._options), "source": ""})
-        self._earlier.append(call)
+        request = {**call_request(tool, arguments, self._options), "source": ""}
+        reply = await self._ask(request)
+        kept = ("name", "owner", "arguments", "parameters")
+        again = {"strict": tool.strict, **{key: request[key] for key in kept if key in request}}
+        self._earlier.append(again)
         return reply
 
     async def state(self) -> Mapping[str, Any] | None:

@@ -36,6 +36,7 @@ from matchtir.credit.advantages import Advantage, RewardBatch
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import adapter_parameters
 from matchtir.utils.processes import gathered, rank, world_size
+from matchtir.utils.run_folder import keep_checksums
 
 NUMBERS = ("group", "states", "actions")  # fields that name things: those of others are others
 SUMMED = (
@@ -256,6 +257,15 @@ class ShardedStrategy(ModelParallelStrategy):
             return super().optimizer_state(optimizer)
         keep = self.global_rank == 0
         return tree_map(lambda value: _whole(value, keep), optimizer.state_dict())
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Save; in a folder of shards each process keeps the checksums of its own."""
+        super().save_checkpoint(checkpoint, filepath, storage_options)
+        path = Path(self.broadcast(filepath))
+        if path.is_dir():
+            keep_checksums(path, self.global_rank)
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None

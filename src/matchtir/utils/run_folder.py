@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -37,6 +38,7 @@ METRICS_FILE = "metrics.csv"
 INPUTS_FILE = "inputs.json"  # hashes of what a run began with
 LOCK_FILE = ".lock"
 LAST_CHECKPOINT, PREVIOUS_CHECKPOINT = "last.ckpt", "previous.ckpt"
+CHECKSUMS = "checksums_{}.json"  # in a folder of shards, of the files of one process
 CHECKPOINTS = (f"checkpoints/{LAST_CHECKPOINT}", f"checkpoints/{PREVIOUS_CHECKPOINT}")
 SWEEP_FILE = "sweep.json"
 LAST = "last"
@@ -232,18 +234,42 @@ def checkpoint_to_load(ckpt_path: str | None, folder: str | Path, *started: str)
 def is_whole(checkpoint: Path) -> bool:
     """Whether a checkpoint can be read and all its checksums are right; reads all of it.
 
-    One in a folder of shards has no checksums: it is whole where its last file was written.
+    One in a folder of shards has those that `keep_checksums` wrote.
     """
     import torch  # slow; reports do without it
 
     if checkpoint.is_dir():
-        return (checkpoint / "meta.pt").exists()
+        known: dict[str, int] = {}
+        for file in checkpoint.glob(CHECKSUMS.format("*")):
+            known |= json.loads(file.read_text(encoding="utf-8"))
+        files = [file for file in checkpoint.iterdir() if not file.match(CHECKSUMS.format("*"))]
+        return bool(known) and {file.name: _checksum(file) for file in files} == known
     try:
         torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
         with zipfile.ZipFile(checkpoint) as archive:  # PyTorch itself does not check what it reads
             return archive.testzip() is None
     except Exception:  # what is damaged may fail in any way
         return False
+
+
+def keep_checksums(checkpoint: Path, rank: int) -> None:
+    """Write those of what a process wrote into a folder of shards, which are named by its rank.
+
+    The first process has written all else, too.
+    """
+    written = [*checkpoint.glob(f"__{rank}_*")]
+    if rank == 0:
+        written += [checkpoint / ".metadata", checkpoint / "meta.pt"]
+    sums = {file.name: _checksum(file) for file in written}
+    replace_text(checkpoint / CHECKSUMS.format(rank), json.dumps(sums))
+
+
+def _checksum(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while part := file.read(1 << 24):
+            found = zlib.crc32(part, found)
+    return found
 
 
 @contextmanager
