@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from matchtir.tasks.tool_sources import read_tools
 from matchtir.tools.mcp import McpError, server_tools
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import McpServer, ResultStatus
+from tests.rollout.chat_fakes import listening
 from tests.tools.sandbox_helpers import alive, in_session, until
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")
@@ -153,6 +155,19 @@ def test_servers_over_http_answer_and_fail_as_others_do(make_sandbox, url, monke
     late, later = results_of(pool, slow, ("sleep", {"seconds": 60}), ("increase", {}))
     assert late.status is ResultStatus.TIMEOUT
     assert later.status in (ResultStatus.CRASHED, ResultStatus.TIMEOUT)
+
+
+def test_a_server_over_http_gets_its_token(monkeypatch):
+    heard = []
+
+    async def refuse(request):
+        heard.append(request.headers["Authorization"])
+        return web.Response(status=401)
+
+    monkeypatch.setenv("SERVICE_KEY", "key")
+    with listening(mcp=refuse) as base, pytest.raises(McpError, match="does not start"):
+        server_tools(McpServer(url=f"{base}/mcp", token="SERVICE_KEY"))
+    assert set(heard) == {"Bearer key"}
 
 
 def test_a_server_over_http_that_is_lost_or_never_there_is_named(make_sandbox, url):

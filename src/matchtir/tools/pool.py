@@ -139,17 +139,17 @@ class WorkerPool:
                 self._free.remove(found)
                 return found
             made = WorkerProcess(settings, f"{self._folder.name}/{next(self._numbers)}")
+            others = (self._all if key is None else self._all - self._lent).copy()
+            self._all.add(made)
             try:
                 await made.start()
+                return made
             except BaseException as error:
-                made.end()
+                self._end(made)
                 scarce = isinstance(error, OSError) and error.errno in _SCARCE
                 # What only sessions have will not come back to those that they wait for.
-                if not scarce or not (self._all - self._lent or (key is None and self._lent)):
+                if not (scarce and others):
                     raise
-            else:
-                self._all.add(made)
-                return made
             if self._free:
                 self._end(self._free.pop(0))
                 await asyncio.sleep(0)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.fabric.loggers.logger import _DummyExperiment, rank_zero_experiment
 from lightning.pytorch import loggers
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -149,7 +149,6 @@ def _only_watching(act: Callable[..., None]) -> Callable[..., None]:
             act(self, *args, **kwargs)
         except Exception as error:
             self.failures += 1
-            self.given_up = self._experiment is None
             if not self._said:
                 log.warning("W&B: %s: %s. The run goes on.", type(error).__name__, error)
             self._said = True
@@ -211,18 +210,19 @@ class WandbLogger(loggers.WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """W&B's run; it begins when it is first asked for."""
-        if self._experiment is None and self._mode == "online":
+        """W&B's run; it begins when it is first asked for. One that cannot is without effect."""
+        begins = self._experiment is None and not self.given_up
+        modes = ("online", "offline") if self._mode == "online" else (self._mode,)
+        for mode in modes if begins else ():
             try:
-                self._experiment = self._begin("online")
+                self._experiment = self._begin(mode)
+                break
             except Exception as error:  # no network, no account, another service's trouble
                 self.failures += 1
-                self._mode = "offline"
-                log.warning("W&B cannot be reached (%s): logging offline", error)
+                log.warning("W&B cannot begin %s (%s). The run goes on.", mode, error)
                 (self._folder / ID_FILE).unlink(missing_ok=True)  # the attempt holds on to the id
-        if self._experiment is None:
-            self._experiment = self._begin(self._mode)
-        return self._experiment
+        self.given_up = self._experiment is None
+        return _DummyExperiment() if self.given_up else self._experiment
 
     def _begin(self, mode: Any) -> Any:
         import wandb
