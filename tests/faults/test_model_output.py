@@ -14,6 +14,7 @@ from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, NotFiniteE
 from matchtir.rollout.episode import Utterance as Said
 from matchtir.tools.formats import HERMES, LLAMA3, extract_answer
 from matchtir.types import CallStatus, ResultStatus, StopReason, Trajectory
+from tests.faults.helpers import fault
 from tests.rollout.episode_fakes import (
     ANSWER,
     SAMPLING,
@@ -48,6 +49,11 @@ def played(*texts: str) -> Trajectory:
     return asyncio.run(play())
 
 
+@fault(
+    "B odd calls",
+    "unclosed, nested, 500, duplicate keys, 1 MB, NaN, forged tags",
+    "each answered; the episode goes on",
+)
 @pytest.mark.parametrize(
     ("text", "statuses"),
     [
@@ -80,6 +86,7 @@ def test_each_call_is_answered_and_the_episode_goes_on(text: str, statuses: list
         assert (call.status is CallStatus.OK) is (result.status is ResultStatus.OK)
 
 
+@fault("B any text", "any text of tags, cut anywhere", "read; no call is added")
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_whatever_is_written_is_read_and_cut_anywhere_adds_no_call(text: str) -> None:
@@ -112,6 +119,7 @@ class Sick(Engine):
         return generation
 
 
+@fault("B log-probabilities", "NaN or -inf of the engine", "the attempt is dropped, named, counted")
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_an_attempt_without_finite_log_probabilities_is_dropped_named_and_counted(
     value: float, caplog
@@ -131,6 +139,7 @@ def test_an_attempt_without_finite_log_probabilities_is_dropped_named_and_counte
     )
 
 
+@fault("B many log-probabilities", "more than 1 % of an iteration", "the run ends")
 def test_more_than_one_per_cent_of_them_end_the_run() -> None:
     sick = {f"0.{n}/0/{n}" for n in (3, 4)}
     with pytest.raises(NotFiniteError, match="not finite.*0.3/0/3"):

@@ -15,6 +15,7 @@ from matchtir.tasks.nestful import NestfulTasks
 from matchtir.tasks.rows import RowError
 from matchtir.tasks.toolhop import ToolHopTasks
 from matchtir.tools.sandbox import ProcessPoolSandbox
+from tests.faults.helpers import fault
 from tests.tasks import test_ftrl, test_nestful, test_toolhop
 
 SOURCE = "def f(x):\n    return x\n"
@@ -82,6 +83,7 @@ BAD_LINES = {
 }
 
 
+@fault("D lines", "broken JSON, no UTF-8, a list, too deep", "named by file, row and reason")
 @pytest.mark.parametrize("load", LOADERS, ids=lambda load: load.__name__)
 def test_bad_lines_are_quarantined_and_the_others_used(tmp_path, load):
     good = json.dumps(LOADERS[load]).encode()
@@ -111,6 +113,7 @@ def places(value, before=()):
             yield from places(item, (*before, key))
 
 
+@fault("D kinds", "a value of another kind, anywhere in a row", "named by file, row and reason")
 @pytest.mark.parametrize(("load", "row"), ROWS, ids=str.split("own dialogue nestful toolhop ftrl"))
 def test_a_value_of_another_kind_anywhere_is_a_bad_row_or_no_mistake(tmp_path, load, row):
     for place in places(row):
@@ -125,6 +128,7 @@ def test_a_value_of_another_kind_anywhere_is_a_bad_row_or_no_mistake(tmp_path, l
                 assert load(tmp_path, lines, on_bad_row="skip").tasks("test")
 
 
+@fault("D ids", "two rows of one id", "the second is a bad row")
 def test_two_rows_of_one_id(tmp_path):
     for load, row in ((custom, own_row(id="a")), (nestful, test_nestful.make_row())):
         lines = [json.dumps(row).encode()] * 2
@@ -133,6 +137,7 @@ def test_two_rows_of_one_id(tmp_path):
             load(tmp_path, lines).tasks("test")
 
 
+@fault("D Parquet text", "no UTF-8", "named by file, row and reason")
 def test_text_of_a_parquet_file_that_is_no_utf_8(tmp_path):
     good = test_ftrl.make_row(ground_truth=...)
     path = test_ftrl.write(tmp_path / "test.parquet", good, good)
@@ -146,6 +151,7 @@ def test_text_of_a_parquet_file_that_is_no_utf_8(tmp_path):
         FtrlTasks(test_path=path).tasks("test")
 
 
+@fault("D gold", "a gold call that fails", "a bad row")
 def test_a_gold_call_that_fails_is_quarantined_like_any_other_mistake(tmp_path):
     fails = own_row(gold_calls=[{"name": "f", "arguments": {"x": 1, "y": 2}}])
     fails["tools"] = [{**TOOL, "parameters": {"type": "object", "additionalProperties": True}}]

@@ -16,6 +16,7 @@ import pytest
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.http import EndpointError
 from matchtir.rollout.vllm_server import MOST_RESTARTS, VllmProcess, VllmServerEngine
+from tests.faults.helpers import fault
 from tests.policy.tiny_policy import small
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +89,7 @@ def asked(server: SimpleNamespace, part: str) -> list[dict]:
     return [note["body"] for note in server.notes() if part in note.get("path", "")]
 
 
+@fault("F vLLM busy", "the server answers 503", "asked again with the same seed, counted")
 def test_a_busy_server_is_asked_again_with_the_same_seed(server) -> None:
     engine = server.engine()
     server.fail("503", "503")
@@ -102,6 +104,7 @@ def test_a_busy_server_is_asked_again_with_the_same_seed(server) -> None:
     assert engine.cache_tokens == 160
 
 
+@fault("F vLLM lost in a turn", "the server dies or hangs", "replaced, counted; samples the same")
 @pytest.mark.parametrize("fault", ["die", "hang"])
 def test_a_server_lost_in_mid_turn_is_replaced_and_samples_the_same(server, fault: str) -> None:
     engine = server.engine()
@@ -115,6 +118,7 @@ def test_a_server_lost_in_mid_turn_is_replaced_and_samples_the_same(server, faul
     assert asked(server, "update_weight_version") == [{"new_version": "1"}] * 2
 
 
+@fault("F vLLM lost in a sync", "the server dies", "replaced, and has the new weights")
 def test_a_server_lost_in_a_weight_sync_is_replaced(server) -> None:
     engine = server.engine()
     server.fail("collective_rpc die")
@@ -124,6 +128,7 @@ def test_a_server_lost_in_a_weight_sync_is_replaced(server) -> None:
     assert asked(server, "update_weight_version")[-1] == {"new_version": "2"}
 
 
+@fault("F vLLM lost again and again", "every server dies", "the run ends after a few")
 def test_replacements_are_bounded(server) -> None:
     engine = server.engine()
     server.fail(*["inference/v1/generate die"] * 20)
@@ -132,6 +137,7 @@ def test_replacements_are_bounded(server) -> None:
     assert engine.restarts == MOST_RESTARTS
 
 
+@fault("F vLLM stale", "an answer of older weights", "raised at once")
 def test_a_refusal_and_an_answer_of_other_weights_are_raised_at_once(server) -> None:
     engine = server.engine()
     server.fail("400", "stale")
@@ -142,6 +148,7 @@ def test_a_refusal_and_an_answer_of_other_weights_are_raised_at_once(server) -> 
     assert engine.restarts == 0
 
 
+@fault("F vLLM deaf", "the server ignores SIGTERM", "ended with its engine core")
 def test_a_server_that_ignores_sigterm_is_ended_all_the_same(server) -> None:
     server.fail("deaf")
     engine = server.engine()
@@ -165,6 +172,7 @@ time.sleep(3600)
 """
 
 
+@fault("F vLLM trainer killed", "the trainer is killed", "the server and its engine core end, too")
 def test_a_server_ends_with_a_trainer_that_is_killed_and_not_with_a_thread(
     server, tmp_path
 ) -> None:
@@ -185,6 +193,7 @@ def test_a_server_ends_with_a_trainer_that_is_killed_and_not_with_a_thread(
     assert soon(lambda: not folder.exists())
 
 
+@fault("F vLLM connections", "300 turns", "a handful of descriptors; a socket of this user alone")
 def test_many_turns_need_few_descriptors_and_nobody_else_reaches_the_server(server) -> None:
     engine = server.engine()
     before = len(os.listdir("/proc/self/fd"))

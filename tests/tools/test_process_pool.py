@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import os
-import resource
 import sys
 import threading
 import time
@@ -100,23 +99,6 @@ def test_a_cancelled_call_frees_its_worker_at_once(make_sandbox):
     assert sandbox.counts == {ResultStatus.OK: 2}
 
 
-def test_a_process_with_many_open_files_can_use_it(make_sandbox):
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard < 4096:
-        pytest.skip("this machine allows less than 4096 open files")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (4096, hard))
-    with open(os.devnull) as null:
-        files = [os.dup(null.fileno()) for _ in range(1500)]
-    try:
-        sandbox = make_sandbox(workers=1)
-        for _ in range(2):
-            assert run(sandbox, "def f(): return 1").output == "1"
-    finally:
-        for descriptor in files:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 def test_shutdown_leaves_no_process_and_may_be_repeated(make_sandbox):
     before = worker_pids(os.getpid())
     sandbox = make_sandbox(workers=3)
@@ -191,18 +173,3 @@ def test_the_configuration_builds_a_sandbox_without_processes():
     assert isinstance(pool, ProcessPoolSandbox)
     assert worker_pids(os.getpid()) == before
     pool.shutdown()
-
-
-def test_sessions_that_close_at_once_have_workers_of_their_own(make_sandbox):
-    sandbox = make_sandbox(workers=4)
-
-    async def episodes():
-        async def one(number):
-            session = await sandbox.open([tool("def f(x): return x")])
-            results = [await session.call(ToolCall("f", {"x": number})) for _ in range(2)]
-            await session.close()
-            return {result.output for result in results}
-
-        return await asyncio.gather(*map(one, range(40)))
-
-    assert asyncio.run(episodes()) == [{str(number)} for number in range(40)]

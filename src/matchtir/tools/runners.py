@@ -10,24 +10,12 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from matchtir.tools.mcp import McpConnection, McpHost
 from matchtir.tools.pool import WorkerPool
 from matchtir.tools.process import Reply, WorkerProcess, WorkerSettings
 from matchtir.types import McpServer, ResultStatus, ToolSpec
-
-
-class ToolRunner(Protocol):
-    """Executes calls to tools of one kind, in the loop of the pool."""
-
-    async def run(self, tool: ToolSpec, arguments: str) -> Reply:
-        """Execute one call; never raises for what the tool does."""
-        ...
-
-    async def close(self) -> None:
-        """End what the calls left running."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -168,6 +156,9 @@ class McpRunner:
         for server, connection in self._connections.items():
             if not server.shared:
                 await connection.close()
+
+
+ToolRunner = FunctionRunner | ObjectRunner | McpRunner
 
 
 def _place(episode: int, paths: Sequence[str]) -> dict[str, Any]:
