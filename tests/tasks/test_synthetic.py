@@ -20,7 +20,14 @@ from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.rows import value_text
 from matchtir.tasks.synthetic import SCENARIOS, CopyTasks, SyntheticTasks, laptop_words
 from matchtir.tasks.synthetic.tasks import generate_task, scenario_of
-from matchtir.tasks.synthetic.world import ADJECTIVES, NOUNS, Difficulty, World, split_of
+from matchtir.tasks.synthetic.world import (
+    ADJECTIVES,
+    NOUNS,
+    TOOLSETS,
+    Difficulty,
+    World,
+    split_of,
+)
 from matchtir.tools.formats import parse_calls
 from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
 from matchtir.types import ResultStatus, SubAnswer, Task, ToolCall
@@ -156,6 +163,8 @@ def test_knobs_restrict_hops_and_width():
         ({"difficulty": "desktop"}, "difficulty='desktop' is not one of laptop"),
         ({"sizes": {"dev": 3}}, "split='dev' is not one of train, validation, test"),
         ({"sizes": {"train": -3}}, "size=-3"),
+        ({"toolset": "hammers"}, "toolset='hammers' is not one of plain, renamed"),
+        ({"scenarios": ["double"]}, "scenario='double' is not one of single"),
         ({"knobs": {"hops": 3}}, "knobs='hops' is not one of"),
         ({"knobs": {"depth": (3, 2)}}, r"depth=\(3, 2\)"),
         ({"knobs": {"depth": 3}}, "depth=3"),
@@ -218,6 +227,53 @@ def test_gold_traces_replay_from_their_text_in_the_sandbox():
     for (task, _), replay in zip(attempts, replays, strict=True):
         assert {result.status for result in replay.results} == {ResultStatus.OK}
         assert tuple(result.output for result in replay.results) == task.metadata["outputs"]
+
+
+@pytest.mark.parametrize("toolset", sorted(TOOLSETS))
+def test_gold_solves_every_toolset_in_words_that_the_policy_can_write(toolset):
+    words = set(laptop_words())
+    for task in some_tasks(40, "test", toolset=toolset):
+        outputs = [run(tool_of(call, task), call.arguments) for call in task.gold_calls]
+        assert task.metadata["outputs"] == tuple(said.removesuffix(".") for said in outputs)
+        assert solve_metrics(task.gold_calls, outputs, task.sub_answers).f1 == 1
+        assert len({tool.name for tool in task.tools}) == len(task.tools)
+        assert {tool.name for tool in task.tools} <= words
+
+
+def test_toolsets_differ_in_what_they_are_named_after():
+    first = {name: some_tasks(40, "test", toolset=name) for name in TOOLSETS}
+    for task in first["renamed"]:
+        for tool in task.tools:
+            assert f"find_{tool.description.split()[0]}" != tool.name
+    relations = {(r.name, r.domain): r.target for r in TOOLSETS["plain"].relations}
+    for moved in TOOLSETS["moved"].relations:
+        assert relations[moved.name, moved.domain] != moved.target
+    plain, ended = first["plain"], first["punctuated"]
+    assert [task.question for task in plain] == [task.question for task in ended]
+    outputs = [run(tool_of(c, task), c.arguments) for task in ended for c in task.gold_calls]
+    assert all(output.endswith(".") for output in outputs)
+
+
+def test_of_twins_one_knows_and_the_other_refuses():
+    for task in some_tasks(40, "test", toolset="twins"):
+        for call in task.gold_calls:
+            gold = tool_of(call, task)
+            (other,) = (
+                tool
+                for tool in task.tools
+                if tool.description == gold.description and tool is not gold
+            )
+            assert "not found" in run(other, call.arguments)
+            assert "not found" not in run(gold, call.arguments)
+
+
+def test_scenarios_can_be_chosen_and_are_evenly_spread():
+    chosen = SyntheticTasks(sizes={"test": 6}, scenarios=["multi_hop", "parallel_single"])
+    found = [task.scenario for task in chosen.tasks("test")]
+    assert found == ["multi_hop", "parallel_single"] * 3
+    assert [scenario_of(index) for index in range(4)] == [
+        *("single", "multi_hop", "parallel_single", "parallel_multi_hop")
+    ]
 
 
 def test_turns_follow_the_dependencies():

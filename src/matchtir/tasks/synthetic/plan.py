@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matchtir.tasks.synthetic.world import ATTRIBUTES, RELATIONS, Relation, World, draw, spend
+from matchtir.tasks.synthetic.world import Relation, World, draw, spend
 
 Route = tuple[Relation, ...]  # what a chain follows, before there are any entities
 
@@ -88,7 +88,8 @@ def _draw_routes(world: World) -> list[Route]:
             routes.append(routes[0])
             continue
         for _ in range(_ATTEMPTS):  # a walk can arrive at a kind whose relations are used up
-            last = ATTRIBUTES if world.rng.random() < 0.35 else RELATIONS
+            ends_in_number = world.rng.random() < 0.35
+            last = world.toolset.attributes if ends_in_number else world.toolset.relations
             route = _walk(depth, last, used, world)
             if route is not None:
                 break
@@ -119,7 +120,7 @@ def _walk(depth: int, last: Sequence[Relation], used: set[Relation], world: Worl
     for position in range(depth):
         choices = [
             relation
-            for relation in (last if position == depth - 1 else RELATIONS)
+            for relation in (last if position == depth - 1 else world.toolset.relations)
             if relation not in used
             and relation not in route
             and (not route or relation.domain == route[-1].target)

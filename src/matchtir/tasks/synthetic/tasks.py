@@ -12,10 +12,9 @@ from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tasks.synthetic.plan import Hop, draw_plan, gold_steps, word_question
 from matchtir.tasks.synthetic.tools import draw_tool
 from matchtir.tasks.synthetic.world import (
-    ATTRIBUTES,
     KINDS,
-    RELATIONS,
     SCENARIOS,
+    TOOLSETS,
     Difficulty,
     Relation,
     World,
@@ -65,9 +64,12 @@ class SyntheticTasks:
         sizes: tasks per split; a split that is not named is empty.
         seed: task i of a split depends on (seed, split, i) alone, whatever the sizes.
         knobs: knobs of the difficulty to replace, such as `{"depth": [1, 2]}`.
+        toolset: one of `TOOLSETS`; "plain" is that of the policies' training.
+        scenarios: which of the `SCENARIOS` there are.
 
     Raises:
-        ValueError: an unknown difficulty, split or knob, or a value it does not take.
+        ValueError: an unknown difficulty, toolset, scenario, split or knob, or a value it does not
+            take.
     """
 
     def __init__(
@@ -76,9 +78,16 @@ class SyntheticTasks:
         sizes: Mapping[str, int] | None = None,
         seed: int = 0,
         knobs: Mapping[str, Any] | None = None,
+        toolset: str = "plain",
+        scenarios: Sequence[str] = SCENARIOS,
     ) -> None:
+        check_option("toolset", toolset, tuple(TOOLSETS))
+        for scenario in scenarios:
+            check_option("scenario", scenario, SCENARIOS)
         self.name = difficulty
         self.difficulty = resolve_difficulty(difficulty, knobs)
+        self.toolset = TOOLSETS[toolset]
+        self.scenarios = tuple(scenarios)
         self.seed = seed
         given = {"train": 4096, "validation": 128, "test": 256} if sizes is None else dict(sizes)
         for split in given:
@@ -93,15 +102,18 @@ class SyntheticTasks:
     def _sequence(self, split: str, size: int) -> GeneratedTasks:
         def generate(index: int) -> Task:
             rng = Random(f"{self.seed}/{split}/{index}")
-            world = World(scenario_of(index), split, self.difficulty, rng)
+            world = World(
+                scenario_of(index, self.scenarios), split, self.difficulty, rng, self.toolset
+            )
             return generate_task(f"synthetic-{self.name}-{split}-{index}", world, self.seed)
 
         return GeneratedTasks(size, generate)
 
 
-def scenario_of(index: int) -> str:
-    """Scenario of task `index` of any split: each once in every block of four, evenly spread."""
-    return SCENARIOS[2 * (index % 2) + index // 2 % 2]
+def scenario_of(index: int, among: Sequence[str] = SCENARIOS) -> str:
+    """Scenario of task `index` of any split: each of them once in every block of so many."""
+    evenly_spread = [each for each in (*SCENARIOS[::2], *SCENARIOS[1::2]) if each in among]
+    return evenly_spread[index % len(evenly_spread)]
 
 
 def generate_task(task_id: str, world: World, seed: int) -> Task:
@@ -129,9 +141,14 @@ def _draw_tools(hops: Sequence[Hop], world: World) -> tuple[ToolSpec, ...]:
     by_relation: dict[Relation, list[Hop]] = {}
     for hop in hops:
         by_relation.setdefault(hop.relation, []).append(hop)
-    unused = [relation for relation in (*RELATIONS, *ATTRIBUTES) if relation not in by_relation]
+    toolset = world.toolset
+    every = (*toolset.relations, *toolset.attributes)
+    unused = [relation for relation in every if relation not in by_relation]
     count = min(draw(world.difficulty.distractors, world.rng), len(unused))
     by_relation |= {relation: [] for relation in world.rng.sample(unused, count)}
+    if toolset.twins:
+        names = {relation.name for relation in by_relation}
+        by_relation |= {r: by_relation.get(r, []) for r in every if r.name in names}
     specs = []
     for relation, own in by_relation.items():
         if not own:

@@ -27,6 +27,7 @@ class LookupTool:
     guesses: bool  # instead of refusing
     error_object: bool  # errors are objects, else text
     tidies_names: bool  # by a helper function
+    punctuates: bool  # a full stop after the output
 
     def spec(self) -> ToolSpec:
         """The tool with its schema and its source."""
@@ -56,7 +57,8 @@ class LookupTool:
         if unit is not None:
             lines.append(f"if unit == {unit.other!r}:")
             lines.append(f"{_INDENT}value = round(value * {unit.factor})")
-        return [*lines, "return str(value)"]
+        said = "f'{value}.'" if self.punctuates else "str(value)"
+        return [*lines, f"return {said}"]
 
     def _find(self) -> list[str]:
         """Sets `value`, and deals with entities that are not there."""
@@ -87,7 +89,12 @@ def draw_tool(
     spend(rng)
     facts = _draw_facts(relation, hops, asked, world)
     fallback = world.draw_fact(relation)
-    return LookupTool(relation, facts, fallback, guesses, error_object, tidies_names).spec()
+    if world.toolset.twins:
+        guesses = False
+        foreign = {hop.subject for hop in asked} - {hop.subject for hop in hops}
+        facts = {key: fact for key, fact in facts.items() if key not in foreign}
+    flags = (guesses, error_object, tidies_names, world.toolset.punctuates)
+    return LookupTool(relation, facts, fallback, *flags).spec()
 
 
 def _draw_facts(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from random import Random
 from typing import Any
 
@@ -55,11 +55,12 @@ class Relation:
     target: str
     unit: Unit | None = None
     high: int = 99
+    label: str = ""  # name of its tool where that is another
 
     @property
     def tool(self) -> str:
         """Name of the tool that looks it up."""
-        return f"find_{self.name}"
+        return self.label or f"find_{self.name}"
 
 
 # Each kind of entity has six relations, two to each kind, so that a chain never runs dry.
@@ -83,6 +84,43 @@ ATTRIBUTES = (  # the largest number in the base unit has two digits in the othe
     Relation("score", "thing", "number"),
     Relation("weight", "thing", "number", Unit("kilos", "pounds", 2.2), high=45),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Toolset:
+    """Which relations there are, and how the tools look that know them."""
+
+    relations: tuple[Relation, ...] = RELATIONS  # to entities
+    attributes: tuple[Relation, ...] = ATTRIBUTES  # to numbers
+    punctuates: bool = False  # outputs end in a full stop
+    twins: bool = False  # all relations of one name have a tool, and each tool refuses at a loss
+
+
+def _moved(relation: Relation) -> Relation:
+    """The relation, leading to the next kind of entity."""
+    following = {kind: KINDS[(index + 1) % len(KINDS)] for index, kind in enumerate(KINDS)}
+    return replace(relation, target=following[relation.target])
+
+
+def _exchanged(relations: Sequence[Relation]) -> tuple[Relation, ...]:
+    """The relations, in pairs each looked up by the tool that is named after the other."""
+    others = [relations[index ^ 1] for index in range(len(relations))]
+    return tuple(replace(r, label=other.tool) for r, other in zip(relations, others, strict=True))
+
+
+def _twins(relations: Sequence[Relation]) -> tuple[Relation, ...]:
+    """The first relation of each pair, and again by the tool that is named after the second."""
+    return (*relations[::2], *_exchanged(relations)[::2])
+
+
+# "plain" is what policies are trained on. Descriptions are true in all of them.
+TOOLSETS = {
+    "plain": Toolset(),
+    "renamed": Toolset(_exchanged(RELATIONS), _exchanged(ATTRIBUTES)),
+    "moved": Toolset(tuple(map(_moved, RELATIONS))),
+    "punctuated": Toolset(punctuates=True),
+    "twins": Toolset(_twins(RELATIONS), _twins(ATTRIBUTES), twins=True),
+}
 _OTHER_WORDS = "What Find is are the of and in a not found error Error unit person place thing"
 
 
@@ -172,6 +210,7 @@ class World:
     split: str
     difficulty: Difficulty
     rng: Random
+    toolset: Toolset = TOOLSETS["plain"]
     drawn: set[str] = field(default_factory=set)
 
     def draw_name(self) -> str:
