@@ -13,6 +13,7 @@ from matchtir.tools.formats import extract_answer
 from matchtir.types import CallStatus, StopReason, SubAnswer, ToolCall, Trajectory
 
 State = Mapping[str, Any]  # by class: attributes
+ENVIRONMENT = "<environment>"  # no class: an environment of others, with its `reward` and `solved`
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 # Where punctuation tells answers apart.
@@ -127,6 +128,18 @@ def outcome_score(
         if not task.answer:
             return float(answer is not None)
     return 0.0 if answer is None else score(answer, task.answer)
+
+
+def environment_reward(trajectory: Trajectory) -> float:
+    """What an environment of others gave for the episode, over all its steps.
+
+    Raises:
+        ValueError: the task is not one of an environment's.
+    """
+    state = (trajectory.final_state or {}).get(ENVIRONMENT)
+    if state is None:
+        raise ValueError(f"outcome=environment: {trajectory.task.task_id} has no environment")
+    return float(state["reward"])
 
 
 def succeeds(trajectory: Trajectory) -> bool:

@@ -11,7 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from matchtir.credit.assignment import Assigner, Assignment
-from matchtir.credit.outcome import answer_f1, answer_match, final_answer, outcome_score
+from matchtir.credit.outcome import (
+    answer_f1,
+    answer_match,
+    environment_reward,
+    final_answer,
+    outcome_score,
+)
 from matchtir.credit.similarity import COMPARABLE, Similarity
 from matchtir.tools.formats import extract_answer
 from matchtir.types import Trajectory
@@ -61,7 +67,8 @@ class MatchReward:
             calls in three turns three times what it pays for them in one turn.
         trajectory_reduction: ``sum`` or ``mean`` over turns.
         rewards: ``integrated``, or ``turn`` or ``outcome`` alone (paper Table 2).
-        outcome: ``answer_f1``, ``answer_match`` or ``none``.
+        outcome: ``answer_f1``, ``answer_match``, ``none``, or ``environment``: the sum of what an
+            environment of others gave, answer or not.
         outcome_turns: ``final``, or ``every`` turn that has an answer (release).
         no_answer_penalty: taken from the last turn where the outcome is rewarded and the episode
             ends without an answer; 0 in the paper.
@@ -83,7 +90,7 @@ class MatchReward:
         check_option("turn_reduction", self.turn_reduction, ("mean", "sum"))
         check_option("trajectory_reduction", self.trajectory_reduction, ("sum", "mean"))
         check_option("rewards", self.rewards, ("integrated", "turn", "outcome"))
-        check_option("outcome", self.outcome, tuple(OUTCOMES))
+        check_option("outcome", self.outcome, (*OUTCOMES, "environment"))
         check_option("outcome_turns", self.outcome_turns, ("final", "every"))
         check_option("malformed_calls", self.malformed_calls, ("unmatched", "ignored"))
         check_at_least(0, no_answer_penalty=self.no_answer_penalty)
@@ -173,6 +180,8 @@ class MatchReward:
         return outcome, paid
 
     def _outcome(self, trajectory: Trajectory, answer: str | None) -> float:
+        if self.outcome == "environment":
+            return environment_reward(trajectory)
         score = OUTCOMES[self.outcome]
         return 0.0 if score is None else outcome_score(trajectory, answer, score)
 

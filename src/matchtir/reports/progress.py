@@ -299,6 +299,8 @@ def _benchmark_of(config: Any) -> str:
     """The benchmark of the tasks that a run learned from, with what it needs."""
     data = config.get("data", {})
     name = str(data.get("_target_", "matchtir.tasks.synthetic")).split(".")[2]
+    if name == "openenv":
+        return f"openenv sandbox=openenv sandbox.url={config.sandbox.url}"
     if name != "custom":
         return name
     given = {key: data[key] for key in ("path", "tools") if data.get(key) is not None}

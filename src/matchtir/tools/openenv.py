@@ -1,0 +1,208 @@
+"""Environments of others, behind servers of the OpenEnv protocol: a session is an episode there.
+
+A session is a WebSocket at /ws: a "reset" begins an episode, each "step" is an action. The answer
+is an observation, its reward, and whether the episode is done. Environments name their tools (MCP),
+or take actions of one schema. The package openenv is not needed on this side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import aiohttp
+
+from matchtir.credit.outcome import ENVIRONMENT
+from matchtir.tools.formats import error_text
+from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult, ToolSpec
+from matchtir.utils.options import UserError, check_at_least
+
+# The tool of an environment without named ones; OpenEnv keeps the name free.
+STEP = "step"
+_STATUSES = {"invalid_args": ResultStatus.BAD_ARGUMENTS, "timeout": ResultStatus.TIMEOUT}
+
+
+class RefusedError(RuntimeError):
+    """What a server says of a message that it does not take."""
+
+
+class Connection:
+    """A session of a server; one question at a time."""
+
+    def __init__(self, url: str, http: aiohttp.ClientSession, timeout_s: float) -> None:
+        self.url = url
+        self._http = http
+        self._timeout_s = timeout_s
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    async def ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The answer to a "reset" or a "step": `observation`, `reward`, `done`.
+
+        Raises:
+            RefusedError: the server does not take it.
+            TimeoutError: it took too long; what it says later would answer another question.
+            UserError: there is no such server, or it has ended the session.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                if self._socket is None:
+                    self._socket = await self._http.ws_connect(f"{self.url}/ws", max_msg_size=0)
+                await self._socket.send_json({"type": kind, "data": dict(data)})
+                message = await self._socket.receive()
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise UserError(f"{self.url}: no OpenEnv server answers: {error}") from error
+        if message.type is not aiohttp.WSMsgType.TEXT:
+            raise UserError(f"{self.url}: the server has ended the session")
+        answer = json.loads(message.data)
+        if answer["type"] == "error":
+            said = [answer["data"].get("message", "it is refused")]
+            for problem in answer["data"].get("errors", ()):
+                said.append(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}")
+            raise RefusedError("; ".join(said))
+        return answer["data"]
+
+    async def tools(self) -> tuple[ToolSpec, ...]:
+        """The tools by their names, or `STEP` with the schema of the environment's actions."""
+        try:
+            answer = await self.ask("step", {"type": "list_tools"})
+        except RefusedError:
+            async with self._http.get(f"{self.url}/schema") as response:
+                schema = (await response.json())["action"]
+            own = {k: v for k, v in schema["properties"].items() if k != "metadata"}
+            text = schema.get("description", "Act.")
+            return (ToolSpec(STEP, text, {**schema, "properties": own}, owner=ENVIRONMENT),)
+        return tuple(
+            ToolSpec(tool["name"], tool["description"], tool["input_schema"], owner=ENVIRONMENT)
+            for tool in answer["observation"]["tools"]
+        )
+
+
+class OpenEnvSandbox:
+    """Opens an episode of an environment for each session; calls are its steps.
+
+    Args:
+        url: of the server, as http://localhost:8000.
+        solved: the sum of rewards from which an episode is a success.
+        max_sessions: episodes at the same time, at most as many as the server takes.
+        timeout_s: of one step.
+    """
+
+    def __init__(
+        self, url: str, solved: float = 1.0, max_sessions: int = 8, timeout_s: float = 60.0
+    ) -> None:
+        check_at_least(1, max_sessions=max_sessions)
+        if timeout_s <= 0:
+            raise ValueError(f"timeout_s={timeout_s} must be positive")
+        self.url = url.rstrip("/")
+        self.solved = solved
+        self.timeout_s = timeout_s
+        self._max_sessions = max_sessions
+        self._places: tuple[Any, asyncio.Semaphore] | None = None  # of an event loop
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[Connection]:
+        """A session, closed at the end."""
+        loop = asyncio.get_running_loop()
+        if self._places is None or self._places[0] is not loop:
+            self._places = loop, asyncio.Semaphore(self._max_sessions)
+        async with self._places[1], aiohttp.ClientSession() as http:
+            yield Connection(self.url, http, self.timeout_s)
+
+    async def open(
+        self, tools: Sequence[ToolSpec], state: Mapping[str, Any] | None = None
+    ) -> OpenEnvSession:
+        """Begin an episode, with what `state` has for `ENVIRONMENT` as arguments of its reset.
+
+        Raises:
+            UserError: there is no such server, or it does not take this reset.
+        """
+        session = OpenEnvSession(self, [tool.name for tool in tools])
+        await session.begin((state or {}).get(ENVIRONMENT, {}))
+        return session
+
+    def shutdown(self) -> None:
+        """There are no processes here."""
+
+
+class OpenEnvSession:
+    """An episode of an environment; the calls of a turn are steps one after the other."""
+
+    def __init__(self, sandbox: OpenEnvSandbox, names: Sequence[str]) -> None:
+        self._sandbox = sandbox
+        self._names = names
+        self._context = sandbox.connected()
+        self._one_at_a_time = asyncio.Lock()
+        self.reward = 0.0
+        self.over = False
+
+    async def begin(self, reset: Mapping[str, Any]) -> None:
+        """Reset the environment."""
+        self._connection = await self._context.__aenter__()
+        try:
+            await self._connection.ask("reset", reset)
+        except BaseException as error:
+            await self.close()
+            if isinstance(error, RefusedError):
+                hint = "sandbox.max_sessions is how many episodes go on at once"
+                raise UserError(f"{self._connection.url}: {error} ({hint})") from error
+            raise
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        """Make a step. What the environment refuses is the policy's to read."""
+        if call.status is CallStatus.OK and call.name not in self._names:
+            call = replace(call, status=CallStatus.UNKNOWN_TOOL)
+        if call.status is not CallStatus.OK:
+            return ToolResult(error_text(call), ResultStatus.REJECTED)
+        async with self._one_at_a_time:
+            if self.over:
+                return ToolResult("Error: the episode is over.", ResultStatus.REJECTED)
+            started = time.perf_counter()
+            text, status = await self._step(call)
+            return ToolResult(text, status, round(time.perf_counter() - started, 6))
+
+    async def _step(self, call: ToolCall) -> tuple[str, ResultStatus]:
+        named = {"type": "call_tool", "tool_name": call.name, "arguments": call.arguments}
+        try:
+            answer = await self._connection.ask(
+                "step", call.arguments if call.name == STEP else named
+            )
+        except RefusedError as error:
+            return f"Error: {error}", ResultStatus.BAD_ARGUMENTS
+        except TimeoutError:
+            self.over = True
+            seconds = self._sandbox.timeout_s
+            return f"Error: no answer within {seconds:g} seconds.", ResultStatus.TIMEOUT
+        self.reward += float(answer.get("reward") or 0.0)
+        self.over = bool(answer.get("done"))
+        error = answer["observation"].get("error")
+        if isinstance(error, Mapping):  # of the call, not a word of the tool
+            kind = _STATUSES.get(error["error_type"], ResultStatus.EXCEPTION)
+            return f"Error: {error['message']}", kind
+        return observation_text(answer["observation"]), ResultStatus.OK
+
+    async def state(self) -> Mapping[str, Any]:
+        """The sum of the rewards, and whether that solves it."""
+        solved = self.reward >= self._sandbox.solved
+        return {ENVIRONMENT: {"reward": self.reward, "solved": solved}}
+
+    async def close(self) -> None:
+        """End the session."""
+        await self._context.__aexit__(None, None, None)
+
+
+def observation_text(observation: Mapping[str, Any]) -> str:
+    """What a policy reads: the result of a tool, or the fields of an observation as JSON.
+
+    Metadata are left out where there is anything else: they are for those who look on.
+    """
+    result = observation.get("result")
+    if isinstance(result, Mapping) and "data" in result:
+        result = result["data"]
+    fields = {k: v for k, v in observation.items() if k != "metadata" and v not in (None, [], {})}
+    shown = result if result is not None else fields or observation.get("metadata") or {}
+    return shown if isinstance(shown, str) else json.dumps(shown, ensure_ascii=False)

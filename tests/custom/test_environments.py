@@ -1,0 +1,199 @@
+"""Environments of others played as tasks: the protocol here, and OpenEnv's own server."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from matchtir.credit.assignment import HardAssignment
+from matchtir.credit.outcome import succeeds
+from matchtir.credit.rewards import MatchReward
+from matchtir.credit.similarity import Similarity
+from matchtir.evaluation.benchmark import TaskBenchmark
+from matchtir.tasks.openenv import OpenEnvTasks
+from matchtir.tools.openenv import OpenEnvSandbox
+from matchtir.tools.sandbox import replay_calls
+from matchtir.types import StopReason, Task, ToolCall, Trajectory, Turn
+from matchtir.utils.loop_thread import LoopThread
+from tests.evaluation.benchmark_helpers import play
+
+# OpenEnv needs an older mcp, so that it may live in another environment than this one.
+PYTHON = os.environ.get("OPENENV_PYTHON", sys.executable)
+GOLD = [ToolCall("step", {"metres": metres}) for metres in (1, 1, 1)]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+async def path_session(request: web.Request) -> web.WebSocketResponse:
+    """The environment `path` of openenv_server.py, as far as the protocol goes."""
+    stream = web.WebSocketResponse()
+    await stream.prepare(request)
+    at = 0
+    async for message in stream:
+        asked = json.loads(message.data)
+        at = 0 if asked["type"] == "reset" else at + asked["data"].get("metres", 0)
+        answer = {"observation": {"at": at, "metadata": {}}, "reward": -0.1, "done": at == 3}
+        answer |= {"reward": 1.0} if answer["done"] else {}
+        said = {"type": "observation", "data": answer}
+        if asked["type"] == "step" and set(asked["data"]) != {"metres"}:
+            said = {"type": "error", "data": {"message": "metres: missing"}}
+        if asked["data"] == {"metres": 9}:
+            await asyncio.sleep(60)
+        await stream.send_json(said)
+    return stream
+
+
+async def schema(request: web.Request) -> web.Response:
+    properties = {"metres": {"type": "integer"}, "metadata": {"type": "object"}}
+    action = {"type": "object", "description": "Walk so far.", "properties": properties}
+    return web.json_response({"action": action})
+
+
+@pytest.fixture(scope="module")
+def protocol():
+    """The URL of a server of ours that speaks the protocol."""
+    application, port = web.Application(), free_port()
+    application.add_routes([web.get("/ws", path_session), web.get("/schema", schema)])
+    runner, thread = web.AppRunner(application, shutdown_timeout=0.1), LoopThread("environment")
+
+    async def start() -> None:
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+
+    thread.submit(start()).result()
+    yield f"http://127.0.0.1:{port}"
+    thread.submit(runner.cleanup()).result()
+    thread.stop()
+
+
+@pytest.fixture
+def serve():
+    """Serves an environment of openenv_server.py by OpenEnv's own package, if it is there."""
+    if subprocess.run([PYTHON, "-c", "import openenv.core"], capture_output=True).returncode:
+        pytest.skip("the extra openenv is not installed here, nor named by OPENENV_PYTHON")
+    processes = []
+
+    def start(name: str) -> str:
+        port = free_port()
+        command = [PYTHON, "-m", "uvicorn", f"openenv_server:{name}", "--port", str(port)]
+        processes.append(subprocess.Popen(command, cwd=Path(__file__).parent))
+        for _ in range(600):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert processes[-1].poll() is None, "the server ended"
+            time.sleep(0.1)
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in processes:
+        process.terminate()
+        process.wait()
+
+
+def with_gold(folder: Path, url: str, **options) -> OpenEnvTasks:
+    calls = [{"name": call.name, "arguments": call.arguments} for call in GOLD]
+    file = folder / "gold.jsonl"
+    file.write_text(json.dumps({"id": "openenv/test/0", "gold_calls": calls}))
+    sandbox = OpenEnvSandbox(url, solved=0.75)
+    return OpenEnvTasks(sandbox, {"test": 2}, gold=str(file), **options)
+
+
+def played(task: Task, calls: list[ToolCall], sandbox: OpenEnvSandbox):
+    return asyncio.run(replay_calls(task, calls, sandbox))
+
+
+def check_path(url: str, folder: Path) -> None:
+    """One environment of actions, whoever serves it."""
+    tasks = with_gold(folder, url, instructions="Walk.")
+    first, second = tasks.tasks("test")
+    assert first.question == 'Walk.\n\n{"at": 0}'
+    (tool,) = first.tools
+    assert (tool.name, tool.description) == ("step", "Walk so far.")
+    assert list(tool.parameters["properties"]) == ["metres"]
+    assert [answer.output for answer in first.sub_answers] == [f'{{"at": {n}}}' for n in (1, 2, 3)]
+    assert second.metadata["gold_unknown"] and not second.gold_calls
+
+    wrong = ToolCall("step", {"feet": 1})
+    replay = played(second, [ToolCall("step", {"metres": 3}), GOLD[0]], tasks.sandbox)
+    assert [str(result.status) for result in replay.results] == ["ok", "rejected"]  # it is over
+    assert replay.state == {"<environment>": {"reward": 1.0, "solved": True}}
+    replay = played(second, [wrong, ToolCall("fly", {})], tasks.sandbox)
+    assert [str(result.status) for result in replay.results] == ["bad_arguments", "rejected"]
+    assert "metres" in replay.results[0].output
+    assert replay.state == {"<environment>": {"reward": 0.0, "solved": False}}
+
+
+def test_an_environment_of_actions(protocol, tmp_path):
+    check_path(protocol, tmp_path)
+
+
+def test_the_same_environment_by_openenv(serve, tmp_path):
+    check_path(serve("path"), tmp_path)
+
+
+def test_an_environment_of_named_tools_by_openenv(serve):
+    sandbox = OpenEnvSandbox(serve("sums"))
+    (task,) = OpenEnvTasks(sandbox, {"test": 1}, question="metadata.question").tasks("test")
+    seed = task.initial_state["<environment>"]["seed"]
+    assert task.question == f"What is {seed} + 5?"
+    assert [tool.name for tool in task.tools] == ["add", "submit"]
+    calls = [("add", {"a": seed, "b": 5}), ("add", {"a": "x", "b": 1})]
+    calls += [("submit", {"answer": seed + 5}), ("add", {"a": 1, "b": 1})]
+    replay = played(task, [ToolCall(*call) for call in calls], sandbox)
+    statuses = [str(result.status) for result in replay.results]
+    assert statuses == ["ok", "exception", "ok", "rejected"]
+    assert replay.results[0].output == str(seed + 5)
+    assert replay.state == {"<environment>": {"reward": 1.0, "solved": True}}
+
+
+def test_the_gold_solution_is_a_success_and_earns_what_the_environment_gives(protocol, tmp_path):
+    tasks = with_gold(tmp_path, protocol)
+    benchmark = TaskBenchmark("path", tasks, {}, max_tasks=1)
+    (record,) = play(benchmark, "gold", tasks.sandbox, tmp_path).records
+    assert record["values"]["success"] == record["values"]["solve_f1"] == 1.0
+    assert record["values"]["reward"] == pytest.approx(4.0)  # matched calls, and the success
+
+    state = {"<environment>": {"reward": 0.8, "solved": True}}
+    attempt = Trajectory(
+        tasks.tasks("test")[0], (), (Turn((), (), "done"),), StopReason.ANSWER, final_state=state
+    )
+    reward = MatchReward(Similarity(), HardAssignment(), rewards="outcome", outcome="environment")
+    assert reward([attempt])[0].total == 0.8
+    assert not succeeds(attempt)  # it does not say that it is done
+    with pytest.raises(ValueError, match="outcome=environment: t has no environment"):
+        reward([Trajectory(Task("t", "", (), (), ""), (), attempt.turns, StopReason.ANSWER)])
+
+
+def test_what_cannot_be_played_is_said(protocol, tmp_path):
+    lost = OpenEnvTasks(OpenEnvSandbox(f"http://127.0.0.1:{free_port()}"), {"test": 1})
+    with pytest.raises(ValueError, match="no OpenEnv server answers"):
+        lost.tasks("test")
+    with pytest.raises(ValueError, match="need sandbox=openenv"):
+        OpenEnvTasks(object(), {"test": 1})
+    with pytest.raises(ValueError, match=r"question=metadata\.text: the observation is"):
+        with_gold(tmp_path, protocol, question="metadata.text").tasks("test")
+    GOLD.append(ToolCall("step", {"metres": 1}))
+    try:
+        with pytest.raises(ValueError, match=r"gold_calls\[3\]: step fails: Error: .* is over"):
+            with_gold(tmp_path, protocol).tasks("test")
+    finally:
+        GOLD.pop()
+
+
+def test_a_step_that_takes_too_long_ends_the_episode(protocol):
+    sandbox = OpenEnvSandbox(protocol, timeout_s=0.2)
+    (task,) = OpenEnvTasks(sandbox, {"test": 1}).tasks("test")
+    replay = played(task, [ToolCall("step", {"metres": 9}), GOLD[0]], sandbox)
+    assert [str(result.status) for result in replay.results] == ["timeout", "rejected"]
