@@ -37,8 +37,8 @@ from matchtir.utils.run_folder import (
 )
 
 KNOWN_KEYS = """
-    benchmark max_tasks attempts temperature policy label against seed max_concurrent sandbox reward
-    renderer rollout.engine endpoint ckpt_path paths identity logger
+    benchmark max_tasks attempts temperature policy label against seed max_concurrent sandbox
+    reward user renderer rollout.engine endpoint ckpt_path paths identity logger
 """
 SETTINGS = "penalties.unmatched penalties.no_answer turn_reduction assignment"
 
@@ -78,7 +78,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         sandbox = instantiate(config.sandbox)
         at_the_end.callback(sandbox.shutdown)
         reward = instantiate(config.reward)
-        setting = Setting(folder, sandbox, reward, config.seed, config.max_concurrent)
+        setting = Setting(
+            folder, sandbox, reward, config.seed, config.max_concurrent, instantiate(config.user)
+        )
         outcomes = [benchmark.run(policy, setting) for benchmark in benchmarks]
     facts = {"policy": config.policy, "seed": config.seed, "requests": dict(policy.counts)}
     label = config.label or config.policy

@@ -34,7 +34,7 @@ from matchtir.utils.sweep import run_job
 log = logging.getLogger(__name__)
 
 KNOWN_KEYS = """
-    seed tags ckpt_path curve objective identity paths dry_run plan extras.print_config
+    seed tags ckpt_path curve user objective identity paths dry_run plan extras.print_config
     extras.threads extras.matmul_precision
     module model renderer rollout.engine rollout.limits rollout.episodes sandbox datamodule
     warm_start.module warm_start.datamodule warm_start.cache_dir trainer callbacks logger

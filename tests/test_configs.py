@@ -27,6 +27,7 @@ OPTION_NEEDS = {
     "model=huggingface": ["model.name_or_path=a/model"],
     "hparams_search=curve": ["curve.parameter=penalties.unmatched", "curve.values=[0,1]"],
     "data=custom": ["data.path=tasks.jsonl"],
+    "user=endpoint": ["user.endpoint.url=http://localhost:8000"],
     "data=openenv": ["sandbox.url=http://localhost:8000"],
     "sandbox=openenv": ["sandbox.url=http://localhost:8000"],
     "benchmark=custom": ["benchmark.custom.tasks.path=tasks.jsonl"],

@@ -101,7 +101,9 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
             async with asyncio.timeout(timeout_s):
                 reason = await self._episode.hear(Utterance(action.text, stopped=True))
             if reason is None:
-                return TurnObservation(results=_results(self._episode.attempt.turns[-1].results))
+                turn = self._episode.attempt.turns[-1]
+                reply = [asdict(Message("user", turn.reply))] if turn.reply else []
+                return TurnObservation(messages=reply, results=_results(turn.results))
             said = await self._episode.end(reason)
         except BaseException:
             await self._close()

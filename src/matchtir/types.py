@@ -158,6 +158,13 @@ class Task:
     initial_state: Mapping[str, Any] = field(default_factory=dict)  # by class: its arguments
     gold_state: Mapping[str, Any] | None = None  # by class: attributes that the episode must reach
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    user: tuple[str, ...] = ()  # what the user says to turns without calls, one after the other
+    user_goal: str = ""  # what a simulated user is to reach; instead of `user`
+
+    @property
+    def has_user(self) -> bool:
+        """Whether somebody answers a turn without calls, which then is not the last one."""
+        return bool(self.user or self.user_goal)
 
     @property
     def gold_traces(self) -> tuple[tuple[ToolCall, ...], ...]:
@@ -177,6 +184,7 @@ class Turn:
     observation_ids: tuple[int, ...] = ()  # forced tokens that follow; empty after the last turn
     policy_version: int = 0  # of the weights that sampled it
     spans: tuple[Span, ...] = ()  # all sampled tokens, in order; empty where only text is known
+    reply: str = ""  # the user's, to a turn without calls that is not the last
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,8 +73,7 @@ def protocol():
 
     thread.submit(start()).result()
     yield f"http://127.0.0.1:{port}"
-    thread.submit(runner.cleanup()).result()
-    thread.stop()
+    thread.stop(runner.cleanup)
 
 
 @pytest.fixture
@@ -193,7 +192,8 @@ def test_what_cannot_be_played_is_said(protocol, tmp_path):
 
 
 def test_a_step_that_takes_too_long_ends_the_episode(protocol):
-    sandbox = OpenEnvSandbox(protocol, timeout_s=0.2)
+    sandbox = OpenEnvSandbox(protocol)
     (task,) = OpenEnvTasks(sandbox, {"test": 1}).tasks("test")
+    sandbox.timeout_s = 2.0
     replay = played(task, [ToolCall("step", {"metres": 9}), GOLD[0]], sandbox)
     assert [str(result.status) for result in replay.results] == ["timeout", "rejected"]

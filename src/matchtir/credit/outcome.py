@@ -119,14 +119,16 @@ def outcome_score(
 ) -> float:
     """The score of an answer where the gold state is reached, else 0.
 
-    A task may have a gold state and no gold answer: then any answer scores 1, none scores 0.
+    A task may have a gold state and no gold answer: then any answer scores 1, none scores 0; with a
+    user it is enough that the conversation has come to its end.
     """
     task = trajectory.task
     if task.gold_state is not None:
         if missed(task.gold_state, trajectory.final_state):
             return 0.0
         if not task.answer:
-            return float(answer is not None)
+            ended = task.has_user and trajectory.stop_reason == StopReason.ANSWER
+            return float(answer is not None or ended)
     return 0.0 if answer is None else score(answer, task.answer)
 
 

@@ -19,7 +19,7 @@ from matchtir.evaluation.policies import EvaluatedPolicy, ScriptedPolicy, random
 from matchtir.evaluation.statistics import Statistic, passes, shown
 from matchtir.evaluation.traces import AttemptLog, Record, attempt_name, trace_record
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import EpisodeLimits, derive_seed
+from matchtir.rollout.episode import EpisodeLimits, User, derive_seed
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.rows import TaskSet
@@ -42,6 +42,7 @@ class Setting:
     reward: Reward
     seed: int = 0
     max_concurrent: int = 64
+    user: User | None = None  # who answers turns without calls, where tasks have a user
 
     def attempts(self, benchmark: str) -> AttemptLog:
         """The attempts made so far."""
@@ -211,7 +212,9 @@ class TaskBenchmark:
     ) -> None:
         tasks = [task for _, _, task in missing]
         speaker = policy.speaker(lambda name, seed: self.scripts(tasks, name, seed))
-        runner = EpisodeRunner(speaker, setting.sandbox, policy.limits(self.limits))
+        runner = EpisodeRunner(
+            speaker, setting.sandbox, policy.limits(self.limits), user=setting.user
+        )
         places = asyncio.Semaphore(setting.max_concurrent)
 
         async def play(number: int, attempt: int, task: Task) -> None:

@@ -220,7 +220,8 @@ def random_turn_texts(task: Task, seed: int) -> tuple[str, ...]:
         tools = generator.choices(task.tools, k=generator.randint(*_CALLS))
         calls = [render_call(tool.name, _arguments(tool, words, generator)) for tool in tools]
         turns.append("\n".join(calls))
-    return (*turns, f"<answer>{generator.choice(words)}</answer>")
+    answers = [f"<answer>{generator.choice(words)}</answer>" for _ in (*task.user, "")]
+    return (*turns, *answers)
 
 
 def _arguments(tool: ToolSpec, words: Sequence[str], generator: random.Random) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def _turn_records(
             **{part: float(values[index]) for part, values in parts.items()},
             "calls": _call_records(turn, credit, first),
         }
+        if turn.reply:
+            record["reply"] = turn.reply
         if tokens:
             record["pieces"] = list(tokens[index].pieces)
             record["log_ratios"] = [round(ratio, 4) for ratio in tokens[index].log_ratios]

@@ -11,6 +11,7 @@ from matchtir.tasks.gold import answer_text, gold_calls_by_turn, gold_outputs, g
 from matchtir.tasks.habits import Habits, imperfect
 from matchtir.tools.sandbox import Sandbox, replay_all
 from matchtir.types import StopReason, Task, ToolResult, Trajectory, Turn
+from matchtir.utils.options import UserError
 
 
 def gold_trajectory(task: Task, renderer: Renderer) -> Trajectory:
@@ -38,7 +39,12 @@ def written_trajectory(
     Args:
         texts: of the turns, the answer last.
         results: of the calls of every turn but the last.
+
+    Raises:
+        UserError: the task has a user, whose part nobody has written.
     """
+    if task.has_user:
+        raise UserError(f"task {task.task_id}: conversations with a user are not demonstrated")
     tools = {spec.name: spec.parameters for spec in task.tools}
     turns = []
     for text, outcome in zip(texts, [*map(tuple, results), ()], strict=True):

@@ -23,6 +23,7 @@ from matchtir.types import (
     Trajectory,
     Turn,
 )
+from matchtir.utils.options import UserError
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -117,8 +118,28 @@ class Speaker:
         """What follows the turn `turn_ids` whose calls had these results."""
         return ()
 
+    def reply_ids(self, reply: str, turn_ids: Sequence[int]) -> tuple[int, ...]:
+        """What follows the turn `turn_ids`, which had no calls, where the user says this."""
+        return ()
+
     def release(self, session: str) -> None:
         """Forget an episode; a no-op for an unknown one."""
+
+
+class User:
+    """Answers turns without calls; by itself, with what the task has written down."""
+
+    async def reply(self, attempt: Attempt, said: str) -> str | None:
+        """What the user says to `said`, which follows the turns of the attempt; None: nothing more.
+
+        Raises:
+            UserError: the task needs a user who knows a goal.
+        """
+        task = attempt.task
+        if task.user_goal:
+            raise UserError(f"task {task.task_id} has a user_goal: user=endpoint plays one")
+        spoken = sum(bool(turn.reply) for turn in attempt.turns)
+        return task.user[spoken] if spoken < len(task.user) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +169,23 @@ class Episode:
 
     Args:
         attempt: where it begins; holds the turns that are complete, each with its observation.
-        speaker, sandbox, limits: see `EpisodeRunner`. A session is opened at the first call; where
-            tools keep state, calls of turns that another session executed are made again first.
+        speaker, sandbox, limits, user: see `EpisodeRunner`. A session is opened at the first call;
+            where tools keep state, calls of turns of another session are made again first.
     """
 
     def __init__(
-        self, attempt: Attempt, speaker: Speaker, sandbox: Sandbox, limits: EpisodeLimits
+        self,
+        attempt: Attempt,
+        speaker: Speaker,
+        sandbox: Sandbox,
+        limits: EpisodeLimits,
+        user: User | None = None,
     ) -> None:
         self.attempt = attempt
         self.speaker = speaker
         self.sandbox = sandbox
         self.limits = limits
+        self.user = user or User()
         self.stage: tuple[str, float] | None = None  # that it is in, and since when
         self._last: Turn | None = None  # which no other follows
         self._started = time.perf_counter() - attempt.seconds
@@ -229,12 +256,20 @@ class Episode:
         self._last = turn
         if not said.stopped:
             return StopReason.TURN_LENGTH
+        reply = None
         if not calls:
-            return StopReason.ANSWER
+            self._enter(f"reply to turn {number}")
+            reply = await self.user.reply(self.attempt, said.text)
+            if reply is None:
+                return StopReason.ANSWER
         if number + 1 == self.limits.max_turns:
             return StopReason.MAX_TURNS
-        observed = self.speaker.observation_ids(results, turn.token_ids)
-        turns = (*self.attempt.turns, replace(turn, observation_ids=observed))
+        if reply is None:
+            observed = self.speaker.observation_ids(results, turn.token_ids)
+        else:
+            observed = self.speaker.reply_ids(reply, turn.token_ids)
+        answered = replace(turn, observation_ids=observed, reply=reply or "")
+        turns = (*self.attempt.turns, answered)
         if response_tokens(turns) >= self.limits.max_response_tokens:
             return StopReason.RESPONSE_BUDGET  # no room for another token
         self.attempt, self._last = replace(self.attempt, turns=turns), None

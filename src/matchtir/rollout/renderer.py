@@ -164,6 +164,16 @@ class Renderer:
         ended = not turn_ids or turn_ids[-1] in self._ends
         return self._encode(("" if ended else self._format.turn_end) + following)
 
+    def reply_ids(self, reply: str, turn_ids: Sequence[int] = ()) -> tuple[int, ...]:
+        """What follows a sampled turn without calls: the user's message, and the next turn's start.
+
+        Space around the message is left out, as some templates do.
+        """
+        opening, closing = self._format.reply
+        ended = not turn_ids or turn_ids[-1] in self._ends
+        before = ("" if ended else self._format.turn_end) + opening
+        return self._encode(before + self._data.text(reply.strip()) + closing)
+
     def encode_turn(self, text: str) -> tuple[int, ...]:
         """The tokens of a turn that was written instead of sampled, end-of-turn token included.
 

@@ -20,6 +20,7 @@ from matchtir.rollout.episode import (
     EpisodeLimits,
     NotFiniteError,
     Speaker,
+    User,
     response_tokens,
 )
 from matchtir.tools.sandbox import Sandbox
@@ -55,6 +56,7 @@ class EpisodeRunner:
             mean length of the last rollout, at first half of what the limits allow; without bound
             for an engine that has a queue of its own.
         watchdog_s: an episode that is longer in one stage is named in a warning.
+        user: answers turns without calls; None: says what tasks have written down, if they have.
 
     `dropped` names the attempts of the last rollout whose log-probabilities were not finite.
 
@@ -69,6 +71,7 @@ class EpisodeRunner:
         limits: EpisodeLimits,
         max_concurrent: int | None = None,
         watchdog_s: float = 300.0,
+        user: User | None = None,
     ) -> None:
         if max_concurrent is not None and max_concurrent < 1:
             raise ValueError(f"max_concurrent must be at least 1, got {max_concurrent}")
@@ -79,6 +82,7 @@ class EpisodeRunner:
         self.limits = limits
         self.max_concurrent = max_concurrent
         self.watchdog_s = watchdog_s
+        self.user = user
         self.dropped: list[str] = []
         self._mean_tokens = (limits.max_prompt_tokens + limits.max_response_tokens) / 2
 
@@ -164,7 +168,7 @@ class EpisodeRunner:
 
         async def play(group: _Places, place: int, it: Attempt) -> None:
             async with slots:
-                episode = Episode(it, self.speaker, self.sandbox, self.limits)
+                episode = Episode(it, self.speaker, self.sandbox, self.limits, self.user)
                 episodes.append(episode)
                 try:
                     group[place] = await episode.run()

@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from matchtir.rollout.engine import Engine
-from matchtir.rollout.episode import Attempt, Speaker, Utterance
+from matchtir.rollout.episode import Attempt, Speaker, User, Utterance
 from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
 from matchtir.rollout.templates import ChatMessage, plain_text
-from matchtir.tools.formats import given_call
+from matchtir.tools.formats import given_call, spoken_text
 from matchtir.types import Span, Task, ToolCall, ToolResult
 
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
@@ -62,6 +62,10 @@ class TokenSpeaker(Speaker):
     ) -> tuple[int, ...]:
         """As the renderer writes it."""
         return self.renderer.observation_ids(results, turn_ids)
+
+    def reply_ids(self, reply: str, turn_ids: Sequence[int]) -> tuple[int, ...]:
+        """As the renderer writes it."""
+        return self.renderer.reply_ids(reply, turn_ids)
 
     def release(self, session: str) -> None:
         """The engine may forget the episode."""
@@ -196,7 +200,66 @@ class ChatEndpoint(Speaker):
             for number, result in enumerate(turn.results):
                 name = calls[number]["id"] if number < len(calls) else f"call_{len(messages)}"
                 messages.append({"role": "tool", "content": result.output, "tool_call_id": name})
+            if turn.reply:
+                messages.append({"role": "user", "content": turn.reply})
         return messages
+
+
+class EndpointUser(User):
+    """A model behind a chat-completions server plays the user of tasks with a `user_goal`.
+
+    It is told the goal and begins as the task's question does; it ends the conversation by `STOP`.
+    The users of other tasks say what the tasks have written down.
+
+    Args:
+        endpoint: the server.
+        temperature: of its messages.
+    """
+
+    STOP = "###STOP###"
+    RULES = (
+        "You play the user of an assistant. Write the user's next message and nothing else. Say "
+        "only what you are asked for, do not make up what you do not know. When your goal is "
+        f"reached, or cannot be, write {STOP} alone.\n\nYour goal: "
+    )
+
+    def __init__(self, endpoint: ChatEndpoint, temperature: float = 0.0) -> None:
+        self.endpoint = endpoint
+        self.temperature = temperature
+
+    async def reply(self, attempt: Attempt, said: str) -> str | None:
+        """Ask for the user's next message.
+
+        Raises:
+            EndpointError: the server refuses the request, or cannot be reached.
+        """
+        task = attempt.task
+        if not task.user_goal:
+            return await super().reply(attempt, said)
+        messages = [
+            {"role": "system", "content": self.RULES + task.user_goal},
+            {"role": "assistant", "content": task.question},
+        ]
+        for turn in attempt.turns:
+            if turn.reply:
+                messages.append({"role": "user", "content": spoken_text(turn.text).strip()})
+                messages.append({"role": "assistant", "content": turn.reply})
+        messages.append({"role": "user", "content": spoken_text(said).strip()})
+        body = {
+            "model": await self.endpoint.model_name(),
+            "messages": messages,
+            "temperature": self.temperature,
+            "seed": attempt.turn_seed,
+            **self.endpoint.extra_body,
+        }
+        client = self.endpoint.client
+        answer = await client.request("POST", "/chat/completions", body)
+        try:
+            text = plain_text(answer["choices"][0]["message"].get("content"))
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise EndpointError(f"{client.url} answered {str(answer)[:500]}") from error
+        text = spoken_text(text).strip()
+        return None if self.STOP in text or not text else text
 
 
 def api_url(url: str) -> str:

@@ -30,6 +30,7 @@ OTHER_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")
 
 _QUESTION: ChatMessage = {"role": "user", "content": "probe question"}
 _TURN = "probe turn"
+_REPLY = "probe reply"
 _RESULTS = (' first "probe" result ', 'second "probe" result')  # JSON escapes, some may trim
 _CALL = ToolCall("probe_tool", {"probe": "value", "switch": True, "nothing": None, "list": [1]})
 _FUNCTION = {"name": _CALL.name, "arguments": _CALL.arguments}
@@ -51,6 +52,7 @@ class ChatFormat:
     closing: str  # behind the last one: the next turn is begun
     results_as_json: bool  # a result is written as a JSON string
     results_trimmed: bool  # without the space around it
+    reply: tuple[str, str]  # before and behind a message of the user that answers a turn
     no_thought: str = ""  # ends a thought that the prompt begins, where none is written
 
     def results(self, outputs: Sequence[str]) -> str:
@@ -114,8 +116,19 @@ def _whole_format(render: Render, turn_end: str, calls: CallFormat, thinking: bo
         between, also_found, closing = rest.partition(second)
         if found and also_found:
             around = (opening, between, closing)
-            return ChatFormat(turn_end, calls, *around, as_json, trimmed, no_thought)
+            reply = _reply(render, turn_end, thinking)
+            return ChatFormat(turn_end, calls, *around, as_json, trimmed, reply, no_thought)
     raise ValueError("does not render tool messages")
+
+
+def _reply(render: Render, turn_end: str, thinking: bool) -> tuple[str, str]:
+    """What the template writes before and behind a message of the user that follows a turn."""
+    turn, reply = {"role": "assistant", "content": _TURN}, {"role": "user", "content": _REPLY}
+    tail = render([_QUESTION, turn, reply], True, thinking).partition(_TURN + turn_end)[2]
+    opening, found, closing = tail.partition(_REPLY)
+    if not found:
+        raise ValueError("does not render a message of the user behind a turn")
+    return opening, closing
 
 
 def _no_thought(render: Render, calls: CallFormat, thinking: bool) -> str:

@@ -33,6 +33,7 @@ DEFAULT_SHARES = {"train": 0.6, "validation": 0.15, "test": 0.25}
 FIELDS = (
     *("id", "split", "scenario", "question", "messages", "tools"),
     *("gold_calls", "alternatives", "answer", "initial_state", "gold_state", "metadata"),
+    *("user", "user_goal"),
 )
 CALL_FIELDS = ("name", "arguments", "turn", "output")
 TOOL_FIELDS = ("name", "description", "parameters", "source", "owner", "strict")
@@ -208,7 +209,19 @@ def task_from_row(
         initial_state=_read_state(row, "initial_state", tools) or {},
         gold_state=gold_state,
         metadata=metadata,
+        **_read_user(row),
     )
+
+
+def _read_user(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user says to turns without calls, or what a simulated one is to reach."""
+    said = read_field(row, "user", list, optional=True) or []
+    goal = read_field(row, "user_goal", str, optional=True) or ""
+    if said and goal:
+        raise RowError("user: a row has either what the user says or a user_goal")
+    if not all(isinstance(text, str) and text.strip() for text in said):
+        raise RowError("user: expected a list of messages")
+    return {"user": tuple(said), "user_goal": goal}
 
 
 def _of_all(field: str, calls: Sequence[Mapping[str, Any]]) -> list[Any]:
@@ -255,6 +268,8 @@ def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
         "initial_state": dict(task.initial_state),
         "gold_state": task.gold_state,
         "metadata": metadata,
+        "user": list(task.user),
+        "user_goal": task.user_goal,
     }
     kept = ("gold_calls", "tools")  # an empty list says something there
     return {

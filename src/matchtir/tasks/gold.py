@@ -93,6 +93,9 @@ def gold_calls_by_turn(task: Task, calls: CallFormat = HERMES) -> list[list[int]
 def gold_turn_texts(task: Task, calls: CallFormat = HERMES) -> tuple[str, ...]:
     """The assistant messages of the gold solution: its turns of calls, then the answer.
 
+    Where the task has a scripted user the answer stands in for every message that the user hears:
+    in turns that `gold_turns` leaves free, and at the end.
+
     Raises:
         ValueError: `gold_turns` has another length than `gold_calls`.
     """
@@ -100,7 +103,12 @@ def gold_turn_texts(task: Task, calls: CallFormat = HERMES) -> tuple[str, ...]:
         calls.write([task.gold_calls[index] for index in turn])
         for turn in gold_calls_by_turn(task, calls)
     ]
-    return (*turns, answer_text(gold_answer(task)))
+    said = answer_text(gold_answer(task))
+    first = set(task.gold_turns) if task.user else ()
+    talk = [number for number in range(max(first, default=-1)) if number not in first]
+    for number in talk[: len(task.user)]:
+        turns.insert(number, said)  # where the gold calls wait for the user
+    return (*turns, *[said] * (len(task.user) + 1 - min(len(talk), len(task.user))))
 
 
 def gold_answer(task: Task) -> str:

@@ -179,10 +179,10 @@ class OpenEnvSession:
             return f"Error: no answer within {seconds:g} seconds.", ResultStatus.TIMEOUT
         self.reward += float(answer.get("reward") or 0.0)
         self.over = bool(answer.get("done"))
-        error = answer["observation"].get("error")
-        if isinstance(error, Mapping):  # of the call, not a word of the tool
-            kind = _STATUSES.get(error["error_type"], ResultStatus.EXCEPTION)
-            return f"Error: {error['message']}", kind
+        failed = answer["observation"].get("error")
+        if isinstance(failed, Mapping):  # of the call, not a word of the tool
+            kind = _STATUSES.get(failed["error_type"], ResultStatus.EXCEPTION)
+            return f"Error: {failed['message']}", kind
         return observation_text(answer["observation"]), ResultStatus.OK
 
     async def state(self) -> Mapping[str, Any]:

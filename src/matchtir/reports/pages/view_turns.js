@@ -67,7 +67,8 @@ function turnCard(record, index, state, scale, ratios, firstCall, highlight) {
         h("span", { title, ...(name === "advantage" ? fillMeasure(turn.advantage, scale) : { class: "measure" }) },
           h("span", { class: "muted" }, symbol(label)), ` ${signed(turn[name])}`)))),
     tokens(turn, state.color, scale, ratios),
-    turn.calls.map((call, offset) => callCard(call, firstCall + offset, highlight)));
+    turn.calls.map((call, offset) => callCard(call, firstCall + offset, highlight)),
+    turn.reply ? h("pre", { class: "result", title: "what the user said to this turn" }, turn.reply) : null);
 }
 function fillMeasure(value, scale) {
   const made = tint(value, scale);
