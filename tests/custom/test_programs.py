@@ -48,10 +48,10 @@ def test_the_doctor_finds_the_example_well(configure, capsys):
 
 
 def test_the_doctor_names_a_broken_row_and_a_task_that_nothing_solves(configure, tmp_path):
-    def problems(*rows):
+    def problems(*rows, more=()):
         file = tmp_path / "tasks.jsonl"
         file.write_text("\n".join(rows))
-        data = ("data=custom", f"data.path={file}", f"data.tools={FILES['tools']}")
+        data = (*more, "data=custom", f"data.path={file}", f"data.tools={FILES['tools']}")
         return doctor.run(configure("train", *data, f"paths.log_dir={tmp_path}"))
 
     good = json.dumps(ROWS[0])
@@ -62,6 +62,12 @@ def test_the_doctor_names_a_broken_row_and_a_task_that_nothing_solves(configure,
     idle["initial_state"] = idle["gold_state"] = {"TripPlan": {"stops": {"Oslo": 6}}}
     (problem,) = problems(good, json.dumps(idle))["tasks"]
     assert "tasks/1: an attempt that makes no call succeeds" in problem
+    call = {**ROWS[0]["gold_calls"][0], "output": "what no call returns"}
+    wrong = json.dumps({**ROWS[0], "id": "wrong", "gold_calls": [call]})
+    (problem,) = problems(good, wrong)["tasks"]
+    assert "wrong: only 0 of 1 gold outputs come out" in problem
+    many = [json.dumps({**ROWS[0], "id": str(number)}) for number in range(12)]
+    assert not problems(*many, wrong, more=["data.on_bad_row=skip"])
 
 
 def test_the_gold_solutions_of_the_example_get_the_full_score(configure, tmp_path):

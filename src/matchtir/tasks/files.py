@@ -44,6 +44,7 @@ class FileTasks(ABC):
         self.validation_share = validation_share
         self.seed = seed
         self._loaded: dict[str, tuple[Task, ...]] = {}
+        self._split: tuple[tuple[Task, ...], tuple[Task, ...]] | None = None  # training, validation
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of "train", "validation" or "test"; a file is read when first asked for.
@@ -58,10 +59,10 @@ class FileTasks(ABC):
             return self._load(split)
         if "train" not in self.paths:
             return ()
-        training, validation = split_validation(
-            self._load("train"), self.validation_share, self.seed
-        )
-        return training if split == "train" else validation
+        if self._split is None:
+            training = self._load("train")
+            self._split = split_validation(training, self.validation_share, self.seed)
+        return self._split[split == "validation"]
 
     def is_remote(self, path: str) -> bool:
         """Whether a path means something else than a file on this disk."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import logging
 import os
@@ -321,6 +322,7 @@ def align_sub_answers(
     return tuple(waiting[call.name].popleft() for call in calls)
 
 
+@functools.cache
 def parameter_names(source: str, name: str) -> set[str] | None:
     """Names that a function takes as keywords; None where the source does not define it."""
     try:
