@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from matchtir.credit import diagnostics
 from matchtir.credit.advantages import RewardBatch, TurnAdvantage
 from matchtir.credit.assignment import HardAssignment, SoftAssignment
+from matchtir.types import Span, SpanKind, Turn
 from tests.credit.builders import attempt, call, match_reward, says, task, turn
 
 A, B = call("a", x=1), call("b")
@@ -51,6 +53,55 @@ def test_what_a_longer_episode_is_paid():
     }
     _, _, batch = scored([short, short])
     assert diagnostics.episode_length(batch, advantages[:, :1]) == {}
+
+
+def long(tokens, *spans, calls=()):
+    spans = tuple(Span(SpanKind(kind), *place) for kind, *place in spans)
+    return Turn((1,) * tokens, (0.0,) * tokens, "", calls, spans=spans)
+
+
+def test_numbers_by_turn_and_scenario():
+    copy, chain = replace(AB, scenario="copy"), replace(AB, scenario="chain")
+    trajectories = [attempt(copy, long(3), long(1)), attempt(chain, long(5)), attempt(chain)]
+    level = np.array([[1.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
+    advantages = np.array([[3.0, 1.0], [-1.0, 0.0], [0.0, 0.0]])
+    sums = {
+        "tokens": np.array([[3.0, 1], [0, 0], [0, 0]]),
+        "entropy": np.array([[6.0, 1], [0, 0], [0, 0]]),
+    }
+    found = diagnostics.by_turn_and_scenario(level, 1.0, trajectories, advantages, sums)
+    first = {
+        "advantage": 1.0,
+        "advantage_std": 2.0,
+        "length": 4.0,
+        "turn_share": 6 / 14,
+        "entropy": 2,
+    }
+    last = {"advantage": 1.0, "advantage_std": 0.0, "length": 1.0, "turn_share": 0, "entropy": 1.0}
+    # nothing was learned from the second attempt; the third has no turn
+    chained = {"advantage": -1.0, "advantage_std": 0.0, "length": 5.0, "turn_share": 0.0}
+    copied = {"advantage": 2, "advantage_std": 1, "length": 2, "turn_share": 0.6, "entropy": 7 / 4}
+    places = {"turn/0": first, "turn/1": last, "scenario/chain": chained, "scenario/copy": copied}
+    assert found == {
+        f"by/{place}/{name}": pytest.approx(value)
+        for place, numbers in places.items()
+        for name, value in numbers.items()
+    }
+    alone = diagnostics.by_turn_and_scenario(None, 1.0, trajectories, advantages, sums)
+    assert found.keys() - alone.keys() == {f"by/{place}/turn_share" for place in places}
+
+
+def test_spans_and_what_they_get():
+    two = long(6, ("call", 0, 2), ("reasoning", 2, 3), ("call", 3, 6), calls=(A, B))
+    trajectories = [attempt(AB, two, long(2, ("answer", 0, 2)))]
+    advantages = np.array([[1.0, -1.0]])
+    found = diagnostics.by_span(trajectories, advantages, [np.array([4.0, -1.0])])
+    assert found == {
+        **{"by/span/call/share": 5 / 8, "by/span/call/advantage": (2 * 4 - 3) / 5},
+        **{"by/span/reasoning/share": 1 / 8, "by/span/reasoning/advantage": 1.0},
+        **{"by/span/answer/share": 2 / 8, "by/span/answer/advantage": -1.0},
+    }
+    assert diagnostics.by_span(trajectories, advantages, None)["by/span/call/advantage"] == 1.0
 
 
 def test_singletons_and_what_they_get():

@@ -50,7 +50,7 @@ def call_advantages(
     weight: Float[np.ndarray, "N T"],
     credits: Sequence[Credit],
     trajectories: Sequence[Trajectory],
-) -> list[Float[np.ndarray, " m"]]:
+) -> list[Float[np.ndarray, " _"]]:
     """A[i, t, k] for the calls of each trajectory, in order."""
     found = []
     for row, (credit, trajectory) in enumerate(zip(credits, trajectories, strict=True)):

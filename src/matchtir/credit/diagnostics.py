@@ -7,17 +7,19 @@ define, such as a correlation with a constant, is left out.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from matchtir.credit.advantages import RewardBatch, centred, turn_groups
 from matchtir.credit.rewards import Credit, Reward
-from matchtir.types import CallStatus, ToolCall, ToolResult, Trajectory, Turn
+from matchtir.types import CallStatus, SpanKind, ToolCall, ToolResult, Trajectory, Turn
 
+TURNS, SCENARIOS = 10, 8  # at most so many have numbers of their own
 # A call that resembles nothing: no tool has this name.
 WRONG_TURN = Turn((), (), "", (ToolCall("__no_such_tool__", {}),), (ToolResult(""),))
 _CALL_BUCKETS = {"1": (1, 1), "2": (2, 2), "3-4": (3, 4), "5-8": (5, 8), "9+": (9, np.inf)}
@@ -30,7 +32,7 @@ def diagnose(
     batch: RewardBatch,
     advantages: Float[np.ndarray, "N T"],
 ) -> dict[str, float]:
-    """Everything in this module."""
+    """What does not need to know how the policy was updated."""
     return {
         **signal(batch, advantages),
         **success_correlation(batch, credits),
@@ -39,6 +41,78 @@ def diagnose(
         **duplicates(trajectories, credits),
         **reward_by_calls(batch, credits),
         **probes(reward, trajectories),
+    }
+
+
+def by_turn_and_scenario(
+    level: Float[np.ndarray, "N T"] | None,
+    weight: float,
+    trajectories: Sequence[Trajectory],
+    advantages: Float[np.ndarray, "N T"],
+    sums: Mapping[str, Float[np.ndarray, "N T"]],
+) -> dict[str, float]:
+    """Numbers of turns of one index, from 0 on, and of tasks of one scenario, the commonest.
+
+    `advantage` and `advantage_std` over turns, `length` in tokens; `turn_share`: of the absolute
+    advantages of all tokens, the part that w_g A_g does not make; means over tokens of `sums`.
+
+    Args:
+        level: A_g, where the advantage has one.
+        weight: w_g.
+        sums: by name, over the tokens of each turn; "tokens" is how many they are.
+    """
+    lengths = np.zeros(advantages.shape, dtype=int)
+    for row, each in enumerate(trajectories):
+        lengths[row, : len(each.turns)] = [len(turn.token_ids) for turn in each.turns]
+    turns = np.array([len(each.turns) for each in trajectories], dtype=int)
+    mask = np.arange(advantages.shape[1]) < turns[:, None]
+    scenarios = np.array([each.task.scenario for each in trajectories], dtype=object)
+    index = np.minimum(np.arange(advantages.shape[1]), TURNS - 1)
+    places = {f"turn/{number}": mask & (index == number) for number in np.unique(index)}
+    for name, _ in Counter(filter(None, scenarios)).most_common(SCENARIOS):
+        places[f"scenario/{name}"] = mask & (scenarios == name)[:, None]
+    whole = None if level is None else np.abs(weight * level) * lengths
+    rest = None if level is None else np.abs(advantages - weight * level) * lengths
+    found: dict[str, float] = {}
+    for place, chosen in places.items():
+        if not chosen.any():
+            continue
+        numbers = {
+            "advantage": advantages[chosen].mean(),
+            "advantage_std": advantages[chosen].std(),
+            "length": lengths[chosen].mean(),
+        }
+        if whole is not None and rest is not None and (both := (whole + rest)[chosen].sum()) > 0:
+            numbers["turn_share"] = rest[chosen].sum() / both
+        if tokens := sums["tokens"][chosen].sum():
+            means = {name: each[chosen].sum() / tokens for name, each in sums.items()}
+            numbers |= {name: mean for name, mean in means.items() if name != "tokens"}
+        found |= {f"by/{place}/{name}": float(value) for name, value in numbers.items()}
+    return found
+
+
+def by_span(
+    trajectories: Sequence[Trajectory],
+    advantages: Float[np.ndarray, "N T"],
+    of_calls: Sequence[Float[np.ndarray, " _"]] | None,
+) -> dict[str, float]:
+    """Of calls, reasoning and answers: their share of the tokens, and these' mean advantage."""
+    tokens: Counter[str] = Counter()
+    paid: dict[str, float] = defaultdict(float)
+    for row, trajectory in enumerate(trajectories):
+        own = iter(of_calls[row]) if of_calls is not None else repeat(None)
+        for turn, advantage in zip(trajectory.turns, advantages[row], strict=False):
+            for span in turn.spans:
+                call = next(own) if span.kind is SpanKind.CALL else None
+                tokens[span.kind] += (length := span.end - span.start)
+                paid[span.kind] += length * float(advantage if call is None else call)
+    return {
+        name: value
+        for kind, count in tokens.items()
+        for name, value in (
+            (f"by/span/{kind}/share", count / tokens.total()),
+            (f"by/span/{kind}/advantage", paid[kind] / max(count, 1)),
+        )
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -238,6 +238,7 @@ class LossOutput:
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Float[Tensor, ""]]
+    per_token: dict[str, Float[Tensor, "B L"]] = field(default_factory=dict)  # what some are of
 
 
 @dataclass(frozen=True)
@@ -306,10 +307,12 @@ class PolicyLoss:
         sampled, weights = inputs.sampled, inputs.weights * inputs.sampled
         surrogate, clipped = self._surrogate(inputs)
         metrics = {"clip_fraction": (weights * clipped).sum()}
+        per_token = {"clip_fraction": clipped.float()}
         if inputs.sampler_logprobs is not None:
             difference = (inputs.old_logprobs - inputs.sampler_logprobs).where(sampled, 0.0)
             # KL(sampler || trainer) by k3 over the sampler's own tokens
-            metrics["mismatch_kl"] = (weights * (safe_exp(difference) - difference - 1)).sum()
+            per_token["mismatch_kl"] = safe_exp(difference) - difference - 1
+            metrics["mismatch_kl"] = (weights * per_token["mismatch_kl"]).sum()
             if self.correction is not None:
                 factors, changed = self.correction(difference, sampled)
                 surrogate = surrogate * factors
@@ -333,13 +336,14 @@ class PolicyLoss:
         elif self.kl_coefficient and self.kl_in == "loss":
             raise ValueError(f"kl_coefficient={self.kl_coefficient} needs reference_logprobs")
         if inputs.entropy is not None:
-            entropy = (weights * inputs.entropy.where(sampled, 0.0)).sum()
+            per_token["entropy"] = inputs.entropy.where(sampled, 0.0)
+            entropy = (weights * per_token["entropy"]).sum()
             loss = loss - self.entropy_coefficient * entropy
             metrics["entropy"] = entropy.detach()
         elif self.entropy_coefficient:
             raise ValueError(f"entropy_coefficient={self.entropy_coefficient} needs entropy")
         metrics["loss"] = loss.detach()
-        return LossOutput(loss, metrics)
+        return LossOutput(loss, metrics, {name: x.detach() for name, x in per_token.items()})
 
     def _surrogate(self, inputs: LossInputs) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Surrogate per token, and whether the clip holds it, or its weight, back."""

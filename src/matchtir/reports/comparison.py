@@ -19,7 +19,12 @@ from matchtir.reports.progress import SMOOTHING, trailing_mean
 from matchtir.reports.runs import START, RunData
 from matchtir.utils.run_folder import finite, write_csv
 
-SMOOTHED = ("train/", "credit/", "time/")  # drawn as trailing means over `SMOOTHING` iterations
+SMOOTHED = (
+    "train/",
+    "credit/",
+    "by/",
+    "time/",
+)  # drawn as trailing means over `SMOOTHING` iterations
 POINTS = 400  # at most, of a curve
 STAGES = ("rollout", "tools", "credit", "update")
 # The paper's columns; the average of these three is what its ablation reports.

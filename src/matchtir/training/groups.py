@@ -26,8 +26,8 @@ from matchtir import types
 from matchtir.credit.advantages import RewardBatch
 from matchtir.credit.rewards import Credit
 from matchtir.evaluation.metrics import measure
-from matchtir.policy.batching import call_index
-from matchtir.policy.losses import spread_turns
+from matchtir.policy.batching import TokenBatch, call_index
+from matchtir.policy.losses import LossOutput, spread_turns, turn_sums
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import Attempt
 from matchtir.rollout.runner import PartialGroup, is_complete
@@ -60,7 +60,7 @@ class ScoredRollout:
     credits: list[Credit]
     rewards: RewardBatch
     advantages: Float[np.ndarray, "N T"]
-    call_advantages: list[Float[np.ndarray, " m"]] | None = None  # with advantage_level=call
+    call_advantages: list[Float[np.ndarray, " _"]] | None = None  # with advantage_level=call
 
     @property
     def zero_advantage(self) -> Bool[np.ndarray, " N"]:
@@ -89,6 +89,29 @@ class ScoredRollout:
         index = call_index([self.trajectories[row] for row in rows], turn_index.shape[1])
         calls = spread_turns(padded, index)
         return torch.where(index >= 0, calls, tokens.cpu()).to(turn_index.device)
+
+
+class TurnSums(dict[str, np.ndarray]):
+    """Sums over the tokens of every turn [N, T] of what the loss says of each token.
+
+    Args:
+        rows: the trajectories that are learned from; `tokens` counts those of their turns.
+        shape: N, T.
+    """
+
+    def __init__(self, rows: Int[np.ndarray, " B"], shape: tuple[int, ...]) -> None:
+        super().__init__(tokens=np.zeros(shape))
+        self.rows = rows
+
+    def add(self, index: Tensor, tokens: TokenBatch, output: LossOutput) -> None:
+        """What the loss says of the rows `index` of those that are learned from."""
+        if not len(index):
+            return
+        rows = self.rows[index.cpu().numpy()]
+        for name, each in {"tokens": tokens.sampled.float(), **output.per_token}.items():
+            found = turn_sums(each, tokens.turn_index).cpu().numpy()
+            sums = self.setdefault(name, np.zeros_like(self["tokens"]))
+            sums[rows, : found.shape[1]] += found
 
 
 class GroupSource:

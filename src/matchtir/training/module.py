@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from matchtir.credit.advantages import Advantage, RewardBatch
+from matchtir.credit.advantages import Advantage, RewardBatch, parts_of
 from matchtir.credit.calls import call_advantages, with_call_variance
-from matchtir.credit.diagnostics import diagnose
+from matchtir.credit.diagnostics import by_span, by_turn_and_scenario, diagnose
 from matchtir.credit.rewards import Reward
 from matchtir.policy.batching import TokenBatch, collate
 from matchtir.policy.losses import (
@@ -33,6 +33,7 @@ from matchtir.training.groups import (
     Groups,
     GroupSource,
     ScoredRollout,
+    TurnSums,
     check_rewards,
     rollout_metrics,
 )
@@ -252,6 +253,7 @@ class PolicyGradientModule(PolicyModule):
         masked = np.array(stops, dtype=bool)
         kept = np.flatnonzero(has_turns & ~masked & ~(zero & self.drops_zero_advantages))
         learned = [scored.trajectories[int(row)] for row in kept]
+        self.turn_sums = TurnSums(kept, scored.advantages.shape)
         batch = collate(learned, self.renderer.pad_id)
         own = scored.rewards.group[kept].tolist(), batch.lengths.tolist()
         of_processes = gathered((bool(has_turns.any()), *own))
@@ -311,6 +313,7 @@ class PolicyGradientModule(PolicyModule):
         for rows, tokens in self.passes(batch, self.micro_batch_tokens, index):
             output = self.loss(self._loss_inputs(tokens, rows, {**known, "weights": weights}))
             self.manual_backward(output.loss)
+            self.turn_sums.add(rows, tokens, output)
             for name, value in (output.metrics | {"loss": output.loss.detach()}).items():
                 totals[name] += float(value)
         sums = summed_metrics(totals)
@@ -390,6 +393,12 @@ class PolicyGradientModule(PolicyModule):
         return {
             **rollout_metrics(scored, self.source.seconds, self.iteration),
             **{f"credit/{name}": value for name, value in found.items()},
+            **by_turn_and_scenario(
+                parts_of(self.advantage, scored.rewards).trajectory,
+                getattr(self.advantage, "trajectory_weight", 1.0),
+                *(scored.trajectories, scored.advantages, self.turn_sums),
+            ),
+            **by_span(scored.trajectories, scored.advantages, scored.call_advantages),
             **self.phases.metrics(),
             "train/partial_groups": float(len(self.source.partial)),
             "train/replaced": float(self.source.replaced),

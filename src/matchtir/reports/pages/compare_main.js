@@ -31,7 +31,7 @@ function legend(methods) {
 
 function curves(data) {
   const labels = data.methods.map((method) => method.label);
-  const left = new Map(Object.entries(data.curves).filter(([metric]) => !metric.startsWith("test/")));
+  const left = new Map(Object.entries(data.curves).filter(([metric]) => !/^(test|by)\//.test(metric)));
   return SECTIONS.map(([title, prefix, open]) => {
     const found = [...left.keys()].filter((metric) => metric.startsWith(prefix));
     const flat = found.filter((metric) => constantOf(left.get(metric)) !== null);
@@ -51,6 +51,19 @@ function curves(data) {
     } }, h("summary", {}, title, h("span", { class: "muted" }, ` ${metrics.length}`)), grid,
       flat.length ? h("p", { class: "constants muted" }, "the same in all runs at all times: ", constants) : null);
     return holder;
+  });
+}
+
+// By turn, scenario and span: the last value of each method, a table for each kind of place.
+function placeTables(data) {
+  const found = Object.keys(data.curves).filter((metric) => metric.startsWith("by/")).map((metric) => metric.split("/"));
+  const last = (metric, label) => data.curves[metric]?.[label]?.mean.at(-1);
+  return [...new Set(found.map(([, kind]) => kind))].map((kind) => {
+    const own = found.filter((parts) => parts[1] === kind);
+    const names = [...new Set(own.map((parts) => parts.at(-1)))], places = [...new Set(own.map((parts) => parts.slice(2, -1).join("/")))];
+    return h("details", { class: "curves" }, h("summary", {}, `by ${kind}`), h("div", { class: "scroll" },
+      table("number", [kind, "method", ...names], places.flatMap((place) => data.methods.map(({ label }) => [h("td", {}, place), h("td", { class: "wrap" }, breakable(label)),
+        ...names.map((name) => h("td", {}, number(last(`by/${kind}/${place}/${name}`, label) ?? null, 3)))])))));
   });
 }
 
@@ -117,6 +130,7 @@ unpack("comparison").then((data) => {
       section("Final scores", data.final.length ? "Means over test tasks and runs. Below: the gain over training, and the difference from the baseline (vs), each paired by task with its 95 % interval of a bootstrap over starts, seeds and tasks. Bold: best; underlined: second." : null,
         data.final.length ? finalTable(data) : h("p", { class: "muted" }, "No run has finished.")),
       section("Curves", "Mean over runs; the band is Student's 95 % interval, from three runs on; faint lines are single runs. Training metrics are means of the last 10 iterations.", curves(data)),
+      section("Where in an attempt", "Means of the last 10 iterations: turn_share is the part of the advantages that the turn level makes, the last of ten turns stands for all later ones.", placeTables(data)),
       section("Settings that differ", null, settingsTable(data)),
       section("Cost", "Seconds and tokens of one run, means over its runs. Rollout is without its tools, other is the warm start, validation and tests.", costTable(data)))));
 });
