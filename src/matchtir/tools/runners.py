@@ -140,22 +140,21 @@ class McpRunner:
 
     def __init__(self, host: McpHost) -> None:
         self._host = host
-        self._connections: dict[McpServer, McpConnection] = {}
+        self._own: dict[McpServer, McpConnection] = {}
 
     async def run(self, tool: ToolSpec, arguments: str) -> Reply:
         """Have the tool's server do it."""
         server = tool.server
         assert server is not None
-        connection = self._connections.get(server)
-        if connection is None or (server.shared and connection.ended):
-            connection = self._connections[server] = self._host.connect(server)
+        if server.shared:
+            connection = self._host.connect(server)
+        elif (connection := self._own.get(server)) is None:
+            connection = self._own[server] = self._host.connect(server)
         return await self._host.call(connection, tool, arguments)
 
     async def close(self) -> None:
         """Stop the servers that are this session's own."""
-        for server, connection in self._connections.items():
-            if not server.shared:
-                await connection.close()
+        await asyncio.gather(*[connection.close() for connection in self._own.values()])
 
 
 ToolRunner = FunctionRunner | ObjectRunner | McpRunner
