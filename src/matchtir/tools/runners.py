@@ -146,10 +146,11 @@ class McpRunner:
         """Have the tool's server do it."""
         server = tool.server
         assert server is not None
-        if server.shared:
+        connection = self._own.get(server)
+        if connection is None:
             connection = self._host.connect(server)
-        elif (connection := self._own.get(server)) is None:
-            connection = self._own[server] = self._host.connect(server)
+            if not server.shared:
+                self._own[server] = connection
         return await self._host.call(connection, tool, arguments)
 
     async def close(self) -> None:
