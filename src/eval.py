@@ -78,9 +78,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         sandbox = instantiate(config.sandbox)
         at_the_end.callback(sandbox.shutdown)
         reward = instantiate(config.reward)
-        setting = Setting(
-            folder, sandbox, reward, config.seed, config.max_concurrent, instantiate(config.user)
-        )
+        user = instantiate(config.get("user"))
+        setting = Setting(folder, sandbox, reward, config.seed, config.max_concurrent, user)
         outcomes = [benchmark.run(policy, setting) for benchmark in benchmarks]
     facts = {"policy": config.policy, "seed": config.seed, "requests": dict(policy.counts)}
     label = config.label or config.policy
