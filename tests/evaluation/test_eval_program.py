@@ -33,9 +33,15 @@ BENCHMARKS = sorted(path.stem for path in (ROOT / "configs" / "benchmark").glob(
 
 def test_every_benchmark_has_its_own_name(configure):
     config = configure(f"benchmark=[{','.join(BENCHMARKS)}]", "policy=gold")
-    assert [(key, node.name) for key, node in config.benchmark.items()] == [
-        (name, name) for name in BENCHMARKS
-    ]
+    assert all(key == node.name for key, node in config.benchmark.items())
+    assert {*BENCHMARKS} - {"out_of_domain"} <= config.benchmark.keys()  # which is several
+
+
+def test_every_benchmark_takes_several_attempts(configure):
+    options = ("policy=gold", "attempts=4", "temperature=0.7")
+    config = configure(f"benchmark=[{','.join(BENCHMARKS)}]", *options)
+    found = {(node.attempts, node.sampling.temperature) for node in config.benchmark.values()}
+    assert found == {(4, 0.7)}
 
 
 @pytest.mark.parametrize("benchmark", ["ftrl", "nestful", "toolhop"])
