@@ -26,6 +26,7 @@ from tests.evaluation.benchmark_helpers import play
 
 # OpenEnv needs an older mcp, so that it may live in another environment than this one.
 PYTHON = os.environ.get("OPENENV_PYTHON", sys.executable)
+OPEN: list[str] = []  # sessions of the server of ours
 GOLD = [ToolCall("step", {"metres": metres}) for metres in (1, 1, 1)]
 
 
@@ -40,8 +41,11 @@ async def path_session(request: web.Request) -> web.WebSocketResponse:
     stream = web.WebSocketResponse()
     await stream.prepare(request)
     at = 0
+    OPEN.append("")
     async for message in stream:
         asked = json.loads(message.data)
+        if asked["type"] == "close":
+            break
         at = 0 if asked["type"] == "reset" else at + asked["data"].get("metres", 0)
         answer = {"observation": {"at": at, "metadata": {}}, "reward": -0.1, "done": at == 3}
         answer |= {"reward": 1.0} if answer["done"] else {}
@@ -51,6 +55,8 @@ async def path_session(request: web.Request) -> web.WebSocketResponse:
         if asked["data"] == {"metres": 9}:
             await asyncio.sleep(60)
         await stream.send_json(said)
+    OPEN.pop()
+    await stream.close()
     return stream
 
 
@@ -136,6 +142,7 @@ def check_path(url: str, folder: Path) -> None:
 
 def test_an_environment_of_actions(protocol, tmp_path):
     check_path(protocol, tmp_path)
+    assert not OPEN  # a session that is over takes no place
 
 
 def test_the_same_environment_by_openenv(serve, tmp_path):

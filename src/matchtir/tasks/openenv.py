@@ -68,7 +68,7 @@ class OpenEnvTasks:
         if split not in self._tasks:
             tasks = asyncio.run(self._read(split))
             known = [(task, task.gold_calls) for task in tasks if task.gold_calls]
-            played = iter(replay_all(known, self.sandbox))
+            played = iter(replay_all(known, self.sandbox, max_concurrent=1))
             self._tasks[split] = [
                 with_outputs(task, next(played)) if task.gold_calls else task for task in tasks
             ]

@@ -11,7 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ import aiohttp
 from matchtir.credit.outcome import ENVIRONMENT
 from matchtir.tools.formats import error_text
 from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult, ToolSpec
-from matchtir.utils.options import UserError, check_at_least
+from matchtir.utils.options import UserError
 
 # The tool of an environment without named ones; OpenEnv keeps the name free.
 STEP = "step"
@@ -66,6 +66,16 @@ class Connection:
             raise RefusedError("; ".join(said))
         return answer["data"]
 
+    async def close(self) -> None:
+        """End the session; afterwards the server has room for another one."""
+        if self._socket is None:
+            return
+        with suppress(TimeoutError, ConnectionError, aiohttp.ClientError):
+            async with asyncio.timeout(self._timeout_s):
+                await self._socket.send_json({"type": "close"})
+                while (await self._socket.receive()).type is aiohttp.WSMsgType.TEXT:
+                    pass  # an answer that came too late
+
     async def tools(self) -> tuple[ToolSpec, ...]:
         """The tools by their names, or `STEP` with the schema of the environment's actions."""
         try:
@@ -88,30 +98,28 @@ class OpenEnvSandbox:
     Args:
         url: of the server, as http://localhost:8000.
         solved: the sum of rewards from which an episode is a success.
-        max_sessions: episodes at the same time, at most as many as the server takes.
         timeout_s: of one step.
+
+    There are as many sessions as episodes under way: who plays them limits these, to what the
+    server takes. Were they to wait here, an engine that waits for their calls would wait for ever.
     """
 
-    def __init__(
-        self, url: str, solved: float = 1.0, max_sessions: int = 8, timeout_s: float = 60.0
-    ) -> None:
-        check_at_least(1, max_sessions=max_sessions)
+    def __init__(self, url: str, solved: float = 1.0, timeout_s: float = 60.0) -> None:
         if timeout_s <= 0:
             raise ValueError(f"timeout_s={timeout_s} must be positive")
         self.url = url.rstrip("/")
         self.solved = solved
         self.timeout_s = timeout_s
-        self._max_sessions = max_sessions
-        self._places: tuple[Any, asyncio.Semaphore] | None = None  # of an event loop
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Connection]:
         """A session, closed at the end."""
-        loop = asyncio.get_running_loop()
-        if self._places is None or self._places[0] is not loop:
-            self._places = loop, asyncio.Semaphore(self._max_sessions)
-        async with self._places[1], aiohttp.ClientSession() as http:
-            yield Connection(self.url, http, self.timeout_s)
+        async with aiohttp.ClientSession() as http:
+            connection = Connection(self.url, http, self.timeout_s)
+            try:
+                yield connection
+            finally:
+                await connection.close()
 
     async def open(
         self, tools: Sequence[ToolSpec], state: Mapping[str, Any] | None = None
@@ -148,7 +156,9 @@ class OpenEnvSession:
         except BaseException as error:
             await self.close()
             if isinstance(error, RefusedError):
-                hint = "sandbox.max_sessions is how many episodes go on at once"
+                hint = (
+                    "rollout.episodes.max_concurrent or, evaluating, max_concurrent limits episodes"
+                )
                 raise UserError(f"{self._connection.url}: {error} ({hint})") from error
             raise
 
