@@ -6,6 +6,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from tests.credit.builders import attempt, call, says, task, turn
+from tests.test_configs import check_program
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 TRAJECTORY = attempt(task(call("a")), turn(call("a")), says("blue"))
@@ -48,3 +49,16 @@ def test_every_advantage_loss_and_reward_is_built(group):
     assert built(loss="dr_grpo")["loss"].length == 7  # what a response can be long
     for name in names(group):
         assert callable(built(assignment="hard", **{group: name})[group]), name
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [
+        "advantage=rloo loss=cispo",
+        "advantage=gigpo loss=truncated_is turn_baseline=others turn_scale=batch",
+        "advantage=dual loss=gspo advantage_level=call",
+        "advantage=turn loss=dr_grpo turn_groups=index turn_baseline=absorbing turn_scale=none",
+    ],
+)
+def test_advantages_and_losses_go_together(pair):
+    check_program("train", "experiment=smoke", *pair.split())
