@@ -216,22 +216,23 @@ class Results:
         return markdown(["", "runs", *OUT_OF_DOMAIN], rows)
 
     def grid(self) -> str:
-        """Success on the validation tasks after 100 iterations, by method and rate."""
-        rates = {"": "", "-slow": "", "-fast": "", "-default": ""}
-        for suffix in rates:
-            found = [row for key, row in self.rows.items() if key[0].endswith(suffix or "hard")]
-            rates[suffix] = f"{float(found[0]['matrix_lr']):g} / {float(found[0]['lr']):g}"
-        columns = [rates["-slow"], rates[""], rates["-fast"]]
+        """Success on the validation tasks after 100 iterations, by method and rates."""
+        tried = {
+            name: (float(row["matrix_lr"]), float(row["lr"]), float(row["val_success_100"]))
+            for (name, *first), row in self.rows.items()
+            if first == [1, 1] and row["val_success_100"]
+        }
+        rates = sorted({(matrices, others) for matrices, others, _ in tried.values()})
         rows = []
-        for name in ("grpo", "ftrl_s", "ftrl_m", "toolrl_s", "toolrl_m", "hard"):
-            cells = dict.fromkeys(columns, "–")
-            for key, row in self.rows.items():
-                if key[1:] == (1, 1) and key[0].split("-")[0] == name and row["val_success_100"]:
-                    rate = f"{float(row['matrix_lr']):g} / {float(row['lr']):g}"
-                    chosen = "**" if key[0] == name else ""
-                    cells[rate] = f"{chosen}{float(row['val_success_100']):.3f}{chosen}"
-            rows.append([label(name), *cells.values()])
-        return markdown(["matrices / all other weights", *columns], rows)
+        for method in METHODS:
+            cells = dict.fromkeys(rates, "–")
+            for name, (matrices, others, success) in tried.items():
+                if name.split("-")[0] == method:
+                    mark = "**" if name == method else ""
+                    cells[matrices, others] = f"{mark}{success:.3f}{mark}"
+            rows.append([label(method), *cells.values()])
+        heads = [f"{matrices:g} / {others:g}" for matrices, others in rates]
+        return markdown(["matrices / all other weights", *heads], rows)
 
     def table2(self) -> str:
         """Success of every advantage with every reward, and its distance from GRPO's."""
@@ -250,10 +251,10 @@ class Results:
         measures = {"success": "success", "Solve-F1": "solve_f1", "answer F1": "answer_f1"}
         measures |= {"calls": "calls", "answered": "answered"}
         rows = []
-        for name, label in {base: "the method", **names}.items():
+        for name, setting in {base: "the method", **names}.items():
             if self.count(name):
                 cells = [self.mean(name, measure) for measure in measures.values()]
-                rows.append([label, str(self.count(name)), *cells, self.versus(name, base)])
+                rows.append([setting, str(self.count(name)), *cells, self.versus(name, base)])
         return markdown(["", "runs", *measures, "success, less the method's"], rows)
 
     def habits(self) -> str:
