@@ -63,6 +63,10 @@ class Span:
     end: int
 
 
+# In states, instead of a class: an environment of others, with its `reward` and `solved`.
+ENVIRONMENT = "<environment>"
+
+
 @dataclass(frozen=True, slots=True)
 class McpServer:
     """What serves tools in the Model Context Protocol: a program, or somebody's over HTTP."""

@@ -10,10 +10,9 @@ from typing import Any
 
 from matchtir.credit.similarity import json_equal
 from matchtir.tools.formats import extract_answer
-from matchtir.types import CallStatus, StopReason, SubAnswer, ToolCall, Trajectory
+from matchtir.types import ENVIRONMENT, CallStatus, StopReason, SubAnswer, ToolCall, Trajectory
 
 State = Mapping[str, Any]  # by class: attributes
-ENVIRONMENT = "<environment>"  # no class: an environment of others, with its `reward` and `solved`
 
 _PUNCTUATION = re.compile(r"[^\w\s]|_")
 # Where punctuation tells answers apart.

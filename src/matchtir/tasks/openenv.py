@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matchtir.credit.outcome import ENVIRONMENT
 from matchtir.tasks.custom import with_outputs
 from matchtir.tasks.rows import SPLITS, read_calls, read_field, read_jsonl, within
 from matchtir.tools.openenv import OpenEnvSandbox, observation_text
 from matchtir.tools.sandbox import replay_all
-from matchtir.types import Task
+from matchtir.types import ENVIRONMENT, Task
 from matchtir.utils.options import UserError, check_option
 
 SEED_OF = {"train": 0, "validation": 1 << 20, "test": 1 << 21}  # of the first task of a split

@@ -17,9 +17,8 @@ from typing import Any
 
 import aiohttp
 
-from matchtir.credit.outcome import ENVIRONMENT
 from matchtir.tools.formats import error_text
-from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult, ToolSpec
+from matchtir.types import ENVIRONMENT, CallStatus, ResultStatus, ToolCall, ToolResult, ToolSpec
 from matchtir.utils.options import UserError
 
 # The tool of an environment without named ones; OpenEnv keeps the name free.
