@@ -99,8 +99,12 @@ def _spec(module: str) -> ModuleSpec | None:
     if not parent:
         return find_spec(module) if module else None
     above = _spec(parent)
-    places = above.submodule_search_locations if above else None
-    return PathFinder.find_spec(module, list(places)) if places else None
+    places = list(above.submodule_search_locations or ()) if above else []
+    found = PathFinder.find_spec(module, places) if places else None
+    if found and found.loader is None:  # a namespace, which would look its parent up
+        own = (Path(place, module.removeprefix(f"{parent}.")) for place in places)
+        found.submodule_search_locations = [str(place) for place in own if place.is_dir()]
+    return found
 
 
 @cache
