@@ -100,11 +100,13 @@ def _spec(module: str) -> ModuleSpec | None:
         return find_spec(module) if module else None
     above = _spec(parent)
     places = list(above.submodule_search_locations or ()) if above else []
-    found = PathFinder.find_spec(module, places) if places else None
-    if found and found.loader is None:  # a namespace, which would look its parent up
-        own = (Path(place, module.removeprefix(f"{parent}.")) for place in places)
-        found.submodule_search_locations = [str(place) for place in own if place.is_dir()]
-    return found
+    try:
+        return PathFinder.find_spec(module, places) if places else None
+    except KeyError:  # a namespace, which looks its parent up among what is imported
+        spec = ModuleSpec(module, None, is_package=True)
+        own = (Path(place, module.rpartition(".")[2]) for place in places)
+        spec.submodule_search_locations = [str(place) for place in own if place.is_dir()]
+        return spec
 
 
 @cache
