@@ -69,7 +69,8 @@ def test_numbers_by_turn_and_scenario():
         "tokens": np.array([[3.0, 1], [0, 0], [0, 0]]),
         "entropy": np.array([[6.0, 1], [0, 0], [0, 0]]),
     }
-    found = diagnostics.by_turn_and_scenario(level, 1.0, trajectories, advantages, sums)
+    given = trajectories, advantages, sums
+    found = diagnostics.by_place(diagnostics.sums_by_place(level, 1.0, *given))
     first = {
         "advantage": 1.0,
         "advantage_std": 2.0,
@@ -87,7 +88,19 @@ def test_numbers_by_turn_and_scenario():
         for place, numbers in places.items()
         for name, value in numbers.items()
     }
-    alone = diagnostics.by_turn_and_scenario(None, 1.0, trajectories, advantages, sums)
+    parts = [
+        diagnostics.sums_by_place(
+            level[rows],
+            1.0,
+            trajectories[rows],
+            advantages[rows],
+            {k: v[rows] for k, v in sums.items()},
+        )
+        for rows in (slice(1), slice(1, 3))
+    ]
+    joined = diagnostics.by_place(diagnostics.added(parts))
+    assert joined == pytest.approx(found)  # of one process or two
+    alone = diagnostics.by_place(diagnostics.sums_by_place(None, 1.0, *given))
     assert found.keys() - alone.keys() == {f"by/{place}/turn_share" for place in places}
 
 
@@ -95,13 +108,16 @@ def test_spans_and_what_they_get():
     two = long(6, ("call", 0, 2), ("reasoning", 2, 3), ("call", 3, 6), calls=(A, B))
     trajectories = [attempt(AB, two, long(2, ("answer", 0, 2)))]
     advantages = np.array([[1.0, -1.0]])
-    found = diagnostics.by_span(trajectories, advantages, [np.array([4.0, -1.0])])
+    found = diagnostics.by_span(
+        diagnostics.sums_by_span(trajectories, advantages, [np.array([4.0, -1.0])])
+    )
     assert found == {
         **{"by/span/call/share": 5 / 8, "by/span/call/advantage": (2 * 4 - 3) / 5},
         **{"by/span/reasoning/share": 1 / 8, "by/span/reasoning/advantage": 1.0},
         **{"by/span/answer/share": 2 / 8, "by/span/answer/advantage": -1.0},
     }
-    assert diagnostics.by_span(trajectories, advantages, None)["by/span/call/advantage"] == 1.0
+    alone = diagnostics.by_span(diagnostics.sums_by_span(trajectories, advantages, None))
+    assert alone["by/span/call/advantage"] == 1.0
 
 
 def test_singletons_and_what_they_get():

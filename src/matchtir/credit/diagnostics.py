@@ -19,6 +19,8 @@ from matchtir.credit.advantages import RewardBatch, centred, turn_groups
 from matchtir.credit.rewards import Credit, Reward
 from matchtir.types import CallStatus, SpanKind, ToolCall, ToolResult, Trajectory, Turn
 
+Sums = dict[str, dict[str, float]]  # by place and name
+
 TURNS, SCENARIOS = 10, 8  # at most so many have numbers of their own
 # A call that resembles nothing: no tool has this name.
 WRONG_TURN = Turn((), (), "", (ToolCall("__no_such_tool__", {}),), (ToolResult(""),))
@@ -44,17 +46,14 @@ def diagnose(
     }
 
 
-def by_turn_and_scenario(
+def sums_by_place(
     level: Float[np.ndarray, "N T"] | None,
     weight: float,
     trajectories: Sequence[Trajectory],
     advantages: Float[np.ndarray, "N T"],
     sums: Mapping[str, Float[np.ndarray, "N T"]],
-) -> dict[str, float]:
-    """Numbers of turns of one index, from 0 on, and of tasks of one scenario, the commonest.
-
-    `advantage` and `advantage_std` over turns, `length` in tokens; `turn_share`: of the absolute
-    advantages of all tokens, the part that w_g A_g does not make; means over tokens of `sums`.
+) -> Sums:
+    """Sums over turns of one index, from 0 on, and over tasks of one scenario, the commonest.
 
     Args:
         level: A_g, where the advantage has one.
@@ -71,49 +70,75 @@ def by_turn_and_scenario(
     places = {f"turn/{number}": mask & (index == number) for number in np.unique(index)}
     for name, _ in Counter(filter(None, scenarios)).most_common(SCENARIOS):
         places[f"scenario/{name}"] = mask & (scenarios == name)[:, None]
-    whole = None if level is None else np.abs(weight * level) * lengths
-    rest = None if level is None else np.abs(advantages - weight * level) * lengths
+    parts = dict(sums)
+    if level is not None:
+        parts["whole"] = np.abs(weight * level) * lengths
+        parts["rest"] = np.abs(advantages - weight * level) * lengths
+    parts |= {"turns": mask, "advantage": advantages, "square": advantages**2, "length": lengths}
+    return {
+        place: {name: float(each[chosen].sum()) for name, each in parts.items()}
+        for place, chosen in places.items()
+        if chosen.any()
+    }
+
+
+def by_place(sums: Sums) -> dict[str, float]:
+    """`advantage` and `advantage_std` over turns, `length` in tokens, means over learned tokens.
+
+    `turn_share`: of the absolute advantages of all tokens, the part that w_g A_g does not make.
+    """
     found: dict[str, float] = {}
-    for place, chosen in places.items():
-        if not chosen.any():
-            continue
-        numbers = {
-            "advantage": advantages[chosen].mean(),
-            "advantage_std": advantages[chosen].std(),
-            "length": lengths[chosen].mean(),
-        }
-        if whole is not None and rest is not None and (both := (whole + rest)[chosen].sum()) > 0:
-            numbers["turn_share"] = rest[chosen].sum() / both
-        if tokens := sums["tokens"][chosen].sum():
-            means = {name: each[chosen].sum() / tokens for name, each in sums.items()}
-            numbers |= {name: mean for name, mean in means.items() if name != "tokens"}
-        found |= {f"by/{place}/{name}": float(value) for name, value in numbers.items()}
+    for place, given in sums.items():
+        left = dict(given)
+        turns, tokens = left.pop("turns"), left.pop("tokens")
+        mean = left.pop("advantage") / turns
+        numbers = {"advantage": mean, "length": left.pop("length") / turns}
+        numbers["advantage_std"] = max(left.pop("square") / turns - mean**2, 0.0) ** 0.5
+        rest = left.pop("rest", 0.0)
+        if both := left.pop("whole", 0.0) + rest:
+            numbers["turn_share"] = rest / both
+        if tokens:
+            numbers |= {name: each / tokens for name, each in left.items()}
+        found |= {f"by/{place}/{name}": value for name, value in numbers.items()}
     return found
 
 
-def by_span(
+def sums_by_span(
     trajectories: Sequence[Trajectory],
     advantages: Float[np.ndarray, "N T"],
     of_calls: Sequence[Float[np.ndarray, " _"]] | None,
-) -> dict[str, float]:
-    """Of calls, reasoning and answers: their share of the tokens, and these' mean advantage."""
-    tokens: Counter[str] = Counter()
-    paid: dict[str, float] = defaultdict(float)
+) -> Sums:
+    """Tokens of calls, reasoning and answers, and the sum of their advantages."""
+    found: Sums = defaultdict(lambda: {"tokens": 0.0, "advantage": 0.0})
     for row, trajectory in enumerate(trajectories):
         own = iter(of_calls[row]) if of_calls is not None else repeat(None)
         for turn, advantage in zip(trajectory.turns, advantages[row], strict=False):
             for span in turn.spans:
                 call = next(own) if span.kind is SpanKind.CALL else None
-                tokens[span.kind] += (length := span.end - span.start)
-                paid[span.kind] += length * float(advantage if call is None else call)
-    return {
-        name: value
-        for kind, count in tokens.items()
-        for name, value in (
-            (f"by/span/{kind}/share", count / tokens.total()),
-            (f"by/span/{kind}/advantage", paid[kind] / max(count, 1)),
-        )
-    }
+                length = span.end - span.start
+                found[span.kind]["tokens"] += length
+                found[span.kind]["advantage"] += length * float(advantage if call is None else call)
+    return dict(found)
+
+
+def by_span(sums: Sums) -> dict[str, float]:
+    """Of calls, reasoning and answers: their share of the tokens, and these' mean advantage."""
+    total = sum(each["tokens"] for each in sums.values())
+    found: dict[str, float] = {}
+    for kind, each in sums.items():
+        found[f"by/span/{kind}/share"] = each["tokens"] / max(total, 1)
+        found[f"by/span/{kind}/advantage"] = each["advantage"] / max(each["tokens"], 1)
+    return found
+
+
+def added(rows: Sequence[Sums]) -> Sums:
+    """The sums of several processes as one."""
+    found: Sums = {}
+    for place, given in (item for row in rows for item in row.items()):
+        own = found.setdefault(place, dict.fromkeys(given, 0.0))
+        for name, value in given.items():
+            own[name] += value
+    return found
 
 
 def signal(batch: RewardBatch, advantages: Float[np.ndarray, "N T"]) -> dict[str, float]:

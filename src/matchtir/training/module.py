@@ -14,7 +14,14 @@ from torch.distributed.fsdp import FSDPModule
 
 from matchtir.credit.advantages import Advantage, RewardBatch, parts_of
 from matchtir.credit.calls import call_advantages, with_call_variance
-from matchtir.credit.diagnostics import by_span, by_turn_and_scenario, diagnose
+from matchtir.credit.diagnostics import (
+    added,
+    by_place,
+    by_span,
+    diagnose,
+    sums_by_place,
+    sums_by_span,
+)
 from matchtir.credit.rewards import Reward
 from matchtir.policy.batching import TokenBatch, collate
 from matchtir.policy.losses import (
@@ -390,15 +397,17 @@ class PolicyGradientModule(PolicyModule):
         found = diagnose(
             self.reward, scored.trajectories, scored.credits, scored.rewards, scored.advantages
         )
+        places = sums_by_place(
+            parts_of(self.advantage, scored.rewards).trajectory,
+            getattr(self.advantage, "trajectory_weight", 1.0),
+            *(scored.trajectories, scored.advantages, self.turn_sums),
+        )
+        spans = sums_by_span(scored.trajectories, scored.advantages, scored.call_advantages)
         return {
             **rollout_metrics(scored, self.source.seconds, self.iteration),
             **{f"credit/{name}": value for name, value in found.items()},
-            **by_turn_and_scenario(
-                parts_of(self.advantage, scored.rewards).trajectory,
-                getattr(self.advantage, "trajectory_weight", 1.0),
-                *(scored.trajectories, scored.advantages, self.turn_sums),
-            ),
-            **by_span(scored.trajectories, scored.advantages, scored.call_advantages),
+            **by_place(added(gathered(places))),
+            **by_span(added(gathered(spans))),
             **self.phases.metrics(),
             "train/partial_groups": float(len(self.source.partial)),
             "train/replaced": float(self.source.replaced),
