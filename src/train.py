@@ -55,20 +55,9 @@ def run(config: DictConfig) -> float:
 
 def train(config: DictConfig) -> float:
     """What `run` does with a config without mistakes."""
-    from lightning import Trainer
-
-    from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
-    from matchtir.training import run as parts
-    from matchtir.training.base import check_trainer
-    from matchtir.training.data import TaskDataModule, check_prompts
     from matchtir.training.plan import check_plan
-    from matchtir.utils.loggers import close, quiet
-    from matchtir.utils.processes import (
-        end_with_the_first,
-        ended_with_status,
-        is_first,
-        wait_for_all,
-    )
+    from matchtir.utils.loggers import quiet
+    from matchtir.utils.processes import end_with_the_first, ended_with_status
 
     end_with_the_first()
     quiet()
@@ -77,11 +66,25 @@ def train(config: DictConfig) -> float:
     if config.dry_run:
         return float("nan")
     check_packages(config)
-    started = time.monotonic()
     folder = Path(config.paths.run_dir)
     checkpoint = checkpoint_to_load(config.ckpt_path, folder)
-    with ended_with_status(), ExitStack() as at_the_end:
-        at_the_end.enter_context(opened(config, folder))
+    with ended_with_status(), opened(config, folder):
+        return train_in(folder, config, checkpoint)
+
+
+def train_in(folder: Path, config: DictConfig, checkpoint: Path | None) -> float:
+    """Instantiate, train, score and save, in an open run folder; the value of the objective."""
+    from lightning import Trainer
+
+    from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
+    from matchtir.training import run as parts
+    from matchtir.training.base import check_trainer
+    from matchtir.training.data import TaskDataModule, check_prompts
+    from matchtir.utils.loggers import close
+    from matchtir.utils.processes import is_first, wait_for_all
+
+    started = time.monotonic()
+    with ExitStack() as at_the_end:
         parts.set_up(config)
         datamodule: TaskDataModule = instantiate(config.datamodule)
         keep_inputs(folder, parts.task_hashes(datamodule))

@@ -11,10 +11,10 @@ from matchtir.credit.advantages import (
     RewardBatch,
     TrajectoryAdvantage,
     TurnAdvantage,
-    discounted_returns,
     parts_of,
 )
 from matchtir.credit.estimators import MtGrpoAdvantage, ShrinkageAdvantage, shrinkage
+from matchtir.credit.statistics import discounted_returns
 from matchtir.types import StopReason
 from tests.credit.builders import attempt, batch, call, match_reward, says, task, turn
 
@@ -67,7 +67,8 @@ def batches(draw, smallest=1):
 
 
 def rows_of(made, index):
-    arrays = {name: getattr(made, name)[index] for name in made.__slots__}
+    given = {name: getattr(made, name) for name in made.__slots__}
+    arrays = {name: each[index] for name, each in given.items() if each is not None}
     return RewardBatch(**arrays)
 
 

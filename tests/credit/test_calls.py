@@ -10,10 +10,10 @@ from matchtir.credit.advantages import (
     RewardBatch,
     TrajectoryAdvantage,
     TurnAdvantage,
-    spread,
 )
 from matchtir.credit.calls import call_advantages, deviations, with_call_variance
 from matchtir.credit.estimators import ShrinkageAdvantage
+from matchtir.credit.statistics import spread
 from tests.credit.builders import attempt, call, match_reward, says, task, turn
 
 A, B, NO = call("a"), call("b"), call("no_tool")

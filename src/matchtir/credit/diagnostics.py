@@ -15,8 +15,9 @@ from itertools import repeat
 import numpy as np
 from jaxtyping import Bool, Float
 
-from matchtir.credit.advantages import RewardBatch, centred, turn_groups
+from matchtir.credit.advantages import RewardBatch, turn_groups
 from matchtir.credit.rewards import Credit, Reward
+from matchtir.credit.statistics import centred
 from matchtir.types import CallStatus, SpanKind, ToolCall, ToolResult, Trajectory, Turn
 
 Sums = dict[str, dict[str, float]]  # by place and name

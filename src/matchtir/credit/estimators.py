@@ -12,11 +12,9 @@ from matchtir.credit.advantages import (
     RewardBatch,
     TrajectoryAdvantage,
     TurnAdvantage,
-    centred,
-    check_normalisation,
-    discounted_returns,
     turn_groups,
 )
+from matchtir.credit.statistics import centred, check_normalisation, discounted_returns
 
 
 @dataclass(frozen=True)
