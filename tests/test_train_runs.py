@@ -106,7 +106,7 @@ def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr("train.test_scores", interrupt)
+        patch.setattr("matchtir.training.run.test_scores", interrupt)
         with pytest.raises(Interrupted):
             run(tmp_path / "broken", PAID)
     assert run(tmp_path / "broken", PAID, "ckpt_path=last") == objective

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
             "model.head_float32: all computes in 32 bits",
         ),
         ("+loss.correction._target_=matchtir.policy.losses.MismatchCorrection "
-         "+loss.correction.token_range=[0.5,5]", "module.objective.*: cap=2.0, token_range"),
+         "+loss.correction.token_range=[0.5,5.0]", "module.objective.*: cap=2.0, token_range"),
         ("module.overlong.penalty=2.0", "module.overlong: .* needs a buffer"),
         ("loss.clip_low=-1.0", "module.objective: clip_low=-1.0 must lie in"),
         ("trainer.precision=bf17", "trainer.precision: .* not 'bf17'"),

@@ -57,6 +57,7 @@ def written_trajectory(
                 calls=renderer.calls.parse(text, tools) if outcome else (),
                 results=outcome,
                 observation_ids=renderer.observation_ids(outcome, token_ids) if outcome else (),
+                spans=renderer.spans(text, token_ids),
             )
         )
     return Trajectory(task, renderer.prompt_ids(task), tuple(turns), StopReason.ANSWER)

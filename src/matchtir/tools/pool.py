@@ -47,6 +47,7 @@ class WorkerPool:
         self._numbers = itertools.count()
         self._all: set[WorkerProcess] = set()
         self._lent: set[WorkerProcess] = set()
+        self._clearing: set[WorkerProcess] = set()
         self._free: list[WorkerProcess] = []  # the last one used is the first to be used again
         self._returned = asyncio.Event()
         self._sweep: asyncio.TimerHandle | None = None
@@ -138,6 +139,9 @@ class WorkerPool:
                 found = next((each for each in fitting if each.key == key), fitting[-1])
                 self._free.remove(found)
                 return found
+            if any(each.settings == settings for each in self._clearing):  # sooner than a new one
+                await self._next_returned()
+                continue
             made = WorkerProcess(settings, f"{self._folder.name}/{next(self._numbers)}")
             others = (self._all if key is None else self._all - self._lent).copy()
             self._all.add(made)
@@ -154,15 +158,20 @@ class WorkerPool:
                 self._end(self._free.pop(0))
                 await asyncio.sleep(0)
             else:
-                self._returned.clear()
-                await self._returned.wait()
+                await self._next_returned()
+
+    async def _next_returned(self) -> None:
+        self._returned.clear()
+        await self._returned.wait()
 
     async def _clear(self, process: WorkerProcess) -> None:
         """End the tool code that it runs, and share it."""
+        self._clearing.add(process)
         try:
             if process.lives:
                 await process.execute(_END)
         finally:
+            self._clearing.remove(process)
             self._give_back(process)
 
     def _give_back(self, process: WorkerProcess) -> None:
