@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
          "+loss.correction.token_range=[0.5,5.0]", "module.objective.*: cap=2.0, token_range"),
         ("module.overlong.penalty=2.0", "module.overlong: .* needs a buffer"),
         ("loss.clip_low=-1.0", "module.objective: clip_low=-1.0 must lie in"),
+        ("sandbox.max_sessions=8", "sandbox.max_sessions: with 8 of them .* wait for each other"),
         ("trainer.precision=bf17", "trainer.precision: .* not 'bf17'"),
         ("sandbox.workers=two", "sandbox.workers: .* takes int, not 'two'"),
         ("+module.micro_batch_token=9", "module.micro_batch_token: .* mean micro_batch_tokens"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from inspect import formatannotation
 from typing import Literal
@@ -49,6 +50,13 @@ def unfit_settings(config: DictConfig) -> Iterator[str]:
         yield (
             f"  ahead: with trainer.offload={config.trainer.offload} nothing would leave the "
             "device: groups are sampled during the update, which needs all of it"
+        )
+    engine, sessions = config.rollout.engine, config.sandbox.get("max_sessions")
+    if engine.get("rejoin_after") is not None and (sessions or math.inf) < engine.max_sessions:
+        yield (
+            f"  sandbox.max_sessions: with {sessions} of them conversations could wait for each "
+            f"other: rollout.engine.max_sessions={engine.max_sessions} are under way, and each "
+            "waits for the tools of all (rollout.engine.rejoin_after=null: it does not)"
         )
     model, precision = config.model, str(config.trainer.precision)
     if model.get("head_float32") and model.dtype == "float32" and precision.startswith("32"):
