@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from matchtir.policy.loading import load_policy, load_pretrained
-from matchtir.training.run import test_scores
+from matchtir.training import run as run_parts
 from matchtir.utils.config_check import ConfigError
 from tests.scale.whole_runs import COPYING, NOT_REPEATED, ROOT, SMALL_MODEL, SMALL_RUN, run_here
 from tests.training.token_reward import PAID
@@ -103,13 +103,15 @@ def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
 ) -> None:
     objective = run(tmp_path / "whole", PAID)
 
+    scores = run_parts.test_scores
+
     def interrupt(trainer: Any, *others: Any) -> Any:
         if trainer.global_step:
             raise Interrupted
-        return test_scores(trainer, *others)
+        return scores(trainer, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr("matchtir.training.run.test_scores", interrupt)
+        patch.setattr(run_parts, "test_scores", interrupt)
         with pytest.raises(Interrupted):
             run(tmp_path / "broken", PAID)
     assert run(tmp_path / "broken", PAID, "ckpt_path=last") == objective
