@@ -40,6 +40,7 @@ def assert_same(one: list[dict[str, float]], other: list[dict[str, float]]) -> N
     assert far == {}
 
 
+@pytest.mark.slow
 def test_two_replicas_get_the_numbers_of_one_process(
     tmp_path: Path, one_process: list[dict[str, float]]
 ) -> None:

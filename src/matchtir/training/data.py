@@ -42,15 +42,23 @@ class Stage:
         return tasks if self.first is None else tasks[: self.first]
 
 
+PROMPTS = 5000  # of one stage, whose lengths are looked at before a run begins
+
+
 def check_prompts(
     stages: Sequence[Stage], renderer: Renderer, limit: int, allowed_share: float
 ) -> str:
     """How many training tasks a limit on prompts skips, in words; "" where it skips none.
 
+    Of a stage with more than `PROMPTS` tasks so many are looked at, evenly spread.
+
     Raises:
         UserError: more than `allowed_share` of them.
     """
-    tasks = {task.task_id: task for stage in stages for task in stage.training_tasks}
+    tasks: dict[str, Task] = {}
+    for all_tasks in (stage.training_tasks for stage in stages):
+        chosen = range(0, len(all_tasks), -(-len(all_tasks) // PROMPTS) or 1)
+        tasks |= {(task := all_tasks[place]).task_id: task for place in chosen}
     lengths = [
         len(renderer.prompt_ids(task))
         for task in tasks.values()
