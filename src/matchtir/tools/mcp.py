@@ -67,23 +67,23 @@ class McpHost:
         self._timeout_s = timeout_s
         self._max_output_chars = max_output_chars
         self._isolation = isolation
-        self._shared: dict[McpServer, McpConnection] = {}
+        self._by_episode: dict[tuple[McpServer, int], McpConnection] = {}  # 0: shared by all
         self._all: set[McpConnection] = set()
 
-    def connect(self, server: McpServer) -> McpConnection:
-        """A connection to this server: a new one, or the shared one if it lives."""
-        connection = self._shared.get(server) if server.shared else None
-        if connection is None or connection.ended:
-            connection = McpConnection(server, self._isolation)
-            self._all.add(connection)
-            connection.task.add_done_callback(lambda _: self._all.discard(connection))
-            if server.shared:
-                self._shared[server] = connection
-        return connection
+    def _connection(self, server: McpServer, episode: int) -> McpConnection:
+        """That of the episode, from its first call on; a shared one is replaced where it ended."""
+        key = server, 0 if server.shared else episode
+        found = self._by_episode.get(key)
+        if found is not None and not (server.shared and found.ended):
+            return found
+        made = self._by_episode[key] = McpConnection(server, self._isolation)
+        self._all.add(made)
+        made.task.add_done_callback(lambda _: self._all.discard(made))
+        return made
 
     async def tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
         """What the server offers; raises McpError where it does not start."""
-        client = await self.connect(server).client()
+        client = await self._connection(server, 0).client()
         found, cursor = [], None
         while True:
             page = await client.list_tools(cursor=cursor)
@@ -96,8 +96,10 @@ class McpHost:
             for tool in found
         )
 
-    async def call(self, connection: McpConnection, tool: ToolSpec, arguments: str) -> Reply:
+    async def call(self, episode: int, tool: ToolSpec, arguments: str) -> Reply:
         """One call, its arguments as JSON text."""
+        assert tool.server is not None
+        connection = self._connection(tool.server, episode)
         started = time.monotonic()
         limit = tool.timeout_s or self._timeout_s
 
@@ -134,6 +136,11 @@ class McpHost:
         if result.is_error:
             return reply(ResultStatus.EXCEPTION, text)
         return reply(ResultStatus.OK if whole else ResultStatus.TRUNCATED, text)
+
+    async def end_episode(self, episode: int) -> None:
+        """Stop the servers that only this episode had."""
+        own = [key for key in self._by_episode if key[1] == episode]
+        await asyncio.gather(*[self._by_episode.pop(key).close() for key in own])
 
     async def stop(self) -> None:
         """End every connection."""

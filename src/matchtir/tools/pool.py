@@ -8,7 +8,7 @@ import itertools
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -16,7 +16,6 @@ from matchtir.tools.process import Reply, WorkerProcess, WorkerSettings
 
 log = logging.getLogger(__name__)
 
-_END = {"action": "end", "key": None, "timeout_s": 5.0}  # a request: end what runs tool code
 _IDLE_S = 30.0  # a worker that nobody needs for so long is ended, but for the first few
 _SCARCE = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
@@ -47,7 +46,6 @@ class WorkerPool:
         self._numbers = itertools.count()
         self._all: set[WorkerProcess] = set()
         self._lent: set[WorkerProcess] = set()
-        self._clearing: set[WorkerProcess] = set()
         self._free: list[WorkerProcess] = []  # the last one used is the first to be used again
         self._returned = asyncio.Event()
         self._sweep: asyncio.TimerHandle | None = None
@@ -80,18 +78,23 @@ class WorkerPool:
         return lent
 
     async def take_back(self, lent: WorkerProcess) -> None:
-        """End what a lent worker runs, and share it again."""
+        """Share a lent worker again; what it runs is ended before anything else."""
+        self._lent.remove(lent)
+        self._give_back(lent)
         try:
-            await self._clear(lent)
+            await self._clear([lent])
         finally:
-            self._lent.remove(lent)
             self._sessions.release()
 
     async def end_episode(self, episode: int) -> None:
         """End what the calls of an episode left running."""
-        left = [each for each in self._free if each.key and each.key[0] == episode]
-        self._free = [each for each in self._free if each not in left]
-        await asyncio.gather(*map(self._clear, left))
+        await self._clear([each for each in self._free if each.key and each.key[0] == episode])
+
+    async def _clear(self, processes: Sequence[WorkerProcess]) -> None:
+        """End the tool code of these, unless others have them by now."""
+        end = {"action": "end", "timeout_s": 5.0}
+        ends = [each.execute({**end, "key": each.key}) for each in processes if each.lives]
+        await asyncio.gather(*ends)
 
     async def report(self, settings: WorkerSettings) -> tuple[str, Mapping[str, str]]:
         """The isolation of a worker, in words, and why each missing part is missing."""
@@ -139,9 +142,6 @@ class WorkerPool:
                 found = next((each for each in fitting if each.key == key), fitting[-1])
                 self._free.remove(found)
                 return found
-            if any(each.settings == settings for each in self._clearing):  # sooner than a new one
-                await self._next_returned()
-                continue
             made = WorkerProcess(settings, f"{self._folder.name}/{next(self._numbers)}")
             others = (self._all if key is None else self._all - self._lent).copy()
             self._all.add(made)
@@ -158,21 +158,8 @@ class WorkerPool:
                 self._end(self._free.pop(0))
                 await asyncio.sleep(0)
             else:
-                await self._next_returned()
-
-    async def _next_returned(self) -> None:
-        self._returned.clear()
-        await self._returned.wait()
-
-    async def _clear(self, process: WorkerProcess) -> None:
-        """End the tool code that it runs, and share it."""
-        self._clearing.add(process)
-        try:
-            if process.lives:
-                await process.execute(_END)
-        finally:
-            self._clearing.remove(process)
-            self._give_back(process)
+                self._returned.clear()
+                await self._returned.wait()
 
     def _give_back(self, process: WorkerProcess) -> None:
         self.losses += process.losses

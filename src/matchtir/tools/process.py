@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +71,8 @@ class WorkerSettings:
 class WorkerProcess:
     """A process that executes one request at a time, under a deadline.
 
-    It is started by the first request and again after it died. A worker whose parent dies ends at
-    once, whatever it does.
+    Others wait for it. It is started by the first request and again after it died. A worker whose
+    parent dies ends at once, whatever it does.
     """
 
     def __init__(self, settings: WorkerSettings, folder: str) -> None:
@@ -82,6 +82,7 @@ class WorkerProcess:
         self.in_force = ""  # its isolation, in words
         self.missing: Mapping[str, str] = {}  # parts of isolation, and why they are missing
         self.idle_since = 0.0
+        self._order = asyncio.Lock()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._reader = asyncio.StreamReader()
@@ -95,18 +96,19 @@ class WorkerProcess:
         `hangs` is called where it takes long. A request whose process is killed from outside is
         repeated, a few times.
         """
-        self.key = request["key"]
-        try:
-            for _ in range(_ATTEMPTS):
-                if not self.lives:
-                    await self.start()
-                reply = await self._ask(request, hangs)
-                if reply is not None:
-                    return reply
-                self.losses += 1
-        except BaseException:
-            self.end()
-            raise
+        async with self._order:
+            self.key = request["key"]
+            try:
+                for _ in range(_ATTEMPTS):
+                    if not self.lives:
+                        await self.start()
+                    reply = await self._ask(request, hangs)
+                    if reply is not None:
+                        return reply
+                    self.losses += 1
+            except BaseException:
+                self.end()
+                raise
         log.warning("a call is given up: its process was killed %d times", _ATTEMPTS)
         return STOPPED
 
@@ -129,28 +131,25 @@ class WorkerProcess:
             self._folder, settings.isolation, settings.network, settings.memory_mb
         )
         os.makedirs(rules.scratch, exist_ok=True)
-        with ExitStack() as undo:
-            ours, theirs = socket.socketpair()
-            undo.callback(ours.close)
-            with theirs:
-                descriptor = theirs.fileno()
-                self._process = subprocess.Popen(
-                    isolated_command(
-                        "worker.main",
-                        descriptor=descriptor,
-                        rules=asdict(rules),
-                        preload=settings.preload,
-                    ),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    pass_fds=(descriptor,),
-                    cwd="/",
-                    env=environment(settings.environment, rules.scratch),
-                    start_new_session=True,  # a group of its own: killed with what it started
-                )
-            undo.pop_all()
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        ours, theirs = socket.socketpair()
+        arguments = {"descriptor": theirs.fileno(), "rules": asdict(rules)}
+        try:
+            self._process = subprocess.Popen(
+                isolated_command("worker.main", **arguments, preload=settings.preload),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(),),
+                cwd="/",
+                env=environment(settings.environment, rules.scratch),
+                start_new_session=True,  # a group of its own: killed with what it started
+            )
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         try:
             async with asyncio.timeout(_START_S):
                 report = await self._hello()
@@ -213,23 +212,16 @@ class WorkerProcess:
                 timer.cancel()
         if status == "lost":
             return None
-        if status == "load_timeout":
-            text = f"its source did not load within {text} seconds"
         hung = status in ("timeout", "load_timeout")
-        return Reply(_STATUSES[status], text, time.monotonic() - started, hung)
+        if status == "load_timeout":
+            status, text = "broken_tool", f"its source did not load within {text} seconds"
+        return Reply(ResultStatus(status), text, time.monotonic() - started, hung)
 
     async def _receive(self) -> tuple[str, str]:
         """Status and text of one frame."""
         code, size = worker.REPLY.unpack(await self._reader.readexactly(worker.REPLY.size))
         text = await self._reader.readexactly(size)
         return worker.STATUSES[code], text.decode("utf-8", "replace")
-
-
-_STATUSES = {status: ResultStatus(status) for status in worker.OF_CHILDREN} | {
-    "crashed": ResultStatus.CRASHED,
-    "timeout": ResultStatus.TIMEOUT,
-    "load_timeout": ResultStatus.BROKEN_TOOL,
-}
 
 
 def isolated_command(function: str, **arguments: Any) -> list[str]:
@@ -252,12 +244,8 @@ def environment(names: Sequence[str], folder: str) -> dict[str, str]:
     return {**kept, **fixed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-_told: set[tuple[str, str]] = set()
-
-
+@cache
 def _tell_once(found: str, missing: str) -> None:
-    if (found, missing) not in _told:
-        _told.add((found, missing))
-        log.info("sandbox: %s", found)
-        if missing:
-            log.warning("\033[31msandbox: missing are: %s\033[0m", missing)
+    log.info("sandbox: %s", found)
+    if missing:
+        log.warning("\033[31msandbox: missing are: %s\033[0m", missing)

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matchtir.tools.mcp import McpConnection, McpHost
 from matchtir.tools.pool import WorkerPool
 from matchtir.tools.process import Reply, WorkerProcess, WorkerSettings
-from matchtir.types import McpServer, ResultStatus, ToolSpec
+from matchtir.types import ResultStatus, ToolSpec
 
 
 @dataclass(frozen=True)
@@ -31,37 +30,19 @@ class Calling:
     options: Mapping[str, Any]
     fork: str
 
+    async def function(self, episode: int, tool: ToolSpec, arguments: str) -> Reply:
+        """Call a function, which has no state: its source is executed anew, in any worker."""
+        key = _key(0 if self.fork == "none" else episode, [tool])
+        request = {**self.request(tool, arguments), "key": key, "once": self.fork == "call"}
+        return await self.pool.execute(self.settings.granting([tool]), request)
 
-class FunctionRunner:
-    """Python functions, without a state: every call executes the tool's source anew, in any worker.
-
-    `episode` is the number of this one.
-    """
-
-    def __init__(self, calling: Calling, episode: int) -> None:
-        self._calling = calling
-        self._episode = 0 if calling.fork == "none" else episode
-
-    async def run(self, tool: ToolSpec, arguments: str) -> Reply:
-        """Call the function, in the worker that is free first."""
-        calling = self._calling
-        place = {**_place(self._episode, [tool.path]), "once": calling.fork == "call"}
-        request = {**call_request(tool, arguments, calling.options), **place}
-        return await calling.pool.execute(calling.settings.granting([tool]), request)
-
-    async def close(self) -> None:
-        """End what the calls left running."""
-        if self._episode:
-            await self._calling.pool.end_episode(self._episode)
-
-
-def call_request(tool: ToolSpec, arguments: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """A call as a worker is told of it."""
-    code = {"name": tool.name, "source": tool.source, "owner": tool.owner, "path": tool.path}
-    own: dict[str, Any] = {"timeout_s": tool.timeout_s} if tool.timeout_s else {}
-    own |= {"strict": True, "parameters": dict(tool.parameters)} if tool.strict else {}
-    own |= {"stdout": True} if tool.stdout else {}
-    return {"action": "call", "arguments": arguments, **code, **options, **own}
+    def request(self, tool: ToolSpec, arguments: str) -> dict[str, Any]:
+        """A call as a worker is told of it."""
+        code = {"name": tool.name, "source": tool.source, "owner": tool.owner, "path": tool.path}
+        own: dict[str, Any] = {"timeout_s": tool.timeout_s} if tool.timeout_s else {}
+        own |= {"strict": True, "parameters": dict(tool.parameters)} if tool.strict else {}
+        own |= {"stdout": True} if tool.stdout else {}
+        return {"action": "call", "arguments": arguments, **code, **self.options, **own}
 
 
 class ObjectRunner:
@@ -73,7 +54,6 @@ class ObjectRunner:
     calls before are repeated.
 
     Args:
-        episode: number of this one.
         tools: of the session, of any kind.
         state: arguments of the objects, by class; without any where a class is not among them.
 
@@ -84,19 +64,19 @@ class ObjectRunner:
     def __init__(
         self, calling: Calling, episode: int, tools: Sequence[ToolSpec], state: Mapping[str, Any]
     ) -> None:
-        self._pool, self._options = calling.pool, calling.options
+        self._calling = calling
         self._objects = _objects_of(tools, state)
         owned = [tool for tool in tools if tool.owner]
         self._settings = calling.settings.granting(owned)
-        self._place = {**_place(episode, [tool.path for tool in owned]), "objects": self._objects}
-        self._earlier: list[dict[str, Any]] = []
+        self._place = {"key": _key(episode, owned), "objects": self._objects, "once": False}
+        self._earlier: list[dict[str, Any]] = []  # the calls so far
         self._worker: WorkerProcess | None = None
         self._lost = False
         self._order = asyncio.Lock()
 
     async def run(self, tool: ToolSpec, arguments: str) -> Reply:
         """Call the method; where the objects could not be made, the reply says why."""
-        request = {**call_request(tool, arguments, self._options), "source": ""}
+        request = {**self._calling.request(tool, arguments), "source": ""}
         reply = await self._ask(request)
         kept = ("name", "owner", "arguments", "parameters")
         again = {"strict": tool.strict, **{key: request[key] for key in kept if key in request}}
@@ -107,7 +87,8 @@ class ObjectRunner:
         """The public attributes of each object, by class; None where they are lost, or no JSON."""
         if not self._objects:
             return {}
-        reply = await self._ask({"action": "state", "timeout_s": self._options["timeout_s"]})
+        timeout_s = self._calling.options["timeout_s"]
+        reply = await self._ask({"action": "state", "timeout_s": timeout_s})
         return json.loads(reply.output) if reply.status is ResultStatus.OK else None
 
     async def close(self) -> None:
@@ -115,7 +96,7 @@ class ObjectRunner:
         async with self._order:
             if self._worker is not None:
                 worker, self._worker = self._worker, None
-                await self._pool.take_back(worker)
+                await self._calling.pool.take_back(worker)
 
     async def _ask(self, request: Mapping[str, Any]) -> Reply:
         async with self._order:
@@ -124,47 +105,17 @@ class ObjectRunner:
                 lost = f"{owners} and its state were lost with an earlier call"
                 return Reply(ResultStatus.CRASHED, lost, 0.0)
             if self._worker is None:
-                self._worker = await self._pool.lend(self._settings)
-            request = {**request, **self._place, "earlier": self._earlier, "once": False}
-            try:
-                reply = await self._pool.execute_in(self._worker, request)
-            except BaseException:
-                self._lost = True
-                raise
+                self._worker = await self._calling.pool.lend(self._settings)
+            request = {**request, **self._place, "earlier": self._earlier}
+            self._lost = True  # unless there is an answer
+            reply = await self._calling.pool.execute_in(self._worker, request)
             self._lost = reply.hung or reply.status is ResultStatus.CRASHED
             return reply
 
 
-class McpRunner:
-    """Tools of MCP servers, each server started at its first call."""
-
-    def __init__(self, host: McpHost) -> None:
-        self._host = host
-        self._own: dict[McpServer, McpConnection] = {}
-
-    async def run(self, tool: ToolSpec, arguments: str) -> Reply:
-        """Have the tool's server do it."""
-        server = tool.server
-        assert server is not None
-        connection = self._own.get(server)
-        if connection is None:
-            connection = self._host.connect(server)
-            if not server.shared:
-                self._own[server] = connection
-        return await self._host.call(connection, tool, arguments)
-
-    async def close(self) -> None:
-        """Stop the servers that are this session's own."""
-        await asyncio.gather(*[connection.close() for connection in self._own.values()])
-
-
-ToolRunner = FunctionRunner | ObjectRunner | McpRunner
-
-
-def _place(episode: int, paths: Sequence[str]) -> dict[str, Any]:
-    """In which process a request is executed, and which folders that one may read."""
-    folders = sorted({os.path.dirname(path) for path in paths} - {""})
-    return {"key": [episode, folders], "folders": folders}
+def _key(episode: int, tools: Sequence[ToolSpec]) -> list[Any]:
+    """Who shares a process that runs tool code, and which folders that one may read."""
+    return [episode, sorted({os.path.dirname(tool.path) for tool in tools} - {""})]
 
 
 def _objects_of(tools: Sequence[ToolSpec], state: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from matchtir.tools.formats import error_text
 from matchtir.tools.mcp import McpHost
 from matchtir.tools.pool import WorkerPool
 from matchtir.tools.process import STOPPED, Reply, WorkerSettings
-from matchtir.tools.runners import Calling, FunctionRunner, McpRunner, ObjectRunner, ToolRunner
+from matchtir.tools.runners import Calling, ObjectRunner
 from matchtir.types import CallStatus, ResultStatus, Task, ToolCall, ToolResult, ToolSpec
 from matchtir.utils.loop_thread import LoopThread
 from matchtir.utils.options import check_option
@@ -141,11 +141,11 @@ class ProcessPoolSandbox:
         pool = WorkerPool(workers, max(workers, max_workers or 4 * workers), max_sessions)
         options = {"output": output, "max_output_chars": max_output_chars, "timeout_s": timeout_s}
         settings = WorkerSettings(isolation, memory_mb=memory_mb, preload=tuple(preload))
-        self._calling = Calling(pool, settings, options, fork)
-        self._mcp = mcp = McpHost(timeout_s, max_output_chars, isolation)
+        self.calling = Calling(pool, settings, options, fork)
+        self.servers = servers = McpHost(timeout_s, max_output_chars, isolation)
 
         async def end() -> None:
-            await mcp.stop()
+            await servers.stop()
             await pool.stop()
 
         # Kills everything, once; runs at exit too, and when the sandbox is forgotten.
@@ -164,23 +164,20 @@ class ProcessPoolSandbox:
         names = Counter(tool.name for tool in tools)
         if len(names) < len(tools):
             raise ValueError(f"two tools of one session are called {names.most_common(1)[0][0]!r}")
-        episode = next(self._episodes)
-        functions = FunctionRunner(self._calling, episode)
-        objects = ObjectRunner(self._calling, episode, tools, state or {})
-        return ProcessPoolSession(self, tools, functions, objects, McpRunner(self._mcp))
+        return ProcessPoolSession(self, next(self._episodes), tools, state or {})
 
     def check(self) -> tuple[str, Mapping[str, str]]:
         """What isolation is in force, in words, and why each missing part is missing.
 
         Starts a worker; RuntimeError where that fails, or where required isolation is missing.
         """
-        report = self._calling.pool.report(self._calling.settings)
+        report = self.calling.pool.report(self.calling.settings)
         return self._thread.submit(report).result()
 
     @property
     def losses(self) -> int:
         """How often a tool's process was killed from outside, and its call repeated."""
-        return self._calling.pool.losses
+        return self.calling.pool.losses
 
     @property
     def closed(self) -> bool:
@@ -200,19 +197,19 @@ class ProcessPoolSandbox:
 
 
 class ProcessPoolSession:
-    """The tools of one episode, each with the runner of its kind; made by `open`."""
+    """The tools of an episode, of which `open` gives the number; MCP servers may be shared."""
 
     def __init__(
         self,
         sandbox: ProcessPoolSandbox,
+        episode: int,
         tools: Sequence[ToolSpec],
-        functions: FunctionRunner,
-        objects: ObjectRunner,
-        servers: McpRunner,
+        state: Mapping[str, Any],
     ) -> None:
         self._sandbox = sandbox
-        self._functions, self._objects, self._servers = functions, objects, servers
-        self._tools = {tool.name: (tool, self._runner_of(tool)) for tool in tools}
+        self._episode = episode
+        self._tools = {tool.name: tool for tool in tools}
+        self._objects = ObjectRunner(sandbox.calling, episode, tools, state)
         self._closed = False
 
     async def call(self, call: ToolCall) -> ToolResult:
@@ -232,8 +229,9 @@ class ProcessPoolSession:
             await self._sandbox.run(self._close())
 
     async def _close(self) -> None:
-        for runner in (self._functions, self._objects, self._servers):
-            await runner.close()
+        await self._sandbox.calling.pool.end_episode(self._episode)
+        await self._objects.close()
+        await self._sandbox.servers.end_episode(self._episode)
 
     async def _call(self, call: ToolCall) -> ToolResult:
         try:
@@ -245,10 +243,12 @@ class ProcessPoolSession:
         self._sandbox.counts[result.status] += 1
         return result
 
-    def _runner_of(self, tool: ToolSpec) -> ToolRunner:
+    async def _run(self, tool: ToolSpec, arguments: str) -> Reply:
         if tool.server is not None:
-            return self._servers
-        return self._objects if tool.owner else self._functions
+            return await self._sandbox.servers.call(self._episode, tool, arguments)
+        if tool.owner:
+            return await self._objects.run(tool, arguments)
+        return await self._sandbox.calling.function(self._episode, tool, arguments)
 
     async def _result(self, call: ToolCall) -> ToolResult:
         if call.status is CallStatus.OK and call.name not in self._tools:
@@ -264,10 +264,10 @@ class ProcessPoolSession:
         if len(arguments) > limit:
             text = f"Error: the arguments are too long: {len(arguments)} characters, over {limit}."
             return ToolResult(text, ResultStatus.REJECTED)
-        tool, runner = self._tools[call.name]
+        tool = self._tools[call.name]
         reply = self._sandbox.hanging.answer(tool)
         if reply is None:
-            reply = await runner.run(tool, arguments)
+            reply = await self._run(tool, arguments)
             self._sandbox.hanging.see(tool, reply)
         return _to_result(call.name, reply)
 

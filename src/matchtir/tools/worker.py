@@ -35,19 +35,17 @@ itertools math operator random re statistics string textwrap typing unicodedata 
 
 
 class Child:
-    """A fork that runs tool code for those of one `key`, which is None until it is needed.
+    """A fork that runs tool code for those of one `key`: an episode, and folders that it may read.
 
-    Args:
-        parent: the channel of the worker.
-        folders: what it may read.
+    It is forked for any episode; `parent` is the channel of the worker.
     """
 
-    def __init__(self, isolation, parent, folders):
-        self.key, self.folders = None, folders
+    def __init__(self, isolation, parent, key):
+        self.key, (_, self.folders) = None, key  # its key is None until it is needed
         self.loaded = mmap.mmap(-1, 1)  # set once the source of a call is loaded
         self._isolation, self._parent = isolation, parent.fileno()
         self.channel, theirs = socket.socketpair()
-        self.pid = isolation.fork(folders)
+        self.pid = isolation.fork(self.folders)
         if self.pid == 0:
             _become_child(isolation, theirs.detach(), self.loaded)
         theirs.close()
@@ -68,8 +66,10 @@ class Child:
         except OSError:
             return self._death()
 
-    def usable(self):
-        """Whether it waits for a request: it lives, and says nothing that it was not asked."""
+    def serves(self, key):
+        """Whether it is for these, lives, and says nothing that it was not asked."""
+        if self.key not in (None, key) or self.folders != key[1]:
+            return False
         self.channel.setblocking(False)
         try:
             self.channel.recv(1)
@@ -131,18 +131,14 @@ def _become_child(isolation, descriptor, loaded):
         isolation.confine()
         os.closerange(3, descriptor)
         os.closerange(descriptor + 1, 1 << 16)
-        _answer(socket.socket(fileno=descriptor), loaded)
+        channel, pid = socket.socket(fileno=descriptor), os.getpid()
+        while True:
+            status, text = calls.answer(json.loads(receive(channel)), loaded)
+            if os.getpid() != pid:
+                os._exit(0)  # a fork made by the tool
+            send(channel, status, text.encode("utf-8", "replace"))
     finally:
         os._exit(70)
-
-
-def _answer(channel, loaded):
-    pid = os.getpid()
-    while True:
-        status, text = calls.answer(json.loads(receive(channel)), loaded)
-        if os.getpid() != pid:
-            os._exit(0)  # a fork made by the tool
-        send(channel, status, text.encode("utf-8", "replace"))
 
 
 def _end_descendants():
@@ -164,19 +160,17 @@ def serve(channel, isolation):
     """Answer requests until the parent goes away."""
     send(channel, "ready", json.dumps(isolation.report()).encode())
     child = None
-    folders: list = []
     while True:
         body = receive(channel)
         request = json.loads(body)
-        key, folders = request["key"], request.get("folders", folders)
-        fits = child and child.key in (None, key) and child.folders == folders
-        if child and not (fits and child.usable()):
+        key, ends = request["key"], request["action"] == "end"
+        if child and (child.key == key if ends else not child.serves(key)):
             child.end()
             child = None
-        if request["action"] == "end":
+        if ends:
             send(channel, "ok", b"")
         else:
-            child = child or Child(isolation, channel, folders)
+            child = child or Child(isolation, channel, key)
             child.key = key
             status, text = child.ask(body, request["timeout_s"])
             send(channel, status, text)
@@ -186,7 +180,7 @@ def serve(channel, isolation):
                 continue
             child.end()
             child = None
-        child = child or Child(isolation, channel, folders)
+        child = child or Child(isolation, channel, key)
 
 
 def receive(channel):
