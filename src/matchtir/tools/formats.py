@@ -29,6 +29,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, ClassVar
 
 from matchtir.types import CallStatus, ToolCall
@@ -41,8 +42,8 @@ MAX_DEPTH = 100  # levels of objects and arrays; far below the recursion limit o
 
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _THINK_TAG = re.compile(r"</?think>")
-_BLOCK = re.compile(r"<tool_call>((?:(?!</?tool_call>).)*)</tool_call>", re.DOTALL)
-_CALL_TAG = re.compile(r"</?tool_call>")
+# Its content, and what closes it, if anything does.
+_BLOCK = re.compile(r"<tool_call>(.*?)(</tool_call>|(?=<tool_call>)|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"\s*<function=([^>\n]*)>(.*)</function>\s*", re.DOTALL)
 _PARAMETER = re.compile(
     r"\s*<parameter=([^>\n]*)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL
@@ -66,7 +67,7 @@ def given_call(name: Any, arguments: Any, tools: Tools) -> ToolCall:
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
     text = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments or "{}"}}}'
-    return _json_call(text, tools)
+    return HERMES.read(text, tools)
 
 
 def render_call(name: str, arguments: Any) -> str:
@@ -118,7 +119,7 @@ def spoken(text: str) -> list[tuple[int, int]]:
 def _without_think_tags(block: re.Match[str]) -> str:
     """A block as long as it was, in which, if it is a call, tags of thinking are blanked."""
     whole = block.group()
-    if not _THINK_TAG.search(whole):
+    if not block[2] or not _THINK_TAG.search(whole):
         return whole
     try:
         if not _FUNCTION.fullmatch(block[1]):
@@ -128,38 +129,9 @@ def _without_think_tags(block: re.Match[str]) -> str:
     return _THINK_TAG.sub(lambda tag: " " * len(tag.group()), whole)
 
 
-def _blocks(text: str) -> Iterator[tuple[int, int, int, int]]:
-    """Where each ``<tool_call>`` block outside thinking, and its content, begins and ends.
-
-    That is: begin of the block, begin and end of its content, end of the block, which is the
-    content's where the block is not closed.
-    """
-    for first, last in spoken(text):
-        opening: re.Match[str] | None = None  # of the open block
-        for tag in _CALL_TAG.finditer(text, first, last):
-            closes = tag.group() == "</tool_call>"
-            if opening is not None:
-                end = tag.start()
-                yield opening.start(), opening.end(), end, tag.end() if closes else end
-            opening = None if closes else tag
-        if opening is not None:
-            yield opening.start(), opening.end(), last, last
-
-
-def _json_call(text: str, tools: Tools, key: str = "arguments") -> ToolCall:
-    """A call that is written as one JSON object."""
-    try:
-        value = _load(text)
-    except ValueError as error:
-        problem = f"it is not valid JSON ({error})"
-        return ToolCall("", None, CallStatus.INVALID_JSON, text, problem)
-    status, problem = _problem(value, key)
-    name, arguments = "", None
-    if isinstance(value, dict):
-        arguments = value.get(key)
-        if isinstance(value.get("name"), str):
-            name = value["name"]
-    return _known(ToolCall(name, arguments, status, text, problem), tools)
+def _blocks(text: str) -> Iterator[re.Match[str]]:
+    """The ``<tool_call>`` blocks outside thinking."""
+    return chain.from_iterable(_BLOCK.finditer(text, *part) for part in spoken(text))
 
 
 def _known(call: ToolCall, tools: Tools) -> ToolCall:
@@ -212,25 +184,19 @@ def _constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _check(value: Any) -> None:
-    """Refuse what Python's reader accepts and others may not; iterative, so any depth is safe."""
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        below: list[Any] = []
-        for item in level:
-            if isinstance(item, dict):
-                below.extend(item)
-                below.extend(item.values())
-            elif isinstance(item, list):
-                below.extend(item)
-            elif isinstance(item, str) and _SURROGATE.search(item):
-                raise ValueError("a string holds half of a surrogate pair")
-            elif isinstance(item, float) and math.isinf(item):
-                raise ValueError("a number is too large")
-        if not below:
-            return
-        level = below
-    raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+def _check(value: Any, depth: int = 0) -> None:
+    """Refuse what Python's reader accepts and others may not."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise ValueError("a string holds half of a surrogate pair")
+    if isinstance(value, float) and math.isinf(value):
+        raise ValueError("a number is too large")
+    inner = value if isinstance(value, list) else []
+    if isinstance(value, dict):
+        inner = [*value, *value.values()]
+    for item in inner:
+        _check(item, depth + 1)
 
 
 def _printable(text: str) -> str:
@@ -253,15 +219,15 @@ class CallFormat(ABC):
         arguments (None if there are none). Never raises for what the text holds.
         """
         return tuple(
-            self.read(text[start:end], tools)
-            if end < block_end
-            else ToolCall("", None, CallStatus.UNCLOSED, text[start:end])
-            for _, start, end, block_end in _blocks(text)
+            self.read(block[1], tools)
+            if block[2]
+            else ToolCall("", None, CallStatus.UNCLOSED, block[1])
+            for block in _blocks(text)
         )
 
     def places(self, text: str) -> list[tuple[int, int]]:
         """Where each call begins and ends, its tags included."""
-        return [(block[0], block[-1]) for block in _blocks(text)]
+        return [block.span() for block in _blocks(text)]
 
     def write(self, calls: Sequence[ToolCall]) -> str:
         """A turn of calls, as the chat templates of the format write it: one block per call.
@@ -288,17 +254,30 @@ class HermesCalls(CallFormat):
     """JSON objects between ``<tool_call>`` and ``</tool_call>``, anywhere in the turn."""
 
     name = "hermes"
+    key = "arguments"
 
     def read(self, block: str, tools: Tools) -> ToolCall:
-        """The JSON object in a block."""
-        return _json_call(block, tools)
+        """The JSON object that a text is."""
+        try:
+            value = _load(block)
+        except ValueError as error:
+            problem = f"it is not valid JSON ({error})"
+            return ToolCall("", None, CallStatus.INVALID_JSON, block, problem)
+        status, problem = _problem(value, self.key)
+        found = value if isinstance(value, dict) else {}
+        name = found["name"] if isinstance(found.get("name"), str) else ""
+        return _known(ToolCall(name, found.get(self.key), status, block, problem), tools)
 
     def block(self, call: ToolCall) -> str:
-        """One JSON object."""
-        return _object_text(call, "arguments")
+        """One JSON object, as chat templates write it.
+
+        Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
+        """
+        arguments = json.dumps(call.arguments, ensure_ascii=False, allow_nan=False)
+        return f'{{"name": "{call.name}", "{self.key}": {arguments}}}'
 
 
-class LlamaCalls(CallFormat):
+class LlamaCalls(HermesCalls):
     """A turn that is one JSON object with "name" and "parameters", from its first character on.
 
     A turn that begins with ``{`` and is no such object is a call that cannot be read, so that its
@@ -306,6 +285,7 @@ class LlamaCalls(CallFormat):
     """
 
     name = "llama3"
+    key = "parameters"
     several = False
     markup = frozenset({"<think>", "</think>", PYTHON_TAG})
 
@@ -328,14 +308,6 @@ class LlamaCalls(CallFormat):
     def before_calls(self, text: str) -> str:
         """Nothing."""
         return ""
-
-    def read(self, block: str, tools: Tools) -> ToolCall:
-        """The call that the whole turn is."""
-        return _json_call(block, tools, "parameters")
-
-    def block(self, call: ToolCall) -> str:
-        """One JSON object."""
-        return _object_text(call, "parameters")
 
 
 class QwenCoderCalls(CallFormat):
@@ -387,15 +359,6 @@ class QwenCoderCalls(CallFormat):
             return value
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         return str(value) if self.python_words and not isinstance(value, dict | list) else text
-
-
-def _object_text(call: ToolCall, key: str) -> str:
-    """A call as one JSON object, as chat templates write it.
-
-    Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
-    """
-    arguments = json.dumps(call.arguments, ensure_ascii=False, allow_nan=False)
-    return f'{{"name": "{call.name}", "{key}": {arguments}}}'
 
 
 def _typed(text: str, schema: Any) -> Any:
