@@ -36,7 +36,7 @@ PROGRAMS = list(NEEDED)
 
 
 def options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml"))
 
 
 def composed(program: str, *overrides: str) -> DictConfig:

@@ -28,7 +28,7 @@ def configure():
         yield lambda *overrides: compose("eval", [*overrides, *identity])
 
 
-BENCHMARKS = sorted(path.stem for path in (ROOT / "configs" / "benchmark").glob("*.yaml"))
+BENCHMARKS = sorted(path.stem for path in (ROOT / "configs/benchmark").glob("[!_]*.yaml"))
 
 
 def test_every_benchmark_has_its_own_name(configure):
