@@ -14,7 +14,7 @@ from matchtir.tasks.rows import (
     RowError,
     Sieve,
     jsonl_rows,
-    read_call,
+    read_calls,
     read_field,
     read_tool,
     tools_by_name,
@@ -36,7 +36,7 @@ FIELDS = (
     *("user", "user_goal"),
 )
 CALL_FIELDS = ("name", "arguments", "turn", "output")
-TOOL_FIELDS = ("name", "description", "parameters", "source", "owner", "strict")
+TOOL_FIELDS = ("name", "description", "source", "parameters", "owner", "strict")
 COMBINED = ("anyOf", "oneOf", "allOf", "$ref", "patternProperties", "if")  # name more arguments
 ROLES = ("system", "user", "assistant")
 
@@ -120,26 +120,25 @@ class CustomTasks:
             replays = replay_all([(task, task.gold_calls) for _, task in tasks], self.sandbox)
         finally:
             self.sandbox.shutdown()
-        played = [
-            (number, (task, replay)) for (number, task), replay in zip(tasks, replays, strict=True)
-        ]
-        return self.sieve.sift(self.path, played, lambda pair, number: with_outputs(*pair))
+        played = {number: replay for (number, _), replay in zip(tasks, replays, strict=True)}
+        return self.sieve.sift(
+            self.path, tasks, lambda task, number: with_outputs(task, played[number])
+        )
 
     def _with_splits(self, tasks: list[tuple[int, Task]]) -> list[Task]:
-        if not any("split" in task.metadata for _, task in tasks):
-            alone = [task for _, task in tasks]
-            splits = split_tasks(alone, self.split_by, self.shares, self.seed)
-            return [
-                replace(task, metadata={**task.metadata, "split": split})
-                for task, split in zip(alone, splits, strict=True)
-            ]
-
-        def make(task: Task, number: int) -> Task:
+        def check(task: Task, number: int) -> Task:
             if "split" not in task.metadata:
                 raise RowError("split: is missing; other rows have one")
             return task
 
-        return [task for _, task in self.sieve.sift(self.path, tasks, make)]
+        if any("split" in task.metadata for _, task in tasks):
+            return [task for _, task in self.sieve.sift(self.path, tasks, check)]
+        alone = [task for _, task in tasks]
+        splits = split_tasks(alone, self.split_by, self.shares, self.seed)
+        return [
+            replace(task, metadata={**task.metadata, "split": split})
+            for task, split in zip(alone, splits, strict=True)
+        ]
 
 
 def with_outputs(task: Task, replay: Replay) -> Task:
@@ -242,12 +241,9 @@ def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
     if len(outputs) != len(task.gold_calls):
         outputs = []
     calls = [
-        {
-            "name": call.name,
-            "arguments": call.arguments,
-            **({"turn": task.gold_turns[index] + 1} if task.gold_turns else {}),
-            **({"output": outputs[index]} if outputs else {}),
-        }
+        _call_entry(call)
+        | ({"turn": task.gold_turns[index] + 1} if task.gold_turns else {})
+        | ({"output": outputs[index]} if outputs else {})
         for index, call in enumerate(task.gold_calls)
     ]
     messages = [{"role": m.role, "content": m.content} for m in task.history]
@@ -260,10 +256,7 @@ def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
         "messages": messages and [*messages, {"role": "user", "content": task.question}],
         "tools": [tool.name if tool.name in named else _tool_entry(tool) for tool in task.tools],
         "gold_calls": calls,
-        "alternatives": [
-            [{"name": call.name, "arguments": call.arguments} for call in trace]
-            for trace in task.alternative_gold_calls
-        ],
+        "alternatives": [list(map(_call_entry, trace)) for trace in task.alternative_gold_calls],
         "answer": task.answer,
         "initial_state": dict(task.initial_state),
         "gold_state": task.gold_state,
@@ -277,9 +270,12 @@ def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
     }
 
 
+def _call_entry(call: ToolCall) -> dict[str, Any]:
+    return {"name": call.name, "arguments": call.arguments}
+
+
 def _tool_entry(tool: ToolSpec) -> dict[str, Any]:
-    fields = ("name", "description", "source", "parameters", "owner", "strict")
-    written = {field: getattr(tool, field) for field in fields}
+    written = {field: getattr(tool, field) for field in TOOL_FIELDS}
     special = ("owner", "strict")  # which most have not
     return {field: value for field, value in written.items() if value or field not in special}
 
@@ -339,43 +335,39 @@ def _read_own_tool(entry: Mapping[str, Any]) -> ToolSpec:
     tool = read_tool(entry)
     owner = read_field(entry, "owner", str, optional=True) or ""
     strict = bool(read_field(entry, "strict", bool, optional=True))
-    tool = replace(tool, source=read_field(entry, "source", str), owner=owner, strict=strict)
-    _check_source(tool)
-    return tool
+    source = read_field(entry, "source", str)
+    _check_source(source, owner, tool.name)
+    return replace(tool, source=source, owner=owner, strict=strict)
 
 
-def _check_source(tool: ToolSpec) -> None:
-    """The source must parse, and define the function or class; nothing is executed."""
+def _check_source(source: str, owner: str, name: str) -> None:
+    """The source must parse, and define the class or function; nothing is executed."""
     try:
-        body = ast.parse(tool.source).body
+        body = ast.parse(source).body
     except (SyntaxError, ValueError) as error:
         raise RowError(f"source: not Python: {error}") from None
-    wanted = tool.owner or tool.name
-    defined = (ast.ClassDef,) if tool.owner else (ast.FunctionDef, ast.AsyncFunctionDef)
-    bound = [node for node in body if isinstance(node, ast.Assign) and not tool.owner]
-    names = {node.name for node in body if isinstance(node, defined)}
-    names |= {name.id for node in bound for name in node.targets if isinstance(name, ast.Name)}
-    if wanted not in names:
-        raise RowError(f"source: it defines no {'class' if tool.owner else 'function'} {wanted}")
+    kinds = ast.ClassDef if owner else ast.FunctionDef | ast.AsyncFunctionDef
+    names = {node.name for node in body if isinstance(node, kinds)}
+    for node in body if not owner else ():
+        targets = node.targets if isinstance(node, ast.Assign) else ()
+        names |= {target.id for target in targets if isinstance(target, ast.Name)}
+    if (owner or name) not in names:
+        raise RowError(f"source: it defines no {f'class {owner}' if owner else f'function {name}'}")
 
 
-def _read_calls(
-    field: str, items: Sequence[Any], tools: Mapping[str, ToolSpec]
-) -> tuple[ToolCall, ...]:
+def _read_calls(field: str, items: Any, tools: Mapping[str, ToolSpec]) -> tuple[ToolCall, ...]:
     """Calls of the row's tools with arguments that fit; their turns count from 1."""
+
+    def check(item: Mapping[str, Any]) -> None:
+        _known(item, CALL_FIELDS)
+        turn = read_field(item, "turn", int, optional=True)
+        if turn is not None and turn < 1:
+            raise RowError(f"turn: expected a number from 1, got {turn}")
+        _check_arguments(item["arguments"], tools[item["name"]])
+
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise RowError(f"{field}: expected a list of calls")
-    calls = []
-    for index, item in enumerate(items):
-        with within(f"{field}[{index}]"):
-            _known(item, CALL_FIELDS)
-            turn = read_field(item, "turn", int, optional=True)
-            if turn is not None and turn < 1:
-                raise RowError(f"turn: expected a number from 1, got {turn}")
-            call = read_call(item, tools)
-            _check_arguments(call.arguments, tools[call.name])
-        calls.append(call)
-    return tuple(calls)
+    return read_calls(field, items, tools, check=check)
 
 
 def _check_arguments(arguments: Mapping[str, Any], tool: ToolSpec) -> None:

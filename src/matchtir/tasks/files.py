@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from matchtir.tasks.rows import SPLITS, Row, Sieve, TaskSet
+from matchtir.tasks.rows import SPLITS, Row, Sieve, TaskSet, jsonl_rows
 from matchtir.types import Task
 from matchtir.utils.options import check_option
 
@@ -44,7 +44,6 @@ class FileTasks(ABC):
         self.validation_share = validation_share
         self.seed = seed
         self._loaded: dict[str, tuple[Task, ...]] = {}
-        self._split: tuple[tuple[Task, ...], tuple[Task, ...]] | None = None  # training, validation
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of "train", "validation" or "test"; a file is read when first asked for.
@@ -55,22 +54,18 @@ class FileTasks(ABC):
             RowError: a malformed row (with on_bad_row=stop): file, row and field.
         """
         check_option("split", split, SPLITS)
-        if split == "test" or self.paths.get("validation") is not None:
-            return self._load(split)
-        if "train" not in self.paths:
-            return ()
-        if self._split is None:
-            training = self._load("train")
-            self._split = split_validation(training, self.validation_share, self.seed)
-        return self._split[split == "validation"]
+        if split not in self._loaded:
+            if split == "test" or self.paths.get("validation") is not None:
+                self._loaded[split] = self._load(split)
+            else:
+                every = self._load("train") if "train" in self.paths else ()
+                parts = split_validation(every, self.validation_share, self.seed)
+                self._loaded |= zip(("train", "validation"), parts, strict=True)
+        return self._loaded[split]
 
-    def is_remote(self, path: str) -> bool:
-        """Whether a path means something else than a file on this disk."""
-        return False
-
-    @abstractmethod
     def rows(self, path: str, split: str) -> Iterable[Row]:
-        """The rows of a split, from its path."""
+        """The rows of a split, from its path: JSON lines."""
+        return jsonl_rows(existing_file(path, f"{split}_path"))
 
     @abstractmethod
     def task(self, row: Mapping[str, Any], number: int, split: str) -> Task | None:
@@ -81,18 +76,15 @@ class FileTasks(ABC):
         """
 
     def _load(self, split: str) -> tuple[Task, ...]:
-        if split not in self._loaded:
-            path = self.paths[split]
-            if path is None:
-                raise FileNotFoundError(
-                    f"{self.benchmark}'s {split} tasks are not there: set {split}_path"
-                )
-            if not self.is_remote(path):
-                path = str(existing_file(path, f"{split}_path"))
-            rows = enumerate(self.rows(path, split))
-            made = self.sieve.sift(path, rows, lambda row, number: self.task(row, number, split))
-            self._loaded[split] = tuple(task for _, task in made)
-        return self._loaded[split]
+        path = self.paths[split]
+        if path is None:
+            raise FileNotFoundError(
+                f"{self.benchmark}'s {split} tasks are not there: set {split}_path"
+            )
+        path = str(Path(path).expanduser())
+        rows = enumerate(self.rows(path, split))
+        made = self.sieve.sift(path, rows, lambda row, number: self.task(row, number, split))
+        return tuple(task for _, task in made)
 
 
 def existing_file(path: str | Path, argument: str) -> Path:

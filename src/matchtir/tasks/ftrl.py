@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from matchtir.tasks.files import FileTasks
+from matchtir.tasks.files import FileTasks, existing_file
 from matchtir.tasks.gold import read_trace, with_traces
 from matchtir.tasks.rows import (
     Row,
@@ -61,45 +61,17 @@ class FtrlTasks(FileTasks):
         paths["gold_traces"] = gold_traces_path
         super().__init__(paths, **settings)
 
-    def is_remote(self, path: str) -> bool:
-        """Whether a path means a dataset on the hub: "owner/name" that is nothing on this disk."""
-        looks_like_file = path.endswith(".parquet") or Path(path).expanduser().exists()
-        return not looks_like_file and _DATASET_ID.fullmatch(path) is not None
-
     def rows(self, path: str, split: str) -> Iterable[Row]:
-        """The rows of a parquet file, or of one split of a dataset on the Hugging Face hub.
-
-        Raises:
-            ValueError: a file that is not parquet.
-            OSError: a dataset that cannot be loaded.
-        """
-        rows = self._published_rows(path, split)
-        if split != "test":
-            return rows
-        return with_traces(rows, self.paths["gold_traces"], self.sieve)
-
-    def _published_rows(self, path: str, split: str) -> Iterable[Row]:
-        if self.is_remote(path):
-            import datasets  # a slow import, and only hub users need it
-
-            try:
-                return datasets.load_dataset(path, split=split)
-            except Exception as error:
-                raise OSError(
-                    f"{split}_path={path} is no local file, and loading split {split!r} of a "
-                    f"Hugging Face dataset of that name failed: {error}"
-                ) from error
-        try:
-            return _parquet_rows(pyarrow.parquet.read_table(path))
-        except pyarrow.ArrowInvalid as error:
-            raise ValueError(f"{path}: not a readable parquet file: {error}") from error
+        """The rows of a parquet file, or of a dataset on the hub; those of the test with traces."""
+        looks_like_file = path.endswith(".parquet") or Path(path).exists()
+        if looks_like_file or not _DATASET_ID.fullmatch(path):
+            rows: Iterable[Row] = _parquet_rows(existing_file(path, f"{split}_path"))
+        else:
+            rows = _hub_rows(path, split)
+        return rows if split != "test" else with_traces(rows, self.paths["gold_traces"], self.sieve)
 
     def task(self, row: Mapping[str, Any], number: int, split: str) -> Task:
-        """A row as a task; steps of a gold trace without arguments (nobody found any) are no call.
-
-        Raises:
-            RowError: what is wrong, and with which field.
-        """
+        """A row as a task; a step of a gold trace whose arguments nobody found is no call."""
         sources = read_json_field(row, "codes", dict)
         entries = read_json_field(row, "tools", list)
         tools = tools_by_name(entries, lambda entry: _read_tool(entry, sources))
@@ -127,7 +99,23 @@ class FtrlTasks(FileTasks):
         )
 
 
-def _parquet_rows(table: pyarrow.Table) -> Iterator[Row]:
+def _hub_rows(name: str, split: str) -> Iterable[Row]:
+    import datasets  # a slow import, and only hub users need it
+
+    try:
+        return datasets.load_dataset(name, split=split)
+    except Exception as error:
+        raise OSError(
+            f"{split}_path={name} is no local file, and loading split {split!r} of a "
+            f"Hugging Face dataset of that name failed: {error}"
+        ) from error
+
+
+def _parquet_rows(file: Path) -> Iterator[Row]:
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{file}: not a readable parquet file: {error}") from error
     for number in range(table.num_rows):
         try:
             yield table.slice(number, 1).to_pylist()[0]

@@ -15,7 +15,7 @@ import ast
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from typing import Any
 from matchtir.credit.similarity import json_equal
 from matchtir.tasks.files import FileTasks
 from matchtir.tasks.rows import (
-    Row,
     RowError,
     jsonl_rows,
     parameter_names,
@@ -74,16 +73,8 @@ class NestfulTasks(FileTasks):
         self.require = {"train": tuple(train_require), "test": tuple(test_require)}
         self._sources: dict[str, Mapping[str, str]] = {}
 
-    def rows(self, path: str, split: str) -> Iterable[Row]:
-        """The rows of a file."""
-        return jsonl_rows(path)
-
     def task(self, row: Mapping[str, Any], number: int, split: str) -> Task | None:
-        """A row as a task whose sub-questions are the results of the gold steps.
-
-        Raises:
-            RowError: what is wrong, and with which field.
-        """
+        """A row as a task whose sub-questions are the results of the gold steps."""
         meta = read_field(row, "meta", dict)
         if not all(meta.get(flag) for flag in self.require[split]):
             return None

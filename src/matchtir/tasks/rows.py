@@ -21,7 +21,6 @@ from matchtir.utils.options import UserError, check_option
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-ON_BAD_ROW = ("stop", "skip")
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -65,10 +64,7 @@ class Sieve:
     """
 
     def __init__(self, on_bad_row: str, quarantine: str | None) -> None:
-        if on_bad_row == "error":
-            log.warning("on_bad_row=error is a former name: write stop")
-            on_bad_row = "stop"
-        check_option("on_bad_row", on_bad_row, ON_BAD_ROW)
+        check_option("on_bad_row", on_bad_row, ("stop", "skip"))
         self.on_bad_row = on_bad_row
         self.quarantine = Path(quarantine) if quarantine else None
         self._bad: dict[str, dict[int, str]] = {}  # by file and row
@@ -99,10 +95,10 @@ class Sieve:
                     if result.task_id in ids:
                         raise RowError(f"id: an earlier row has {result.task_id!r} too")
                     ids.add(result.task_id)
+                if result is not None:
+                    made.append((number, result))
             except RowError as error:
                 bad[number] = str(error)
-            else:
-                made += [] if result is None else [(number, result)]
         self._quarantine(str(path), bad)
         for number, problem in bad.items():
             if self.on_bad_row == "stop":
@@ -158,9 +154,7 @@ def jsonl_rows(path: str | Path) -> Iterator[Row]:
             continue
         try:
             with within(f"line {number}"):
-                row = parse_json(line.decode())
-                if not isinstance(row, dict):
-                    raise RowError(f"expected a JSON object, got {type(row).__name__}")
+                row = parse_json(line.decode(), dict)
             yield row
         except UnicodeDecodeError as error:
             yield RowError(f"line {number}: not UTF-8: {error}")
@@ -182,31 +176,29 @@ def read_jsonl(path: Path) -> list[Mapping[str, Any]]:
     return made
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, kind: type) -> Any:
     """The value of a JSON text.
 
     Raises:
-        RowError: it is broken, nested deeper than Python reads, or holds half of a surrogate pair,
-            which no file could be written with.
+        RowError: it is broken, nested deeper than Python reads, of another type, or holds half of a
+            surrogate pair, which no file could be written with.
     """
     try:
         value = json.loads(text)
-        if "\\u" in text:
-            for name, item in value.items() if isinstance(value, dict) else [("value", value)]:
-                with within(f"{name!r:.50}"):
-                    _check_encodable(item)
+        named = value if isinstance(value, dict) else {"value": value}
+        for name, item in named.items() if "\\u" in text else ():
+            try:
+                json.dumps(item, ensure_ascii=False).encode()
+            except UnicodeEncodeError:
+                raise RowError(f"{name!r:.50}: holds half of a surrogate pair") from None
     except json.JSONDecodeError as error:
         raise RowError(f"broken JSON: {error}") from error
     except RecursionError:
         raise RowError("broken JSON: nested too deeply") from None
+    if not isinstance(value, kind):
+        name = "object" if kind is dict else kind.__name__
+        raise RowError(f"expected a JSON {name}, got {type(value).__name__}")
     return value
-
-
-def _check_encodable(value: Any) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise RowError("holds half of a surrogate pair") from None
 
 
 def read_field(row: Mapping[str, Any], field: str, kind: type, optional: bool = False) -> Any:
@@ -218,12 +210,10 @@ def read_field(row: Mapping[str, Any], field: str, kind: type, optional: bool = 
     if not isinstance(row, Mapping):
         raise RowError(f"expected an object, got {type(row).__name__}")
     value = row.get(field)
-    if value is None:
-        if optional:
-            return None
+    if value is None and not optional:
         problem = "is null" if field in row else f"is missing (the row has {', '.join(row)})"
         raise RowError(f"{field}: {problem}")
-    if not isinstance(value, kind):
+    if value is not None and not isinstance(value, kind):
         raise RowError(f"{field}: expected {kind.__name__}, got {type(value).__name__}")
     return value
 
@@ -235,13 +225,8 @@ def read_json_field(row: Mapping[str, Any], field: str, kind: type, optional: bo
         RowError: the field is missing, null, not JSON, or JSON of another type.
     """
     text = read_field(row, field, str, optional)
-    if text is None:
-        return None
     with within(field):
-        value = parse_json(text)
-        if not isinstance(value, kind):
-            raise RowError(f"expected a JSON {kind.__name__}, got {type(value).__name__}")
-    return value
+        return None if text is None else parse_json(text, kind)
 
 
 def tools_by_name(entries: Sequence[Any], read: Callable[[Any], ToolSpec]) -> dict[str, ToolSpec]:
@@ -261,44 +246,46 @@ def tools_by_name(entries: Sequence[Any], read: Callable[[Any], ToolSpec]) -> di
 
 
 def read_tool(entry: Mapping[str, Any]) -> ToolSpec:
-    """A tool by its schema, without its source."""
+    """A tool by its schema, without its source.
+
+    In the schema properties are named schemas, and what is required is a list of names.
+    """
     name, description = read_field(entry, "name", str), read_field(entry, "description", str)
     parameters = read_field(entry, "parameters", dict)
     with within("parameters"):
-        _check_parameters(parameters)
+        properties = read_field(parameters, "properties", dict, optional=True) or {}
+        for key, item in properties.items():
+            if not isinstance(item, (dict, bool)):
+                got = type(item).__name__
+                raise RowError(f"properties: {key}: expected a schema, got {got}")
+        required = read_field(parameters, "required", list, optional=True) or []
+        if not all(isinstance(key, str) for key in required):
+            raise RowError("required: expected a list of names")
     return ToolSpec(name, description, parameters)
 
 
-def _check_parameters(schema: Mapping[str, Any]) -> None:
-    """A JSON schema: properties are named schemas, and what is required is a list of names."""
-    properties = read_field(schema, "properties", dict, optional=True) or {}
-    for name, item in properties.items():
-        if not isinstance(item, (dict, bool)):
-            got = type(item).__name__
-            raise RowError(f"properties: {name}: expected a schema, got {got}")
-    required = read_field(schema, "required", list, optional=True) or []
-    if not all(isinstance(name, str) for name in required):
-        raise RowError("required: expected a list of names")
-
-
-def read_call(
-    item: Mapping[str, Any], tool_names: Collection[str], arguments: str = "arguments"
-) -> ToolCall:
-    """A gold call, whose arguments stand in a field of that name."""
-    name = read_field(item, "name", str)
-    if name not in tool_names:
-        raise RowError(f"name: {name!r} is none of the row's tools ({', '.join(tool_names)})")
-    return ToolCall(name, read_field(item, arguments, dict))
-
-
 def read_calls(
-    field: str, items: Sequence[Any], tool_names: Collection[str], arguments: str = "arguments"
+    field: str,
+    items: Sequence[Any],
+    tools: Collection[str],
+    arguments: str = "arguments",
+    check: Callable[[Any], None] = lambda item: None,
 ) -> tuple[ToolCall, ...]:
-    """The gold calls of a field, in order."""
+    """The gold calls of a field, in order.
+
+    Args:
+        tools: names of those that may be called.
+        arguments: the field that has them.
+        check: raises RowError for an item that has more against it.
+    """
     calls = []
     for index, item in enumerate(items):
         with within(f"{field}[{index}]"):
-            calls.append(read_call(item, tool_names, arguments))
+            name = read_field(item, "name", str)
+            if name not in tools:
+                raise RowError(f"name: {name!r} is none of the row's tools ({', '.join(tools)})")
+            calls.append(ToolCall(name, read_field(item, arguments, dict)))
+            check(item)
     return tuple(calls)
 
 

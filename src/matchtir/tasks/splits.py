@@ -8,8 +8,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
 from matchtir.tasks.rows import SPLITS
 from matchtir.types import Task
@@ -79,16 +78,12 @@ def shared_groups(tasks: Sequence[Task], by: str) -> list[list[int]]:
             tool of the gold calls), "entities" (a text that is an argument and in the question).
     """
     check_option("split_by", by, SPLIT_BY)
+    groups = DisjointSet(range(len(tasks)))
     first: dict[Hashable, int] = {}  # position of the first task with a key
-    edges = [
-        (at, first.setdefault(key, at)) for at, task in enumerate(tasks) for key in _KEYS[by](task)
-    ]
-    ends = tuple(zip(*edges, strict=True)) or ((), ())
-    graph = coo_array(([True] * len(edges), ends), shape=(len(tasks), len(tasks)))
-    groups: dict[int, list[int]] = {}
-    for position, label in enumerate(connected_components(graph, directed=False)[1]):
-        groups.setdefault(int(label), []).append(position)
-    return list(groups.values())
+    for position, task in enumerate(tasks):
+        for key in _KEYS[by](task):
+            groups.merge(first.setdefault(key, position), position)
+    return [sorted(group) for group in groups.subsets()]
 
 
 def split_tasks(
@@ -122,8 +117,8 @@ def split_tasks(
     for number, group in enumerate(groups):
         left = len(groups) - number
         empty = [split for split in wanted if split not in splits]
-        choices = empty if left <= len(empty) else list(wanted)  # none may stay empty
-        split = max(choices, key=lambda name: missing[name])
+        choices = empty if left <= len(empty) else wanted  # none may stay empty
+        split = max(choices, key=missing.__getitem__)
         missing[split] -= len(group)
         for position in group:
             splits[position] = split

@@ -18,7 +18,6 @@ from matchtir.tasks.rows import (
     Row,
     RowError,
     align_sub_answers,
-    jsonl_rows,
     parameter_names,
     read_field,
     read_tool,
@@ -85,15 +84,12 @@ class ToolHopTasks(FileTasks):
 
     def rows(self, path: str, split: str) -> Iterable[Row]:
         """The published rows with their gold traces."""
-        return with_traces(jsonl_rows(path), self.paths["gold_traces"], self.sieve)
+        return with_traces(super().rows(path, split), self.paths["gold_traces"], self.sieve)
 
-    def _load(self, split: str) -> tuple[Task, ...]:
+    def tasks(self, split: str) -> Sequence[Task]:
         """The questions, one scenario after the other."""
-        if split not in self._loaded:
-            questions = super()._load(split)
-            posed = (self._posed(task, name) for name in self.scenarios for task in questions)
-            self._loaded[split] = tuple(posed)
-        return self._loaded[split]
+        questions = super().tasks(split)
+        return [self._posed(task, name) for name in self.scenarios for task in questions]
 
     def _posed(self, task: Task, scenario: str) -> Task:
         """The task as it is asked in a scenario; without tools there is nothing to call."""
@@ -111,9 +107,6 @@ class ToolHopTasks(FileTasks):
         """One question with its tools; the hops are its sub-questions.
 
         Of tools that share a name, the `sub_question` of a gold step says which one it means.
-
-        Raises:
-            RowError: what is wrong, and with which field.
         """
         tools = _read_tools(row)  # by hop
         hops = read_field(row, "sub_task", dict)
