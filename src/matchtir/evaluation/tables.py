@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from matchtir.evaluation.benchmark import Benchmark, Outcome
 from matchtir.evaluation.statistics import (
     Gain,
     Statistic,
+    Values,
     difference,
     estimate,
     of_attempts,
@@ -33,29 +34,28 @@ log = logging.getLogger(__name__)
 ALL = "all"  # the group of all tasks
 _CELL = len("0.00-1.00")  # characters of an interval
 _WIDTH = 160  # of the tables in a file or a pipe, where it would be 80
-BOUNDS = ("mean", "low", "high")
 # The paper's Table 1: the columns of each benchmark. "Avg" is the mean of the benchmarks, each the
 # mean of its columns.
 TABLE_1 = {"ftrl": ("Solve-P", "Solve-R", "Solve-F1"), "bfcl": ("BFCL",), "toolhop": ("mandatory",)}
 
-Column = tuple[str, str]  # benchmark, heading
-AVERAGE: Column = ("", "Avg")
+Place = tuple[str, str]  # benchmark and heading of a column
+AVERAGE: Place = ("", "Avg")
+NOTHING = Gain(np.nan, np.nan, np.nan)
 Played = Sequence[tuple[Benchmark, Outcome]]
 
 
-def by_task(records: Sequence[Record], passed: str) -> list[Record]:
-    """Of each task, in the order of the attempts: its id, its groups, and `of_attempts`."""
+def by_task(records: Sequence[Record], passed: str) -> dict[str, Record]:
+    """The groups of each task and its values, `of_attempts`, in the order of the attempts."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(record["task"], []).append(record)
-    return [
-        {
-            "task": task,
+    return {
+        task: {
             "groups": each[0]["groups"],
             "values": of_attempts([record["values"] for record in each], passed),
         }
         for task, each in found.items()
-    ]
+    }
 
 
 def summarise(
@@ -67,45 +67,37 @@ def summarise(
         `groups`: kind -> group -> {"tasks": count, statistic: {"mean", "low", "high"}}, the kind
         "all" first; `stop_reasons` and `calls`: how episodes and calls ended, with counts.
     """
-    tasks = by_task(records, passed)
-    members: dict[str, dict[str, list[Record]]] = {ALL: {ALL: tasks}}
-    for record in tasks:
-        for kind, group in record["groups"].items():
-            members.setdefault(kind, {}).setdefault(group, []).append(record)
+    members: dict[str, dict[str, list[Values]]] = {ALL: {ALL: []}}
+    for task in by_task(records, passed).values():
+        for kind, group in {ALL: ALL, **task["groups"]}.items():
+            members.setdefault(kind, {}).setdefault(group, []).append(task["values"])
+    calls = (call for record in records for turn in record["turns"] for call in turn["calls"])
     return {
         "groups": {
             kind: {
-                group: {
-                    "tasks": len(found),
-                    **{n: asdict(each) for n, each in _estimates(found, statistics).items()},
-                }
-                for group, found in sorted(groups.items())
+                group: {"tasks": len(tasks)}
+                | {name: asdict(each) for name, each in _estimates(tasks, statistics).items()}
+                for group, tasks in sorted(groups.items())
             }
             for kind, groups in members.items()
         },
         "stop_reasons": dict(Counter(record["stop_reason"] for record in records)),
-        "calls": dict(Counter(call_ending(call) for record in records for call in _calls(record))),
+        "calls": dict(Counter(map(_ending, calls))),
     }
 
 
-def _estimates(tasks: Sequence[Record], statistics: Mapping[str, Statistic]) -> dict[str, Gain]:
-    values = [task["values"] for task in tasks]
+def _estimates(tasks: Sequence[Values], statistics: Mapping[str, Statistic]) -> dict[str, Gain]:
     weights = resample_weights(len(tasks))
-    return {name: estimate(each, values, weights) for name, each in statistics.items()}
+    return {name: estimate(each, tasks, weights) for name, each in statistics.items()}
 
 
-def _calls(record: Record) -> Iterator[Mapping[str, Any]]:
-    return (call for turn in record["turns"] for call in turn["calls"])
-
-
-def call_ending(call: Mapping[str, Any]) -> str:
+def _ending(call: Mapping[str, Any]) -> str:
     """How a traced call ended: what the parser refused it for, else how its execution ended."""
     if call["status"] != "ok":
         return call["status"]
-    if call["result_status"] is None:
-        return "no_result"
-    reports_error = call["result_status"] == "ok" and not call["succeeded"]
-    return "reports_error" if reports_error else call["result_status"]
+    if call["result_status"] == "ok" and not call["succeeded"]:
+        return "reports_error"
+    return call["result_status"] or "no_result"
 
 
 def compare(
@@ -118,14 +110,12 @@ def compare(
 
     Those are the tasks that both attempted. Where there are none, there are no differences.
     """
-    earlier = {task["task"]: task["values"] for task in by_task(before, passed)}
-    tasks = by_task(after, passed)
-    pairs = [(earlier[t["task"]], t["values"]) for t in tasks if t["task"] in earlier]
-    if not pairs:
-        return 0, {}
-    first, second = zip(*pairs, strict=True)
-    weights = resample_weights(len(pairs))
-    return len(pairs), {n: difference(s, first, second, weights) for n, s in statistics.items()}
+    earlier, later = by_task(before, passed), by_task(after, passed)
+    both = [task for task in later if task in earlier]
+    first, second = ([tasks[task]["values"] for task in both] for tasks in (earlier, later))
+    compared = statistics.items() if both else ()
+    weights = resample_weights(len(both))
+    return len(both), {name: difference(s, first, second, weights) for name, s in compared}
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -133,18 +123,18 @@ def compare(
 
 def group_table(summary: Mapping[str, Any], names: Sequence[str], title: str) -> Table:
     """Some statistics of one benchmark, a row for each group."""
-    groups = summary["groups"]
-    result = Table(title=title, caption="95 % bootstrap intervals over tasks below the numbers")
-    result.add_column("", no_wrap=True)
-    result.add_column("tasks", justify="right")
+    table = Table(title=title, caption="95 % bootstrap intervals over tasks below the numbers")
+    table.add_column("", no_wrap=True)
+    table.add_column("tasks", justify="right")
     for name in names:
-        result.add_column(name.replace("_", " "), justify="right", min_width=_CELL)
-    for kind in [*[kind for kind in groups if kind != ALL], ALL]:
+        table.add_column(name.replace("_", " "), justify="right", min_width=_CELL)
+    groups = summary["groups"]
+    for kind in sorted(groups, key=lambda kind: kind == ALL):  # all tasks last
         for group, numbers in groups[kind].items():
             cells = [_cell(**numbers[name]) for name in names]
-            result.add_row(group, str(numbers["tasks"]), *cells)
-        result.add_section()
-    return result
+            table.add_row(group, str(numbers["tasks"]), *cells)
+        table.add_section()
+    return table
 
 
 def _cell(mean: float, low: float, high: float) -> str:
@@ -161,9 +151,7 @@ def _digits(number: float, decimals: int) -> str:
 
 def endings_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     """How episodes and calls ended, a column for each benchmark."""
-    table = Table("", *summaries, title="how episodes and calls ended")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _table("", summaries, "how episodes and calls ended")
     for kind, what in (("stop_reasons", "episodes"), ("calls", "calls")):
         total: Counter[str] = sum((Counter(s[kind]) for s in summaries.values()), Counter())
         for ending, _ in total.most_common():
@@ -173,37 +161,36 @@ def endings_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
     return table
 
 
+def _table(first: str, headings: Iterable[str], title: str) -> Table:
+    """An empty table with numbers in all columns but the first."""
+    return Table(first, *[Column(heading, justify="right") for heading in headings], title=title)
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """The numbers of one policy, or the differences to another."""
+    """The numbers of one policy, or the differences to another, by benchmark and heading."""
 
     label: str
-    numbers: Mapping[Column, Gain]
+    numbers: Mapping[Place, Gain]
     is_difference: bool = False
 
-    def missing(self) -> list[Column]:
+    def missing(self) -> list[Place]:
         """The columns of Table 1 that have no number."""
         columns = [(name, heading) for name, headings in TABLE_1.items() for heading in headings]
-        known = {column for column, number in self.numbers.items() if not np.isnan(number.mean)}
-        return [column for column in columns if column not in known]
+        return [each for each in columns if np.isnan(self.numbers.get(each, NOTHING).mean)]
 
-    def with_average(self) -> Mapping[Column, Gain]:
+    def with_average(self) -> Mapping[Place, Gain]:
         """The numbers, and where they have any of Table 1 their average, NaN if one is missing."""
         if not any(name in TABLE_1 for name, _ in self.numbers):
             return self.numbers
-        means = (
-            []
-            if self.missing()
-            else [
-                np.mean([self.numbers[name, heading].mean for heading in headings])
-                for name, headings in TABLE_1.items()
-            ]
-        )
-        mean = float(np.mean(means)) if means else np.nan
-        return {**self.numbers, AVERAGE: Gain(mean, np.nan, np.nan)}
+        means = [
+            np.mean([self.numbers.get((name, heading), NOTHING).mean for heading in headings])
+            for name, headings in TABLE_1.items()
+        ]
+        return {**self.numbers, AVERAGE: replace(NOTHING, mean=float(np.mean(means)))}
 
 
-def columns_of(rows: Sequence[Row]) -> list[Column]:
+def columns_of(rows: Sequence[Row]) -> list[Place]:
     """All columns of the rows: those of Table 1 in its order, their average, then the others."""
     found = dict.fromkeys(column for row in rows for column in row.with_average())
     order = [*TABLE_1, AVERAGE[0]]
@@ -214,12 +201,10 @@ def overview(rows: Sequence[Row]) -> Table:
     """The table, in percent; below each number its interval."""
     columns = columns_of(rows)
     title = "in %, with 95 % bootstrap intervals over tasks"
-    table = Table("policy", *[f"{name}\n{heading}" for name, heading in columns], title=title)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    table = _table("policy", map("\n".join, columns), title)
     for row in rows:
         numbers = row.with_average()
-        cells = [_percent(numbers.get(column), row.is_difference) for column in columns]
+        cells = [_percent(numbers.get(column, NOTHING), row.is_difference) for column in columns]
         table.add_row(row.label, *cells, end_section=row.is_difference)
     if AVERAGE in columns:
         table.caption = "Avg: of FTRL (mean of Solve-P, -R and -F1), BFCL and ToolHop"
@@ -228,15 +213,14 @@ def overview(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _percent(number: Gain | None, is_difference: bool) -> str:
-    if number is None or np.isnan(number.mean):
+def _percent(number: Gain, is_difference: bool) -> str:
+    mean, low, high = (100 * value for value in astuple(number))
+    if np.isnan(mean):
         return "-"
-    mean, low, high = (100 * value for value in (number.mean, number.low, number.high))
-    has_interval = low < high
     if not is_difference:
-        return f"{mean:.2f}" + (f"\n[dim]{low:.1f}-{high:.1f}[/dim]" if has_interval else "")
+        return f"{mean:.2f}" + (f"\n[dim]{low:.1f}-{high:.1f}[/dim]" if low < high else "")
     colour = "green" if low > 0 else "red" if high < 0 else "default"
-    interval = f"\n[dim]{low:+.1f} to {high:+.1f}[/dim]" if has_interval else ""
+    interval = f"\n[dim]{low:+.1f} to {high:+.1f}[/dim]" if low < high else ""
     return f"[{colour}]{mean:+.2f}[/]{interval}"
 
 
@@ -247,10 +231,10 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
         numbers = row.with_average()
         flat: dict[str, Any] = {"policy": row.label}
         for column in columns_of(rows):
-            name, number = " ".join(column).strip(), numbers.get(column)
-            for bound in BOUNDS if column != AVERAGE else BOUNDS[:1]:
-                key = name if bound == "mean" else f"{name} {bound}"
-                flat[key] = None if number is None else round(100 * getattr(number, bound), 4)
+            name = " ".join(column).strip()
+            for bound, value in asdict(numbers.get(column, NOTHING)).items():
+                if bound == "mean" or column != AVERAGE:
+                    flat[name if bound == "mean" else f"{name} {bound}"] = round(100 * value, 4)
         result.append(finite(flat))
     return result
 
@@ -295,12 +279,11 @@ def report(
     summaries = {
         b.name: summarise(outcome.records, b.statistics, b.passed) for b, outcome in played
     }
+    ours = {b.name: outcome.records for b, outcome in played}
+    compared = [_compared(other, played) for other in earlier]
     rows = [_row(other.label, other.records, played) for other in earlier]
-    rows.append(_row(label, {b.name: outcome.records for b, outcome in played}, played))
-    differences = {}
-    for other in earlier:
-        row, differences[other.folder] = _difference(other, played)
-        rows.append(row)
+    rows += [_row(label, ours, played), *(row for row, _ in compared)]
+    differences = {o.folder: details for o, (_, details) in zip(earlier, compared, strict=True)}
     benchmarks = {
         b.name: {
             "tasks": _tasks(outcome),
@@ -331,25 +314,29 @@ def overall(result: Mapping[str, Any]) -> dict[str, float]:
 
 def _row(label: str, records: Mapping[str, Sequence[Record]], played: Played) -> Row:
     """The numbers of a policy on the benchmarks that it has records of."""
-    numbers: dict[Column, Gain] = {}
+    numbers: dict[Place, Gain] = {}
     for b, _ in played:
         if b.name in records:
+            tasks = [task["values"] for task in by_task(records[b.name], b.passed).values()]
             wanted = {name: b.statistics[name] for name in b.columns.values()}
-            found = _estimates(by_task(records[b.name], b.passed), wanted)
-            numbers |= {(b.name, heading): found[name] for heading, name in b.columns.items()}
+            numbers |= _placed(b, _estimates(tasks, wanted))
     return Row(label, numbers)
 
 
-def _difference(other: Earlier, played: Played) -> tuple[Row, dict[str, Any]]:
+def _placed(benchmark: Benchmark, found: Mapping[str, Gain]) -> dict[Place, Gain]:
+    """The numbers that are in columns of the table."""
+    return {(benchmark.name, heading): found[name] for heading, name in benchmark.columns.items()}
+
+
+def _compared(other: Earlier, played: Played) -> tuple[Row, dict[str, Any]]:
     """The row of differences to an earlier evaluation, and all of them for `result.json`."""
-    numbers: dict[Column, Gain] = {}
+    numbers: dict[Place, Gain] = {}
     details: dict[str, Any] = {}
     for b, outcome in played:
         first, last = other.records.get(b.name, ()), outcome.records
         tasks, gains = compare(first, last, b.statistics, b.passed)
         details[b.name] = {"tasks": tasks, **{name: asdict(gain) for name, gain in gains.items()}}
-        if gains:
-            numbers |= {(b.name, heading): gains[name] for heading, name in b.columns.items()}
+        numbers |= _placed(b, gains) if gains else {}
         if tasks < _tasks(outcome):
             counts = f"on {tasks} of {_tasks(outcome)} tasks, those that both attempted"
             log.warning("%s: compared with %s %s", b.name, other.label, counts)
