@@ -48,12 +48,8 @@ class GeneratedTasks(Sequence[Task]):
     def __getitem__(self, index: slice) -> Sequence[Task]: ...
 
     def __getitem__(self, index: int | slice) -> Task | Sequence[Task]:
-        if isinstance(index, slice):
-            return [self[position] for position in range(*index.indices(self._size))]
-        position = index + self._size if index < 0 else index
-        if not 0 <= position < self._size:
-            raise IndexError(f"task {index} of {self._size}")
-        return self._generate(position)
+        chosen = range(self._size)[index]
+        return self._generate(chosen) if isinstance(chosen, int) else [*map(self._generate, chosen)]
 
 
 class SyntheticTasks:
