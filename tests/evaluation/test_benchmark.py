@@ -61,7 +61,7 @@ def test_gold_needs_gold_calls(sandbox, tmp_path):
 def test_a_benchmark_that_cannot_be_run_says_so():
     with pytest.raises(ValueError, match=r"one: the split 'train' has no tasks"):
         benchmark(split="train").select()
-    with pytest.raises(ValueError, match="max_tasks must be at least 1"):
+    with pytest.raises(ValueError, match="max_tasks=0 must be 1 or more"):
         benchmark(max_tasks=0)
     with pytest.raises(ValueError, match="statistic of benchmark one='f1' is not one of success"):
         TaskBenchmark("one", Listed(), {"F1": "f1"})

@@ -7,17 +7,101 @@ import numpy as np
 import pytest
 
 from matchtir.evaluation.benchmark import Setting
-from matchtir.evaluation.bfcl import CATEGORIES, BfclBenchmark, scripted_texts
+from matchtir.evaluation.bfcl import (
+    CATEGORIES,
+    DONE,
+    NOT_POSSIBLE,
+    BfclBenchmark,
+    entry_from_row,
+    read_call,
+    scripted_texts,
+)
 from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.statistics import value
 from matchtir.evaluation.tables import report
-from matchtir.tasks.bfcl import entry_from_row
 from matchtir.tools.formats import parse_calls
+from matchtir.types import CallStatus
 from tests.evaluation.benchmark_helpers import REWARD
-from tests.tasks.test_bfcl import make_row
 
 PYTHON = Path(__file__).parents[2] / ".venv-bfcl" / "bin" / "python"
 needs_package = pytest.mark.skipif(not PYTHON.exists(), reason="no .venv-bfcl: make bfcl-env")
+
+
+PARAMETERS = {"mv": ["source", "destination"], "ls": ["a"], "pick": ["items", "exact"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "arguments"),
+    [
+        ("ls()", "ls", {}),
+        ("mv(source='a', destination='b c')", "mv", {"source": "a", "destination": "b c"}),
+        ("mv('a', destination=\"b'c\")", "mv", {"source": "a", "destination": "b'c"}),
+        ("mv('a', 'b')", "mv", {"source": "a", "destination": "b"}),
+        (" pick(items=['x', -2.5], exact=True)", "pick", {"items": ["x", -2.5], "exact": True}),
+    ],
+)
+def test_gold_calls_are_read(text, name, arguments):
+    call = read_call(text, PARAMETERS)
+    assert (call.name, call.arguments, call.status) == (name, arguments, CallStatus.OK)
+
+
+@pytest.mark.parametrize(
+    "text", ["ls", "ls(", "fly('a')", "ls(1, 2)", "ls(a=open('x'))", "os.remove('x')", "ls(**{})()"]
+)
+def test_what_is_no_gold_call_is_named(text):
+    with pytest.raises(ValueError, match="gold call "):
+        read_call(text, PARAMETERS)
+
+
+def make_row(**changes):
+    parameters = {
+        "type": "dict",
+        "properties": {
+            "folder": {"type": "string"},
+            "sizes": {"type": "array", "items": {"type": "float"}},
+            "type": {"type": "any"},
+        },
+        "required": ["folder"],
+    }
+    row = {
+        "id": "multi_turn_base_0",
+        "category": "multi_turn_base",
+        "turns": [["Go to a."], ["Rules.", "Then list b twice."], []],
+        "functions": [{"name": "cd", "description": "Go.", "parameters": parameters}],
+        "needs": [],
+        "gold": [["cd('a')"], ["cd(folder='b')", "cd(folder='b')"], []],
+    }
+    return row | changes
+
+
+def test_an_entry_and_its_schema():
+    entry = entry_from_row(make_row())
+    assert entry.is_scored and entry.user_turns == ("Go to a.", "Rules.\nThen list b twice.", "")
+    schema = entry.tools[0].parameters
+    assert schema["type"] == "object"
+    assert schema["properties"]["sizes"]["items"]["type"] == "number"
+    assert schema["properties"]["type"] == {"type": "string"}  # a parameter of that name
+
+
+def test_scripts_of_a_conversation_end_every_turn_of_the_user():
+    entry = entry_from_row(make_row())
+    texts = scripted_texts(entry, "gold", 0)
+    assert texts[1] == texts[3] == DONE and texts[4] == NOT_POSSIBLE and len(texts) == 5
+    assert [call.arguments for call in parse_calls(texts[0], {"cd"})] == [{"folder": "a"}]
+    assert [call.arguments for call in parse_calls(texts[2], {"cd"})] == [{"folder": "b"}] * 2
+    texts = scripted_texts(entry, "random", 0)
+    assert sum(not parse_calls(text, None) for text in texts) == 3
+    assert any(parse_calls(text, {"cd"}) for text in texts)
+
+
+def test_a_question_is_answered_and_what_fills_a_memory_is_acknowledged():
+    question = entry_from_row(make_row(gold=["Michael", "Mike"], turns=[["What is my name?"]]))
+    assert question.gold_calls is None and question.gold_answers == ("Michael", "Mike")
+    (answer,) = scripted_texts(question, "gold", 0)
+    assert answer.startswith("{'answer': 'Michael'")
+    prerequisite = entry_from_row(make_row(gold=None))
+    assert not prerequisite.is_scored
+    assert scripted_texts(prerequisite, "gold", 0) == (DONE, DONE, DONE)
 
 
 def bfcl(*categories, python=__file__, **settings):
@@ -32,7 +116,7 @@ def test_a_missing_environment_says_how_it_is_made(tmp_path):
 def test_options_are_checked():
     with pytest.raises(ValueError, match=r"categories=\['simple_python'\]: of multi_turn_base, "):
         bfcl("memory_kv", "simple_python")
-    with pytest.raises(ValueError, match="max_tasks must be at least 1"):
+    with pytest.raises(ValueError, match="max_tasks=0 must be 1 or more"):
         bfcl("memory_kv", max_tasks=0)
 
 
@@ -56,13 +140,6 @@ def test_where_no_category_can_be_run_the_table_is_blank(tmp_path, monkeypatch, 
     result = report(tmp_path, "gold", [(benchmark, outcome)], [], {})
     assert result["table"] == [row | {"bfcl BFCL": None, "Avg": None} for row in result["table"]]
     assert "bfcl: memory_vector was not run: no network" in capsys.readouterr().out
-
-
-def test_random_conversations_have_calls_and_an_end_for_every_turn_of_the_user():
-    entry = entry_from_row(make_row())
-    texts = scripted_texts(entry, "random", 0)
-    assert sum(not parse_calls(text, None) for text in texts) == 3
-    assert any(parse_calls(text, {"cd"}) for text in texts)
 
 
 def play(folder, policy, *categories, **settings):

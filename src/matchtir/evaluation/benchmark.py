@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from hydra.utils import get_method
 
@@ -29,8 +30,6 @@ from matchtir.types import Task, Trajectory
 from matchtir.utils.options import UserError, check_at_least, check_option
 
 log = logging.getLogger(__name__)
-
-Group = Callable[[Task], str]  # "": the task is in no group of this kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +57,15 @@ class Outcome:
     notes: Sequence[str] = ()  # what was not run, and why
 
 
-class Benchmark(Protocol):
-    """Tasks, how they are attempted, and what is said about the attempts."""
-
-    name: str
-    statistics: Mapping[str, Statistic]
-    columns: Mapping[str, str]  # of the table over all benchmarks: heading -> statistic
-    details: Sequence[str]  # statistics in the benchmark's own table
-    passed: str  # the measure of an attempt, 0 or 1, that pass@k is about
-
-    def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
-        """Attempt every task that has no record in the setting's folder yet."""
-        ...
-
-
-def check_attempts(name: str, attempts: int, temperature: float) -> None:
+def check_attempts(
+    name: str, attempts: int, temperature: float, max_tasks: int | None = None
+) -> None:
     """Refuse attempts that would all be the same one.
 
     Raises:
-        ValueError: of this benchmark: fewer than 1 attempt, or several without chance.
+        ValueError: of this benchmark: fewer than 1 attempt or task, or several without chance.
     """
-    check_at_least(1, attempts=attempts)
+    check_at_least(1, attempts=attempts, max_tasks=1 if max_tasks is None else max_tasks)
     if attempts > 1 and temperature == 0:
         raise UserError(
             f"{name}: attempts={attempts} at temperature=0 are the same attempt {attempts} times; "
@@ -86,39 +73,76 @@ def check_attempts(name: str, attempts: int, temperature: float) -> None:
         )
 
 
-def check_chance(name: str, attempts: int, policy: EvaluatedPolicy) -> None:
-    """Refuse several attempts of a policy that has no chance in it.
+class Benchmark(ABC):
+    """Tasks, how they are attempted, and what is said about the attempts.
+
+    Args:
+        name: what the benchmark is called in tables and files.
+        columns: of the table over all benchmarks: heading -> statistic.
+        statistics: what is said, by name.
+        details: statistics in the benchmark's own table.
+        passed: the measure, 0 or 1 in an attempt, that pass@k is about.
+        sampling: how tokens are drawn; None: greedy.
+        attempts: at each task; several also give pass@k.
+        max_tasks: attempt only so many, spread evenly; None: all.
 
     Raises:
-        UserError: of this benchmark.
+        ValueError: `max_tasks` or `attempts` below 1, several greedy attempts, or a column or
+            detail that is no statistic.
     """
-    if attempts > 1 and isinstance(policy, ScriptedPolicy):
-        raise UserError(f"{name}: attempts={attempts} of policy={policy.name} would be the same")
+
+    def __init__(
+        self,
+        name: str,
+        columns: Mapping[str, str],
+        statistics: Mapping[str, Statistic],
+        details: Sequence[str],
+        passed: str,
+        sampling: SamplingParams | None,
+        attempts: int,
+        max_tasks: int | None,
+    ) -> None:
+        self.name = name
+        self.sampling = sampling or SamplingParams(temperature=0.0)
+        check_attempts(f"benchmark {name}", attempts, self.sampling.temperature, max_tasks)
+        self.statistics = statistics
+        self.columns = {**columns, **{name: name for name in passes(attempts)[-1:]}}
+        self.details = shown(details, attempts)
+        self.passed = passed
+        self.attempts = attempts
+        self.max_tasks = max_tasks
+        for statistic in [*self.columns.values(), *self.details, passed]:
+            check_option(f"statistic of benchmark {name}", statistic, list(statistics))
+
+    def check_chance(self, policy: EvaluatedPolicy) -> None:
+        """Raise UserError for several attempts of a policy that has no chance in it."""
+        if self.attempts > 1 and isinstance(policy, ScriptedPolicy):
+            raise UserError(
+                f"benchmark {self.name}: attempts={self.attempts} of policy={policy.name} would be "
+                "the same"
+            )
+
+    @abstractmethod
+    def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
+        """Attempt every task that has no record in the setting's folder yet."""
 
 
-class TaskBenchmark:
+class TaskBenchmark(Benchmark):
     """Attempts the tasks of a task set in episodes.
 
     Functions are given by their dotted names.
 
     Args:
-        name: what the benchmark is called in tables and files.
+        name, columns, sampling, attempts, passed: as `Benchmark`.
         tasks: the task set.
-        columns: of the table over all benchmarks.
         split: of the task set; None: test, or validation where the benchmark validates.
         limits: where episodes end.
-        sampling: how tokens are drawn; greedy by default.
-        attempts: at each task; several also give pass@k.
-        passed: the measure, 0 or 1 in an attempt, that pass@k is about.
         scores: measures of a trajectory besides the common ones.
         statistics: for measures that are not summed up by their mean, and for others still.
-        groups: kinds of groups of tasks besides the scenario, each a function of a task.
+        groups: kinds of groups of tasks besides the scenario, each a function of a task
+            ("": it is in none of this kind).
         details: statistics in the benchmark's own table; default: all.
         max_tasks: attempt only so many, spread evenly over scenarios and split; None: all.
-
-    Raises:
-        ValueError: `max_tasks` or `attempts` below 1, several greedy attempts, or a column or
-            detail that is no statistic.
     """
 
     def __init__(
@@ -137,24 +161,14 @@ class TaskBenchmark:
         details: Sequence[str] | None = None,
         max_tasks: int | None = None,
     ) -> None:
-        if max_tasks is not None and max_tasks < 1:
-            raise ValueError(f"max_tasks must be at least 1, got {max_tasks}")
-        self.name = name
+        self.scoring = Scoring(_functions(scores), dict(statistics or {}), passed, attempts)
+        known = self.scoring.all_statistics("reward")
+        details = [*known] if details is None else details
+        super().__init__(name, columns, known, details, passed, sampling, attempts, max_tasks)
         self.task_set = tasks
         self.split = split
         self.limits = limits or EpisodeLimits()
-        self.sampling = sampling or SamplingParams(temperature=0.0)
-        check_attempts(f"benchmark {name}", attempts, self.sampling.temperature)
-        self.attempts = attempts
-        self.passed = passed
-        self.scoring = Scoring(_functions(scores), dict(statistics or {}), passed, attempts)
-        self.statistics = self.scoring.all_statistics("reward")
-        self.columns = {**columns, **{name: name for name in passes(attempts)[-1:]}}
-        self.groups: Mapping[str, Group] = _functions(groups)
-        self.details = shown(self.statistics if details is None else details, attempts)
-        self.max_tasks = max_tasks
-        for statistic in [*self.columns.values(), *self.details, passed]:
-            check_option(f"statistic of benchmark {name}", statistic, list(self.statistics))
+        self.groups: Mapping[str, Callable[[Task], str]] = _functions(groups)
 
     def select(self, split: str = "test") -> list[Task]:
         """The tasks to attempt: of this split, unless the benchmark has its own.
@@ -170,7 +184,7 @@ class TaskBenchmark:
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
         """The attempts at each task, as many at once as the setting allows."""
-        check_chance(f"benchmark {self.name}", self.attempts, policy)
+        self.check_chance(policy)
         tasks = self.select()
         done = setting.attempts(self.name)
         wanted = {

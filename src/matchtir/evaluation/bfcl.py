@@ -6,6 +6,7 @@ policy over OpenAI's protocol, executes the calls in its simulated worlds and ch
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -13,25 +14,20 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matchtir.evaluation import bfcl_worker
-from matchtir.evaluation.benchmark import (
-    Outcome,
-    Setting,
-    attempt_record,
-    check_attempts,
-    check_chance,
-)
+from matchtir.evaluation.benchmark import Benchmark, Outcome, Setting, attempt_record
 from matchtir.evaluation.policies import Address, EvaluatedPolicy, random_turn_texts
-from matchtir.evaluation.statistics import Mean, MeanOf, Statistic, passes, shown
+from matchtir.evaluation.statistics import Mean, MeanOf, Statistic, passes
 from matchtir.evaluation.traces import Record, attempt_name, drop_unfinished_line, write_traces
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
-from matchtir.tasks.bfcl import BfclEntry, entry_from_row, gold_turn_texts
 from matchtir.tasks.rows import read_jsonl
 from matchtir.tasks.splits import spread
+from matchtir.tools.formats import render_call
 from matchtir.types import (
     CallStatus,
     ResultStatus,
@@ -39,6 +35,7 @@ from matchtir.types import (
     Task,
     ToolCall,
     ToolResult,
+    ToolSpec,
     Trajectory,
     Turn,
 )
@@ -53,7 +50,13 @@ FAMILIES = {
 CATEGORIES = tuple(f"{family}_{kind}" for family, kinds in FAMILIES.items() for kind in kinds)
 
 
-class BfclBenchmark:
+DONE = "Done."  # ends a turn of the user
+NOT_POSSIBLE = "I cannot do that with what I have."  # where the gold solution makes no call
+
+_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": "string"}
+
+
+class BfclBenchmark(Benchmark):
     """Categories of BFCL, each with its accuracy.
 
     `bfcl` is the paper's mean(multi-turn, agentic), where agentic is mean(memory, web search) and a
@@ -64,20 +67,16 @@ class BfclBenchmark:
     Args:
         python: of the environment that has `bfcl-eval`.
         categories: by their official names.
-        columns: of the table over all benchmarks.
+        columns, sampling, name: as `Benchmark`.
         max_prompt_tokens: of a policy with weights; a conversation that is longer has failed.
         max_turn_tokens: sampled in one message of such a policy.
-        sampling: how tokens are drawn; greedy by default.
         attempts: at each conversation, in a folder of results each.
         max_tasks: run only so many of each category, spread evenly, and what they need; None: all.
 
     Raises:
         FileNotFoundError: there is no such environment.
-        ValueError: a category of another kind, `max_tasks` or `attempts` below 1, or several greedy
-            attempts.
+        ValueError: a category of another kind, or as `Benchmark`.
     """
-
-    passed = "correct"
 
     def __init__(
         self,
@@ -91,42 +90,37 @@ class BfclBenchmark:
         attempts: int = 1,
         name: str = "bfcl",
     ) -> None:
-        if max_tasks is not None and max_tasks < 1:
-            raise ValueError(f"max_tasks must be at least 1, got {max_tasks}")
-        # Not resolved: the path through the environment's folder is what makes it that environment.
-        self.python = Path(python).absolute()
-        if not self.python.is_file():
-            raise FileNotFoundError(
-                f"{self.python}: there is no environment for BFCL; `make bfcl-env` makes it"
-            )
-        self.name = name
-        self.sampling = sampling or SamplingParams(temperature=0.0)
-        check_attempts(f"benchmark {name}", attempts, self.sampling.temperature)
-        self.attempts = attempts
-        self.categories = list(categories)
-        if not categories or (odd := sorted(set(categories) - set(CATEGORIES))):
-            raise ValueError(f"categories={odd if categories else []}: of {', '.join(CATEGORIES)}")
         families = {
             family: MeanOf([Mean(f"{family}_{kind}") for kind in kinds])
             for family, kinds in FAMILIES.items()
         }
         agentic = MeanOf([families["memory"], families["web_search"]])
         common = ("correct", "turns", "calls", "reward")
-        self.statistics: dict[str, Statistic] = {
+        statistics: dict[str, Statistic] = {
             "bfcl": MeanOf([families["multi_turn"], agentic]),
             **families,
             **{name: Mean(name) for name in (*common, *passes(attempts))},
         }
-        self.details = shown([*FAMILIES, *common], attempts)
-        self.columns = {**columns, **{name: name for name in passes(attempts)[-1:]}}
+        details = [*FAMILIES, *common]
+        super().__init__(
+            name, columns, statistics, details, "correct", sampling, attempts, max_tasks
+        )
+        # Not resolved: the path through the environment's folder is what makes it that environment.
+        self.python = Path(python).absolute()
+        if not self.python.is_file():
+            raise FileNotFoundError(
+                f"{self.python}: there is no environment for BFCL; `make bfcl-env` makes it"
+            )
+        self.categories = list(categories)
+        if not categories or (odd := sorted(set(categories) - set(CATEGORIES))):
+            raise ValueError(f"categories={odd if categories else []}: of {', '.join(CATEGORIES)}")
         self.limits = EpisodeLimits(
             max_prompt_tokens=max_prompt_tokens, max_turn_tokens=max_turn_tokens
         )
-        self.max_tasks = max_tasks
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
         """Let the package generate what is missing and score everything."""
-        check_chance(f"benchmark {self.name}", self.attempts, policy)
+        self.check_chance(policy)
         started = time.perf_counter()
         folders = [
             (setting.folder / attempt_name(self.name, attempt)).absolute()
@@ -243,15 +237,109 @@ def _troubles(lines: Sequence[Mapping[str, Any]], address: Address) -> list[str]
     return notes
 
 
+# -- entries ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class BfclEntry:
+    """One conversation: what the user says turn by turn, and what should come of it."""
+
+    entry_id: str
+    category: str
+    user_turns: tuple[str, ...]
+    tools: tuple[ToolSpec, ...]
+    gold_calls: tuple[tuple[ToolCall, ...], ...] | None  # of each turn; None: no calls are known
+    gold_answers: tuple[str, ...]  # any of them will do; empty where calls are scored
+    needs: tuple[str, ...]  # entries that must be run before
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it counts; the others fill a memory for those that need them."""
+        return self.gold_calls is not None or bool(self.gold_answers)
+
+
+def entry_from_row(row: Mapping[str, Any]) -> BfclEntry:
+    """An entry as the worker describes it.
+
+    Raises:
+        ValueError: a gold call that is no call of a known function with literal arguments.
+    """
+    tools = tuple(
+        ToolSpec(each["name"], each["description"], _schema(each["parameters"]))
+        for each in row["functions"]
+    )
+    gold = row["gold"] or ()
+    answers = tuple(item for item in gold if isinstance(item, str))
+    calls = None
+    if row["gold"] is not None and not answers:
+        parameters = {tool.name: list(tool.parameters["properties"]) for tool in tools}
+        calls = tuple(tuple(read_call(text, parameters) for text in turn) for turn in gold)
+    return BfclEntry(
+        entry_id=row["id"],
+        category=row["category"],
+        user_turns=tuple("\n".join(texts) for texts in row["turns"]),
+        tools=tools,
+        gold_calls=calls,
+        gold_answers=answers,
+        needs=tuple(row["needs"]),
+    )
+
+
+def read_call(text: str, parameters: Mapping[str, Sequence[str]]) -> ToolCall:
+    """A gold call such as ``mv(source='a', destination='b')``, or with its arguments by position.
+
+    Args:
+        parameters: names of each function's parameters, in order.
+
+    Raises:
+        ValueError: it is no such call.
+    """
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+            raise ValueError("not a call by name")
+        given = [ast.literal_eval(argument) for argument in call.args]
+        named = {str(item.arg): ast.literal_eval(item.value) for item in call.keywords}
+        by_position = dict(zip(parameters[call.func.id], given, strict=False))
+    except (SyntaxError, KeyError, ValueError) as error:
+        raise ValueError(f"gold call {text!r}: {error}") from error
+    if len(by_position) < len(given):
+        raise ValueError(f"gold call {text!r}: {len(given)} arguments are too many")
+    return ToolCall(call.func.id, by_position | named)
+
+
 def scripted_texts(entry: BfclEntry, name: str, seed: int) -> tuple[str, ...]:
-    """The messages of a scripted policy: for random ones, some calls in each turn of the user."""
-    if name == "gold":
-        return gold_turn_texts(entry)
-    turns = [
-        random_turn_texts(Task(f"{entry.entry_id}/{number}", text, entry.tools, (), ""), seed)
-        for number, text in enumerate(entry.user_turns)
-    ]
-    return tuple(text for turn in turns for text in turn)
+    """The messages of a scripted policy over the whole conversation.
+
+    Random ones are some calls and a word in each turn of the user; gold ones are the gold calls of
+    a turn in one message, then one that ends the turn. An entry without gold calls is answered; one
+    that only fills a memory is acknowledged, since nobody says what should be remembered.
+    """
+    texts: list[str] = []
+    for number, said in enumerate(entry.user_turns):
+        if name == "random":
+            task = Task(f"{entry.entry_id}/{number}", said, entry.tools, (), "")
+            texts += random_turn_texts(task, seed)
+        elif entry.gold_answers:
+            texts.append(str({"answer": entry.gold_answers[0], "context": "It was said so."}))
+        elif entry.gold_calls is None:
+            texts.append(DONE)
+        elif calls := entry.gold_calls[number]:
+            texts += ["\n".join(render_call(c.name, c.arguments) for c in calls), DONE]
+        else:
+            texts.append(NOT_POSSIBLE)
+    return tuple(texts)
+
+
+def _schema(node: Any) -> Any:
+    """A schema of BFCL's in the words of JSON schema."""
+    if isinstance(node, list):
+        return [_schema(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    converted = {key: _schema(value) for key, value in node.items()}
+    kind = node.get("type")
+    return {**converted, "type": _TYPES.get(kind, kind)} if isinstance(kind, str) else converted
 
 
 def _record(

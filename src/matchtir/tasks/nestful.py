@@ -81,9 +81,15 @@ class NestfulTasks(FileTasks):
         beside = read_field(read_field(row, "executors", dict), "in", str)
         folder = Path(str(self.paths[split])).expanduser().parent
         sources = self._read_sources(folder / beside)
-        tools = tools_by_name(
-            read_field(row, "tools", list), lambda entry: _read_tool(entry, sources)
-        )
+
+        def read(entry: Mapping[str, Any]) -> ToolSpec:
+            tool = read_tool(entry)
+            if tool.name not in sources:
+                raise RowError(f"no source for the tool {tool.name!r}")
+            properties = tuple(tool.parameters.get("properties") or ())
+            return replace(tool, source=adapt_source(sources[tool.name], tool.name, properties))
+
+        tools = tools_by_name(read_field(row, "tools", list), read)
         steps = read_field(row, "gold_trace", list)
         calls = read_calls("gold_trace", steps, tools)
         for index, step in enumerate(steps):
@@ -138,14 +144,6 @@ def _turns(steps: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
     return tuple(turns)
 
 
-def _read_tool(entry: Mapping[str, Any], sources: Mapping[str, str]) -> ToolSpec:
-    tool = read_tool(entry)
-    if tool.name not in sources:
-        raise RowError(f"no source for the tool {tool.name!r}")
-    properties = tuple(tool.parameters.get("properties") or ())
-    return replace(tool, source=adapt_source(sources[tool.name], tool.name, properties))
-
-
 def adapt_source(source: str, name: str, properties: Sequence[str]) -> str:
     """The source, with an adapter where the function does not know the schema's argument names.
 
@@ -192,9 +190,16 @@ def partial_match(trajectory: Trajectory) -> float:
     predicted call where that has its name; what is left on either side is a position of its own.
     """
     gold, predicted = list(trajectory.task.gold_calls), _calls(trajectory)
-    pairs = _aligned(gold, predicted)
-    positions = len(gold) + len(predicted) - len(pairs)
-    return sum(_same(*pair) for pair in pairs) / positions if positions else 0.0
+    positions = len(gold) + len(predicted)
+    same = pairs = 0
+    for call in gold:
+        if pairs < len(predicted) and (
+            len(gold) == len(predicted) or predicted[pairs].name == call.name
+        ):
+            other = predicted[pairs]
+            same += call.name == other.name and _pairs(call) == _pairs(other)
+            pairs += 1
+    return same / (positions - pairs) if positions else 0.0
 
 
 def full_match(trajectory: Trajectory) -> float:
@@ -215,7 +220,10 @@ def win(trajectory: Trajectory) -> float:
         return 1.0
     for read in (json.loads, ast.literal_eval):
         try:
-            return float(json_equal(_rounded(read(output), gold), gold))
+            value = read(output)
+            if isinstance(value, float) and isinstance(gold, float):
+                value = round(value, len(str(gold).partition(".")[2]))
+            return float(json_equal(value, gold))
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return 0.0
@@ -239,26 +247,3 @@ def _plain_numbers(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain_numbers(item) for key, item in value.items()}
     return [_plain_numbers(item) for item in value] if isinstance(value, list) else value
-
-
-def _aligned(
-    gold: Sequence[ToolCall], predicted: Sequence[ToolCall]
-) -> list[tuple[ToolCall, ToolCall]]:
-    if len(gold) == len(predicted):
-        return list(zip(gold, predicted, strict=True))
-    pairs: list[tuple[ToolCall, ToolCall]] = []
-    for call in gold:
-        following = len(pairs)  # every pair takes the next predicted call
-        if following < len(predicted) and predicted[following].name == call.name:
-            pairs.append((call, predicted[following]))
-    return pairs
-
-
-def _same(left: ToolCall, right: ToolCall) -> bool:
-    return left.name == right.name and _pairs(left) == _pairs(right)
-
-
-def _rounded(value: Any, gold: Any) -> Any:
-    if isinstance(value, float) and isinstance(gold, float):
-        return round(value, len(str(gold).partition(".")[2]))
-    return value

@@ -19,12 +19,9 @@ from matchtir.types import McpServer, ToolSpec
 
 ToolSource = str | Mapping[str, Any]  # a module, or a mapping with what it is granted
 
-_GRANTS: Mapping[str, Any] = {"network": bool, "environment": Sequence, "timeout_s": int | float}
-OF_MODULES: Mapping[str, Any] = {"module": str, "strict": bool, "stdout": bool, **_GRANTS}
-OF_SERVERS: Mapping[str, Any] = {
-    **{"command": Sequence, "url": str, "token": str, "shared": bool, "trusted": bool},
-    **_GRANTS,
-}
+_GRANTS = {"network": bool, "environment": Sequence, "timeout_s": int | float}
+_OF_MODULES = {"module": str, "strict": bool, "stdout": bool, **_GRANTS}
+_OF_SERVERS = {"command": Sequence, "url": str, "token": str, "shared": bool, "trusted": bool}
 
 
 class ToolSourceError(ValueError):
@@ -61,13 +58,13 @@ def read_tools(sources: ToolSource | Sequence[ToolSource] | None) -> tuple[ToolS
 def _of_mapping(source: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
     """The tools of a module or of an MCP server, which is started to be asked, with its options."""
     options: dict[str, Any] = {str(key): value for key, value in source.items()}
-    kinds = OF_MODULES if "module" in options else OF_SERVERS
+    kinds: Mapping[str, Any] = _OF_MODULES if "module" in options else _OF_SERVERS | _GRANTS
     fits = all(
         isinstance(value, kinds.get(key, ())) and (kinds[key] is str or not isinstance(value, str))
         for key, value in options.items()
     )
     fits = fits and options.get("timeout_s", 1) > 0
-    if not fits or ("module" not in options and ("command" in options) == ("url" in options)):
+    if not fits or sum(name in options for name in ("module", "command", "url")) != 1:
         raise ToolSourceError(
             "an MCP server is given as {command: [program, argument, ...], shared: false} or "
             "{url: http://...}, a module as {module: file.py}, both perhaps with network: true, "
@@ -169,10 +166,8 @@ def _schema(function: Callable[..., Any], label: str) -> dict[str, Any]:
         for parameter in inspect.signature(function).parameters.values():
             if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
                 kind = parameter.kind.description
-                raise ToolSourceError(f"{label}: no call by name fits its {kind} {parameter.name}")
+                raise TypeError(f"no call by name fits its {kind} {parameter.name}")
         schema: dict[str, Any] = get_json_schema(function)["function"]
-    except ToolSourceError:
-        raise
     except Exception as error:
         raise ToolSourceError(f"{label}: {error}") from error
     return schema

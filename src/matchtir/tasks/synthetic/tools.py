@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from matchtir.tasks.synthetic.plan import Hop
@@ -16,53 +17,59 @@ _TIDY = '''def tidy(text):
 '''
 
 
-def lookup_tool(
-    relation: Relation,
-    facts: Mapping[str, str | int],
-    *,
-    fallback: str | int | None,
-    error_object: bool,
-    tidies_names: bool,
-    punctuates: bool,
-) -> ToolSpec:
-    """The tool that looks `relation` up in `facts`, by entity: its schema and its source.
+@dataclass(frozen=True, slots=True)
+class LookupTool:
+    """Looks `relation` up in `facts`."""
 
-    Args:
-        fallback: what it says of an entity that it does not know; None: it refuses.
-        error_object: errors are objects, else text.
-        tidies_names: by a helper function.
-        punctuates: a full stop after the output.
-    """
-    unit, subject = relation.unit, relation.domain
-    description = f"{relation.name} of a {subject}"
-    properties: dict[str, Any] = {subject: {"type": "string"}}
+    relation: Relation
+    facts: Mapping[str, str | int]  # by entity
+    fallback: str | int  # what it says of an entity that it does not know, if it guesses
+    guesses: bool  # instead of refusing
+    error_object: bool  # errors are objects, else text
+    tidies_names: bool  # by a helper function
+    punctuates: bool  # a full stop after the output
 
-    def refuse(message: str) -> str:
-        said = {"error": message} if error_object else f"Error: {message}"
-        return f"{_INDENT}return {said!r}"
+    def spec(self) -> ToolSpec:
+        """The tool with its schema and its source."""
+        relation, unit = self.relation, self.relation.unit
+        description = f"{relation.name} of a {relation.domain}"
+        properties: dict[str, Any] = {relation.domain: {"type": "string"}}
+        if unit is not None:
+            units = [unit.base, unit.other]
+            properties["unit"] = {"type": "string", "enum": units, "default": unit.base}
+        schema = {"type": "object", "properties": properties, "required": [relation.domain]}
+        records = "".join(f"{_INDENT}{key!r}: {value!r},\n" for key, value in self.facts.items())
+        taken = relation.domain if unit is None else f"{relation.domain}, unit={unit.base!r}"
+        body = "".join(f"{_INDENT}{line}\n" for line in (f'"""{description}"""', *self._lines()))
+        parts = ["import re\n", _TIDY] if self.tidies_names else []
+        parts += [f"RECORDS = {{\n{records}}}\n", f"def {relation.tool}({taken}):\n{body}"]
+        return ToolSpec(relation.tool, description, schema, "\n\n".join(parts))
 
-    lines = [f'"""{description}"""']
-    if unit is not None:
-        units = (unit.base, unit.other)
-        properties["unit"] = {"type": "string", "enum": [*units], "default": unit.base}
-        lines += [f"if unit not in {units!r}:", refuse("unit not found")]
-    name = f"tidy(str({subject}))" if tidies_names else f"str({subject})"
-    lines += [f"name = {name}", "key = name"]
-    if fallback is None:
-        lines += ["if key not in RECORDS:", refuse(f"{relation.name} not found")]
-        lines.append("value = RECORDS[key]")
-    else:
-        lines.append(f"value = RECORDS.get(key, {fallback!r})")
-    if unit is not None:
-        lines += [f"if unit == {unit.other!r}:", f"{_INDENT}value = round(value * {unit.factor})"]
-    lines.append(f"return {"f'{value}.'" if punctuates else 'str(value)'}")
-    schema = {"type": "object", "properties": properties, "required": [subject]}
-    records = "".join(f"{_INDENT}{key!r}: {value!r},\n" for key, value in facts.items())
-    taken = subject if unit is None else f"{subject}, unit={unit.base!r}"
-    body = "".join(f"{_INDENT}{line}\n" for line in lines)
-    parts = ["import re\n", _TIDY] if tidies_names else []
-    parts += [f"RECORDS = {{\n{records}}}\n", f"def {relation.tool}({taken}):\n{body}"]
-    return ToolSpec(relation.tool, description, schema, "\n\n".join(parts))
+    def _lines(self) -> list[str]:
+        """What a lookup does: checks, the entry, its unit."""
+        unit, subject = self.relation.unit, self.relation.domain
+        lines = []
+        if unit is not None:
+            lines.append(f"if unit not in {(unit.base, unit.other)!r}:")
+            lines.append(_INDENT + self._refuse("unit not found"))
+        name = f"tidy(str({subject}))" if self.tidies_names else f"str({subject})"
+        lines += [f"name = {name}", "key = name", *self._find()]
+        if unit is not None:
+            lines.append(f"if unit == {unit.other!r}:")
+            lines.append(f"{_INDENT}value = round(value * {unit.factor})")
+        said = "f'{value}.'" if self.punctuates else "str(value)"
+        return [*lines, f"return {said}"]
+
+    def _find(self) -> list[str]:
+        """Sets `value`, and deals with entities that are not there."""
+        if self.guesses:
+            return [f"value = RECORDS.get(key, {self.fallback!r})"]
+        statement = self._refuse(f"{self.relation.name} not found")
+        return ["if key not in RECORDS:", _INDENT + statement, "value = RECORDS[key]"]
+
+    def _refuse(self, message: str) -> str:
+        """The statement that ends a call with an error."""
+        return f"return { ({'error': message} if self.error_object else f'Error: {message}')!r}"
 
 
 def draw_tool(
@@ -86,14 +93,8 @@ def draw_tool(
         guesses = False
         foreign = {hop.subject for hop in asked} - {hop.subject for hop in hops}
         facts = {key: fact for key, fact in facts.items() if key not in foreign}
-    return lookup_tool(
-        relation,
-        facts,
-        fallback=fallback if guesses else None,
-        error_object=error_object,
-        tidies_names=tidies_names,
-        punctuates=world.toolset.punctuates,
-    )
+    flags = (guesses, error_object, tidies_names, world.toolset.punctuates)
+    return LookupTool(relation, facts, fallback, *flags).spec()
 
 
 def _draw_facts(
