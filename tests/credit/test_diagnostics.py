@@ -100,6 +100,8 @@ def test_numbers_by_turn_and_scenario():
     ]
     joined = diagnostics.by_place(diagnostics.added(parts))
     assert joined == pytest.approx(found)  # of one process or two
+    idle = {"turn/0": {"turns": 0.0}}  # a process that learned nothing measured less
+    assert diagnostics.by_place(diagnostics.added([idle, *parts])) == pytest.approx(found)
     alone = diagnostics.by_place(diagnostics.sums_by_place(None, 1.0, *given))
     assert found.keys() - alone.keys() == {f"by/{place}/turn_share" for place in places}
 

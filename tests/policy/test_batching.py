@@ -1,12 +1,13 @@
 """Turns become tokens: literal ids, masks, turn numbers and log-probabilities."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from matchtir.policy.batching import call_index, collate, micro_batches
+from matchtir.policy.batching import collate, micro_batches, spread_over_tokens
 from matchtir.policy.packing import Prefixes, shared_prefixes
 from matchtir.types import Span, SpanKind, StopReason, Task, ToolCall, Trajectory, Turn
 
@@ -56,19 +57,23 @@ def test_trajectories_as_tensors() -> None:
     assert batch.lengths.tolist() == [9, 5]
 
 
-def test_the_call_that_a_token_is_part_of() -> None:
+def test_tokens_get_the_number_of_their_turn_or_call() -> None:
     reasoning, call = SpanKind.REASONING, SpanKind.CALL
     spans = (Span(reasoning, 0, 1), Span(call, 1, 3), Span(call, 3, 4), Span(reasoning, 4, 5))
     two = Turn((0,) * 5, (0.0,) * 5, "", (ToolCall("f", {}),) * 2, (), (7, 7), spans=spans)
     one = Turn((0,) * 2, (0.0,) * 2, "", (ToolCall("f", {}),), spans=(Span(call, 0, 2),))
     both = Trajectory(TASK, (1,), (two, one), StopReason.MAX_TURNS)
-    assert call_index([both, ONE_TURN], 10).tolist() == [
-        [-1, -1, 0, 0, 1, -1, -1, -1, 2, 2],
-        [-1] * 10,
+    turns, calls = np.array([[1.0, 2], [3, 0]]), [np.array([4.0, 5, 6]), np.zeros(0)]
+    assert spread_over_tokens([both, ONE_TURN], turns, calls, 10).tolist() == [
+        [0, 1, 4, 4, 5, 1, 0, 0, 6, 6],
+        [0, 0, 3, 3, 3, 0, 0, 0, 0, 0],
     ]
-    unknown = Turn((0,), (0.0,), "", (ToolCall("f", {}),))
+    assert spread_over_tokens([both], turns[:1], None, 10).tolist() == [[0, *[1] * 5, 0, 0, 2, 2]]
+    unknown = Trajectory(
+        TASK, (1,), (Turn((0,), (0.0,), "", (ToolCall("f", {}),)),), StopReason.MAX_TURNS
+    )
     with pytest.raises(ValueError, match="t: 0 spans of calls for 1 calls"):
-        call_index([Trajectory(TASK, (1,), (unknown,), StopReason.MAX_TURNS)], 2)
+        spread_over_tokens([unknown], turns[:1], [np.zeros(1)], 2)
 
 
 def test_a_trajectory_without_turns_is_its_prompt() -> None:

@@ -134,11 +134,10 @@ def by_span(sums: Sums) -> dict[str, float]:
 
 def added(rows: Sequence[Sums]) -> Sums:
     """The sums of several processes as one."""
-    found: Sums = {}
+    found: Sums = defaultdict(lambda: defaultdict(float))
     for place, given in (item for row in rows for item in row.items()):
-        own = found.setdefault(place, dict.fromkeys(given, 0.0))
         for name, value in given.items():
-            own[name] += value
+            found[place][name] += value
     return found
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -25,6 +26,7 @@ class TokenBatch:
     sampled: Bool[Tensor, "B L"]  # tokens drawn by the policy: the ones with loss
     turn_index: Int[Tensor, "B L"]  # turn of a sampled token, -1 elsewhere
     sampler_logprobs: Float[Tensor, "B L"]  # the engine's own, 0 where not sampled
+    known: dict[str, Tensor] = field(default_factory=dict)  # [B, L], what else a loss needs
 
     @property
     def lengths(self) -> Int[Tensor, " B"]:
@@ -33,8 +35,8 @@ class TokenBatch:
 
     def rows(self, index: Tensor) -> TokenBatch:
         """The given rows, cut to the longest of them."""
-        length = int(self.lengths[index].max())
-        return TokenBatch(**{f.name: getattr(self, f.name)[index, :length] for f in fields(self)})
+        length = int(self.lengths[index].max()) if len(index) else 0
+        return self._each(lambda tensor: tensor[index, :length])
 
     @classmethod
     def padding(cls, pad_id: int) -> TokenBatch:
@@ -45,7 +47,12 @@ class TokenBatch:
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on another device."""
-        return TokenBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return self._each(lambda tensor: tensor.to(device))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        known = {name: change(each) for name, each in values.pop("known").items()}
+        return TokenBatch(**{name: change(each) for name, each in values.items()}, known=known)
 
 
 def collate(trajectories: Sequence[Trajectory], pad_id: int) -> TokenBatch:
@@ -81,24 +88,34 @@ def _flatten(trajectory: Trajectory) -> tuple[list[int], list[int], list[float]]
     return ids, turns, logprobs
 
 
-def call_index(trajectories: Sequence[Trajectory], length: int) -> Int[Tensor, "B L"]:
-    """The call, counted over its trajectory, that each token of `collate` is part of; -1: none.
+def spread_over_tokens(
+    trajectories: Sequence[Trajectory],
+    turns: Float[np.ndarray, "B T"],
+    calls: Sequence[Float[np.ndarray, " _"]] | None,
+    length: int,
+) -> Float[Tensor, "B L"]:
+    """For each sampled token of `collate` the number of its turn, or of the call it is part of.
+
+    Args:
+        turns, calls: their numbers; None: only turns have one.
+        length: L.
 
     Raises ValueError for a turn whose spans are not known, or not those of its calls.
     """
-    index = torch.full((len(trajectories), length), -1)
+    found = np.zeros((len(trajectories), length), dtype=np.float32)
     for row, trajectory in enumerate(trajectories):
-        place, number = len(trajectory.prompt_ids), 0
-        for turn in trajectory.turns:
+        place, of_calls = len(trajectory.prompt_ids), iter(() if calls is None else calls[row])
+        for turn, value in zip(trajectory.turns, turns[row], strict=False):
+            tokens = found[row, place : place + len(turn.token_ids)]
+            tokens[:] = value
             spans = [span for span in turn.spans if span.kind is SpanKind.CALL]
-            if len(spans) != len(turn.calls):
-                name, found = trajectory.task.task_id, len(spans)
-                raise ValueError(f"{name}: {found} spans of calls for {len(turn.calls)} calls")
-            for span in spans:
-                index[row, place + span.start : place + span.end] = number
-                number += 1
+            if calls is not None and len(spans) != len(turn.calls):
+                name, count = trajectory.task.task_id, len(spans)
+                raise ValueError(f"{name}: {count} spans of calls for {len(turn.calls)} calls")
+            for span, own in zip(spans, of_calls, strict=False):
+                tokens[span.start : span.end] = own
             place += len(turn.token_ids) + len(turn.observation_ids)
-    return index
+    return torch.from_numpy(found)
 
 
 def micro_batches(

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -178,25 +179,21 @@ class PolicyModule(LightningModule):
         elif any(each.is_meta for each in self.policy.parameters()):
             raise ValueError("model.load_once=true needs trainer=fsdp, which spreads the weights")
 
-    def passes(
-        self, batch: TokenBatch, max_tokens: int, rows: Tensor | None = None
-    ) -> Iterator[tuple[Tensor, TokenBatch]]:
-        """Micro-batches of rows, as many in every process: the last ones may have no rows.
+    def passes(self, batch: TokenBatch, max_tokens: int) -> Iterator[tuple[Tensor, TokenBatch]]:
+        """Micro-batches and their rows, as many in every process: the last ones may have no rows.
 
         A pass without rows is made over padding, so that no process waits for it in vain.
         """
-        if rows is None:
-            rows = torch.arange(len(batch.input_ids), device=batch.input_ids.device)
         packed = None
-        if self.policy.packing and len(rows):
-            packed = shared_prefixes(batch.input_ids[rows], batch.sampled[rows])
-        parts = micro_batches(batch.lengths[rows], max_tokens, packed)
+        if self.policy.packing and len(batch.input_ids):
+            packed = shared_prefixes(batch.input_ids, batch.sampled)
+        parts = [rows.to(self.device) for rows in micro_batches(batch.lengths, max_tokens, packed)]
         missing = largest(len(parts), self.device) - len(parts)
-        for part in parts:
-            index = rows[part.to(rows.device)]
-            yield index, batch.rows(index)
+        yield from ((rows, batch.rows(rows)) for rows in parts)
+        padding = TokenBatch.padding(self.renderer.pad_id).to(self.device)
+        known = {name: each.new_zeros(1, 2) for name, each in batch.known.items()}
         for _ in range(missing):
-            yield rows[:0], TokenBatch.padding(self.renderer.pad_id).to(self.device)
+            yield torch.zeros(0, dtype=torch.int64), replace(padding, known=known)
 
     def on_fit_start(self) -> None:
         """Gradients are summed once per optimizer step, and by this module itself.

@@ -11,9 +11,9 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,7 @@ from matchtir import types
 from matchtir.credit.advantages import RewardBatch
 from matchtir.credit.rewards import Credit
 from matchtir.evaluation.metrics import measure
-from matchtir.policy.batching import TokenBatch, call_index
-from matchtir.policy.losses import LossOutput, spread_turns, turn_sums
+from matchtir.policy.losses import turn_sums
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import Attempt
 from matchtir.rollout.runner import PartialGroup, is_complete
@@ -61,6 +60,7 @@ class ScoredRollout:
     rewards: RewardBatch
     advantages: Float[np.ndarray, "N T"]
     call_advantages: list[Float[np.ndarray, " _"]] | None = None  # with advantage_level=call
+    metrics: dict[str, float] = field(default_factory=dict)  # of what shaped rewards, advantages
 
     @property
     def zero_advantage(self) -> Bool[np.ndarray, " N"]:
@@ -70,48 +70,19 @@ class ScoredRollout:
             found[row] |= (np.abs(calls) > ZERO).any()
         return ~found
 
-    def of_tokens(
-        self, rows: Sequence[int], turn_index: Int[Tensor, "B L"]
-    ) -> Float[Tensor, "B L"]:
-        """The advantage of every sampled token of some trajectories, 0 elsewhere.
-
-        Args:
-            turn_index: of their tokens, as `collate` has it.
-        """
-        turns = torch.tensor(self.advantages[rows], dtype=torch.float32)
-        tokens = spread_turns(turns.to(turn_index.device), turn_index)
-        if self.call_advantages is None:
-            return tokens
-        own = [self.call_advantages[row] for row in rows]
-        padded = torch.zeros(len(own), max(map(len, own), default=0))
-        for row, values in enumerate(own):
-            padded[row, : len(values)] = torch.tensor(values)
-        index = call_index([self.trajectories[row] for row in rows], turn_index.shape[1])
-        calls = spread_turns(padded, index)
-        return torch.where(index >= 0, calls, tokens.cpu()).to(turn_index.device)
-
-
-class TurnSums(dict[str, np.ndarray]):
-    """Sums over the tokens of every turn [N, T] of what the loss says of each token.
-
-    Args:
-        rows: the trajectories that are learned from; `tokens` counts those of their turns.
-        shape: N, T.
-    """
-
-    def __init__(self, rows: Int[np.ndarray, " B"], shape: tuple[int, ...]) -> None:
-        super().__init__(tokens=np.zeros(shape))
-        self.rows = rows
-
-    def add(self, index: Tensor, tokens: TokenBatch, output: LossOutput) -> None:
-        """What the loss says of the rows `index` of those that are learned from."""
-        if not len(index):
-            return
-        rows = self.rows[index.cpu().numpy()]
-        for name, each in {"tokens": tokens.sampled.float(), **output.per_token}.items():
-            found = turn_sums(each, tokens.turn_index).cpu().numpy()
-            sums = self.setdefault(name, np.zeros_like(self["tokens"]))
-            sums[rows, : found.shape[1]] += found
+    def sums_of_turns(
+        self,
+        rows: Int[np.ndarray, " B"],
+        values: Mapping[str, Float[Tensor, "B L"]],
+        turn_index: Int[Tensor, "B L"],
+    ) -> dict[str, Float[np.ndarray, "N T"]]:
+        """Sums over the tokens of each turn, of values of the tokens of some rows."""
+        sums = {}
+        for name, each in values.items():
+            found = turn_sums(each, turn_index).numpy()
+            sums[name] = np.zeros(self.advantages.shape)
+            sums[name][rows, : found.shape[1]] = found
+        return sums
 
 
 class GroupSource:

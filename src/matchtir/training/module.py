@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,46 +13,25 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from matchtir.credit import diagnostics
 from matchtir.credit.advantages import Advantage, RewardBatch, parts_of
 from matchtir.credit.calls import call_advantages, with_call_variance
-from matchtir.credit.diagnostics import (
-    added,
-    by_place,
-    by_span,
-    diagnose,
-    sums_by_place,
-    sums_by_span,
-)
 from matchtir.credit.rewards import Reward
-from matchtir.policy.batching import TokenBatch, collate
-from matchtir.policy.losses import (
-    LossInputs,
-    LossOutput,
-    PolicyLoss,
-    token_weights,
-    weight_total,
-)
+from matchtir.policy import losses
+from matchtir.policy.batching import TokenBatch, collate, spread_over_tokens
+from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss
 from matchtir.policy.policy import Policy, TokenScores
 from matchtir.policy.weights import adapter_dropout, full_tensor, has_adapters, without_adapters
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import derive_seed
+from matchtir.training import parallel
 from matchtir.training.base import PolicyModule
 from matchtir.training.groups import (
     Groups,
     GroupSource,
     ScoredRollout,
-    TurnSums,
     check_rewards,
     rollout_metrics,
-)
-from matchtir.training.parallel import (
-    ShardedStrategy,
-    advantages_of,
-    copy_weights,
-    frozen_copy,
-    metrics_of_all,
-    mini_batch_rows,
-    summed_metrics,
 )
 from matchtir.training.phases import Phases
 from matchtir.training.shaping import OverlongPenalty, less_kl
@@ -129,7 +109,6 @@ class PolicyGradientModule(PolicyModule):
         self.needs_reference = bool(objective.kl_coefficient) or hindsight is not None
         # In a list, so that checkpoints leave it out: a run that resumes makes it again.
         self._reference: list[Policy] = []
-        self.shaping_metrics: dict[str, float] = {}  # of the scoring under way
         self._check_options()
 
     def _check_options(self) -> None:
@@ -173,8 +152,8 @@ class PolicyGradientModule(PolicyModule):
     def configure_model(self) -> None:
         """Make the reference, once; shard it and the policy, where the strategy says so."""
         if self.needs_reference and not has_adapters(self.policy) and not self._reference:
-            sharded = isinstance(self.trainer.strategy, ShardedStrategy)
-            self._reference.append(frozen_copy(self.policy, weights=not sharded))
+            sharded = isinstance(self.trainer.strategy, parallel.ShardedStrategy)
+            self._reference.append(parallel.frozen_copy(self.policy, weights=not sharded))
         super().configure_model()
 
     def begin_training(self) -> None:
@@ -186,10 +165,9 @@ class PolicyGradientModule(PolicyModule):
     def training_step(self, tasks: list[Task], batch_index: int) -> None:
         """Sample groups, score their turns, update the policy."""
         self.phases = Phases(self.device)
-        self.shaping_metrics = {}
         every = self.reference_reset_every
         if every and self.iteration > 1 and (self.iteration - 1) % every == 0:
-            copy_weights(self._reference[0], [*self.policy.parameters()])
+            parallel.copy_weights(self._reference[0], [*self.policy.parameters()])
         groups: Groups | None = self.source.sample(tasks)
         while groups is not None:  # once, but where groups without advantages are replaced
             with self.phases.measured("credit"):
@@ -199,7 +177,7 @@ class PolicyGradientModule(PolicyModule):
             metrics = self.update(scored)
         self.step_schedules()
         self.last_rollout = scored
-        self.log_row(metrics_of_all(metrics | self._rollout_metrics(scored)))
+        self.log_row(parallel.metrics_of_all(metrics | self._rollout_metrics(scored)))
 
     # -- the hooks -------------------------------------------------------------------------------
 
@@ -222,21 +200,22 @@ class PolicyGradientModule(PolicyModule):
         if self.overlong is not None:
             credits = list(map(self.overlong, credits, trajectories))
         batch = RewardBatch.from_credits(credits, trajectories, numbers)
+        metrics: dict[str, float] = {}
         if self.objective.kl_in == "reward":
             pad, score = self.renderer.pad_id, self.reference_logprobs
             batch, kl = less_kl(batch, trajectories, self.objective, pad, score)
-            self.shaping_metrics["train/kl"] = kl
-        advantages, calls = advantages_of(self.advantage, batch), None
+            metrics["train/kl"] = kl
+        advantages, calls = parallel.advantages_of(self.advantage, batch), None
         if self.hindsight is not None:
             advantages, took = self.hindsight(
                 advantages, trajectories, batch.group, self.renderer, self.reference_logprobs
             )
-            self.shaping_metrics |= took
+            metrics |= took
         if self.call_weight is not None:
             batch = with_call_variance(batch, credits, trajectories)
-            weight = advantages_of(self.call_weight, batch)
+            weight = parallel.advantages_of(self.call_weight, batch)
             calls = call_advantages(advantages, weight, credits, trajectories)
-        return ScoredRollout(trajectories, credits, batch, advantages, calls)
+        return ScoredRollout(trajectories, credits, batch, advantages, calls, metrics)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """The objective on a part of a mini-batch."""
@@ -259,93 +238,83 @@ class PolicyGradientModule(PolicyModule):
         stops = [each.stop_reason in self.masked_stops for each in scored.trajectories]
         masked = np.array(stops, dtype=bool)
         kept = np.flatnonzero(has_turns & ~masked & ~(zero & self.drops_zero_advantages))
-        learned = [scored.trajectories[int(row)] for row in kept]
-        self.turn_sums = TurnSums(kept, scored.advantages.shape)
-        batch = collate(learned, self.renderer.pad_id)
+        learned = [scored.trajectories[row] for row in kept]
+        batch = collate(learned, self.renderer.pad_id).to(self.device)
         own = scored.rewards.group[kept].tolist(), batch.lengths.tolist()
-        of_processes = gathered((bool(has_turns.any()), *own))
-        if not any(some for some, *_ in of_processes):
+        some, groups, lengths = zip(*gathered((bool(has_turns.any()), *own)), strict=True)
+        if not any(some):
             raise RuntimeError(
                 "no trajectory of this iteration has a turn: every prompt is over the budget"
             )
-        metrics = self.shaping_metrics | {"train/zero_advantage": float(zero.mean())}
-        metrics |= {"train/masked": float(masked.mean())} if self.masked_stops else {}
-        _, groups, lengths = zip(*of_processes, strict=True)
-        if not any(groups):
-            return metrics
-        batch = batch.to(self.device)
-        kl = self.objective.kl_coefficient and self.objective.kl_in == "loss"
-        known: dict[str, Any] = {
-            "advantages": scored.of_tokens(kept.tolist(), batch.turn_index),
-            "old_logprobs": self._logprobs(self.policy, batch) if self.mini_batches > 1 else None,
-            "reference_logprobs": self.reference_logprobs(batch) if kl else None,
-        }
+        self.measured = {"tokens": batch.sampled.float().cpu()}
         steps: list[dict[str, float]] = []
-        for rows in mini_batch_rows(groups, lengths, rank(), self.mini_batches):
-            index = torch.from_numpy(rows).to(self.device)
-            if self.objective.covariance is not None:
+        if any(groups):
+            batch = replace(batch, known=self._known(batch, scored, kept))
+            for rows in parallel.mini_batch_rows(groups, lengths, rank(), self.mini_batches):
                 seed = derive_seed(self.seed, self.iteration, len(steps))
-                known["chosen"] = self._chosen(batch, known["advantages"], index, seed)
-            steps.append(self._step(batch, known, index, [learned[row].task for row in rows]))
-        good = [step for step in steps if all(map(math.isfinite, step.values()))]
-        metrics["train/skipped_steps"] = float(len(steps) - len(good))
-        return metrics | {
-            f"train/{name}": float(np.mean([step[name] for step in good or steps]))
-            for name in steps[0]
-        }
+                steps.append(self._step(batch, rows, seed, [learned[row].task for row in rows]))
+        self.turn_sums = scored.sums_of_turns(kept, self.measured, batch.turn_index.cpu())
+        metrics = scored.metrics | {"train/zero_advantage": float(zero.mean())}
+        metrics |= {"train/masked": float(masked.mean())} if self.masked_stops else {}
+        if steps:
+            good = [step for step in steps if all(map(math.isfinite, step.values()))]
+            metrics["train/skipped_steps"] = float(len(steps) - len(good))
+            for name in steps[0]:
+                metrics[f"train/{name}"] = float(np.mean([step[name] for step in good or steps]))
+        return metrics
 
-    def _chosen(self, batch: TokenBatch, advantages: Tensor, index: Tensor, seed: int) -> Tensor:
-        """The tokens [B, L] of the rows `index` that the loss holds back."""
-        control, chosen = self.objective.covariance, torch.zeros_like(batch.sampled)
-        assert control is not None
-        chosen[index] = control.choose(
-            batch.sampler_logprobs[index], advantages[index], batch.sampled[index], seed
-        )
-        return chosen
+    def _known(self, batch: TokenBatch, scored: ScoredRollout, rows: Any) -> dict[str, Tensor]:
+        """What the loss needs beside the policy's own numbers, of these rows of the rollout."""
+        trajectories = [scored.trajectories[row] for row in rows]
+        calls = scored.call_advantages and [scored.call_advantages[row] for row in rows]
+        length = batch.input_ids.shape[1]
+        values = spread_over_tokens(trajectories, scored.advantages[rows], calls, length)
+        known = {"advantages": values.to(self.device)}
+        if self.mini_batches > 1:
+            known["old_logprobs"] = self._logprobs(self.policy, batch)
+        if self.objective.kl_coefficient and self.objective.kl_in == "loss":
+            known["reference_logprobs"] = self.reference_logprobs(batch)
+        return known
 
     def _step(
-        self,
-        batch: TokenBatch,
-        known: Mapping[str, Tensor | None],
-        index: Tensor,
-        tasks: Sequence[Task],
+        self, whole: TokenBatch, rows: np.ndarray, seed: int, tasks: Sequence[Task]
     ) -> dict[str, float]:
-        """One optimizer step on the rows `index` of the batch, and those of other processes."""
-        sampled, turn_index = batch.sampled[index], batch.turn_index[index]
-        rule, length = self.objective.aggregation, self.objective.length
-        total = summed(weight_total(sampled, rule))
-        weights = torch.zeros(batch.input_ids.shape, device=self.device)
-        weights[index] = token_weights(sampled, turn_index, rule, length, total)
+        """One optimizer step on these rows, and those of other processes."""
+        index = torch.from_numpy(rows).to(self.device)
+        batch, objective = whole.rows(index), self.objective
+        total = summed(losses.weight_total(batch.sampled, objective.aggregation))
+        batch.known["weights"] = losses.token_weights(
+            batch.sampled, batch.turn_index, objective.aggregation, objective.length, total
+        )
+        if objective.covariance is not None:
+            batch.known["chosen"] = objective.covariance.choose(
+                batch.sampler_logprobs, batch.known["advantages"], batch.sampled, seed
+            )
         totals: dict[str, float] = defaultdict(float)
-        for rows, tokens in self.passes(batch, self.micro_batch_tokens, index):
-            output = self.loss(self._loss_inputs(tokens, rows, {**known, "weights": weights}))
+        for part, tokens in self.passes(batch, self.micro_batch_tokens):
+            output = self.loss(self._loss_inputs(tokens))
             self.manual_backward(output.loss)
-            self.turn_sums.add(rows, tokens, output)
             for name, value in (output.metrics | {"loss": output.loss.detach()}).items():
                 totals[name] += float(value)
-        sums = summed_metrics(totals)
+            for name, value in output.per_token.items() if len(part) else ():
+                of_all = self.measured.setdefault(name, torch.zeros(whole.input_ids.shape))
+                of_all[index[part].cpu(), : value.shape[1]] = value.cpu()
+        sums = parallel.summed_metrics(totals)
         return sums | {"grad_norm": self.step_optimizers(sums["loss"], tasks)}
 
-    def _loss_inputs(
-        self, tokens: TokenBatch, rows: Tensor, known: Mapping[str, Tensor | None]
-    ) -> LossInputs:
-        """What the policy gives for a micro-batch, beside what is known of these rows."""
+    def _loss_inputs(self, tokens: TokenBatch) -> LossInputs:
+        """What the policy gives for a micro-batch, beside what is known of it."""
         scores = self._scores(self.policy, tokens)
-        length = tokens.input_ids.shape[1]
-        cut: dict[str, Any] = {}
-        for name, each in known.items():
-            if each is not None:  # without rows it is a pass over padding
-                cut[name] = each[rows, :length] if len(rows) else each.new_zeros(1, length)
         # With one step per iteration the policy is still the one at its start.
-        cut.setdefault("old_logprobs", scores.logprobs.detach())
-        cut.setdefault("reference_logprobs", None)
+        known: dict[str, Any] = {"old_logprobs": scores.logprobs.detach()}
+        known |= {"reference_logprobs": None} | tokens.known
         return LossInputs(
             logprobs=scores.logprobs,
             entropy=scores.entropy,
             sampled=tokens.sampled,
             turn_index=tokens.turn_index,
             sampler_logprobs=tokens.sampler_logprobs,
-            **cut,
+            **known,
         )
 
     def _scores(self, policy: Policy, tokens: TokenBatch) -> TokenScores:
@@ -389,25 +358,26 @@ class PolicyGradientModule(PolicyModule):
         """Go on with them."""
         self.source.load_state_dict(checkpoint["groups"])
         if self.reference_reset_every:
-            copy_weights(self._reference[0], checkpoint["reference"])
+            parallel.copy_weights(self._reference[0], checkpoint["reference"])
 
     # -- what is logged and traced ---------------------------------------------------------------
 
     def _rollout_metrics(self, scored: ScoredRollout) -> dict[str, float]:
-        found = diagnose(
-            self.reward, scored.trajectories, scored.credits, scored.rewards, scored.advantages
+        trajectories, advantages = scored.trajectories, scored.advantages
+        found = diagnostics.diagnose(
+            self.reward, trajectories, scored.credits, scored.rewards, advantages
         )
-        places = sums_by_place(
+        places = diagnostics.sums_by_place(
             parts_of(self.advantage, scored.rewards).trajectory,
             getattr(self.advantage, "trajectory_weight", 1.0),
-            *(scored.trajectories, scored.advantages, self.turn_sums),
+            *(trajectories, advantages, self.turn_sums),
         )
-        spans = sums_by_span(scored.trajectories, scored.advantages, scored.call_advantages)
+        spans = diagnostics.sums_by_span(trajectories, advantages, scored.call_advantages)
         return {
             **rollout_metrics(scored, self.source.seconds, self.iteration),
             **{f"credit/{name}": value for name, value in found.items()},
-            **by_place(added(gathered(places))),
-            **by_span(added(gathered(spans))),
+            **diagnostics.by_place(diagnostics.added(gathered(places))),
+            **diagnostics.by_span(diagnostics.added(gathered(spans))),
             **self.phases.metrics(),
             "train/partial_groups": float(len(self.source.partial)),
             "train/replaced": float(self.source.replaced),
