@@ -15,15 +15,12 @@ from matchtir.credit.statistics import (
     centred,
     check_normalisation,
     discounted_returns,
-    normalised,
     spread,
 )
 from matchtir.types import Trajectory
 from matchtir.utils.options import check_option
 
 TURN_GROUPS = ("index", "kind_and_index", "state", "trajectory")
-TURN_BASELINES = ("group", "others", "absorbing")
-SCALES = ("group", "batch", "shrunk", "none")
 TRAJECTORY_SCALES = ("group", "batch", "none")
 
 
@@ -197,7 +194,8 @@ class TrajectoryAdvantage:
             advantage = advantage / (spread(batch.total, group) + self.epsilon)
         elif self.scale == "batch":
             everyone = np.zeros_like(group)
-            advantage = normalised(advantage, everyone, self.epsilon, self.singleton)
+            std = spread(advantage, everyone)
+            advantage = centred(advantage, everyone, self.singleton) / (std + self.epsilon)
         return np.where(batch.turn_mask, advantage[:, None], 0.0)
 
     trajectory = __call__  # A_g
@@ -237,8 +235,8 @@ class TurnAdvantage:
     def __post_init__(self) -> None:
         check_normalisation(self.epsilon, self.singleton, self.gamma)
         check_option("turn_groups", self.turn_groups, TURN_GROUPS)
-        check_option("turn_scale", self.turn_scale, SCALES)
-        check_option("turn_baseline", self.turn_baseline, TURN_BASELINES)
+        check_option("turn_scale", self.turn_scale, ("group", "batch", "shrunk", "none"))
+        check_option("turn_baseline", self.turn_baseline, ("group", "others", "absorbing"))
         check_option("level", self.level, ("turn", "call"))
         if self.turn_baseline == "others" and self.turn_groups == "trajectory":
             raise ValueError("turn_baseline=others: turn_groups=trajectory compares with no others")
@@ -261,14 +259,14 @@ class TurnAdvantage:
         groups = turn_groups(batch, self.turn_groups)[counted]
         returns = self.returns(batch)[counted]
         if self.turn_baseline == "group":
-            singleton = "zero" if self.turn_groups == "trajectory" else self.singleton
+            singleton: str = "zero" if self.turn_groups == "trajectory" else self.singleton
             difference = centred(returns, groups, singleton)
         else:
             own = np.nonzero(counted)[0]
             difference = against_others(returns, groups, own, self.singleton)
-        if self.turn_scale != "none":
-            difference = difference / (spread(returns, groups, self.turn_scale) + self.epsilon)
-        return self._at_turns(difference, batch)
+        found = np.zeros(counted.shape)
+        found[counted] = difference
+        return np.where(batch.turn_mask, found / self._scale(batch), 0.0)
 
     def call_weight(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """What a call that earned more than its turn's others gets for each unit of it.
@@ -281,25 +279,23 @@ class TurnAdvantage:
         """
         if batch.call_variance is None:
             raise ValueError("level=call needs a RewardBatch with call_variance")
-        counted = self._counted(batch)
-        weight = np.ones(int(counted.sum()))
-        if self.turn_scale != "none":
-            groups = turn_groups(batch, self.turn_groups)[counted]
-            returns, within = self.returns(batch)[counted], batch.call_variance[counted]
-            weight /= spread(returns, groups, self.turn_scale, within) + self.epsilon
-        return self._at_turns(weight, batch)
+        return np.where(batch.turn_mask, 1.0 / self._scale(batch, batch.call_variance), 0.0)
 
     def _counted(self, batch: RewardBatch) -> Bool[np.ndarray, "N T"]:
         """The turns, and with ``absorbing`` what stands for those that were not made."""
         return reached(batch) if self.turn_baseline == "absorbing" else batch.turn_mask
 
-    def _at_turns(
-        self, values: Float[np.ndarray, " K"], batch: RewardBatch
+    def _scale(
+        self, batch: RewardBatch, within: Float[np.ndarray, "N T"] | None = None
     ) -> Float[np.ndarray, "N T"]:
-        """Values of what is counted, where there are turns."""
-        found = np.zeros(batch.turn_mask.shape)
-        found[self._counted(batch)] = values
-        return np.where(batch.turn_mask, found, 0.0)
+        """What a difference of returns is divided by; `within`: see `spread`."""
+        scale, counted = np.ones(batch.turn_mask.shape), self._counted(batch)
+        if self.turn_scale != "none":
+            groups = turn_groups(batch, self.turn_groups)[counted]
+            variance = 0.0 if within is None else within[counted]
+            std = spread(self.returns(batch)[counted], groups, self.turn_scale, variance)
+            scale[counted] = std + self.epsilon
+        return scale
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,8 @@ may be 0), and returns one `Assignment` per matrix, in order.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -43,37 +42,37 @@ class Assigner(Protocol):
     def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]: ...
 
 
-def assigned(
-    similarities: Sequence[Float[np.ndarray, "_ _"]],
-    solve: Callable[[Stack], tuple[Stack, Float[np.ndarray, "B m"]]],
-) -> list[Assignment]:
-    """Assignments in order, from the plans and rewards of all matrices of a shape at once.
+class ByShape:
+    """Assigns all matrices of one shape at once; subclasses say how."""
 
-    Raises ValueError where a similarity is not finite.
-    """
-    shapes: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for index, matrix in enumerate(similarities):
-        shapes[matrix.shape].append(index)
-    assignments: dict[int, Assignment] = {}
-    for (m, n), members in shapes.items():
-        # Concatenating thousands of small arrays is much faster than stacking them.
-        rows = np.concatenate([similarities[index] for index in members])
-        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-        if len(bad):
-            raise ValueError(
-                f"similarity matrix {members[bad[0] // m]}, row {bad[0] % m} is not finite: "
-                f"{rows[bad[0]].tolist()}"
-            )
-        plans, rewards = solve(rows.reshape(len(members), m, n))
-        assignments.update(zip(members, map(Assignment, plans, rewards), strict=True))
-    return [assignments[index] for index in range(len(similarities))]
+    def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]:
+        """One plan per matrix, in order; ValueError where a similarity is not finite."""
+        shapes: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, matrix in enumerate(similarities):
+            shapes[matrix.shape].append(index)
+        assignments: dict[int, Assignment] = {}
+        for (m, n), members in shapes.items():
+            # Concatenating thousands of small arrays is much faster than stacking them.
+            rows = np.concatenate([similarities[index] for index in members])
+            bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+            if len(bad):
+                raise ValueError(
+                    f"similarity matrix {members[bad[0] // m]}, row {bad[0] % m} is not finite: "
+                    f"{rows[bad[0]].tolist()}"
+                )
+            plans, rewards = self._solve(rows.reshape(len(members), m, n))
+            assignments.update(zip(members, map(Assignment, plans, rewards), strict=True))
+        return [assignments[index] for index in range(len(similarities))]
+
+    def _solve(self, stack: Stack) -> tuple[Stack, Float[np.ndarray, "B m"]]:
+        raise NotImplementedError
 
 
 # ---------------------------------------------------------------- one-to-one matchings
 
 
 @dataclass(frozen=True)
-class Matching:
+class Matching(ByShape):
     """A one-to-one matching: a call earns the similarity of its pair.
 
     Subclasses say which pairs there are.
@@ -92,10 +91,6 @@ class Matching:
         check_at_least(0, unmatched_penalty=self.unmatched_penalty)
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold={self.threshold} must lie in [0, 1)")
-
-    def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]:
-        """One plan of zeros and ones per matrix; ValueError where a similarity is not finite."""
-        return assigned(similarities, self._solve)
 
     def pairs(self, similarity: Float[np.ndarray, "m n"]) -> Pairs:
         """Rows and columns of the matched pairs."""
@@ -123,12 +118,8 @@ class HardAssignment(Matching):
         gains = similarity
         if self.threshold:
             gains = np.maximum(similarity - self.threshold, 0.0)
-        return linear_sum_assignment(gains * _handicaps(len(similarity)), maximize=True)
-
-
-@cache
-def _handicaps(calls: int) -> Float[np.ndarray, "m 1"]:
-    return 1.0 - _TIE_BREAK * np.arange(calls)[:, None]
+        handicaps = 1.0 - _TIE_BREAK * np.arange(len(similarity))
+        return linear_sum_assignment(gains * handicaps[:, None], maximize=True)
 
 
 class GreedyAssignment(Matching):
@@ -185,7 +176,7 @@ class OrderedAssignment(Matching):
 
 
 @dataclass(frozen=True)
-class SoftAssignment:
+class SoftAssignment(ByShape):
     """Entropic optimal transport from calls to gold calls (paper eq. 6-7).
 
     The plan Z minimises ``<Z, C> - reg * H(Z)`` with every call sending 1/m and every gold call
@@ -221,10 +212,6 @@ class SoftAssignment:
             raise ValueError(f"reg={self.reg} must be positive")
         if self.max_iterations is not None:
             check_at_least(1, max_iterations=self.max_iterations)
-
-    def __call__(self, similarities: Sequence[Float[np.ndarray, "_ _"]]) -> list[Assignment]:
-        """One transport plan per matrix; ValueError where a similarity is not finite."""
-        return assigned(similarities, self._solve)
 
     def _solve(self, stack: Stack) -> tuple[Stack, Float[np.ndarray, "B m"]]:
         calls = stack.shape[1]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -22,12 +23,6 @@ from matchtir.credit.similarity import COMPARABLE, Similarity
 from matchtir.tools.formats import extract_answer
 from matchtir.types import Trajectory
 from matchtir.utils.options import check_at_least, check_option
-
-OUTCOMES: dict[str, Callable[[str | None, str], float] | None] = {
-    "answer_f1": answer_f1,
-    "answer_match": answer_match,
-    "none": None,  # nor is a gold state worth anything
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +85,8 @@ class MatchReward:
         check_option("turn_reduction", self.turn_reduction, ("mean", "sum"))
         check_option("trajectory_reduction", self.trajectory_reduction, ("sum", "mean"))
         check_option("rewards", self.rewards, ("integrated", "turn", "outcome"))
-        check_option("outcome", self.outcome, (*OUTCOMES, "environment"))
+        outcomes = "answer_f1", "answer_match", "none", "environment"
+        check_option("outcome", self.outcome, outcomes)
         check_option("outcome_turns", self.outcome_turns, ("final", "every"))
         check_option("malformed_calls", self.malformed_calls, ("unmatched", "ignored"))
         check_at_least(0, no_answer_penalty=self.no_answer_penalty)
@@ -182,8 +178,10 @@ class MatchReward:
     def _outcome(self, trajectory: Trajectory, answer: str | None) -> float:
         if self.outcome == "environment":
             return environment_reward(trajectory)
-        score = OUTCOMES[self.outcome]
-        return 0.0 if score is None else outcome_score(trajectory, answer, score)
+        if self.outcome == "none":  # nor is a gold state worth anything
+            return 0.0
+        score = answer_f1 if self.outcome == "answer_f1" else answer_match
+        return outcome_score(trajectory, answer, score)
 
 
 def _parsed(trajectory: Trajectory) -> Trajectory:
@@ -198,15 +196,7 @@ def _parsed(trajectory: Trajectory) -> Trajectory:
 def _with_malformed(credit: Credit, trajectory: Trajectory) -> Credit:
     """The credit with rows of zeros for the calls that do not parse."""
     counted = np.array([call.status in COMPARABLE for call in trajectory.calls], dtype=bool)
-
-    def spread(values: Float[np.ndarray, "k ..."]) -> Float[np.ndarray, "m ..."]:
-        rows = np.zeros((len(counted), *values.shape[1:]))
-        rows[counted] = values
-        return rows
-
-    return replace(
-        credit,
-        similarity=spread(credit.similarity),
-        plan=spread(credit.plan),
-        call_rewards=spread(credit.call_rewards),
-    )
+    # Of each malformed call: how many stand before it.
+    rows = partial(np.insert, obj=np.cumsum(counted)[~counted], values=0.0, axis=0)
+    similarity, plan, rewards = map(rows, (credit.similarity, credit.plan, credit.call_rewards))
+    return replace(credit, similarity=similarity, plan=plan, call_rewards=rewards)

@@ -17,9 +17,7 @@ from matchtir.policy.covariance import CovarianceControl
 from matchtir.utils.options import UserError, check_option
 
 AGGREGATIONS = ("token_mean", "seq_mean_token_mean", "dr_grpo", "turn_mean")
-RATIOS = ("token", "turn", "sequence")
-KL_ESTIMATORS = ("k1", "k2", "k3")
-SURROGATES = ("clip", "cispo")
+PER_TOKEN = ("clip_fraction", "mismatch_kl", "entropy")  # of the metrics: also summed by turn
 _LARGEST_EXPONENT = 20.0  # e^20 is far outside any clip range and far inside float32
 
 
@@ -117,7 +115,6 @@ def log_ratios(
     ``token``: its own; ``turn`` and ``sequence``: the mean over the sampled tokens of its turn or
     sequence, a geometric mean of ratios (GSPO, 2507.18071).
     """
-    check_option("ratio", level, RATIOS)
     difference = difference * sampled
     if level == "token":
         return difference
@@ -136,7 +133,6 @@ def kl_estimate(
     k1: ``d``, unbiased, of any sign; k2: ``d^2 / 2``, biased; k3: ``exp(-d) + d - 1``, unbiased
     and never negative.
     """
-    check_option("kl_estimator", estimator, KL_ESTIMATORS)
     difference = logprobs - reference
     if estimator == "k1":
         return difference
@@ -284,10 +280,10 @@ class PolicyLoss:
     covariance: CovarianceControl | None = None
 
     def __post_init__(self) -> None:
-        check_option("ratio", self.ratio, RATIOS)
-        check_option("kl_estimator", self.kl_estimator, KL_ESTIMATORS)
+        check_option("ratio", self.ratio, ("token", "turn", "sequence"))
+        check_option("kl_estimator", self.kl_estimator, ("k1", "k2", "k3"))
         check_option("aggregation", self.aggregation, AGGREGATIONS)
-        check_option("surrogate", self.surrogate, SURROGATES)
+        check_option("surrogate", self.surrogate, ("clip", "cispo"))
         check_option("kl_in", self.kl_in, ("loss", "reward"))
         low, high, length = self.clip_low, self.clip_high, self.length
         if not 0 < low <= 1 or high <= 0:
@@ -306,17 +302,15 @@ class PolicyLoss:
         """
         sampled, weights = inputs.sampled, inputs.weights * inputs.sampled
         surrogate, clipped = self._surrogate(inputs)
-        metrics = {"clip_fraction": (weights * clipped).sum()}
-        per_token = {"clip_fraction": clipped.float()}
+        measured: dict[str, Tensor] = {"clip_fraction": clipped.float()}  # per token
         if inputs.sampler_logprobs is not None:
             difference = (inputs.old_logprobs - inputs.sampler_logprobs).where(sampled, 0.0)
             # KL(sampler || trainer) by k3 over the sampler's own tokens
-            per_token["mismatch_kl"] = safe_exp(difference) - difference - 1
-            metrics["mismatch_kl"] = (weights * per_token["mismatch_kl"]).sum()
+            measured["mismatch_kl"] = safe_exp(difference) - difference - 1
             if self.correction is not None:
                 factors, changed = self.correction(difference, sampled)
                 surrogate = surrogate * factors
-                metrics |= {name: (weights * tokens).sum() for name, tokens in changed.items()}
+                measured |= changed
         elif self.correction is not None:
             raise ValueError("a correction needs sampler_logprobs")
         if self.covariance is not None:
@@ -324,26 +318,27 @@ class PolicyLoss:
                 raise ValueError("covariance needs the chosen tokens")
             difference = (inputs.logprobs - inputs.old_logprobs).where(sampled, 0.0)
             surrogate = self.covariance.held_back(surrogate, difference, inputs.chosen)
-            metrics["covariance_held"] = (weights * inputs.chosen).sum()
-        loss = -(weights * surrogate).sum()
+            measured["covariance_held"] = inputs.chosen
         if inputs.reference_logprobs is not None:
             # What was not sampled is masked before exp, so that its junk cannot reach the gradient.
             logprobs = inputs.logprobs.where(sampled, 0.0)
             reference = inputs.reference_logprobs.where(sampled, 0.0)
-            kl = (weights * kl_estimate(logprobs, reference, self.kl_estimator)).sum()
-            loss = loss + self.kl_coefficient * kl
-            metrics["kl"] = kl.detach()
+            measured["kl"] = kl_estimate(logprobs, reference, self.kl_estimator)
         elif self.kl_coefficient and self.kl_in == "loss":
             raise ValueError(f"kl_coefficient={self.kl_coefficient} needs reference_logprobs")
         if inputs.entropy is not None:
-            per_token["entropy"] = inputs.entropy.where(sampled, 0.0)
-            entropy = (weights * per_token["entropy"]).sum()
-            loss = loss - self.entropy_coefficient * entropy
-            metrics["entropy"] = entropy.detach()
+            measured["entropy"] = inputs.entropy.where(sampled, 0.0)
         elif self.entropy_coefficient:
             raise ValueError(f"entropy_coefficient={self.entropy_coefficient} needs entropy")
-        metrics["loss"] = loss.detach()
-        return LossOutput(loss, metrics, {name: x.detach() for name, x in per_token.items()})
+        sums = {name: (weights * each).sum() for name, each in measured.items()}
+        loss = -(weights * surrogate).sum()
+        if "kl" in sums:
+            loss = loss + self.kl_coefficient * sums["kl"]
+        if "entropy" in sums:
+            loss = loss - self.entropy_coefficient * sums["entropy"]
+        metrics = {name: each.detach() for name, each in {**sums, "loss": loss}.items()}
+        per_token = {name: measured[name].detach() for name in PER_TOKEN if name in measured}
+        return LossOutput(loss, metrics, per_token)
 
     def _surrogate(self, inputs: LossInputs) -> tuple[Float[Tensor, "B L"], Bool[Tensor, "B L"]]:
         """Surrogate per token, and whether the clip holds it, or its weight, back."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -112,27 +113,21 @@ class Policy(nn.Module):
             hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             states = hidden[:, :-1][wanted[:, 1:]]
         targets = input_ids[wanted]
-        pieces = [
-            self._score_chunk(state, target, temperature)
-            for state, target in zip(
-                states.split(self.head_chunk), targets.split(self.head_chunk), strict=True
-            )
-        ]
+        head: Any = self._head
+        if torch.is_grad_enabled():  # the logits are computed again in the backward pass
+            head = partial(checkpoint, head, use_reentrant=False)
+        chunks = zip(states.split(self.head_chunk), targets.split(self.head_chunk), strict=True)
+        pieces = [head(state, target, temperature) for state, target in chunks]
         logprobs, entropy = (torch.cat(column) for column in zip(*pieces, strict=True))
         empty = torch.zeros(input_ids.shape, dtype=logprobs.dtype, device=logprobs.device)
         return TokenScores(
             empty.masked_scatter(wanted, logprobs), empty.masked_scatter(wanted, entropy)
         )
 
-    def _score_chunk(
+    def _head(
         self, states: Float[Tensor, "K H"], targets: Int[Tensor, " K"], temperature: float
     ) -> tuple[Tensor, Tensor]:
-        """Scores of K tokens; the logits are computed again in the backward pass."""
-        if torch.is_grad_enabled():
-            return checkpoint(self._head, states, targets, temperature, use_reentrant=False)
-        return self._head(states, targets, temperature)
-
-    def _head(self, states: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Scores of K tokens."""
         logits = self.model.get_output_embeddings()(states).float() / temperature
         log_distribution = logits.log_softmax(dim=-1)
         logprobs = log_distribution.gather(-1, targets[:, None]).squeeze(-1)

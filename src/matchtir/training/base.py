@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -158,16 +158,15 @@ class PolicyModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Trainer and engine take turns on the device."""
         offload = getattr(self.trainer, "offload", "none")
-        self.colocation = Colocation(self.engine, offload, self._optimizer_state, self._weights)
 
-    def _optimizer_state(self) -> Iterator[Tensor]:
-        for optimizer in self.trainer.optimizers:
-            for state in optimizer.state.values():
+        def optimizer_state() -> Iterator[Tensor]:
+            for state in (each for one in self.trainer.optimizers for each in one.state.values()):
                 yield from (each for each in state.values() if isinstance(each, Tensor))
 
-    def _weights(self) -> Iterator[Tensor]:
-        for policy in self.policies:
-            yield from policy.parameters()
+        def weights() -> Iterator[Tensor]:
+            return (each for policy in self.policies for each in policy.parameters())
+
+        self.colocation = Colocation(self.engine, offload, optimizer_state, weights)
 
     def configure_model(self) -> None:
         """Shard the weights, where the trainer's strategy says so."""
@@ -260,7 +259,8 @@ class PolicyModule(LightningModule):
         norm = float(full_tensor(clipped))
         good = math.isfinite(loss) and math.isfinite(norm)
         self.bad_steps = 0 if good else self.bad_steps + 1
-        for optimizer in _listed(self.optimizers()):
+        optimizers = self.optimizers()
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             if good:
                 optimizer.step()
             optimizer.zero_grad()
@@ -274,8 +274,8 @@ class PolicyModule(LightningModule):
 
     def step_schedules(self) -> None:
         """Once per iteration."""
-        for schedule in _listed(self.lr_schedulers()):
-            schedule.step()
+        for each in self.trainer.lr_scheduler_configs:
+            each.scheduler.step()  # type: ignore[call-arg]
 
     # -- sampling -----------------------------------------------------------------------------
 
@@ -315,11 +315,13 @@ class PolicyModule(LightningModule):
         self._attempts = ExitStack()
         self._attempts.enter_context(self.rollouts())
 
-    def _attempt(self, tasks: Sequence[Task]) -> None:
+    def validation_step(self, tasks: list[Task], batch_index: int) -> None:
         """The attempts at each task, measured; a benchmark brings its own limits."""
         attempts, sampling = self.held_out_sampling
         groups = self.held_out_episodes.run(tasks, attempts, sampling, self.seed)
         self.held_out.update([trajectory for group in groups for trajectory in group])
+
+    test_step = validation_step
 
     def _end_attempts(self, split: str) -> None:
         self._attempts.close()
@@ -331,10 +333,6 @@ class PolicyModule(LightningModule):
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self._begin_attempts(data.validation, data.attempts, data.sampling)
 
-    def validation_step(self, tasks: list[Task], batch_index: int) -> None:
-        """Attempt validation tasks."""
-        self._attempt(tasks)
-
     def on_validation_epoch_end(self) -> None:
         """Log val/<measure>."""
         self._end_attempts("val")
@@ -344,16 +342,7 @@ class PolicyModule(LightningModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.iteration
         self._begin_attempts()
 
-    def test_step(self, tasks: list[Task], batch_index: int) -> None:
-        """Attempt test tasks."""
-        self._attempt(tasks)
-
     def on_test_epoch_end(self) -> None:
         """Log test/<measure>, and keep the score of each task."""
         self.test_scores = self.held_out.per_task()
         self._end_attempts("test")
-
-
-def _listed(one_or_several: Any) -> list[Any]:
-    """Lightning gives a list where there are several."""
-    return one_or_several if isinstance(one_or_several, list) else [one_or_several]

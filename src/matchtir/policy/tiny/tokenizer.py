@@ -19,17 +19,14 @@ from matchtir.tasks.gold import WORD, task_words
 from matchtir.tasks.synthetic import laptop_words
 from matchtir.types import Task
 
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 CHAT_TEMPLATE = Path(__file__).with_name("qwen3_template.jinja")
 
 # Qwen3's added tokens that conversations use; the second kind is not "special" there either.
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKUP_TOKENS = (
-    "<tool_call>",
-    "</tool_call>",
-    "<tool_response>",
-    "</tool_response>",
-    "<think>",
-    "</think>",
+    *("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    *("<think>", "</think>"),
 )
 
 # Stretches of the chat format and of JSON that recur in every conversation: one token each.
@@ -84,18 +81,9 @@ _WORDS = (f" ?{WORD}", " ?[0-9]+")
 _NAMES_APART = ("[A-Z][A-Za-z_]*", " ?[a-z_][A-Za-z_]*", "[0-9]+")
 
 
-def _split_pattern(frames: Sequence[str], words: Sequence[str]) -> Regex:
-    """Frames first, longest first; then words and numbers."""
-    longest_first = sorted(frames, key=len, reverse=True)
-    return Regex("|".join([*map(re.escape, longest_first), *words]))
-
-
 def _byte_level(text: str) -> str:
     """The spelling of a text in the byte-level alphabet, in which vocabularies are written."""
-    pieces = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(
-        text
-    )
-    return "".join(piece for piece, _ in pieces)
+    return "".join(piece for piece, _ in BYTES.pre_tokenize_str(text))
 
 
 def build_tokenizer(
@@ -115,14 +103,10 @@ def build_tokenizer(
 
     # No merges: a piece that is in the vocabulary is one token, any other falls apart into bytes.
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[], ignore_merges=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(
-                _split_pattern(frames, _NAMES_APART if names_apart else _WORDS), behavior="isolated"
-            ),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    longest_first = sorted(frames, key=len, reverse=True)
+    pieces = [*map(re.escape, longest_first), *(_NAMES_APART if names_apart else _WORDS)]
+    split = pre_tokenizers.Split(Regex("|".join(pieces)), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, BYTES])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.add_tokens(list(MARKUP_TOKENS))
