@@ -41,12 +41,7 @@ from matchtir.training.plan import GIB, MOMENTS, Plan
 from matchtir.training.run import build_module
 from matchtir.training.settings import unfit_settings
 from matchtir.types import StopReason, Task, ToolCall, Trajectory, Turn
-from matchtir.utils.config_check import (
-    check,
-    check_after_imports,
-    check_packages,
-    plain_errors,
-)
+from matchtir.utils.config_check import check, check_packages, plain_errors
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
@@ -61,7 +56,6 @@ Check = Callable[[DictConfig], Iterator[Finding]]
 
 def packages(config: DictConfig) -> Iterator[Finding]:
     """Versions against the project's bounds, and what this configuration needs besides."""
-    check_after_imports(config)
     check_packages(config)
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
     for requirement in map(Requirement, project["dependencies"]):

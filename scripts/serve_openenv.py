@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import train
-from matchtir.utils.config_check import check, plain_errors
+from matchtir.utils.config_check import check, check_after_imports, plain_errors
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
@@ -33,6 +33,7 @@ def run(config: DictConfig) -> None:
         from matchtir.serving import TaskEnvironment, TurnAction, TurnObservation
     except ImportError as error:
         raise SystemExit(f"pip install 'matchtir[openenv]' ({error})") from error
+    check_after_imports(config)
     tasks = instantiate(config.data)
     tasks.tasks("train")  # read them now, while no event loop runs
     sandbox, reward = instantiate(config.sandbox), instantiate(config.reward)

@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from matchtir.utils.config_check import (
     check,
+    check_after_imports,
     check_packages,
     hints_at_keys,
     instantiate_group,
@@ -57,6 +58,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     from matchtir.utils.loggers import close, quiet
 
     quiet()
+    check_after_imports(config)
     check_packages(config)
     folder = Path(config.paths.run_dir)
     if config.ckpt_path not in (None, LAST):

@@ -3,6 +3,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import pytest
+import torch  # noqa: F401 (once it is there, every target is judged)
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf

@@ -14,18 +14,21 @@ import sys
 import types
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
+from pkgutil import resolve_name
 from typing import Any, Literal, Union, get_args, get_origin
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from matchtir.utils.options import UserError, suggest
-from matchtir.utils.signatures import is_slow, signature
 
+# Numbers and tools, imported at once; all else comes with PyTorch, which takes seconds.
+LIGHT = ("matchtir.credit.", "matchtir.tools.")
 INSTANTIATE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
 REFERENCE = re.compile(r"(?:\$\{|oc\.select:)([\w.]+)(?=[},])")
 
@@ -37,7 +40,7 @@ class ConfigError(UserError):
 def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str] = ()) -> None:
     """Raise ConfigError where a value is missing or unfit, or a key is not read.
 
-    Nothing slow is imported for it: what targets take is read off their sources.
+    Nothing slow is imported for it: `check_after_imports` judges the targets that are left.
 
     Args:
         config: composed, interpolations and all.
@@ -53,26 +56,23 @@ def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str
             called with its arguments, and every argument of another type than its annotation; or
             else what constructors of a `_partial_` node's arguments say against their values.
     """
-    problems = _unresolved(config)
-    if not problems:
-        plain: Any = OmegaConf.to_container(config, resolve=True)
-        problems = [
-            *_unknown(plain, "", [*known.split(), *settings.split()]),
-            *_not_read(config, known.split(), settings.split()),
-            *(problem for name, node in targets(config) for problem in _misfits(node, name)),
-            *also,
-        ]
-    _end_with(problems or _refused(config, after_imports=False))
+    _end_with(_unresolved(config))
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    problems = _unknown(plain, "", [*known.split(), *settings.split()])
+    unread = _not_read(config, known.split(), settings.split())
+    _end_with([*problems, *unread, *_misfits(config), *also])
+    _end_with(_refused(config))
+
+
+def check_after_imports(config: DictConfig) -> None:
+    """Raise ConfigError for what `check` leaves, behind the imports that take seconds."""
+    _end_with(_misfits(config))
+    _end_with(_refused(config))
 
 
 def _end_with(problems: Iterable[str]) -> None:
     if lines := [*problems]:
         raise ConfigError("\n".join(["the config cannot be run:", *lines]))
-
-
-def check_after_imports(config: DictConfig) -> None:
-    """Raise ConfigError for what `check` leaves: constructors that take seconds to import."""
-    _end_with(_refused(config, after_imports=True))
 
 
 def check_packages(config: DictConfig) -> None:
@@ -84,7 +84,7 @@ def check_packages(config: DictConfig) -> None:
     missing = [
         f"  {name}_target_: {node['_target_']} needs the package {package}: {how}"
         for name, node in targets(config)
-        for package, how in getattr(get_object(node["_target_"]), "needs", {}).items()
+        for package, how in getattr(resolve_name(node["_target_"]), "needs", {}).items()
         if not node.get("url") and find_spec(package) is None
     ]
     if missing:
@@ -226,26 +226,72 @@ def _at(node: Any, path: Sequence[str]) -> Any:
 # -- targets and their arguments -------------------------------------------------------------------
 
 
-def _misfits(node: Mapping[str, Any], prefix: str) -> Iterator[str]:
-    """A target that cannot be imported, and arguments that it does not take or still needs."""
-    target = node["_target_"]
-    try:
-        taken = signature(target)
-    except LookupError as error:
-        yield f"  {prefix}_target_: {target} cannot be imported: {error.args[0]}"
-        return
-    for key, value in node.items():
-        if key in INSTANTIATE_KEYS:
+def _ready(target: str) -> bool:
+    """Whether importing a target takes no time."""
+    return "torch" in sys.modules or target.startswith(LIGHT)
+
+
+def _misfits(config: DictConfig) -> Iterator[str]:
+    """Targets that cannot be imported, and arguments that they do not take or still need."""
+    for prefix, node in targets(config):
+        if not _ready(target := node["_target_"]):
             continue
-        if key not in taken.types and not taken.takes_others:
-            yield f"  {prefix}{key}: {target} takes no such argument{suggest(key, taken.types)}"
-        elif not fits(value, taken.types.get(key, Any)):
-            wanted = inspect.formatannotation(taken.types[key])
-            yield f"  {prefix}{key}: {target} takes {wanted}, not {value!r}"
-    if node.get("_partial_") or "_args_" in node:
-        return
-    for name in sorted(taken.needed - node.keys()):
-        yield f"  {prefix}{name}: {target} needs this argument"
+        try:
+            types, needed, takes_others = _arguments(target)
+        except Exception as error:  # whatever its module does when it is imported
+            yield f"  {prefix}_target_: {target} cannot be imported: {error}"
+            continue
+        for key, value in node.items():
+            if key in INSTANTIATE_KEYS:
+                continue
+            if key not in types and not takes_others:
+                yield f"  {prefix}{key}: {target} takes no such argument{suggest(key, types)}"
+            elif not fits(value, types.get(key, Any)):
+                wanted = inspect.formatannotation(types[key])
+                yield f"  {prefix}{key}: {target} takes {wanted}, not {value!r}"
+        if not node.get("_partial_") and "_args_" not in node:
+            for name in sorted(needed - node.keys()):
+                yield f"  {prefix}{name}: {target} needs this argument"
+
+
+@cache
+def _arguments(target: str) -> tuple[dict[str, Any], set[str], bool]:
+    """The types of a target's arguments, those that it needs, and whether it takes any others.
+
+    Arguments `**more` of a constructor are those of its base classes. What base classes need it may
+    give them itself.
+    """
+    function = resolve_name(target)
+    makers = [function]
+    if isinstance(function, type):
+        makers = [c for c in function.__mro__[:-1] if {"__init__", "__new__"} & vars(c).keys()]
+    types: dict[str, Any] = {}
+    needed: set[str] = set()
+    takes_others = False
+    for maker in makers:
+        try:
+            parameters = _parameters(maker)
+        except ValueError:  # compiled
+            return types, needed, True
+        for each in parameters:
+            if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+                types.setdefault(
+                    each.name, Any if each.annotation is each.empty else each.annotation
+                )
+                if maker is makers[0] and each.default is each.empty:
+                    needed.add(each.name)
+        takes_others = any(each.kind is each.VAR_KEYWORD for each in parameters)
+        if not takes_others:
+            break
+    return types, needed, takes_others
+
+
+def _parameters(function: Any) -> list[inspect.Parameter]:
+    try:
+        return [*inspect.signature(function, eval_str=True).parameters.values()]
+    except NameError:  # a name for type checkers alone: nothing is known of these types
+        found = inspect.signature(function).parameters.values()
+        return [each.replace(annotation=each.empty) for each in found]
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -269,19 +315,13 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _refused(config: DictConfig, after_imports: bool) -> Iterator[str]:
-    """What constructors say against the arguments of partial nodes, which are light to build.
-
-    Args:
-        after_imports: those of modules that import slow packages, or else the others.
-    """
+def _refused(config: DictConfig) -> Iterator[str]:
+    """What constructors say against the arguments of partial nodes, which are light to build."""
     for name, partial in targets(config):
-        if not partial.get("_partial_"):
-            continue
-        for key in partial:
+        for key in partial if partial.get("_partial_") else ():
             node = OmegaConf.select(config, f"{name}{key}")
             inside = [each["_target_"] for _, each in targets(node)]
-            if not inside or any(map(is_slow, inside)) != after_imports or node.get("_partial_"):
+            if not inside or not all(map(_ready, inside)) or node.get("_partial_"):
                 continue
             try:
                 instantiate(node)
