@@ -148,19 +148,23 @@ def instantiate_group(group: DictConfig | None) -> list[Any]:
     return [instantiate(node) for node in nodes.values()]
 
 
-def targets(node: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+def targets(config: DictConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every node with a `_target_`, after its dotted key (with a final dot); references are not.
 
     Outer nodes come first. What is referred to is yielded where it stands.
     """
-    if not OmegaConf.is_config(node) or node._is_none():
-        return
-    if isinstance(node, DictConfig) and "_target_" in node:
-        plain: Any = OmegaConf.to_container(node, resolve=True)
-        yield prefix, plain
-    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
-        if not OmegaConf.is_interpolation(node, key):
-            yield from targets(node[key], f"{prefix}{key}.")
+    yield from _targets(
+        OmegaConf.to_container(config, resolve=True), OmegaConf.to_container(config)
+    )
+
+
+def _targets(node: Any, raw: Any, prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The same of a resolved node beside the same with references as text."""
+    if isinstance(node, dict) and "_target_" in node:
+        yield prefix, node
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(raw[key], dict | list):
+            yield from _targets(value, raw[key], f"{prefix}{key}.")
 
 
 # -- keys ------------------------------------------------------------------------------------------
@@ -318,10 +322,10 @@ def fits(value: Any, hint: Any) -> bool:
 def _refused(config: DictConfig) -> Iterator[str]:
     """What constructors say against the arguments of partial nodes, which are light to build."""
     for name, partial in targets(config):
-        for key in partial if partial.get("_partial_") else ():
-            node = OmegaConf.select(config, f"{name}{key}")
-            inside = [each["_target_"] for _, each in targets(node)]
-            if not inside or not all(map(_ready, inside)) or node.get("_partial_"):
+        for key, node in partial.items() if partial.get("_partial_") else ():
+            inside = _targets(node, node) if isinstance(node, dict | list) else ()
+            named = [each["_target_"] for _, each in inside]
+            if not named or not all(map(_ready, named)) or "_partial_" in node:
                 continue
             try:
                 instantiate(node)
