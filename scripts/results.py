@@ -281,14 +281,13 @@ def facts_of(folder: Path, key: Key, commit: str) -> dict[str, Any]:
     run = read_run(folder)
     optimizer = config.module.get("optimizer", config.optimizer)
     tags = [tag for tag in config.identity.group.split() if not tag.startswith("model.folder=")]
-    settings = json.dumps(run.settings, sort_keys=True, default=str)
     none: tuple[list[int], list[float]] = ([], [])
     speeds, seconds = (run.curves.get(c, none)[1] for c in ("train/tokens_per_s", "time/rollout"))
     validation = dict(zip(*run.curves.get("val/success", none), strict=True))
     return {
         **facts,
         "overrides": " ".join(tags),
-        "config": hashlib.sha256(settings.encode()).hexdigest()[:8],
+        "config": hashlib.sha256(run.method.encode()).hexdigest()[:8],
         "commit": commit,
         "iterations": int(config.iterations),
         "matrix_lr": optimizer.get("matrix_lr", optimizer.lr),

@@ -23,6 +23,7 @@ def test_the_check_finds_another_page_and_numbers_of_the_text(monkeypatch, tmp_p
     page = results_page.PAGE.read_text(encoding="utf-8")
     changed.write_text(page.replace("| GRPO | ", "| GRPO | 1", 1), encoding="utf-8")
     monkeypatch.setattr(results_page, "PAGE", changed)
+    monkeypatch.setattr(results_page, "render", lambda results: page)
     monkeypatch.setattr(sys, "argv", ["results_page.py", "--check"])
     with pytest.raises(SystemExit, match=r"GRPO \| 1"):
         results_page.main()

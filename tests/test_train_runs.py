@@ -11,11 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
 
 from matchtir.policy.loading import load_policy, load_pretrained
 from matchtir.training import run as run_parts
 from matchtir.utils.config_check import ConfigError
-from tests.scale.whole_runs import COPYING, NOT_REPEATED, ROOT, SMALL_MODEL, SMALL_RUN, run_here
+from tests.scale.whole_runs import (
+    COPYING,
+    NOT_REPEATED,
+    ROOT,
+    SMALL_MODEL,
+    SMALL_RUN,
+    composed,
+    run_here,
+)
 from tests.training.token_reward import PAID
 
 CONFIGS = ROOT / "configs"
@@ -23,11 +33,16 @@ RANDOM = (*SMALL_MODEL, "model.layers=1")
 FEW_TASKS = "data.sizes={train: 8, validation: 2, test: 2}"
 
 
-def run(folder: Path, *overrides: str) -> float:
-    """A command line in this process, with few tasks and a small model; gives its objective."""
+def words(*overrides: str) -> list[str]:
+    """A command line with few tasks and a small model."""
     data = [] if "data=ftrl" in overrides else [FEW_TASKS]
     model = [] if any(each.startswith("model.folder=") for each in overrides) else RANDOM
-    return run_here(folder, *SMALL_RUN, *model, *data, *overrides)
+    return [*SMALL_RUN, *model, *data, *overrides]
+
+
+def run(folder: Path, *overrides: str) -> float:
+    """Such a command line in this process; gives its objective."""
+    return run_here(folder, *words(*overrides))
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -46,47 +61,36 @@ def result(folder: Path) -> dict[str, Any]:
 # -- what a run leaves behind --------------------------------------------------------------------
 
 
-def test_the_smoke_experiment_leaves_everything_behind(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    objective = run(folder)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smoke experiment, with something to learn."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert run(folder, PAID) == result(folder)["objective"]
+    return folder
 
-    traces = sorted(path.name for path in (folder / "traces").iterdir())
+
+def test_the_smoke_experiment_leaves_everything_behind(whole: Path) -> None:
+    traces = sorted(path.name for path in (whole / "traces").iterdir())
     assert traces == [f"iteration_00000{number}.jsonl" for number in (1, 2, 3)]
-    records = (folder / "traces" / traces[0]).read_text(encoding="utf-8").splitlines()
+    records = (whole / "traces" / traces[0]).read_text(encoding="utf-8").splitlines()
     assert len(records) == 2 * 4 and all(json.loads(record)["turns"] for record in records)
 
-    checkpoints = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    checkpoints = sorted(path.name for path in (whole / "checkpoints").iterdir())
     assert checkpoints == ["best.ckpt", "last.ckpt", "previous.ckpt"]
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "_target_: matchtir" in (folder / "config.yaml").read_text(encoding="utf-8")
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "_target_: matchtir" in (whole / "config.yaml").read_text(encoding="utf-8")
 
-    rows = table(folder)
-    trained = [row["step"] for row in rows if row["train/reward"]]
-    assert trained == ["1", "2", "3"]
-    validated = [row["step"] for row in rows if row["val/solve_f1"]]
-    assert validated == ["2"]
-    assert float(rows[int(validated[0])]["val/solve_f1"]) == objective
-
-    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    names = [re.sub(r"<\w+>", "[^/]+", name) for name in re.findall(r"`([^` ]+/[^` ]+)`", text)]
-    assert [name for name in rows[0] if not documented(name, names)] == ["step"]
-
-    facts = result(folder)
+    rows, facts = table(whole), result(whole)
+    assert [row["step"] for row in rows if row["train/reward"]] == ["1", "2", "3"]
+    (validated,) = [row for row in rows if row["val/solve_f1"]]
+    assert validated["step"] == "2" and float(validated["val/solve_f1"]) == facts["objective"]
     assert (facts["iterations"], facts["seed"], facts["tasks"]) == (3, 1, 2)
-    assert facts["objective"] == objective
     assert facts["before"].keys() == facts["after"].keys() == facts["gain"].keys()
 
 
-def documented(name: str, patterns: Sequence[str]) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in patterns)
-
-
-def test_the_policy_of_a_run_loads_as_a_hugging_face_model(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    run(folder, "iterations=1")
-    loaded = load_pretrained(str(folder / "policy"))
-    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    trained = loaded.policy.state_dict()
+def test_the_policy_of_a_run_loads_as_a_hugging_face_model(whole: Path) -> None:
+    trained = load_pretrained(str(whole / "policy")).policy.state_dict()
+    last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert {f"policy.{name}" for name in trained} == set(last)
     assert all(torch.equal(weight, last[f"policy.{name}"]) for name, weight in trained.items())
 
@@ -99,10 +103,8 @@ class Interrupted(BaseException):
 
 
 def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    objective = run(tmp_path / "whole", PAID)
-
     scores = run_parts.test_scores
 
     def interrupt(trainer: Any, *others: Any) -> Any:
@@ -114,20 +116,20 @@ def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
         patch.setattr(run_parts, "test_scores", interrupt)
         with pytest.raises(Interrupted):
             run(tmp_path / "broken", PAID)
-    assert run(tmp_path / "broken", PAID, "ckpt_path=last") == objective
-    assert table(tmp_path / "broken") == table(tmp_path / "whole")
+    assert run(tmp_path / "broken", PAID, "ckpt_path=last") == result(whole)["objective"]
+    assert table(tmp_path / "broken") == table(whole)
 
 
 # -- other choices ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "choices",  # beside the default ones, hard and dual
-    [("assignment=soft", "advantage=trajectory"), ("assignment=greedy", "advantage=turn")],
-)
-def test_the_methods_choices_run(tmp_path: Path, choices: Sequence[str]) -> None:
-    run(tmp_path / "run", "iterations=1", *choices)
-    assert result(tmp_path / "run")["iterations"] == 1
+def test_another_matching_runs_and_what_it_measures_is_documented(tmp_path: Path) -> None:
+    run(tmp_path / "run", "iterations=1", "trainer.val_check_interval=1", "assignment=soft")
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    names = [re.sub(r"<\w+>", "[^/]+", name) for name in re.findall(r"`([^` ]+/[^` ]+)`", text)]
+    columns = table(tmp_path / "run")[0]
+    assert {"train/loss", "val/solve_f1", "test/solve_f1"} <= columns.keys()
+    assert [c for c in columns if not any(re.fullmatch(name, c) for name in names)] == ["step"]
 
 
 OPTIONS = [
@@ -152,6 +154,7 @@ def test_fine_tuning_is_an_experiment_of_its_own(tmp_path: Path) -> None:
     assert result(tmp_path / "run")["iterations"] == 2
 
 
+@pytest.mark.slow
 def test_both_stages_of_the_starting_weights_train_them(tmp_path: Path) -> None:
     skill, habits = tmp_path / "skill", tmp_path / "habits"
     stages = [f"datamodule.stages.{stage}.iterations=2" for stage in (0, 1)]
@@ -166,20 +169,23 @@ def test_both_stages_of_the_starting_weights_train_them(tmp_path: Path) -> None:
 
 def test_a_warm_start_is_made_once_and_only_as_a_whole(tmp_path: Path) -> None:
     warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{COPYING}]", "iterations=1")
-    cache = tmp_path / "warm_starts"
-    run(tmp_path / "first", *warm)
+    folder, cache = tmp_path / "run", tmp_path / "warm_starts"
+    run(folder, *warm)
     (file,) = cache.iterdir()
     made = file.stat().st_mtime_ns
-    run(tmp_path / "second", *warm, "group_size=2", "data.sizes.test=3")
-    assert [*cache.iterdir()] == [file] and file.stat().st_mtime_ns == made
-    # A training that is cut short does not cut its warm start: it would begin with raw weights.
-    run(tmp_path / "third", *warm, "trainer.limit_train_batches=1")
-    assert [*cache.iterdir()] == [file] and file.stat().st_mtime_ns == made
-    # Where a run goes on does not make other weights.
-    run(tmp_path / "fourth", *warm, "trainer.limit_val_batches=2")
-    assert [*cache.iterdir()] == [file]
     # The fine-tuning leaves no checkpoint of its own.
-    assert [path.name for path in (tmp_path / "first" / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    for others in (
+        ["group_size=2", "data.sizes.test=3"],
+        # A training that is cut short does not cut its warm start: it would begin with raw weights.
+        ["trainer.limit_train_batches=1"],
+        # Where a run goes on does not make other weights.
+        ["trainer.limit_val_batches=2"],
+    ):
+        config = composed(tmp_path / "other", *words(*warm, *others))
+        run_parts.start_warm(config, instantiate(config.model), instantiate(config.sandbox))
+        HydraConfig.instance().cfg = None
+        assert [*cache.iterdir()] == [file] and file.stat().st_mtime_ns == made
 
 
 @pytest.mark.slow

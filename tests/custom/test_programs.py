@@ -52,19 +52,20 @@ def test_the_doctor_names_a_broken_row_and_a_task_that_nothing_solves(configure,
         file = tmp_path / "tasks.jsonl"
         file.write_text("\n".join(rows))
         data = (*more, "data=custom", f"data.path={file}", f"data.tools={FILES['tools']}")
-        return doctor.run(configure("train", *data, f"paths.log_dir={tmp_path}"))
+        config = configure("train", *data, f"paths.log_dir={tmp_path}")
+        return [text for is_problem, text in doctor.findings(doctor.tasks, config) if is_problem]
 
     good = json.dumps(ROWS[0])
-    assert "tasks.jsonl, row 1: line 2: broken JSON" in problems(good, good[:-5])["tasks"][0]
+    assert "tasks.jsonl, row 1: line 2: broken JSON" in problems(good, good[:-5])[0]
     stays = {"city": "Oslo", "nights": 6}
     idle = {"question": "Stay.", "tools": ["set_nights"], "split": "train"}
     idle["gold_calls"] = [{"name": "set_nights", "arguments": stays}]
     idle["initial_state"] = idle["gold_state"] = {"TripPlan": {"stops": {"Oslo": 6}}}
-    (problem,) = problems(good, json.dumps(idle))["tasks"]
+    (problem,) = problems(good, json.dumps(idle))
     assert "tasks/1: an attempt that makes no call succeeds" in problem
     call = {**ROWS[0]["gold_calls"][0], "output": "what no call returns"}
     wrong = json.dumps({**ROWS[0], "id": "wrong", "gold_calls": [call]})
-    (problem,) = problems(good, wrong)["tasks"]
+    (problem,) = problems(good, wrong)
     assert "wrong: only 0 of 1 gold outputs come out" in problem
     many = [json.dumps({**ROWS[0], "id": str(number)}) for number in range(12)]
     assert not problems(*many, wrong, more=["data.on_bad_row=skip"])

@@ -21,7 +21,7 @@ from matchtir.reports.comparison import (
     setting_differences,
     write_comparison,
 )
-from matchtir.reports.parameter import lines_of
+from matchtir.reports.parameter import curve_points
 from matchtir.reports.runs import find_runs
 from matchtir.utils.loggers import CsvLogger
 
@@ -174,15 +174,13 @@ def test_final_scores_against_the_values_of_a_parameter(tmp_path: Path) -> None:
         group = f"{name} lr={lr}"
         make_run(tmp_path / "s" / str(number), seed, level=lr, group=group, lr=lr, loss=name)
     make_run(tmp_path / "s" / "8", 3, level=0.1, finished=False, group="soft lr=0.1", lr=0.1)
-    lines = lines_of(find_runs([tmp_path]), "lr")
-    assert {name: [p.value for p in points] for name, points in lines.items()} == {
-        "grpo": [0.1, 0.2],
-        "soft": [0.1, 0.2],
-    }
-    point = lines["soft"][1]
-    assert point.seeds["solve_p"] == pytest.approx([0.21, 0.22])
-    gain = point.scores["solve_p"]
-    assert (gain.mean, gain.low, gain.high) == pytest.approx((0.215, 0.21, 0.22))
+    points = curve_points(find_runs([tmp_path]), "lr")
+    solved = [point for point in points if point.measure == "solve_p"]
+    lines = [("grpo", 0.1), ("grpo", 0.2), ("soft", 0.1), ("soft", 0.2)]
+    assert [(point.line, point.value) for point in solved] == lines
+    assert solved[-1].runs == pytest.approx([0.21, 0.22])
+    score = solved[-1].score
+    assert (score.mean, score.low, score.high) == pytest.approx((0.215, 0.21, 0.22))
     out = tmp_path / "out" / "any.html"
     command = [sys.executable, SCRIPT, tmp_path / "s", "--curve", "lr", "--out", out]
     subprocess.run(command, check=True)
@@ -196,14 +194,14 @@ def test_final_scores_against_the_values_of_a_parameter(tmp_path: Path) -> None:
 
 def test_what_is_no_curve_of_a_parameter_is_said(sweep: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no lrr; did you mean lr\?"):
-        lines_of(find_runs([sweep]), "lrr")
+        curve_points(find_runs([sweep]), "lrr")
     with pytest.raises(ValueError, match=r"loss=1 has runs that differ in lr"):
         for number, lr in enumerate((0.1, 0.2)):
             make_run(tmp_path / "two" / str(number), loss=1, lr=lr)
-        lines_of(find_runs([tmp_path / "two"]), "loss")
+        curve_points(find_runs([tmp_path / "two"]), "loss")
     make_run(tmp_path / "none", finished=False)
     with pytest.raises(ValueError, match="no run has come to its end: there is no curve of lr"):
-        lines_of(find_runs([tmp_path / "none"]), "lr")
+        curve_points(find_runs([tmp_path / "none"]), "lr")
 
 
 def test_other_test_tasks_have_no_difference(tmp_path: Path) -> None:

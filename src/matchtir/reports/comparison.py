@@ -19,12 +19,8 @@ from matchtir.reports.progress import SMOOTHING, trailing_mean
 from matchtir.reports.runs import START, RunData
 from matchtir.utils.run_folder import finite, write_csv
 
-SMOOTHED = (
-    "train/",
-    "credit/",
-    "by/",
-    "time/",
-)  # drawn as trailing means over `SMOOTHING` iterations
+# Drawn as trailing means over `SMOOTHING` iterations.
+SMOOTHED = ("train/", "credit/", "by/", "time/")
 POINTS = 400  # at most, of a curve
 STAGES = ("rollout", "tools", "credit", "update")
 # The paper's columns; the average of these three is what its ablation reports.
@@ -108,22 +104,16 @@ def distinct_runs(runs: Sequence[RunData]) -> tuple[list[RunData], list[str]]:
 
     A repetition is no further seed. Of such runs the last finished one counts.
     """
-    kept: list[RunData] = []
+    kept: dict[tuple[str, str, int], RunData] = {}
     notes = []
     for run in runs:
-        twins = [k for k in kept if _identity(k) == _identity(run)]
-        if not twins:
-            kept.append(run)
-            continue
-        (other,) = twins
-        left, counts = (other, run) if run.after or not other.after else (run, other)
-        kept[kept.index(other)] = counts
-        notes.append(f"{left.folder} is left out: {counts.folder} has its settings and its seed")
-    return kept, notes
-
-
-def _identity(run: RunData) -> tuple[Any, ...]:
-    return run.settings, run.start, run.seed
+        key = run.method, run.start, run.seed
+        other = kept.setdefault(key, run)
+        if other is not run:
+            left, kept[key] = (other, run) if run.after or not other.after else (run, other)
+            counts = kept[key].folder
+            notes.append(f"{left.folder} is left out: {counts} has its settings and its seed")
+    return [*kept.values()], notes
 
 
 def methods(runs: Sequence[RunData]) -> list[Method]:
@@ -132,22 +122,22 @@ def methods(runs: Sequence[RunData]) -> list[Method]:
     The label is the experiment, and of the choices those that not all methods of this experiment
     have.
     """
-    grouped: list[list[RunData]] = []
+    grouped: dict[str, list[RunData]] = {}
     for run in runs:
-        same = [group for group in grouped if group[0].settings == run.settings]
-        (same[0].append if same else lambda new: grouped.append([new]))(run)
-    names = [[w for w in g[0].group.split() if not w.startswith(f"{START}=")] for g in grouped]
-    labels: list[str] = []
-    for experiment, *choices in names:
-        others = [set(words) for words in names if words[0] == experiment]
-        common = set.intersection(*others)
-        label = " ".join([experiment, *(word for word in choices if word not in common)])
-        number = 1 + sum(each.partition(" #")[0] == label for each in labels)
-        labels.append(label if number == 1 else f"{label} #{number}")
-    return [
-        Method(label, tuple(sorted(group, key=lambda run: (run.start, run.seed))))
-        for label, group in zip(labels, grouped, strict=True)
+        grouped.setdefault(run.method, []).append(run)
+    names = [
+        [word for word in group[0].group.split() if not word.startswith(f"{START}=")]
+        for group in grouped.values()
     ]
+    found: list[Method] = []
+    for (experiment, *choices), group in zip(names, grouped.values(), strict=True):
+        common = set.intersection(*(set(words) for words in names if words[0] == experiment))
+        label = " ".join([experiment, *(word for word in choices if word not in common)])
+        if twins := sum(each.label.partition(" #")[0] == label for each in found):
+            label = f"{label} #{twins + 1}"
+        group.sort(key=lambda run: (run.start, run.seed))
+        found.append(Method(label, tuple(group)))
+    return found
 
 
 def _named(found: Sequence[Method], name: str) -> Method:
@@ -276,21 +266,20 @@ def cost(method: Method) -> dict[str, Any]:
     result: dict[str, Any] = {"method": method.label, "runs": len(method.runs)}
     parts = [_cost(run) for run in method.runs]
     for name in parts[0]:
-        known = [value for part in parts if (value := part[name]) is not None]
+        known = [part[name] for part in parts if part[name] is not None]
         result[name] = fmean(known) if known else None
     return result
 
 
-def _cost(run: RunData) -> dict[str, float | None]:
-    stages: dict[str, float] = {
-        stage: float(np.nansum(run.curves.get(f"time/{stage}", ((), ()))[1])) for stage in STAGES
-    }
-    speed = run.curves.get("train/tokens_per_s", ((), ()))[1]
-    seconds = run.curves.get("time/rollout", ((), ()))[1]
+def _cost(run: RunData) -> dict[str, Any]:
+    def measured(metric: str) -> Sequence[float]:
+        return run.curves.get(metric, ((), ()))[1]
+
+    stages = {stage: float(np.nansum(measured(f"time/{stage}"))) for stage in STAGES}
+    speed, seconds = measured("train/tokens_per_s"), measured("time/rollout")
     tokens = float(np.dot(speed, seconds)) if len(speed) == len(seconds) else None
     stages["rollout"] = max(0.0, stages["rollout"] - stages["tools"])
-    training = sum(stages.values())
-    other = None if run.seconds is None else max(0.0, run.seconds - training)
+    other = None if run.seconds is None else max(0.0, run.seconds - sum(stages.values()))
     return {"tokens": tokens, **stages, "other": other, "seconds": run.seconds}
 
 
@@ -300,17 +289,15 @@ def _cost(run: RunData) -> dict[str, float | None]:
 def write_comparison(comparison: Comparison, out: Path) -> list[Path]:
     """Write the page `out`, and beside it `<stem>_{curves,final,settings,cost}.csv`."""
     title = "/".join(out.resolve().parent.parts[-3:])
-    data = {name: getattr(comparison, name) for name in Comparison.__slots__} | {
-        "title": title,
-        "headings": HEADINGS,
-        "methods": [
-            {
-                "label": method.label,
-                "runs": [{"name": r.name, "finished": r.after is not None} for r in method.runs],
-            }
-            for method in comparison.methods
-        ],
-    }
+    shown = {name: getattr(comparison, name) for name in Comparison.__slots__}
+    shown["methods"] = [
+        {
+            "label": method.label,
+            "runs": [{"name": r.name, "finished": r.after is not None} for r in method.runs],
+        }
+        for method in comparison.methods
+    ]
+    data = shown | {"title": title, "headings": HEADINGS}
     write_page(
         out,
         f"Comparison: {title}",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from matchtir.reports.comparison import (
     setting_differences,
     task_scores,
 )
-from matchtir.reports.progress import COLUMNS
+from matchtir.reports.progress import COLUMNS, grid
 from matchtir.reports.runs import RunData, find_runs
 from matchtir.utils.options import UserError, suggest
 from matchtir.utils.run_folder import write_csv
@@ -30,15 +32,19 @@ PANELS = [*HEADINGS][: 2 * COLUMNS]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The finished runs of one line that have one value of the parameter."""
+    """One measure of the finished runs of one line that have one value of the parameter."""
 
+    line: str
     value: Any
-    scores: Mapping[str, Gain]  # over starts, seeds and test tasks
-    seeds: Mapping[str, Sequence[float]]  # means of the single runs
+    measure: str
+    score: Gain  # over starts, seeds and test tasks
+    runs: Sequence[float]  # means of the single ones
 
 
-def lines_of(runs: Sequence[RunData], parameter: str) -> dict[str, list[Point]]:
-    """A line for each method that differs from the others in more than the parameter.
+def curve_points(runs: Sequence[RunData], parameter: str) -> list[Point]:
+    """The points of every line, by line and value.
+
+    There is a line for each method that differs from the others in more than the parameter.
 
     Args:
         runs: those that have come to their end count.
@@ -48,21 +54,22 @@ def lines_of(runs: Sequence[RunData], parameter: str) -> dict[str, list[Point]]:
         UserError: there is no finished run, a run without the parameter, or a value that belongs to
             two methods of a line.
     """
-    lines: dict[str, dict[Any, Method]] = {}
+    found: dict[tuple[str, Any], Method] = {}
     for method in methods(distinct_runs([run for run in runs if run.after])[0]):
         value = _value(method.runs[0], parameter)
         words = [w for w in method.label.split() if not w.startswith((f"{parameter}=", "#"))]
-        points = lines.setdefault(" ".join(words), {})
-        if value in points:
-            keys = [row["key"] for row in setting_differences([points[value], method])]
+        place = " ".join(words), value
+        if place in found:
+            keys = [row["key"] for row in setting_differences([found[place], method])]
             raise UserError(f"{parameter}={value} has runs that differ in {', '.join(keys)}")
-        points[value] = method
-    if not lines:
+        found[place] = method
+    if not found:
         raise UserError(f"no run has come to its end: there is no curve of {parameter}")
-    return {
-        line: [_point(value, points[value]) for value in sorted(points, key=_order)]
-        for line, points in lines.items()
-    }
+    return [
+        Point(line, value, measure, nested_bootstrap(scores), [*map(np.mean, scores.values())])
+        for line, value in sorted(found, key=lambda place: (place[0], *_order(place[1])))
+        for measure, scores in task_scores(found[line, value], "after").items()
+    ]
 
 
 def _value(run: RunData, parameter: str) -> Any:
@@ -76,67 +83,43 @@ def _value(run: RunData, parameter: str) -> Any:
 
 
 def _order(value: Any) -> tuple[bool, Any]:
-    return (False, value) if _is_number(value) else (True, str(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _point(value: Any, method: Method) -> Point:
-    scores = task_scores(method, "after")
-    gains = {measure: nested_bootstrap(runs) for measure, runs in scores.items()}
-    seeds = {m: [float(np.mean(each)) for each in runs.values()] for m, runs in scores.items()}
-    return Point(value, gains, seeds)
+    """Numbers by their size, before all else."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return not is_number, value if is_number else str(value)
 
 
 def write_curve(runs: Sequence[RunData], parameter: str, folder: Path) -> list[Path]:
     """Write `curve.png` and `curve.csv` into a folder: means with 95 % intervals, single runs.
 
     Raises:
-        UserError: as `lines_of`.
+        UserError: as `curve_points`.
     """
-    lines = lines_of(runs, parameter)
+    points = curve_points(runs, parameter)
     folder.mkdir(parents=True, exist_ok=True)
     picture, table = folder / "curve.png", folder / "curve.csv"
-    _draw(lines, parameter, picture)
-    columns = ["method", parameter, "measure", "runs", "mean", "low", "high"]
-    write_csv(table, columns, _rows(lines))
+    _draw(points, parameter, picture)
+    rows = ([p.line, p.value, p.measure, len(p.runs), *astuple(p.score)] for p in points)
+    write_csv(table, ["method", parameter, "measure", "runs", "mean", "low", "high"], rows)
     return [picture, table]
 
 
-def _rows(lines: Mapping[str, Sequence[Point]]) -> Iterator[list[Any]]:
-    for line, points in lines.items():
-        for point in points:
-            for measure, gain in point.scores.items():
-                runs = len(point.seeds[measure])
-                yield [line, point.value, measure, runs, gain.mean, gain.low, gain.high]
-
-
-def _draw(lines: Mapping[str, Sequence[Point]], parameter: str, path: Path) -> None:
+def _draw(points: Sequence[Point], parameter: str, path: Path) -> None:
     """A panel for each measure, success first; values that are no numbers stand side by side."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # slow to import, seldom drawn
-
-    measured = [m for m in PANELS if any(m in p.scores for each in lines.values() for p in each)]
-    rows = -(-len(measured) // COLUMNS)
-    figure = Figure(figsize=(4 * COLUMNS, 2.8 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    numbers = all(_is_number(point.value) for points in lines.values() for point in points)
-    for position, measure in enumerate(measured, start=1):
-        axes = figure.add_subplot(rows, COLUMNS, position)
-        for line, points in lines.items():
-            places = [point.value if numbers else str(point.value) for point in points]
-            gains = [point.scores[measure] for point in points]
-            means = np.array([gain.mean for gain in gains])
-            ends = np.abs(np.array([(gain.low, gain.high) for gain in gains]).T - means)
-            drawn = axes.errorbar(places, means, ends, marker="o", capsize=3, label=line)
-            for place, point in zip(places, points, strict=True):
-                single = point.seeds[measure]
-                axes.plot([place] * len(single), single, ".", color=drawn[0].get_color(), alpha=0.4)
-        axes.set(title=HEADINGS[measure], xlabel=parameter)
-        axes.grid(alpha=0.3)
-    figure.axes[0].legend(fontsize="small")
+    measured = [measure for measure in PANELS if any(p.measure == measure for p in points)]
+    figure, panels = grid([HEADINGS[measure] for measure in measured], parameter)
+    words = any(_order(point.value)[0] for point in points)
+    for measure, axes in zip(measured, panels, strict=True):
+        here = [point for point in points if point.measure == measure]
+        for line, of_line in groupby(here, attrgetter("line")):
+            drawn = [*of_line]
+            places = [str(p.value) if words else p.value for p in drawn]
+            means = np.array([p.score.mean for p in drawn])
+            ends = np.abs(np.array([(p.score.low, p.score.high) for p in drawn]).T - means)
+            bars = axes.errorbar(places, means, ends, marker="o", capsize=3, label=line)
+            for place, p in zip(places, drawn, strict=True):
+                colour = bars[0].get_color()
+                axes.plot([place] * len(p.runs), p.runs, ".", color=colour, alpha=0.4)
+    panels[0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
 

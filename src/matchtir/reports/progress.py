@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from omegaconf import OmegaConf
@@ -18,6 +18,10 @@ from rich.text import Text
 
 from matchtir.evaluation.statistics import Gain, nested_difference
 from matchtir.utils.run_folder import CONFIG_FILE, finite, replace_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Curves = Mapping[str, tuple[Sequence[int], Sequence[float]]]  # steps and values of each metric
 Scores = Mapping[str, Mapping[str, float]]  # of each task, by metric
@@ -87,10 +91,8 @@ class Position:
 
 def plain_line(position: Position, metrics: Mapping[str, float], names: Mapping[str, str]) -> str:
     """One line for a log: the metrics among `names`, and for training where the time went."""
-    parts = [str(position)]
-    parts += [
-        f"{label} {number(metrics[name])}" for name, label in names.items() if name in metrics
-    ]
+    known = [(label, metrics[name]) for name, label in names.items() if name in metrics]
+    parts = [str(position), *(f"{label} {number(value)}" for label, value in known)]
     if names is TRAINING:
         parts += [f"{phase} {share:.0%}" for phase, share in time_shares(metrics).items()]
         parts.append(position.times)
@@ -104,29 +106,24 @@ def panel(
     history: Mapping[str, Sequence[float]],
 ) -> RenderableType:
     """The live display: position, a row for each metric with its recent course, a bar of time."""
-    head = Text.assemble((title, "bold"), "  " if title else "", str(position))
-    head.append(f"  {position.times}")
+    head = Text.assemble((title, "bold"), "  " if title else "", f"{position}  {position.times}")
     table = Table.grid(padding=(0, 2))
     for _ in range(2):
         table.add_column()
         table.add_column(justify="right")
         table.add_column(style="dim", min_width=14)
-    shown = [item for item in (TRAINING | VALIDATION).items() if item[0] in metrics]
+    shown = [
+        (label, number(metrics[name]), sparkline(history.get(name, ())))
+        for name, label in (TRAINING | VALIDATION).items()
+        if name in metrics
+    ]
     for first in range(0, len(shown), 2):
-        cells: list[str] = []
-        for name, label in shown[first : first + 2]:
-            cells += [label, number(metrics[name]), sparkline(history.get(name, ()))]
-        table.add_row(*cells)
-    return Group(head, table, _time_bar(metrics))
-
-
-def _time_bar(metrics: Mapping[str, float]) -> Text:
-    bar = Text()
-    legend = Text()
+        table.add_row(*(cell for cells in shown[first : first + 2] for cell in cells))
+    bar, legend = Text(), Text()
     for phase, share in time_shares(metrics).items():
         bar.append("█" * round(share * BAR_WIDTH), style=PHASES[phase])
         legend.append(f"  {phase} {share:.0%}", style=PHASES[phase])
-    return bar + legend
+    return Group(head, table, bar + legend)
 
 
 def time_shares(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -140,18 +137,13 @@ def time_shares(metrics: Mapping[str, float]) -> dict[str, float]:
 
 def sparkline(values: Sequence[float]) -> str:
     """The course of some values as a row of bars, between their minimum and their maximum."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
+    halves = [value / 2 for value in values]  # the difference of two floats may be infinite
+    known = [half for half in halves if math.isfinite(half)]
+    if not known:
         return ""
-    low = min(finite) / 2  # halves: the difference of two floats may be infinite
-    span = max(finite) / 2 - low
-    steps = len(BARS) - 1
-    return "".join(
-        " "
-        if not math.isfinite(value)
-        else BARS[round((value / 2 - low) / span * steps) if span > 0 else 0]
-        for value in values
-    )
+    low, span = min(known), max(known) - min(known)
+    heights = [(half - low) / (span or 1.0) * (len(BARS) - 1) for half in halves]
+    return "".join(BARS[round(each)] if math.isfinite(each) else " " for each in heights)
 
 
 def number(value: float) -> str:
@@ -169,6 +161,19 @@ def clock(seconds: float) -> str:
 # -- curves --------------------------------------------------------------------------------------
 
 
+def grid(titles: Sequence[str], xlabel: str) -> tuple[Figure, list[Axes]]:
+    """A picture with a panel for each title."""
+    from matplotlib.figure import Figure  # slow to import, seldom drawn
+
+    rows = -(-len(titles) // COLUMNS)
+    figure = Figure(figsize=(4 * COLUMNS, 2.8 * rows), layout="constrained")
+    panels = [figure.add_subplot(rows, COLUMNS, n) for n in range(1, len(titles) + 1)]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(title=title, xlabel=xlabel)
+        axes.grid(alpha=0.3)
+    return figure, panels
+
+
 def draw_curves(curves: Curves, path: Path) -> None:
     """Draw a panel for each group of metrics that was measured.
 
@@ -179,30 +184,18 @@ def draw_curves(curves: Curves, path: Path) -> None:
         path: of the PNG file.
     """
     measured = {name for name, (steps, _) in curves.items() if len(steps)}
-    panels = {
-        title: [name for name in names if name in measured]
-        for title, names in PANELS.items()
-        if measured & {*names}
-    }
-    if not panels:
+    titles = [title for title, names in PANELS.items() if measured & {*names}]
+    if not titles:
         return
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure  # slow to import, seldom drawn
-
-    rows = -(-len(panels) // COLUMNS)
-    figure = Figure(figsize=(4 * COLUMNS, 2.8 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for position, (title, names) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(rows, COLUMNS, position)
-        for name in names:
+    figure, panels = grid(titles, "iteration")
+    for title, axes in zip(titles, panels, strict=True):
+        for name in (name for name in PANELS[title] if name in measured):
             steps, values = curves[name]
             if name.startswith("train/"):
                 (line,) = axes.plot(steps, trailing_mean(values, SMOOTHING), label=name)
                 axes.plot(steps, values, color=line.get_color(), alpha=0.25, linewidth=0.8)
             else:
                 axes.plot(steps, values, marker="o", markersize=3, label=name)
-        axes.set(title=title, xlabel="iteration")
-        axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
@@ -211,10 +204,10 @@ def draw_curves(curves: Curves, path: Path) -> None:
 def trailing_mean(values: Sequence[float], width: int) -> np.ndarray:
     """Mean of each value and up to `width - 1` before it, those that are finite; [n] -> [n]."""
     array = np.asarray(values, dtype=np.float64)
-    if not len(array):
-        return array
     known = np.isfinite(array)
     columns = (np.where(known, array, 0.0), known)
+    if not len(array):
+        return array
     sums, counts = (np.convolve(each, np.ones(width))[: len(array)] for each in columns)
     with np.errstate(invalid="ignore"):  # no finite value: 0 / 0 is the honest result
         return sums / counts
@@ -258,22 +251,15 @@ def compare(before: Scores, after: Scores, seed: int) -> list[Change]:
 
 def final_table(changes: Sequence[Change], tasks: int) -> Table:
     """A rich table of the changes; a gain of a score whose interval excludes 0 is in colour."""
-    table = Table(title=f"{tasks} test tasks")
-    table.add_column("metric")
+    table = Table("metric", title=f"{tasks} test tasks")
     for heading in ("before", "after", "gain", "95 % interval"):
         table.add_column(heading, justify="right")
     for row in changes:
-        gain = row.gain
-        colour = "green" if gain.low > 0 else "red" if gain.high < 0 else "default"
-        if row.metric in COSTS:
-            colour = "default"
-        table.add_row(
-            row.metric,
-            f"{row.before:.3f}",
-            f"{row.after:.3f}",
-            f"[{colour}]{gain.mean:+.3f}[/]",
-            rf"\[{gain.low:+.3f}, {gain.high:+.3f}]",
-        )
+        gain, colour = row.gain, "default"
+        if row.metric not in COSTS and (gain.low > 0 or gain.high < 0):
+            colour = "green" if gain.low > 0 else "red"
+        means = (f"{row.before:.3f}", f"{row.after:.3f}", f"[{colour}]{gain.mean:+.3f}[/]")
+        table.add_row(row.metric, *means, rf"\[{gain.low:+.3f}, {gain.high:+.3f}]")
     return table
 
 
@@ -282,15 +268,13 @@ def next_commands(folder: Path) -> list[str]:
     here = Path.cwd()
     run = folder.relative_to(here) if folder.is_relative_to(here) else folder
     benchmark = _benchmark_of(OmegaConf.load(folder / CONFIG_FILE))
-    commands = {
-        f"python scripts/view.py {run}": "its attempts, turn by turn",
-        f"python scripts/compare.py {run.parent}": "with its neighbours",
-        f"python src/eval.py benchmark={benchmark} policy={run}": "on all test tasks",
-    }
+    commands = {}
+    if any(folder.glob("traces/*.jsonl")):
+        commands[f"python scripts/view.py {run}"] = "its attempts, turn by turn"
+    commands[f"python scripts/compare.py {run.parent}"] = "with its neighbours"
+    commands[f"python src/eval.py benchmark={benchmark} policy={run}"] = "on all test tasks"
     if any(folder.glob("wandb/offline-run-*")):
         commands[f"wandb sync {run}/wandb/offline-run-*"] = "to W&B"
-    if not any(folder.glob("traces/*.jsonl")):
-        del commands[f"python scripts/view.py {run}"]
     width = max(map(len, commands))
     return [f"{command:{width}}  # {remark}" for command, remark in commands.items()]
 

@@ -43,6 +43,11 @@ class RunData:
         """Group and seed."""
         return f"{self.group} seed={self.seed}"
 
+    @property
+    def method(self) -> str:
+        """The settings as text: runs with the same differ in seed and start alone."""
+        return json.dumps(self.settings, sort_keys=True, default=str)
+
 
 def find_runs(paths: Sequence[Path]) -> list[RunData]:
     """The runs among `paths` and below them, in order of their folders.
