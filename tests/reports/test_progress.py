@@ -53,9 +53,9 @@ def test_time_shares_need_some_time() -> None:
     assert time_shares({"time/tools": 1.0, "time/update": 3.0}) == {"tools": 0.25, "update": 0.75}
 
 
-def test_a_line_without_a_known_end() -> None:
-    line = plain_line(Position(3, None, 1.0, None), {"train/kl": 0.1, "other": 1.0}, TRAINING)
-    assert line == "iteration 3  KL 0.100  0:00:01"
+def test_a_line_has_the_metrics_that_were_measured() -> None:
+    line = plain_line(Position(3, 9, 1.0, 2.0), {"train/kl": 0.1, "other": 1.0}, TRAINING)
+    assert line == "iteration 3/9  KL 0.100  0:00:01, 0:00:02 left"
 
 
 def test_trailing_means_are_of_the_finite_values_so_far() -> None:

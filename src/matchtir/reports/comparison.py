@@ -85,9 +85,9 @@ def compare_runs(runs: Sequence[RunData], baseline: str | None = None) -> Compar
     base = _named(found, baseline) if baseline else found[0]
     curves: dict[str, dict[str, Any]] = {}
     for metric in dict.fromkeys(name for run in counted for name in run.curves):
-        drawn = {method.label: curve(method, metric) for method in found}
-        if any(drawn.values()):
-            curves[metric] = {label: points for label, points in drawn.items() if points}
+        drawn = ((method.label, curve(method, metric)) for method in found)
+        if known := {label: points for label, points in drawn if points}:
+            curves[metric] = known
     return Comparison(
         found,
         base.label,
@@ -198,16 +198,14 @@ def final_scores(compared: Sequence[Method], baseline: Method) -> list[dict[str,
                 "by_seed": [float(np.mean(runs[key] - first[key])) for key in runs],
                 "difference": asdict(nested_difference(others, runs)) if others else None,
             }
-        rows.append(
-            {
-                "method": method.label,
-                "starts": len({run.start for run in method.finished}),
-                "seeds": sorted({run.seed for run in method.finished}),
-                "runs": len(method.finished),
-                "tasks": len(_tasks(method)),
-                "scores": scores,
-            }
-        )
+        row = {
+            "method": method.label,
+            "starts": len({run.start for run in method.finished}),
+            "seeds": sorted({run.seed for run in method.finished}),
+            "runs": len(method.finished),
+            "tasks": len(_tasks(method)),
+        }
+        rows.append(row | {"scores": scores})
     return rows
 
 

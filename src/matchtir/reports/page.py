@@ -43,10 +43,7 @@ def write_page(
     that no text can end their element.
 
     Args:
-        path: of the file.
-        title: of the page.
-        styles: names of files in `pages/`, put together in this order.
-        scripts: likewise; one scope for all of them.
+        styles, scripts: names of files in `pages/`, put together in this order.
         data: JSON by the id under which the script finds it, gzipped.
         body: markup, for what no script has to make; texts in it are escaped already.
     """
@@ -58,16 +55,12 @@ def write_page(
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{styles_from}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    zipped = {name: gzip.compress(text.encode("utf-8"), mtime=0) for name, text in data.items()}
-    blocks = "\n".join(
-        f'<script type="application/gzip" id="{name}">{base64.b64encode(value).decode()}</script>'
-        for name, value in zipped.items()
-    )
-    text = _PAGE.format(
-        policy=policy, title=html.escape(title), style=style, body=body + blocks, script=script
-    )
+    for name, text in data.items():
+        block = base64.b64encode(gzip.compress(text.encode("utf-8"), mtime=0)).decode()
+        body += f'<script type="application/gzip" id="{name}">{block}</script>\n'
+    parts = {"policy": policy, "style": style, "body": body, "script": script}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(_PAGE.format(title=html.escape(title), **parts), encoding="utf-8")
 
 
 def _hash(text: str) -> str:

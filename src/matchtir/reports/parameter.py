@@ -66,7 +66,13 @@ def curve_points(runs: Sequence[RunData], parameter: str) -> list[Point]:
     if not found:
         raise UserError(f"no run has come to its end: there is no curve of {parameter}")
     return [
-        Point(line, value, measure, nested_bootstrap(scores), [*map(np.mean, scores.values())])
+        Point(
+            line,
+            value,
+            measure,
+            nested_bootstrap(scores),
+            [float(np.mean(each)) for each in scores.values()],
+        )
         for line, value in sorted(found, key=lambda place: (place[0], *_order(place[1])))
         for measure, scores in task_scores(found[line, value], "after").items()
     ]

@@ -68,22 +68,20 @@ SMOOTHING = 10  # iterations
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a run is; `total` and `left` are None where the end is not known."""
+    """How far a run is; seconds are those since this process began to train."""
 
     iteration: int  # done
-    total: int | None
-    elapsed: float  # seconds, since this process began to train
-    left: float | None  # seconds
+    total: int
+    elapsed: float
+    left: float
 
     def __str__(self) -> str:
-        end = "" if self.total is None else f"/{self.total}"
-        return f"iteration {self.iteration}{end}"
+        return f"iteration {self.iteration}/{self.total}"
 
     @property
     def times(self) -> str:
         """How long it has taken, and will still take."""
-        left = "" if self.left is None else f", {clock(self.left)} left"
-        return clock(self.elapsed) + left
+        return f"{clock(self.elapsed)}, {clock(self.left)} left"
 
 
 # -- under way -------------------------------------------------------------------------------------

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.console import RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from matchtir.reports.page import write_page
 from matchtir.reports.task_statistics import GoldReplay, Pair, Profile
 
-MOST_ROWS = 40  # of a table whose length has no bound; the rest is counted
+MOST_ROWS = 40  # of a table; the rest is counted
+Cell = str | float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,44 +33,54 @@ class Section:
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     note: str = ""
+
+    def shown(self) -> tuple[list[list[str]], str]:
+        """The rows as texts, and the note; of a long table the first ones."""
+        rows = [[_text(cell) for cell in row] for row in self.rows[:MOST_ROWS]]
+        left_out = len(self.rows) - len(rows)
+        more = f"{left_out:,} more" if left_out else ""
+        return rows, "; ".join(filter(None, (self.note, more)))
 
     def table(self) -> RenderableType:
         """For the terminal."""
-        if not self.rows:
-            return f"{self.title}: {self.note}"
-        table = Table(title=self.title, caption=self.note or None, title_justify="left")
+        rows, note = self.shown()
+        if not rows:
+            return f"{self.title}: {note}"
+        table = Table(title=self.title, caption=note or None, title_justify="left")
         for index, column in enumerate(self.columns):
             table.add_column(column, justify="right" if index else "left")
-        for row in self.rows:
-            table.add_row(*[cell.replace("[", r"\[") for cell in row])
+        for row in rows:
+            table.add_row(*map(escape, row))
         return table
 
     def html(self) -> str:
         """For the page."""
-        note = f'<p class="muted">{html.escape(self.note)}</p>' if self.note else ""
-        if not self.rows:
-            return f"<section><h2>{html.escape(self.title)}</h2>{note}</section>"
-        head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
-        body = "".join(
-            f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>"
-            for row in self.rows
-        )
-        table = f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
-        return f"<section><h2>{html.escape(self.title)}</h2>{table}{note}</section>"
+        rows, note = self.shown()
+        parts = [f"<h2>{html.escape(self.title)}</h2>"]
+        if rows:
+            head = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
+            lines = ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+            body = "".join(f"<tr>{line}</tr>" for line in (head, *lines))
+            parts.append(f'<div class="scroll"><table>{body}</table></div>')
+        if note:
+            parts.append(f'<p class="muted">{html.escape(note)}</p>')
+        return f"<section>{''.join(parts)}</section>"
+
+
+def _text(cell: Cell) -> str:
+    if cell is None or isinstance(cell, str):
+        return "-" if cell is None else cell
+    return f"{cell:,.0f}" if cell >= 100 or cell == int(cell) else f"{cell:.2f}"
 
 
 def profile_section(profiles: Sequence[Profile]) -> Section:
     """Means by split and scenario."""
     measures = list(profiles[0].values) if profiles else []
-    rows = [
-        [
-            f"{profile.split}: {profile.scenario or 'all'}",
-            f"{profile.tasks:,}",
-            *(_number(profile.mean(measure)) for measure in measures),
-        ]
-        for profile in profiles
+    rows: list[list[Cell]] = [
+        [f"{each.split}: {each.scenario or 'all'}", each.tasks, *map(each.mean, measures)]
+        for each in profiles
     ]
     return Section("Tasks (means)", ["split: scenario", "tasks", *measures], rows)
 
@@ -77,8 +88,8 @@ def profile_section(profiles: Sequence[Profile]) -> Section:
 def counts_section(title: str, what: str, counts: Mapping[str, Mapping[str, int]]) -> Section:
     """A column for each split, a row for each kind, the most frequent first."""
     totals: Counter[str] = sum(map(Counter, counts.values()), Counter())
-    rows = [
-        [kind, *(f"{column.get(kind, 0):,}" for column in counts.values())]
+    rows: list[list[Cell]] = [
+        [kind, *(column.get(kind, 0) for column in counts.values())]
         for kind, _ in totals.most_common()
     ]
     return Section(title, [what, *counts], rows)
@@ -86,16 +97,13 @@ def counts_section(title: str, what: str, counts: Mapping[str, Mapping[str, int]
 
 def tools_section(use: Sequence[tuple[str, int, int]]) -> Section:
     """The most called tools."""
-    rows = [[name, f"{offered:,}", f"{called:,}"] for name, offered, called in use[:MOST_ROWS]]
     unused = sum(1 for _, _, called in use if not called)
-    left_out = f"; {len(use) - MOST_ROWS:,} are not shown" if len(use) > MOST_ROWS else ""
-    note = f"{len(use):,} tools, {unused:,} of them in no gold call{left_out}"
-    return Section("Tools", ["tool", "offered in tasks", "gold calls"], rows, note)
+    note = f"{len(use):,} tools, {unused:,} of them in no gold call"
+    return Section("Tools", ["tool", "offered in tasks", "gold calls"], use, note)
 
 
 def pairs_section(pairs: Sequence[Pair]) -> Section:
     """Tasks that are there twice, those in two splits first."""
-    ordered = sorted(pairs, key=lambda pair: not pair.is_leak)
     rows = [
         [
             f"{'/'.join(pair.first)} = {'/'.join(pair.second)}",
@@ -103,7 +111,7 @@ def pairs_section(pairs: Sequence[Pair]) -> Section:
             f"same {pair.kind}" if pair.kind != "near" else "nearly the same question",
             f"{pair.overlap:.2f}",
         ]
-        for pair in ordered[:MOST_ROWS]
+        for pair in sorted(pairs, key=lambda pair: not pair.is_leak)
     ]
     leaks = sum(pair.is_leak for pair in pairs)
     note = f"{len(pairs):,} pairs, {leaks:,} of them in two splits" if pairs else "none found"
@@ -112,23 +120,20 @@ def pairs_section(pairs: Sequence[Pair]) -> Section:
 
 def shared_section(rows: Sequence[tuple[str, str, float, int]]) -> Section:
     """What held-out tasks share with training tasks."""
-    cells = [
-        [f"{split}: {what}", f"{share:.0%}", f"{count:,}"] for split, what, share, count in rows
-    ]
+    cells = [[f"{split}: {what}", f"{share:.0%}", count] for split, what, share, count in rows]
     columns = ["held-out tasks that share with training", "share", "of tasks"]
     return Section("Shared with training", columns, cells)
 
 
 def replay_section(replays: Mapping[str, GoldReplay]) -> Section:
-    """What came of the gold calls, by split."""
-    rows = []
+    """What came of the gold calls, by split; of a test set without any there is no row."""
+    rows: list[list[Cell]] = []
     for split, replay in replays.items():
-        if not replay.tasks:
-            continue  # of a test set without gold calls
         statuses = ", ".join(f"{count:,} {name}" for name, count in replay.statuses.most_common())
-        cells = [_part(part) for part in (replay.solved, replay.answered, replay.reached)]
-        problems = f"{len(replay.problems):,}"
-        rows.append([split, f"{replay.tasks:,}", statuses, *cells, problems])
+        parts = (replay.solved, replay.answered, replay.reached)
+        cells = [f"{part:,} of {of:,}" if of else None for part, of in parts]
+        if replay.tasks:
+            rows.append([split, replay.tasks, statuses, *cells, len(replay.problems)])
     columns = ["split", "tasks", "calls", "gold outputs", "answer in outputs", "gold states"]
     return Section("Gold replay", [*columns, "tasks with a problem"], rows)
 
@@ -140,8 +145,7 @@ def problems_section(replays: Mapping[str, GoldReplay]) -> Section:
         for split, replay in replays.items()
         for task, problem in replay.problems
     ]
-    note = f"{len(rows) - MOST_ROWS:,} more" if len(rows) > MOST_ROWS else ""
-    return Section("Problems of the gold calls", ["task", "first problem"], rows[:MOST_ROWS], note)
+    return Section("Problems of the gold calls", ["task", "first problem"], rows)
 
 
 def write_task_page(
@@ -156,8 +160,7 @@ def write_task_page(
 def _histograms(profiles: Sequence[Profile]) -> str:
     """A plot per measure, a colour per split: the share of its tasks by value, as SVG."""
     splits = [profile for profile in profiles if not profile.scenario]
-    measures = list(splits[0].values) if splits else []
-    plots = [_histogram(measure, splits) for measure in measures]
+    plots = [_histogram(measure, splits) for measure in (splits[0].values if splits else ())]
     return f'<section class="plots">{"".join(plots)}</section>'
 
 
@@ -167,12 +170,11 @@ def _histogram(measure: str, splits: Sequence[Profile]) -> str:
     if not columns:
         return ""
     figure = Figure(figsize=(4, 2.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     weights = [[1 / len(column)] * len(column) for column in columns.values()]
-    values = [value for column in columns.values() for value in column]
-    low, high = min(values), max(values)
-    whole = high - low < 24 and all(value.is_integer() for value in values)
+    values = np.concatenate([*columns.values()])
+    low, high = values.min(), values.max()
+    whole = high - low < 24 and bool(np.all(values == np.floor(values)))
     bins: Any = np.arange(low - 0.5, high + 1) if whole else 12  # one for each whole number
     axes.hist(list(columns.values()), bins=bins, weights=weights, label=list(columns))
     axes.set(title=measure, ylabel="share of tasks", ymargin=0.3)  # room for the legend
@@ -184,13 +186,3 @@ def _histogram(measure: str, splits: Sequence[Profile]) -> str:
     figure.savefig(text, format="svg")
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
-
-
-def _part(part: tuple[int, int]) -> str:
-    return f"{part[0]:,} of {part[1]:,}" if part[1] else "-"

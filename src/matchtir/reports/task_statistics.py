@@ -131,22 +131,18 @@ def find_pairs(splits: Mapping[str, Sequence[Task]], near: float = 0.8) -> list[
     places = [(split, task) for split, tasks in splits.items() for task in tasks]
     names = [(split, task.task_id) for split, task in places]
     questions = [normalised(question_text(task)) for _, task in places]
-    solutions = [solution_key(task) for _, task in places]
-    paired: set[int] = set()
-    pairs = []
-
-    def add(kind: str, first: int, second: int, overlap: float) -> None:
-        if second not in paired:
-            paired.add(second)
-            pairs.append(Pair(kind, names[first], names[second], overlap))
-
-    for first, second in _equal(questions):
-        add("question", first, second, 1.0)
-    for first, second, overlap in _near(questions, near):
-        add("near", first, second, overlap)
-    for first, second in _equal(solutions):
-        add("solution", first, second, _overlap(questions[first], questions[second]))
-    return pairs
+    shingles = [_shingles(question) for question in questions]
+    found = {
+        "question": _equal(questions),
+        "near": _near(shingles, near),
+        "solution": _equal([solution_key(task) for _, task in places]),
+    }
+    pairs: dict[int, Pair] = {}
+    for kind, first, second in ((kind, *pair) for kind, each in found.items() for pair in each):
+        common = len(shingles[first] & shingles[second])
+        overlap = common / max(1, len(shingles[first] | shingles[second]))
+        pairs.setdefault(second, Pair(kind, names[first], names[second], overlap))
+    return [*pairs.values()]
 
 
 def shared_with_training(splits: Mapping[str, Sequence[Task]]) -> list[tuple[str, str, float, int]]:
@@ -185,15 +181,8 @@ def _shingles(text: str) -> set[tuple[str, ...]]:
     return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
 
 
-def _overlap(left: str, right: str) -> float:
-    first, second = _shingles(left), _shingles(right)
-    union = len(first | second)
-    return len(first & second) / union if union else 0.0
-
-
-def _near(texts: Sequence[str], least: float) -> list[tuple[int, int, float]]:
-    """(first, later, Jaccard overlap) of every pair of texts that overlap at least so much."""
-    shingles = [_shingles(text) for text in texts]
+def _near(shingles: Sequence[set[tuple[str, ...]]], least: float) -> list[tuple[int, int]]:
+    """(first, later) positions of sets whose Jaccard overlap is at least so much."""
     columns: dict[tuple[str, ...], int] = {}
     indices = [columns.setdefault(item, len(columns)) for items in shingles for item in items]
     sizes = np.array([len(items) for items in shingles], dtype=np.int64)
@@ -201,13 +190,12 @@ def _near(texts: Sequence[str], least: float) -> list[tuple[int, int, float]]:
         return []
     matrix = sparse.csr_matrix(
         (np.ones(len(indices), dtype=np.int32), indices, np.concatenate([[0], sizes.cumsum()])),
-        shape=(len(texts), len(columns)),
+        shape=(len(shingles), len(columns)),
     )
     common = sparse.triu(matrix @ matrix.T, k=1).tocoo()
     overlaps = common.data / (sizes[common.row] + sizes[common.col] - common.data)
     chosen = np.flatnonzero(overlaps >= least)
-    found = zip(common.row[chosen], common.col[chosen], overlaps[chosen], strict=True)
-    return sorted((int(first), int(second), float(share)) for first, second, share in found)
+    return sorted(zip(common.row[chosen].tolist(), common.col[chosen].tolist(), strict=True))
 
 
 # -- gold calls executed ---------------------------------------------------------------------------
@@ -230,8 +218,7 @@ def replay_gold(tasks: Sequence[Task], sandbox: Sandbox) -> GoldReplay:
     chosen = [task for task in tasks if task.gold_calls]
     replays = replay_all([(task, task.gold_calls) for task in chosen], sandbox)
     statuses: Counter[str] = Counter()
-    solved, answered, reached = [], [], []
-    problems = []
+    solved, answered, reached, problems = [], [], [], []
     for task, replay in zip(chosen, replays, strict=True):
         outputs = [result.output for result in replay.results]
         statuses.update(str(result.status) for result in replay.results)

@@ -20,7 +20,7 @@ SCRIPTS = (
 )
 NEEDED = ("task", "turns", "total", "stop_reason", "similarity", "plan")
 
-Group = tuple[tuple[str, int], list[str]]  # place and number, and its records
+Group = tuple[str, int, list[str]]  # place and number, and its records
 
 
 def write_viewer(run: Path, out: Path) -> list[Path]:
@@ -39,7 +39,7 @@ def write_viewer(run: Path, out: Path) -> list[Path]:
         raise FileNotFoundError(f"{run}: its trace files are empty")
     pages = [out if n == 1 else out.with_stem(f"{out.stem}_{n}") for n in range(1, len(parts) + 1)]
     name = "/".join(run.resolve().parts[-3:])
-    records = [[record for _, lines in groups for record in lines] for groups in parts]
+    records = [[record for *_, lines in groups for record in lines] for groups in parts]
     listed = [
         {"file": page.name, "places": _places(groups), "records": len(found)}
         for page, groups, found in zip(pages, parts, records, strict=True)
@@ -72,8 +72,8 @@ def _parts(files: list[Path]) -> Iterator[list[Group]]:
     limit = (MAX_BYTES - RESERVED) * 3 // 4  # base64 makes four bytes of three
     page: list[Group] = []
     size = 0
-    for group in _groups(files):
-        more = len(gzip.compress(",".join(group[1]).encode("utf-8")))
+    for group in (group for file in files for group in _groups(file)):
+        more = len(gzip.compress(",".join(group[2]).encode("utf-8")))
         if page and size + more > limit:
             yield page
             page, size = [], 0
@@ -86,29 +86,22 @@ def _parts(files: list[Path]) -> Iterator[list[Group]]:
 def _places(groups: Sequence[Group]) -> dict[str, tuple[int, int]]:
     """The places on a page, each with its first and its last group there."""
     places: dict[str, tuple[int, int]] = {}
-    for (place, number), _ in groups:
+    for place, number, _ in groups:
         places[place] = (places.get(place, (number, number))[0], number)
     return places
 
 
-def _groups(files: list[Path]) -> Iterator[Group]:
-    """The records of each group, and its place and number; its attempts follow one another."""
-    for key, found in groupby(_records(files), key=itemgetter(0)):
-        yield key, [text for _, text in found]
+def _groups(file: Path) -> Iterator[Group]:
+    """The groups of a file, whose attempts follow one another.
 
-
-def _records(files: list[Path]) -> Iterator[tuple[tuple[str, int], str]]:
-    """Place and group of each record, and its text.
-
-    The place is the iteration, and of an evaluation the name of the file: its benchmark.
+    Their place is the iteration, and of an evaluation the name of the file: its benchmark.
     """
-    for file in files:
-        place = file.stem.removeprefix("iteration_").lstrip("0")
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                record = _read(line, f"{file}, line {number}")
-                text = f'{{"place": {json.dumps(place)}, {line.strip()[1:]}'
-                yield (place, record["group"]), text
+    place = file.stem.removeprefix("iteration_").lstrip("0")
+    with file.open(encoding="utf-8") as lines:
+        read = ((_read(s, f"{file}, line {n}")["group"], s) for n, s in enumerate(lines, start=1))
+        for number, found in groupby(read, key=itemgetter(0)):
+            head = f'{{"place": {json.dumps(place)}, '
+            yield place, number, [head + line.strip()[1:] for _, line in found]
 
 
 def _read(line: str, where: str) -> dict[str, Any]:

@@ -148,12 +148,14 @@ def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 def _states(folder: Path) -> dict[str, str]:
     """Of each job that was begun, by its number and in order: finished, failed or interrupted."""
-    states = {}
-    for number in sorted(int(job.name) for job in folder.iterdir() if job.name.isdigit()):
-        job = folder / str(number)
-        state = "failed" if (job / FAILED_FILE).exists() else "interrupted"
-        states[job.name] = "finished" if (job / RESULT_FILE).exists() else state
-    return states
+    marks = {RESULT_FILE: "finished", FAILED_FILE: "failed"}
+    jobs = sorted(
+        (job for job in folder.iterdir() if job.name.isdigit()), key=lambda j: int(j.name)
+    )
+    return {
+        job.name: next((s for file, s in marks.items() if (job / file).exists()), "interrupted")
+        for job in jobs
+    }
 
 
 def _about(job: Path, state: str) -> str:
