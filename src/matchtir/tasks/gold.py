@@ -49,8 +49,7 @@ def with_traces(rows: Iterable[Row], path: str | None, sieve: Sieve) -> Iterator
 
     traces: dict[int, Trace] = {}
     if path and Path(path).exists():
-        lines = sieve.sift(path, enumerate(jsonl_rows(path)), read)
-        traces = dict(trace for _, trace in lines)
+        traces = dict(pair for _, pair in sieve.sift(path, enumerate(jsonl_rows(path)), read))
     elif path:
         log.info("no gold calls: there is no %s, which is not published", path)
     for number, row in enumerate(rows):
@@ -136,13 +135,14 @@ def gold_outputs(task: Task) -> tuple[str, ...]:
 
 def task_words(tasks: Iterable[Task]) -> tuple[str, ...]:
     """The words of everything that is read or written in the gold solutions of tasks, each once."""
-    texts = (text for task in tasks for text in _texts(task))
-    return tuple(dict.fromkeys(word for text in texts for word in re.findall(WORD, text)))
-
-
-def _texts(task: Task) -> Iterable[str]:
-    yield from (message.content for message in task.history)
-    yield task.question
-    yield from (json.dumps(tool.schema(), ensure_ascii=False) for tool in task.tools)
-    yield from gold_turn_texts(task)
-    yield from (sub_answer.output for sub_answer in task.sub_answers)
+    words: dict[str, None] = {}
+    for task in tasks:
+        texts = [
+            *(message.content for message in task.history),
+            task.question,
+            *(json.dumps(tool.schema(), ensure_ascii=False) for tool in task.tools),
+            *gold_turn_texts(task),
+            *(sub_answer.output for sub_answer in task.sub_answers),
+        ]
+        words |= dict.fromkeys(word for text in texts for word in re.findall(WORD, text))
+    return tuple(words)

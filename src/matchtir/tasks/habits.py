@@ -87,45 +87,38 @@ def _sources(task: Task, index: int, outputs: Sequence[str]) -> set[int]:
     A value that the question says needs no call.
     """
     sources = set()
-    for value in task.gold_calls[index].arguments.values():
-        text = str(value)
-        if not text or text in task.question:
-            continue
-        earlier = [number for number in range(index) if text in outputs[number]]
-        sources.update(earlier[-1:])
+    for text in map(str, task.gold_calls[index].arguments.values()):
+        if text and text not in task.question:
+            sources.update([number for number in range(index) if text in outputs[number]][-1:])
     return sources
 
 
 def _distractor_call(task: Task, call: ToolCall, rng: Random) -> ToolCall | None:
     """A call of a tool that the gold solution does not need, with the arguments of `call`."""
     needed = {gold.name for gold in task.gold_calls}
-    candidates = [
-        ToolCall(tool.name, arguments)
-        for tool in task.tools
-        if tool.name not in needed
-        and (arguments := _fitting_arguments(tool, call.arguments)) is not None
-    ]
+    spare = [tool for tool in task.tools if tool.name not in needed]
+    fitting = {tool.name: _fitting_arguments(tool, call.arguments) for tool in spare}
+    candidates = [ToolCall(name, arguments) for name, arguments in fitting.items() if arguments]
     return rng.choice(candidates) if candidates else None
 
 
-def _fitting_arguments(tool: ToolSpec, given: Mapping[str, Any]) -> dict[str, Any] | None:
+def _fitting_arguments(tool: ToolSpec, given: Mapping[str, Any]) -> dict[str, Any]:
     """The given values under the names of the tool's required parameters.
 
-    A parameter of the same name gets its value, any other the next text that is left; None: there
-    are not enough of them.
+    A parameter of the same name gets its value, any other the next text that is left; nothing where
+    there are not enough of them.
     """
-    properties = tool.parameters.get("properties", {})
     required = tool.parameters.get("required", [])
     arguments = {name: given[name] for name in required if name in given}
     left = [v for name, v in given.items() if name not in arguments and isinstance(v, str)]
     for name in required:
+        options = tool.parameters.get("properties", {}).get(name, {})
         if name in arguments:
             continue
-        options = properties.get(name, {})
         if "enum" in options:
             arguments[name] = options["enum"][0]
         elif left and options.get("type", "string") == "string":
             arguments[name] = left.pop(0)
         else:
-            return None
-    return arguments or None
+            return {}
+    return arguments

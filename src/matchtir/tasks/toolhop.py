@@ -30,21 +30,19 @@ from matchtir.utils.options import check_option
 NO_FIT = float("-inf")
 DIRECT, MANDATORY, FREE = SCENARIOS = ("direct", "mandatory", "free")
 
-FORMAT = (
+_FORMAT = (
     "The answer must be short. Write a date as YYYY-MM-DD, a person's name as first name and last "
     "name, and a number in digits, without leading zeros and without anything else. Give the "
     "answer as <answer>your answer</answer>."
 )
+_INSTRUCTIONS = {
+    DIRECT: "Answer the following question.",
+    MANDATORY: "Answer the following question with the help of the tools. Every step has to be a "
+    "call of a tool: use no knowledge of your own, and take the answer from what a tool returned.",
+    FREE: "Answer the following question. You may use the tools.",
+}
 PROMPTS = {
-    DIRECT: f"Answer the following question.\n{FORMAT}\n\nQuestion: {{question}}",
-    MANDATORY: (
-        "Answer the following question with the help of the tools. Every step has to be a call of "
-        "a tool: use no knowledge of your own, and take the answer from what a tool returned.\n"
-        f"{FORMAT}\n\nQuestion: {{question}}"
-    ),
-    FREE: (
-        f"Answer the following question. You may use the tools.\n{FORMAT}\n\nQuestion: {{question}}"
-    ),
+    name: f"{text}\n{_FORMAT}\n\nQuestion: {{question}}" for name, text in _INSTRUCTIONS.items()
 }
 
 
