@@ -1,12 +1,10 @@
 """Tools of a Python module."""
 
-import asyncio
-
 import pytest
 
 from matchtir.tasks.tool_sources import ToolSourceError, read_tools
-from matchtir.tools.sandbox import ProcessPoolSandbox
-from matchtir.types import ToolCall
+from matchtir.tools.sandbox import replay_all
+from matchtir.types import Task, ToolCall
 
 
 def test_public_functions_and_methods_are_tools_with_schemas(module):
@@ -24,24 +22,20 @@ def test_public_functions_and_methods_are_tools_with_schemas(module):
 
 def test_one_name_alone(module):
     assert [tool.name for tool in read_tools(f"{module}:Basket")] == ["put", "take"]
-    assert [tool.name for tool in read_tools([f"{module}:price", f"{module}:colour"])] == [
-        "price",
-        "colour",
-    ]
+    both = [f"{module}:price", f"{module}:colour"]
+    assert [tool.name for tool in read_tools(both)] == ["price", "colour"]
 
 
-def test_all_names_decide_where_there_are_any(module):
-    module.write_text(module.read_text() + '\n__all__ = ["colour"]\n')
-    assert [tool.name for tool in read_tools(str(module))] == ["colour"]
-
-
-def test_inherited_methods_are_tools_too(module):
-    text = module.read_text() + "\nclass Bag(Basket):\n    pass\n\n__all__ = ['Bag']\n"
-    module.write_text(text)
-    assert [(tool.owner, tool.name) for tool in read_tools(str(module))] == [
-        ("Bag", "put"),
-        ("Bag", "take"),
-    ]
+@pytest.mark.parametrize(
+    ("end", "names"),
+    [
+        ("__all__ = ['colour']", [("", "colour")]),
+        ("class Bag(Basket):\n    pass\n\n__all__ = ['Bag']", [("Bag", "put"), ("Bag", "take")]),
+    ],
+)
+def test_all_names_decide_where_there_are_any_and_methods_are_inherited(module, end, names):
+    module.write_text(f"{module.read_text()}\n{end}\n")
+    assert [(tool.owner, tool.name) for tool in read_tools(str(module))] == names
 
 
 def test_an_importable_module_is_found_by_name(module, monkeypatch):
@@ -87,7 +81,7 @@ def test_two_tools_of_one_name_are_refused(module):
         read_tools([f"{module}:colour", str(module)])
 
 
-def test_neighbours_of_the_same_name_are_not_mixed_up(tmp_path):
+def test_neighbours_of_the_same_name_are_not_mixed_up(tmp_path, sandbox):
     files = []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -98,16 +92,7 @@ def test_neighbours_of_the_same_name_are_not_mixed_up(tmp_path):
             "    return VALUE\n"
         )
     tools = read_tools([str(file) for file in files])
-
-    async def calls(sandbox):
-        session = await sandbox.open(tools)
-        try:
-            return [(await session.call(ToolCall(f"of_{folder}", {}))).output for folder in "abab"]
-        finally:
-            await session.close()
-
-    sandbox = ProcessPoolSandbox(workers=1)
-    try:
-        assert asyncio.run(calls(sandbox)) == list("abab")
-    finally:
-        sandbox.shutdown()
+    calls = [ToolCall(f"of_{folder}", {}) for folder in "abab"]
+    task = Task("t", "q", tools, (), "")
+    (replay,) = replay_all([(task, calls)], sandbox)
+    assert [result.output for result in replay.results] == list("abab")

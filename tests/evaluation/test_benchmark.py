@@ -67,7 +67,9 @@ def test_a_benchmark_that_cannot_be_run_says_so():
         TaskBenchmark("one", Listed(), {"F1": "f1"})
 
 
-def test_a_policy_with_weights_is_loaded_once_and_sampled(monkeypatch, sandbox, tmp_path):
+@pytest.fixture
+def load(monkeypatch):
+    """Every policy with weights is a new tiny one; the names that were asked for."""
     asked = []
 
     def load_policy(name):
@@ -75,24 +77,27 @@ def test_a_policy_with_weights_is_loaded_once_and_sampled(monkeypatch, sandbox, 
         return load_tiny(hidden_size=32, layers=1, heads=2, key_value_heads=1)
 
     monkeypatch.setattr("matchtir.evaluation.policies.load_policy", load_policy)
+    return asked
+
+
+TWO_TASKS = SyntheticTasks(sizes={"test": 2})
+
+
+def test_a_policy_with_weights_is_loaded_once_and_sampled(load, sandbox, tmp_path):
     limits = EpisodeLimits(max_turns=2, max_turn_tokens=8)
-    tasks = SyntheticTasks(sizes={"test": 2})
-    played = TaskBenchmark("two", tasks, COLUMNS, limits=limits)
+    played = TaskBenchmark("two", TWO_TASKS, COLUMNS, limits=limits)
     first = play(played, "some/model", sandbox, tmp_path / "first", seed=0)
     second = play(played, "some/model", sandbox, tmp_path / "second", seed=1)
-    assert asked == ["some/model"] * 2
+    assert load == ["some/model"] * 2
     assert all(0 < record["turns"][0]["tokens"] <= 8 for record in first.records)
     # greedy: the seed changes nothing
     assert [r["turns"] for r in first.records] == [r["turns"] for r in second.records]
 
 
-def test_attempts_are_sampled_with_seeds_of_their_own_and_go_on(monkeypatch, sandbox, tmp_path):
-    tiny = load_tiny(hidden_size=32, layers=1, heads=2, key_value_heads=1)
-    monkeypatch.setattr("matchtir.evaluation.policies.load_policy", lambda name: tiny)
-    limits = EpisodeLimits(max_turns=1, max_turn_tokens=8)
-    tasks, warm = SyntheticTasks(sizes={"test": 2}), SamplingParams(temperature=1.0)
-    options = {"limits": limits, "sampling": warm}
-    three = TaskBenchmark("three", tasks, COLUMNS, attempts=3, **options)
+def test_attempts_are_sampled_with_seeds_of_their_own_and_go_on(load, sandbox, tmp_path):
+    options = {"limits": EpisodeLimits(max_turns=1, max_turn_tokens=8)}
+    options["sampling"] = SamplingParams(temperature=1.0)
+    three = TaskBenchmark("three", TWO_TASKS, COLUMNS, attempts=3, **options)
     assert {"pass@1", "pass@2", "pass@3"} <= three.statistics.keys()
     assert three.columns == {**COLUMNS, "pass@3": "pass@3"}
     whole = play(three, "some/model", sandbox, tmp_path / "whole")
@@ -100,12 +105,13 @@ def test_attempts_are_sampled_with_seeds_of_their_own_and_go_on(monkeypatch, san
         (task, attempt) for task in range(2) for attempt in range(3)
     ]
     assert len({json.dumps(record["turns"]) for record in whole.records}) == 6
-    one = play(TaskBenchmark("one", tasks, COLUMNS, **options), "some/model", sandbox, tmp_path)
-    assert [untimed(r) for r in one.records] == [untimed(r) for r in whole.records[::3]]
+    one = TaskBenchmark("one", TWO_TASKS, COLUMNS, **options)
+    records = play(one, "some/model", sandbox, tmp_path).records
+    assert untimed(records) == untimed(whole.records[::3])
 
     (tmp_path / "traces").joinpath("one.jsonl").rename(tmp_path / "traces" / "three.jsonl")
     resumed = play(three, "some/model", sandbox, tmp_path)
-    assert [untimed(r) for r in resumed.records] == [untimed(r) for r in whole.records]
+    assert untimed(resumed.records) == untimed(whole.records)
     numbers = report(tmp_path, "some", [(three, resumed)], [], {})["benchmarks"]["three"]
     assert (numbers["tasks"], numbers["attempts"]) == (2, 6)
     assert numbers["groups"]["all"]["all"]["pass@3"]["mean"] == 0.0
@@ -164,9 +170,9 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(sandbox, tmp_path, m
     monkeypatch.setattr(ScriptedEngine, "generate", counting)
     resumed = play(synthetic, "random", sandbox, tmp_path / "parts", seed=3)
     assert len(set(attempted)) == 12 - done
-    assert [untimed(r) for r in resumed.records] == [untimed(r) for r in whole.records]
+    assert untimed(resumed.records) == untimed(whole.records)
     assert [json.loads(line) for line in file.read_text().splitlines()] == list(resumed.records)
 
 
-def untimed(record):
-    return {key: value for key, value in record.items() if key != "seconds"}
+def untimed(records):
+    return [{key: value for key, value in each.items() if key != "seconds"} for each in records]

@@ -1,6 +1,7 @@
 """What is measured of trajectories: FTRL's rules one by one, the rest, and sums over processes."""
 
 import socket
+from dataclasses import replace
 from math import isnan
 
 import pytest
@@ -19,25 +20,13 @@ from matchtir.evaluation.metrics import (
     solve_metrics,
 )
 from matchtir.evaluation.statistics import MacroF1
-from matchtir.types import (
-    CallStatus,
-    StopReason,
-    SubAnswer,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    Turn,
-)
+from tests.credit.builders import attempt, call, says, sub_answers, task, turn
 
 
-def score(calls, sub_answers):
+def score(calls, answers):
     """Solve metrics of (tool, output) pairs against (tool, gold output) pairs."""
-    return solve_metrics(
-        [ToolCall(tool, {}) for tool, _ in calls],
-        [output for _, output in calls],
-        [SubAnswer(tool, output) for tool, output in sub_answers],
-    )
+    made = [call(tool) for tool, _ in calls]
+    return solve_metrics(made, [output for _, output in calls], sub_answers(*answers))
 
 
 @pytest.mark.parametrize(
@@ -62,15 +51,9 @@ def test_what_solves_a_sub_question(calls, gold, metrics):
     assert score(*pairs) == SolveMetrics(*metrics)
 
 
-def test_a_refused_call_counts_as_made_and_solves_nothing():
-    refused = ToolCall("a", None, CallStatus.ARGUMENTS_NOT_OBJECT)
-    metrics = solve_metrics([refused], ["Error: Paris"], [SubAnswer("a", "Paris")])
-    assert metrics == SolveMetrics(0.0, 0.0, 0.0)
-
-
 def test_calls_and_outputs_belong_together():
     with pytest.raises(ValueError):
-        solve_metrics([ToolCall("a", {})], [], [])
+        solve_metrics([call("a")], [], [])
 
 
 @pytest.mark.parametrize(
@@ -104,50 +87,40 @@ def test_bounds_the_harmonic_mean_and_a_rate_that_no_call_lowers(calls, gold):
     assert metrics.rate >= score(calls[:-1], gold).rate
 
 
-TASK = Task("t", "q", (), (), "Paris", (SubAnswer("a", "1"), SubAnswer("a", "2")))
+TASK = task(answer="Paris", sub_answers=sub_answers(("a", "1"), ("a", "2")))
 
 
 def calling(*outputs):
-    calls = tuple(ToolCall("a", {}) for _ in outputs)
-    return Turn((1,), (0.0,), "call", calls, tuple(ToolResult(output) for output in outputs))
-
-
-def saying(text):
-    return Turn((1,), (0.0,), text)
-
-
-def attempt(*turns, stop=StopReason.ANSWER, task=TASK):
-    return Trajectory(task, (1,), turns, stop)
+    return turn(*[call("a") for _ in outputs], outputs=outputs)
 
 
 def named(task_id, *turns):
-    return attempt(*turns, task=Task(task_id, "q", (), (), "Paris", TASK.sub_answers))
+    return attempt(replace(TASK, task_id=task_id), *turns)
 
 
-GOOD = attempt(calling("1", "2"), saying("<answer>Paris</answer>"))
-POOR = attempt(calling("3"), saying("I do not know"))
+GOOD = (calling("1", "2"), says("Paris"))
+POOR = (calling("3"), turn(text="I do not know"))
 
 
-def test_measures_of_a_good_attempt():
-    values = {"solve_p": 1, "solve_r": 1, "solve_f1": 1, "answer_f1": 1, "success": 1}
-    assert measure(GOOD) == {**values, "answered": 1, "turns": 2, "calls": 2}
-    assert tuple(measure(GOOD)) == MEASURES
-    half = measure(attempt(calling("1", "0")))
-    assert (half["solve_p"], half["solve_r"], half["solve_f1"]) == (0.5, 0.5, 0.5)
-
-
-def test_measures_of_an_episode_that_never_started():
-    values = measure(attempt(stop=StopReason.PROMPT_TOO_LONG))
-    assert values == {**dict.fromkeys(MEASURES, 0.0), "solve_p": 1.0}
+@pytest.mark.parametrize(
+    ("turns", "values"),
+    [
+        (GOOD, (1, 1, 1, 1, 1, 1, 2, 2)),
+        ((calling("1", "0"),), (0, 0.5, 0.5, 0.5, 0, 0, 1, 2)),
+        ((), (0, 1, 0, 0, 0, 0, 0, 0)),  # an episode that never started
+    ],
+)
+def test_measures_of_an_attempt(turns, values):
+    assert measure(attempt(TASK, *turns)) == dict(zip(MEASURES, values, strict=True))
 
 
 def test_means_over_updates_and_of_each_task():
     metrics = TrajectoryMetrics()
     assert isnan(metrics.compute()["solve_f1"])
-    metrics.update([named("b", *GOOD.turns)])
-    metrics.update([named("b", *POOR.turns), named("a", *POOR.turns)])
+    metrics.update([named("b", *GOOD)])
+    metrics.update([named("b", *POOR), named("a", *POOR)])
     means = metrics.compute()
-    assert set(means) == set(MEASURES)
+    assert tuple(means) == MEASURES
     assert means["solve_f1"] == pytest.approx(1 / 4)  # tasks weigh the same
     assert means["calls"] == pytest.approx(5 / 4)
     values = metrics.per_task()
@@ -163,7 +136,7 @@ def labels(trajectory):
 def test_scores_and_statistics_besides_the_common_ones():
     scoring = Scoring({"f1": labels, "two": lambda _: 2.0}, {"f1": MacroF1("f1")})
     metrics = TrajectoryMetrics(scoring)
-    metrics.update([named("b", *GOOD.turns), named("a", *POOR.turns)])
+    metrics.update([named("b", *GOOD), named("a", *POOR)])
     values = metrics.compute()
     assert values["f1"] == pytest.approx(2 / 3)
     assert values["two"] == 2.0 and values["solve_f1"] == 0.5
@@ -172,8 +145,8 @@ def test_scores_and_statistics_besides_the_common_ones():
 
 def test_several_attempts_at_a_task_give_the_chance_that_one_of_them_passes():
     metrics = TrajectoryMetrics(Scoring({"f1": labels}, {"f1": MacroF1("f1")}, attempts=2))
-    metrics.update([named("b", *GOOD.turns), named("b", *POOR.turns)])
-    metrics.update([named("a", *POOR.turns)] * 2)
+    metrics.update([named("b", *GOOD), named("b", *POOR)])
+    metrics.update([named("a", *POOR)] * 2)
     means = metrics.compute()
     assert (means["success"], means["pass@1"], means["pass@2"]) == (0.25, 0.25, 0.5)
     assert means["f1"] == pytest.approx(2 / 3)  # a was called in two of four attempts
@@ -187,7 +160,7 @@ def _process(rank, port):
     try:
         metrics = TrajectoryMetrics(Scoring({"f1": labels}, {"f1": MacroF1("f1")}))
         if rank == 0:
-            metrics.update([named("b", *GOOD.turns), named("a", *POOR.turns)])
+            metrics.update([named("b", *GOOD), named("a", *POOR)])
         assert metrics.compute()["solve_f1"] == 0.5
         assert metrics.compute()["f1"] == pytest.approx(2 / 3)  # a was called in one of two
         assert list(metrics.per_task()) == ["a", "b"]

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,11 +29,11 @@ SCHEMA = {
         "range": {"type": "object", "properties": {"from": {"type": ["integer", "null"]}}},
     },
     "required": ["city", "limit"],
+    "additionalProperties": False,
 }
+NOTHING = {"type": "object", "additionalProperties": False}
 TOOLS = (ToolSpec("finder", "Finds.", SCHEMA), ToolSpec("empty", "Nothing.", {}))
 TASK = Task("t", "Where is the old bridge?", TOOLS, (ToolCall("finder", {"city": "Ulm"}),), "Ulm")
-
-TYPES = {"string": str, "boolean": bool, "integer": int, "array": list, "object": dict}
 
 
 @given(st.integers())
@@ -44,18 +45,9 @@ def test_random_calls_are_well_formed_and_fit_the_schema(seed):
         assert 1 <= len(calls) <= 2
         for call in calls:
             assert call.status is CallStatus.OK
-            assert_fits(call.arguments, SCHEMA if call.name == "finder" else {})
+            jsonschema.validate(call.arguments, SCHEMA if call.name == "finder" else NOTHING)
     assert not parse_calls(last, None)
     assert extract_answer(last) in TASK.question.split()
-
-
-def assert_fits(arguments, schema):
-    properties = schema.get("properties", {})
-    assert set(schema.get("required", [])) <= set(arguments) <= set(properties)
-    for name, value in arguments.items():
-        assert isinstance(value, TYPES[properties[name]["type"]])
-        assert value in properties[name].get("enum", [value])
-    assert 3 <= arguments.get("limit", 3) <= 5
 
 
 def test_random_calls_depend_on_seed_and_task():

@@ -114,25 +114,22 @@ def test_differences_are_signed():
     assert "+10.00" in text_of(overview([gain]))
 
 
-@pytest.mark.parametrize(
-    ("status", "result", "succeeded", "ending"),
-    [
-        ("unknown_tool", "rejected", False, "unknown_tool"),
-        ("ok", "timeout", False, "timeout"),
-        ("ok", "ok", False, "reports_error"),
-        ("ok", None, False, "no_result"),
-        ("ok", "truncated", True, "truncated"),
-    ],
-)
-def test_calls_are_counted_by_how_they_ended(status, result, succeeded, ending):
-    call = {"status": status, "result_status": result, "succeeded": succeeded}
-    summary = summarise([record("a", 1.0) | {"turns": [{"calls": [call]}]}], STATISTICS)
-    assert summary["calls"] == {ending: 1}
+def test_calls_are_counted_by_how_they_ended():
+    endings = {
+        ("unknown_tool", "rejected", False): "unknown_tool",
+        ("ok", "timeout", False): "timeout",
+        ("ok", "ok", False): "reports_error",
+        ("ok", None, False): "no_result",
+        ("ok", "truncated", True): "truncated",
+    }
+    names = ("status", "result_status", "succeeded")
+    calls = [dict(zip(names, values, strict=True)) for values in endings]
+    summary = summarise([record("a", 1.0) | {"turns": [{"calls": calls}]}], STATISTICS)
+    assert summary["calls"] == dict.fromkeys(endings.values(), 1)
     text = text_of(endings_table({"one": summary, "two": summarise(RECORDS, STATISTICS)}))
-    counts = {"calls: ok": ["0", "3"], f"calls: {ending}": ["1", "0"]}
-    for name, numbers in counts.items():
-        (line,) = [line for line in text.splitlines() if f"{name} " in line]
-        assert [cell.strip() for cell in line.split("│")[2:4]] == numbers
+    for name, counts in [("ok", ["0", "3"]), *((name, ["1", "0"]) for name in endings.values())]:
+        (line,) = [line for line in text.splitlines() if f"calls: {name} " in line]
+        assert [cell.strip() for cell in line.split("│")[2:4]] == counts
 
 
 def test_a_benchmark_that_could_run_nothing_has_a_table_without_numbers():

@@ -66,20 +66,17 @@ def test_turns_calls_and_totals():
     assert record["answer"] is None
 
 
-@pytest.mark.parametrize(
-    ("output", "status", "succeeded"),
-    [
-        ("3 kg", ResultStatus.OK, True),
-        ('{"error": "no such place"}', ResultStatus.OK, False),
-        ("Error: it raised", ResultStatus.EXCEPTION, False),
-    ],
-)
-def test_a_call_whose_tool_answers_with_an_error_has_not_succeeded(output, status, succeeded):
-    turn = Turn((1,), (0.0,), "", (ToolCall("a", {}),), (ToolResult(output, status),))
+def test_a_call_whose_tool_answers_with_an_error_has_not_succeeded():
+    results = {
+        ToolResult("3 kg", ResultStatus.OK): True,
+        ToolResult('{"error": "no such place"}', ResultStatus.OK): False,
+        ToolResult("Error: it raised", ResultStatus.EXCEPTION): False,
+    }
+    turn = Turn((1,), (0.0,), "", (ToolCall("a", {}),) * 3, tuple(results))
     trajectory = Trajectory(TASK, (), (turn, answering("<answer>3</answer>")), StopReason.ANSWER)
-    credit = Credit(np.ones((1, 2)), np.ones((1, 2)), np.ones(1), np.ones(2), 0.0, 0.0, 1.0)
+    credit = Credit(np.ones((3, 2)), np.ones((3, 2)), np.ones(3), np.ones(2), 0.0, 0.0, 1.0)
     record = trace_record(trajectory, credit, [0.0, 0.0])
-    assert calls_of(record)[0]["succeeded"] is succeeded
+    assert [call["succeeded"] for call in calls_of(record)] == [*results.values()]
     assert record["answer"] == "3"
 
 

@@ -60,19 +60,12 @@ STRICT = {key: value for key, value in TOOL.items() if key != "source"} | {"stri
         *[pytest.param(row(answer=answer), id=f"answer {answer}") for answer in ("C++", "+", "∞")],
     ],
 )
-def test_a_good_row_is_taken_and_its_gold_solution_scores_full_marks(tmp_path, good):
+def test_a_good_row_is_taken_and_its_gold_solution_scores_full_marks(tmp_path, sandbox, good):
     tasks = read(tmp_path, good, sandbox=ProcessPoolSandbox(workers=1))
-    sandbox = ProcessPoolSandbox(workers=1)
-    try:
-        (record,) = play(
-            TaskBenchmark("custom", tasks, {"success": "success"}), "gold", sandbox, tmp_path
-        ).records
-    finally:
-        sandbox.shutdown()
-    values = record["values"]
-    assert (values["success"], values["answered"]) == (1.0, 1.0)
-    if good["gold_calls"]:
-        assert values["solve_f1"] == 1.0
+    benchmark = TaskBenchmark("custom", tasks, {"success": "success"})
+    (record,) = play(benchmark, "gold", sandbox, tmp_path).records
+    expected = {"success": 1.0, "answered": 1.0, "solve_f1": float(bool(good["gold_calls"]))}
+    assert {name: record["values"][name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(

@@ -4,38 +4,27 @@ import pytest
 
 from matchtir.credit.outcome import answer_match, succeeds
 from matchtir.evaluation.metrics import measure
-from matchtir.types import (
-    CallStatus,
-    ResultStatus,
-    StopReason,
-    SubAnswer,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    Turn,
-)
+from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult, Trajectory, Turn
+from tests.credit import builders
 
 SYMBOLS = ["+", "👍", "∞", "C++", "-5", "?", "…", "42"]
 
 
-def attempt(gold: str, text: str, *turns: Turn, outputs: tuple[str, ...] = ()) -> Trajectory:
-    task = Task("t", "?", (), (), gold, tuple(SubAnswer("find", output) for output in outputs))
-    return Trajectory(task, (1,), (*turns, Turn((1,), (0.0,), text)), StopReason.ANSWER)
+def saying(gold: str, said: str) -> Trajectory:
+    return builders.attempt(builders.task(answer=gold), builders.says(said))
 
 
 @pytest.mark.parametrize("gold", [*SYMBOLS, ""])
 @pytest.mark.parametrize("said", ["", " ", "\n"])
 def test_an_empty_answer_is_never_right(gold: str, said: str) -> None:
     assert answer_match(said, gold) == 0.0
-    trajectory = attempt(gold, f"<answer>{said}</answer>")
-    assert not succeeds(trajectory)
-    assert measure(trajectory)["answer_f1"] == 0.0
+    trajectory = saying(gold, said)
+    assert not succeeds(trajectory) and measure(trajectory)["answer_f1"] == 0.0
 
 
 @pytest.mark.parametrize("gold", SYMBOLS)
 def test_an_answer_of_symbols_can_be_earned(gold: str) -> None:
-    right = attempt(gold, f"<answer> {gold} </answer>")
+    right = saying(gold, f" {gold} ")
     assert succeeds(right) and measure(right)["answer_f1"] == 1.0
 
 
@@ -50,24 +39,19 @@ def test_an_answer_of_symbols_can_be_earned(gold: str) -> None:
 )
 def test_success_does_not_merge_answers_that_differ(first: str, second: str) -> None:
     for gold, said in ((first, second), (second, first)):
-        assert not succeeds(attempt(gold, f"<answer>{said}</answer>"))
+        assert not succeeds(saying(gold, said))
 
 
 @pytest.mark.parametrize(
     ("gold", "said"),
     [
         *[("Paris", "**Paris**"), ("Paris", "paris."), ("A", "*A*"), ("a, b", "a b")],
-        *[
-            ("5", "+5"),
-            ("-5", "−5"),
-            ("Paris", "_Paris_"),
-            ("(1, 2)", "[1, 2]"),
-            ("Oslo", "- Oslo"),
-        ],
+        *[("5", "+5"), ("-5", "−5"), ("Paris", "_Paris_"), ("(1, 2)", "[1, 2]")],
+        ("Oslo", "- Oslo"),
     ],
 )
 def test_success_forgives_how_an_answer_is_written(gold: str, said: str) -> None:
-    assert succeeds(attempt(gold, f"<answer>{said}</answer>"))
+    assert succeeds(saying(gold, said))
 
 
 REFUSED = ToolCall("find", None, CallStatus.INVALID_JSON)
@@ -89,8 +73,10 @@ CALL = ToolCall("find", {"place": "Paris"})
     ],
 )
 def test_a_call_that_failed_solves_nothing(gold: str, call: ToolCall, result: ToolResult) -> None:
-    turn = Turn((1,), (0.0,), "", (call,), (result,))
-    values = measure(attempt("x", "<answer>y</answer>", turn, outputs=(gold,)))
-    assert (values["solve_p"], values["solve_r"], values["solve_f1"]) == (0.0, 0.0, 0.0)
-    turn = Turn((1,), (0.0,), "", (CALL,), (ToolResult("Paris, France"),))
-    assert measure(attempt("x", "<answer>y</answer>", turn, outputs=(gold,)))["solve_r"] == 1.0
+    def solved(call: ToolCall, result: ToolResult) -> list[float]:
+        task = builders.task(sub_answers=builders.sub_answers(("find", gold)))
+        values = measure(builders.attempt(task, Turn((1,), (0.0,), "", (call,), (result,))))
+        return [values[name] for name in ("solve_p", "solve_r", "solve_f1")]
+
+    assert solved(call, result) == [0.0, 0.0, 0.0]
+    assert solved(CALL, ToolResult("Paris, France")) == [1.0, 1.0, 1.0]

@@ -1,16 +1,23 @@
 """Tools as people write them: decorated, static, with odd signatures; what they return is JSON."""
 
-import asyncio
 import json
 
 import pytest
 
 from matchtir.tasks.tool_sources import ToolSourceError, read_tools
 from matchtir.tools.formats import parse_calls
-from matchtir.tools.sandbox import ProcessPoolSandbox
-from matchtir.types import ToolCall
+from matchtir.tools.sandbox import replay_all
+from matchtir.types import Task, ToolCall
 
-DECORATED = '''
+DOC = '''
+    """It.
+
+    Args:
+        item: the item
+    """
+    return item
+'''
+DECORATED = f"""
 from functools import cache, lru_cache, wraps
 
 def _logged(function):
@@ -20,51 +27,16 @@ def _logged(function):
     return inner
 
 @lru_cache(maxsize=None)
-def cached(item: str) -> str:
-    """It.
-
-    Args:
-        item: the item
-    """
-    return item
-
+def cached(item: str) -> str:{DOC}
 @_logged
-def wrapped(item: str) -> str:
-    """It.
-
-    Args:
-        item: the item
-    """
-    return item
-
+def wrapped(item: str) -> str:{DOC}
 class Shelf:
-    @staticmethod
-    def measure(item: str) -> str:
-        """It.
-
-        Args:
-            item: the item
-        """
-        return item
-
-    @classmethod
-    def label(cls, item: str) -> str:
-        """It.
-
-        Args:
-            item: the item
-        """
-        return item
-
-    @cache
-    def put(self, item: str) -> str:
-        """It.
-
-        Args:
-            item: the item
-        """
-        return item
-'''
+ @staticmethod
+ def measure(item: str) -> str:{DOC}
+ @classmethod
+ def label(cls, item: str) -> str:{DOC}
+ @cache
+ def put(self, item: str) -> str:{DOC}"""
 
 
 def write(tmp_path, text):
@@ -73,27 +45,18 @@ def write(tmp_path, text):
     return str(path)
 
 
-def called(tools, *calls):
-    async def run():
-        session = await sandbox.open(tools)
-        try:
-            return [await session.call(call) for call in calls]
-        finally:
-            await session.close()
-
-    sandbox = ProcessPoolSandbox(workers=1)
-    try:
-        return asyncio.run(run())
-    finally:
-        sandbox.shutdown()
+def called(sandbox, tools, *calls):
+    (replay,) = replay_all([(Task("t", "q", tools, (), ""), calls)], sandbox)
+    return replay.results
 
 
-def test_decorated_static_and_class_methods_are_tools_that_run(tmp_path):
+def test_decorated_static_and_class_methods_are_tools_that_run(tmp_path, sandbox):
     tools = read_tools(write(tmp_path, DECORATED))
     names = [tool.name for tool in tools]
     assert names == ["cached", "wrapped", "measure", "label", "put"]
     assert all(list(tool.parameters["properties"]) == ["item"] for tool in tools)
-    results = called(tools, *[ToolCall(name, {"item": "ink"}) for name in names])
+    calls = [ToolCall(name, {"item": "ink"}) for name in names]
+    results = called(sandbox, tools, *calls)
     assert [result.output for result in results] == ["ink"] * 5
 
 
@@ -111,9 +74,10 @@ def test_a_signature_that_no_call_fits_is_refused_by_name(tmp_path, signature, k
         read_tools(write(tmp_path, text))
 
 
-def test_what_a_tool_returns_is_json_that_the_parser_takes(tmp_path):
+def test_what_a_tool_returns_is_json_that_the_parser_takes(tmp_path, sandbox):
     text = 'def odd() -> dict:\n    """Odd."""\n    return {"x": [float("nan"), float("inf")]}\n'
-    (result,) = called(read_tools(write(tmp_path, text)), ToolCall("odd", {}))
+    tools = read_tools(write(tmp_path, text))
+    (result,) = called(sandbox, tools, ToolCall("odd", {}))
     call = f'<tool_call>{{"name": "f", "arguments": {result.output}}}</tool_call>'
     assert json.loads(result.output, parse_constant=pytest.fail)
     assert parse_calls(call, {"f"})[0].status == "ok"

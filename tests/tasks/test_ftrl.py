@@ -60,16 +60,17 @@ def write(path: Path, *rows) -> str:
     return str(path)
 
 
+def training(folder, *rows, **options):
+    path = write(folder / "a.parquet", *rows)
+    return FtrlTasks(path, **{"validation_share": 0, **options}).tasks("train")
+
+
 def test_training_row(tmp_path):
-    tasks = FtrlTasks(train_path=write(tmp_path / "a.parquet", make_row()), validation_share=0)
-    (task,) = tasks.tasks("train")
-    assert task.task_id == "ftrl/train/0"
+    (task,) = training(tmp_path, make_row())
+    assert (task.task_id, task.scenario, task.answer) == ("ftrl/train/0", "multi_hop", "1902")
     assert task.question == "Find it.\nQuestion: When was Ulm founded?"
-    assert task.scenario == "multi_hop"
-    assert task.answer == "1902"
     assert [tool.name for tool in task.tools] == ["finder", "counter"]
-    assert task.tools[0].source == SOURCE
-    assert task.tools[0].schema() == TOOLS[0]
+    assert (task.tools[0].source, task.tools[0].schema()) == (SOURCE, TOOLS[0])
     assert [{"name": c.name, "parameters": c.arguments} for c in task.gold_calls] == GOLD
     # in the order of the calls, and of `unsolved_set` within a tool
     outputs = [(answer.tool, answer.output) for answer in task.sub_answers]
@@ -77,20 +78,16 @@ def test_training_row(tmp_path):
 
 
 def test_sub_answers_keep_their_order_where_they_do_not_fit_the_calls(tmp_path):
-    row = make_row(ground_truth=json.dumps(GOLD[1:2]))
-    (task,) = FtrlTasks(write(tmp_path / "a.parquet", row), validation_share=0).tasks("train")
+    (task,) = training(tmp_path, make_row(ground_truth=json.dumps(GOLD[1:2])))
     assert [answer.output for answer in task.sub_answers] == ["1902", "1903", "7"]
 
 
 def test_test_rows_need_no_ground_truth_and_training_rows_no_unsolved_set(tmp_path):
-    tasks = FtrlTasks(
-        train_path=write(tmp_path / "train.parquet", make_row(unsolved_set=...)),
-        test_path=write(tmp_path / "test.parquet", make_row(ground_truth=...)),
-        validation_share=0,
-    )
-    assert tasks.tasks("train")[0].sub_answers == ()
-    assert tasks.tasks("test")[0].gold_calls == ()
-    assert len(tasks.tasks("test")[0].sub_answers) == 3
+    (task,) = training(tmp_path, make_row(unsolved_set=...))
+    assert task.sub_answers == () and len(task.gold_calls) == 3
+    path = write(tmp_path / "test.parquet", make_row(ground_truth=...))
+    (task,) = FtrlTasks(test_path=path).tasks("test")
+    assert task.gold_calls == () and len(task.sub_answers) == 3
 
 
 def read_with_traces(folder, text):
@@ -129,10 +126,9 @@ def test_validation_is_a_seeded_share_of_the_training_tasks(tmp_path):
 
 
 def test_a_validation_file_leaves_all_training_tasks(tmp_path):
-    path = write(tmp_path / "a.parquet", make_row(), make_row())
     other = write(tmp_path / "b.parquet", make_row(answer="other"))
-    tasks = FtrlTasks(train_path=path, validation_path=other)
-    assert len(tasks.tasks("train")) == 2
+    assert len(training(tmp_path, *[make_row()] * 9, validation_path=other)) == 9
+    tasks = FtrlTasks(None, validation_path=other)
     assert [task.answer for task in tasks.tasks("validation")] == ["other"]
 
 
@@ -155,35 +151,32 @@ TWICE = json.dumps([TOOLS[0], TOOLS[0]])
     ],
 )
 def test_a_malformed_row_is_named(tmp_path, changes, message):
-    path = write(tmp_path / "bad.parquet", make_row(**changes))
-    with pytest.raises(RowError, match=rf"bad\.parquet, row 0: .*{message}"):
-        FtrlTasks(train_path=path).tasks("train")
+    with pytest.raises(RowError, match=rf"a\.parquet, row 0: .*{message}"):
+        training(tmp_path, make_row(**changes))
 
 
 def test_skipping_keeps_the_good_rows_and_their_numbers(tmp_path, caplog):
-    path = write(tmp_path / "a.parquet", make_row(), make_row(codes="{"), make_row(answer="last"))
-    tasks = FtrlTasks(train_path=path, on_bad_row="skip", validation_share=0).tasks("train")
+    rows = (make_row(), make_row(codes="{"), make_row(answer="last"))
+    tasks = training(tmp_path, *rows, on_bad_row="skip")
     assert [task.task_id for task in tasks] == ["ftrl/train/0", "ftrl/train/2"]
     assert "row 1: codes: broken JSON" in caplog.text and "left out 1 of 3 rows" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("step", "message"),
+    ("trace", "message"),
     [
-        ({"name": "finder", "arguments": {}}, "turn: is missing"),
-        ({"name": "finder", "arguments": {}, "turn": 0}, "turn: expected a number from 1, got 0"),
-        ({"name": "x", "arguments": {}, "turn": 1}, "'x' is none of the row's tools"),
+        (
+            [{"name": "finder", "arguments": {}}],
+            r"t\.parquet, row 0: gold_trace.*turn: is m",
+        ),
+        ([{"name": "finder", "arguments": {}, "turn": 0}], "turn: expected a number from 1, got 0"),
+        ([{"name": "x", "arguments": {}, "turn": 1}], "gold_trace.*'x' is none of the row's tools"),
+        (None, r"gold\.jsonl, row 0: gold_trace: is null"),
     ],
 )
-def test_a_malformed_gold_trace_is_named(tmp_path, step, message):
-    text = json.dumps({"row": 0, "gold_trace": [step]})
-    with pytest.raises(RowError, match=f"row 0: gold_trace.*{message}"):
-        read_with_traces(tmp_path, text)
-
-
-def test_a_malformed_gold_file_is_named(tmp_path):
-    with pytest.raises(RowError, match=r"gold\.jsonl, row 0: gold_trace: is missing"):
-        read_with_traces(tmp_path, '{"row": 0}')
+def test_a_malformed_gold_trace_is_named(tmp_path, trace, message):
+    with pytest.raises(RowError, match=message):
+        read_with_traces(tmp_path, json.dumps({"row": 0, "gold_trace": trace}))
 
 
 def test_a_missing_file_is_named_when_its_split_is_asked_for(tmp_path):
@@ -200,16 +193,20 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
         FtrlTasks(train_path=str(path)).tasks("train")
 
 
-def test_options_are_checked_at_once(tmp_path):
-    path = write(tmp_path / "a.parquet", make_row())
-    with pytest.raises(ValueError, match="on_bad_row='ignore' is not one of stop, skip"):
-        FtrlTasks(train_path=path, on_bad_row="ignore")
-    with pytest.raises(ValueError, match="validation_share=1"):
-        FtrlTasks(train_path=path, validation_share=1.0)
-    with pytest.raises(ValueError, match="split='dev' is not one of"):
-        FtrlTasks(train_path=path).tasks("dev")
-    with pytest.raises(FileNotFoundError, match="set test_path"):
-        FtrlTasks(train_path=path).tasks("test")
+@pytest.mark.parametrize(
+    ("options", "split", "message"),
+    [
+        ({"on_bad_row": "ignore"}, "", "on_bad_row='ignore' is not one of stop, skip"),
+        ({"validation_share": 1.0}, "", "validation_share=1"),
+        ({}, "dev", "split='dev' is not one of"),
+        ({}, "test", "set test_path"),
+    ],
+)
+def test_options_are_checked_at_once(options, split, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        tasks = FtrlTasks(**options)
+        assert split  # what no split is needed for is refused before
+        tasks.tasks(split)
 
 
 def test_a_dataset_id_is_loaded_from_the_hub_or_named(monkeypatch):

@@ -16,10 +16,9 @@ NONE = Habits(0, 0, 0, 0)
 TASKS = SyntheticTasks("laptop", {"train": 400}).tasks("train")
 
 
-def text_tool(name: str, *parameters: str) -> ToolSpec:
-    properties = {parameter: {"type": "string"} for parameter in parameters}
-    schema = {"type": "object", "properties": properties, "required": list(parameters)}
-    return ToolSpec(name, "", schema)
+def text_tool(name: str, parameter: str) -> ToolSpec:
+    schema = {"properties": {parameter: {"type": "string"}}, "required": [parameter]}
+    return ToolSpec(name, "", {"type": "object", **schema})
 
 
 def call(name: str, place: str) -> ToolCall:
@@ -29,24 +28,16 @@ def call(name: str, place: str) -> ToolCall:
 # Two chains side by side: the port of Rom and of Ulm, then the ruler of each port.
 PORTS = (call("find_port", "Rom"), call("find_port", "Ulm"))
 RULERS = (call("find_ruler", "Ostia"), call("find_ruler", "Hafen"))
+OUTPUTS = ("Ostia", "Hafen", "Ada", "Bob")
 CHAINS = Task(
     task_id="chains",
     question="Who are the rulers of the ports of Rom and Ulm?",
-    tools=(
-        text_tool("find_port", "place"),
-        text_tool("find_ruler", "place"),
-        text_tool("age", "x"),
-    ),
+    tools=tuple(map(text_tool, ("find_port", "find_ruler", "age"), ("place", "place", "x"))),
     gold_calls=(*PORTS, *RULERS),
     answer="Ada, Bob",
     sub_answers=tuple(
-        SubAnswer(name, output)
-        for name, output in [
-            ("find_port", "Ostia"),
-            ("find_port", "Hafen"),
-            ("find_ruler", "Ada"),
-            ("find_ruler", "Bob"),
-        ]
+        SubAnswer(each.name, output)
+        for each, output in zip((*PORTS, *RULERS), OUTPUTS, strict=True)
     ),
     gold_turns=(0, 0, 1, 1),
 )
@@ -103,9 +94,8 @@ def test_it_only_says_what_it_was_told(index: int, seed: int) -> None:
 
 def test_without_a_tool_that_fits_there_is_no_distractor() -> None:
     numbers = ToolSpec("age", "", {"properties": {"x": {"type": "number"}}, "required": ["x"]})
-    task = Task("t", "?", (text_tool("find", "place"), numbers), (call("find", "Rom"),), "1",
-                (SubAnswer("find", "1"),))  # fmt: skip
-    assert shown(replace(NONE, distractor=1.0), task=task).turns == ((call("find", "Rom"),),)
+    task = replace(CHAINS, tools=(*CHAINS.tools[:2], numbers))
+    assert shown(replace(NONE, distractor=1.0), task=task).turns == (PORTS, RULERS)
 
 
 def test_a_probability_lies_between_0_and_1() -> None:

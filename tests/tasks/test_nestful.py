@@ -17,8 +17,9 @@ from matchtir.tasks.nestful import (
     win,
 )
 from matchtir.tasks.rows import RowError
-from matchtir.tools.sandbox import ProcessPoolSandbox, replay_all
-from matchtir.types import CallStatus, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
+from matchtir.tools.sandbox import replay_all
+from matchtir.types import CallStatus, ToolCall
+from tests.credit import builders
 
 FUNCTIONS = [
     {"name": "add", "source": None},
@@ -64,22 +65,15 @@ def write(folder: Path, *rows, functions=FUNCTIONS) -> str:
     return str(path)
 
 
-def replay_gold(tasks):
-    sandbox = ProcessPoolSandbox(workers=2)
-    try:
-        attempts = [(task, task.gold_calls) for task in tasks]
-        return [replay.results for replay in replay_all(attempts, sandbox)]
-    finally:
-        sandbox.shutdown()
+def replay_gold(tasks, sandbox):
+    return [r.results for r in replay_all([(task, task.gold_calls) for task in tasks], sandbox)]
 
 
-def test_a_row_is_a_task_whose_gold_trace_replays(tmp_path):
+def test_a_row_is_a_task_whose_gold_trace_replays(tmp_path, sandbox):
     (task,) = NestfulTasks(test_path=write(tmp_path, make_row())).tasks("test")
-    assert task.task_id == "nestful/one"
-    assert task.gold_turns == (0, 1)
-    assert task.answer == "1.5"
+    assert (task.task_id, task.gold_turns, task.answer) == ("nestful/one", (0, 1), "1.5")
     assert [item.output for item in task.sub_answers] == ["3", "1.5"]
-    (results,) = replay_gold([task])
+    (results,) = replay_gold([task], sandbox)
     assert [result.output for result in results] == ["3", "1.5"]
 
 
@@ -104,35 +98,28 @@ def test_rows_without_a_required_flag_are_left_out(tmp_path):
     assert [task.task_id for task in strict.tasks("test")] == ["nestful/one"]
 
 
+OTHER_TOOL = {"name": "other", "description": "", "parameters": {}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (
-            {"tools": [{"name": "other", "description": "", "parameters": {}}]},
-            r"tools\[0\]: no source for the tool 'other'",
-        ),
+        ({"tools": [OTHER_TOOL]}, r"tools\[0\]: no source for the tool 'other'"),
         ({"gold_trace": [step("other", {}, 3, "a")]}, "'other' is none of the row's tools"),
+        (
+            {"gold_trace": [{"name": "add", "arguments": {}}]},
+            r"gold_trace\[0\]: result: is missing",
+        ),
         ({"gold_answer": ...}, "gold_answer: is missing"),
+        ({"executors": {"in": "other.jsonl"}}, r"executors: in: there is no file .*other\.jsonl"),
     ],
 )
 def test_a_malformed_row_is_named(tmp_path, changes, message):
-    path = write(tmp_path, make_row(), make_row(**changes))
+    """Rows are counted before any is left out for its flags."""
+    path = write(tmp_path, make_row(meta={}), make_row(**changes), make_row(id="three"))
     with pytest.raises(RowError, match=rf"rows\.jsonl, row 1: .*{message}"):
         NestfulTasks(test_path=path).tasks("test")
     assert len(NestfulTasks(test_path=path, on_bad_row="skip").tasks("test")) == 1
-
-
-def test_rows_are_counted_before_any_is_left_out(tmp_path):
-    unwanted = make_row(meta={"json_args": False})
-    path = write(tmp_path, unwanted, make_row(gold_trace=None))
-    with pytest.raises(RowError, match="row 1: gold_trace"):
-        NestfulTasks(test_path=path).tasks("test")
-
-
-def test_missing_files_are_named(tmp_path):
-    path = write(tmp_path, make_row(executors={"in": "other.jsonl"}))
-    with pytest.raises(RowError, match=r"executors: in: there is no file .*other\.jsonl"):
-        NestfulTasks(test_path=path).tasks("test")
 
 
 def function(source, name):
@@ -180,24 +167,19 @@ def test_a_function_that_knows_its_argument_names_is_left_alone():
 
 
 @pytest.mark.skipif("MATCHTIR_DATA" not in os.environ, reason="MATCHTIR_DATA is not set")
-def test_published_rows_replay_to_their_gold_answers():
+def test_published_rows_replay_to_their_gold_answers(sandbox):
     path = Path(os.environ["MATCHTIR_DATA"]) / "nestful" / "nestful.jsonl"
     tasks = NestfulTasks(test_path=str(path)).tasks("test")
     assert len(tasks) == 407  # of 409; the arguments of two are bytes
-    wins = [
-        win(played(task, task.gold_calls, results))
-        for task, results in zip(tasks, replay_gold(tasks), strict=True)
+    outputs = [[each.output for each in results] for results in replay_gold(tasks, sandbox)]
+    played = [
+        builders.attempt(task, builders.turn(*task.gold_calls, outputs=said))
+        for task, said in zip(tasks, outputs, strict=True)
     ]
     # Two others are marked as wrong in the data; of one the gold answer is rounded to tens.
-    failed = [task for task, good in zip(tasks, wins, strict=True) if not good]
-    assert [task.metadata["answer_ok"] for task in failed] == [True, False, False]
-    assert failed[0].metadata["gold_answer"] == 70.0
-    assert sum(wins) == 404
-
-
-def played(task, calls, results):
-    turn = Turn((1,), (0.0,), "", tuple(calls), tuple(results))
-    return Trajectory(task, (1,), (turn,), StopReason.ANSWER)
+    failed = [attempt.task.metadata for attempt in played if not win(attempt)]
+    assert [each["answer_ok"] for each in failed] == [True, False, False]
+    assert failed[0]["gold_answer"] == 70.0
 
 
 def call(name, status=CallStatus.OK, **arguments):
@@ -205,8 +187,8 @@ def call(name, status=CallStatus.OK, **arguments):
 
 
 def attempt(gold, predicted, output="1", gold_answer=1):
-    task = Task("t", "?", (), tuple(gold), "", metadata={"gold_answer": gold_answer})
-    return played(task, predicted, [ToolResult(output) for _ in predicted])
+    task = builders.task(*gold, metadata={"gold_answer": gold_answer})
+    return builders.attempt(task, builders.turn(*predicted, outputs=[output] * len(predicted)))
 
 
 A, B, C = call("a", x=1), call("b", x=2), call("c", x=3)

@@ -1,14 +1,12 @@
 """Splits keep together what shares something; a part of the tasks has every scenario."""
 
 from collections import Counter
-from operator import attrgetter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from matchtir.tasks.splits import SPLIT_BY, shared_groups, split_tasks, spread
-from matchtir.tasks.synthetic.tasks import SyntheticTasks
 from matchtir.types import Task, ToolCall
 
 
@@ -17,21 +15,21 @@ def task(index, tool="f", item="x", question=None):
     return Task(str(index), question or f"What of {item} ({index})?", (), calls, "")
 
 
+@pytest.mark.parametrize(
+    ("by", "groups"),
+    [("tools", [[0], [1, 2], [3], [4, 5]]), ("entities", [[0, 1], [2], [3], [4], [5]])],
+)
+def test_tools_and_entities_connect_over_several_tasks(by, groups):
+    """An argument that is not in the question is no entity."""
+    tasks = [task(0, "f", "a"), task(1, "g", "a"), task(2, "g", "b"), task(3, "h", "c")]
+    tasks += [task(index, "i", "d", question=f"Question {index}") for index in (4, 5)]
+    assert shared_groups(tasks, by) == groups
+
+
 def test_the_same_question_or_solution_is_one_content():
     tasks = [task(0, item="a", question="One a?"), task(1, item="b", question="one  A")]
     tasks += [task(2, item="b"), task(3, item="c")]
     assert shared_groups(tasks, "content") == [[0, 1, 2], [3]]
-
-
-def test_tools_and_entities_connect_over_several_tasks():
-    tasks = [task(0, "f", "a"), task(1, "g", "a"), task(2, "g", "b"), task(3, "h", "c")]
-    assert shared_groups(tasks, "tools") == [[0], [1, 2], [3]]
-    assert shared_groups(tasks, "entities") == [[0, 1], [2], [3]]
-
-
-def test_an_argument_that_is_not_in_the_question_is_no_entity():
-    tasks = [task(index, item="a", question=f"Question {index}") for index in range(2)]
-    assert shared_groups(tasks, "entities") == [[0], [1]]
 
 
 @given(
@@ -68,13 +66,6 @@ def test_impossible_shares_are_refused(shares):
         split_tasks([task(0)], "content", shares, 0)
 
 
-@pytest.mark.parametrize("count", [4, 8, 16, 32, 64])
-def test_so_many_synthetic_tasks_have_equal_shares_of_all_scenarios(count):
-    tasks = SyntheticTasks(sizes={"test": 256}).tasks("test")
-    chosen = Counter(task.scenario for task in spread(tasks, count, attrgetter("scenario")))
-    assert len(chosen) == 4 and set(chosen.values()) == {count // 4}
-
-
 @given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(1, 60))
 def test_a_part_has_the_shares_of_the_whole_in_its_order(kinds, count):
     items = list(enumerate(kinds))
@@ -83,3 +74,9 @@ def test_a_part_has_the_shares_of_the_whole_in_its_order(kinds, count):
     for kind, number in Counter(kinds).items():
         share = len(chosen) * number / len(items)
         assert abs(sum(item[1] == kind for item in chosen) - share) <= 1
+
+
+def test_kinds_that_take_turns_have_equal_shares():
+    kinds = list("abcd") * 64
+    for count in (4, 8, 16, 32, 64):
+        assert set(Counter(spread(kinds, count, str)).values()) == {count // 4}

@@ -10,8 +10,7 @@ from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.statistics import Ratio, value
 from matchtir.tasks.rows import RowError
 from matchtir.tasks.toolhop import ToolHopTasks, answer_correct, mandatory_correct
-from matchtir.tools.sandbox import ProcessPoolSandbox
-from matchtir.types import StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
+from tests.credit import builders
 from tests.evaluation.benchmark_helpers import play
 
 FIRST = "def name_of(title):\n    return 'Anna Bo'\n"
@@ -83,21 +82,13 @@ def test_tools_that_share_a_name_get_one_each_and_run_their_own_source(files):
     assert [answer.tool for answer in task.sub_answers] == ["name_of", "name_of_2", "count"]
 
 
-def test_gold_scores_full_marks(files, tmp_path):
-    benchmark = TaskBenchmark(
-        "toolhop",
-        ToolHopTasks(**files),
-        {"answer": "answer"},
-        scores={
-            "answer": "matchtir.tasks.toolhop.answer_correct",
-            "errors": "matchtir.evaluation.metrics.call_errors",
-        },
-    )
-    sandbox = ProcessPoolSandbox(workers=1)
-    try:
-        outcome = play(benchmark, "gold", sandbox, tmp_path)
-    finally:
-        sandbox.shutdown()
+def test_gold_scores_full_marks(files, tmp_path, sandbox):
+    scores = {
+        "answer": "matchtir.tasks.toolhop.answer_correct",
+        "errors": "matchtir.evaluation.metrics.call_errors",
+    }
+    benchmark = TaskBenchmark("toolhop", ToolHopTasks(**files), {"a": "answer"}, scores=scores)
+    outcome = play(benchmark, "gold", sandbox, tmp_path)
     values = [record["values"] for record in outcome.records]
     assert [item["answer"] for item in values] == [1.0, 1.0, 1.0]
     assert [item["solve_f1"] for item in values] == [0.0, 1.0, 1.0]  # direct: nothing to solve
@@ -106,19 +97,22 @@ def test_gold_scores_full_marks(files, tmp_path):
     assert outputs == ["Anna Bo", "Bo", "2"]
 
 
+def free_task(folder, **changes):
+    path = write(folder / "rows.jsonl", make_row(**changes))
+    (task,) = ToolHopTasks(path, scenarios=["free"]).tasks("test")
+    return task
+
+
 def test_the_order_of_the_sources_is_that_of_the_tools(tmp_path):
     """In some copies of the data the keys of `tools` are sorted; the sources are not."""
-    shuffled = dict(sorted(make_row()["tools"].items()))
-    path = write(tmp_path / "rows.jsonl", make_row(tools=shuffled))
-    task = ToolHopTasks(path, scenarios=["free"]).tasks("test")[0]
+    task = free_task(tmp_path, tools=dict(sorted(make_row()["tools"].items())))
     assert [tool.name for tool in task.tools] == ["name_of", "name_of_2", "count"]
     assert list(task.tools[0].parameters["properties"]) == ["title"]
 
 
 def test_a_source_that_does_not_parse_belongs_to_the_tool_in_its_place(tmp_path):
-    path = write(tmp_path / "rows.jsonl", make_row(functions=[FIRST, SECOND, "def count(:"]))
-    task = ToolHopTasks(path, scenarios=["free"]).tasks("test")[0]
-    assert task.tools[2].name == "count" and task.tools[2].source == "def count(:"
+    task = free_task(tmp_path, functions=[FIRST, SECOND, "def count(:"])
+    assert (task.tools[2].name, task.tools[2].source) == ("count", "def count(:")
 
 
 @pytest.mark.parametrize(
@@ -143,18 +137,15 @@ def test_options_are_checked(files):
 
 
 def attempt(*turns, scenario="mandatory"):
-    return Trajectory(
-        Task("t", "?", (), (), "1,204, May", scenario=scenario), (1,), turns, StopReason.ANSWER
-    )
+    return builders.attempt(builders.task(answer="1,204, May", scenario=scenario), *turns)
 
 
 def saying(text):
-    return Turn((1,), (0.0,), text)
+    return builders.turn(text=text)
 
 
 def calling(*outputs):
-    calls = tuple(ToolCall("a", {}) for _ in outputs)
-    return Turn((1,), (0.0,), "call", calls, tuple(map(ToolResult, outputs)))
+    return builders.turn(*[builders.call("a") for _ in outputs], outputs=outputs)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +163,8 @@ def calling(*outputs):
     ],
 )
 def test_what_is_a_correct_answer(turns, correct):
-    assert answer_correct(attempt(*turns)) == float(correct)
-
-
-def test_the_headline_is_of_the_mandatory_scenario():
-    assert mandatory_correct(attempt(saying("1204 May"))) == 1.0
-    assert mandatory_correct(attempt(saying("1204 May"), scenario="free")) is None
+    assert answer_correct(attempt(*turns)) == mandatory_correct(attempt(*turns)) == float(correct)
+    assert mandatory_correct(attempt(*turns, scenario="free")) is None  # which the headline is not
 
 
 @pytest.mark.skipif("MATCHTIR_DATA" not in os.environ, reason="MATCHTIR_DATA is not set")

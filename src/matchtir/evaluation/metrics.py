@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from matchtir.credit.outcome import answer_f1, final_answer, solving_calls, succeeds
-from matchtir.evaluation.statistics import Mean, Statistic, Values, of_attempts, passes, value
+from matchtir.evaluation.statistics import Mean, Statistic, Values, by_task, passes, value
 from matchtir.tools.sandbox import executed, succeeded
 from matchtir.types import SubAnswer, ToolCall, Trajectory
 
@@ -140,13 +141,7 @@ class TrajectoryMetrics:
         }
 
     def _by_task(self) -> dict[str, Values]:
-        grouped: dict[str, list[Values]] = {}
-        for task_id, measured in self._gathered():
-            grouped.setdefault(task_id, []).append(measured)
-        return {key: of_attempts(each, self.scoring.passed) for key, each in grouped.items()}
-
-    def _gathered(self) -> list[tuple[str, Values]]:
-        """Task id and values of the trajectories of all processes."""
+        """The values of each task, by the trajectories of all processes."""
         from matchtir.utils.processes import gathered  # slow; checks of a config do without it
 
-        return [item for part in gathered(self._values) for item in part]
+        return by_task(chain.from_iterable(gathered(self._values)), self.scoring.passed)

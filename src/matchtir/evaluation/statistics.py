@@ -181,6 +181,14 @@ def of_attempts(attempts: Sequence[Values], passed: str) -> Values:
     return task
 
 
+def by_task(attempts: Iterable[tuple[str, Values]], passed: str) -> dict[str, Values]:
+    """`of_attempts` of each task, out of (task, values) of attempts in any order."""
+    found: dict[str, list[Values]] = {}
+    for task, values in attempts:
+        found.setdefault(task, []).append(values)
+    return {task: of_attempts(each, passed) for task, each in found.items()}
+
+
 def value(statistic: Statistic, tasks: Sequence[Values]) -> float:
     """The statistic of the tasks themselves."""
     return float(statistic(tasks, np.ones((1, len(tasks))))[0])

@@ -20,9 +20,9 @@ from matchtir.evaluation.statistics import (
     Gain,
     Statistic,
     Values,
+    by_task,
     difference,
     estimate,
-    of_attempts,
     resample_weights,
 )
 from matchtir.evaluation.traces import Record
@@ -44,18 +44,9 @@ NOTHING = Gain(np.nan, np.nan, np.nan)
 Played = Sequence[tuple[Benchmark, Outcome]]
 
 
-def by_task(records: Sequence[Record], passed: str) -> dict[str, Record]:
-    """The groups of each task and its values, `of_attempts`, in the order of the attempts."""
-    found: dict[str, list[Record]] = {}
-    for record in records:
-        found.setdefault(record["task"], []).append(record)
-    return {
-        task: {
-            "groups": each[0]["groups"],
-            "values": of_attempts([record["values"] for record in each], passed),
-        }
-        for task, each in found.items()
-    }
+def _values(records: Sequence[Record], passed: str) -> dict[str, Values]:
+    """The values of each task, in the order of the attempts."""
+    return by_task(((record["task"], record["values"]) for record in records), passed)
 
 
 def summarise(
@@ -68,9 +59,10 @@ def summarise(
         "all" first; `stop_reasons` and `calls`: how episodes and calls ended, with counts.
     """
     members: dict[str, dict[str, list[Values]]] = {ALL: {ALL: []}}
-    for task in by_task(records, passed).values():
-        for kind, group in {ALL: ALL, **task["groups"]}.items():
-            members.setdefault(kind, {}).setdefault(group, []).append(task["values"])
+    groups_of = {record["task"]: record["groups"] for record in records}
+    for task, values in _values(records, passed).items():
+        for kind, group in {ALL: ALL, **groups_of[task]}.items():
+            members.setdefault(kind, {}).setdefault(group, []).append(values)
     calls = (call for record in records for turn in record["turns"] for call in turn["calls"])
     return {
         "groups": {
@@ -110,9 +102,9 @@ def compare(
 
     Those are the tasks that both attempted. Where there are none, there are no differences.
     """
-    earlier, later = by_task(before, passed), by_task(after, passed)
+    earlier, later = _values(before, passed), _values(after, passed)
     both = [task for task in later if task in earlier]
-    first, second = ([tasks[task]["values"] for task in both] for tasks in (earlier, later))
+    first, second = ([tasks[task] for task in both] for tasks in (earlier, later))
     compared = statistics.items() if both else ()
     weights = resample_weights(len(both))
     return len(both), {name: difference(s, first, second, weights) for name, s in compared}
@@ -317,7 +309,7 @@ def _row(label: str, records: Mapping[str, Sequence[Record]], played: Played) ->
     numbers: dict[Place, Gain] = {}
     for b, _ in played:
         if b.name in records:
-            tasks = [task["values"] for task in by_task(records[b.name], b.passed).values()]
+            tasks = list(_values(records[b.name], b.passed).values())
             wanted = {name: b.statistics[name] for name in b.columns.values()}
             numbers |= _placed(b, _estimates(tasks, wanted))
     return Row(label, numbers)

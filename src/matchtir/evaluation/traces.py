@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from matchtir.credit.outcome import final_answer
 from matchtir.credit.rewards import Credit
 from matchtir.tasks.rows import read_jsonl
 from matchtir.tools.sandbox import succeeded
-from matchtir.types import Trajectory, Turn
+from matchtir.types import ToolCall, ToolResult, Trajectory
 from matchtir.utils.run_folder import replace_text
 
 Record = Mapping[str, Any]  # a line of a file: "task" says of what
@@ -59,6 +60,7 @@ def trace_record(
     calls = [call for turn in turns for call in turn["calls"]]
     for call, advantage in zip(calls, call_advantages or (), strict=call_advantages is not None):
         call["advantage"] = float(advantage)
+    gold_calls = task.gold_traces[credit.gold_trace]
     return {
         "task": task.task_id,
         "scenario": task.scenario,
@@ -66,10 +68,7 @@ def trace_record(
         "attempt": attempt,
         "question": task.question,
         "tools": [tool.name for tool in task.tools],
-        "gold_calls": [
-            {"name": call.name, "arguments": call.arguments}
-            for call in task.gold_traces[credit.gold_trace]
-        ],
+        "gold_calls": [{"name": call.name, "arguments": call.arguments} for call in gold_calls],
         "gold_answer": task.answer,
         "answer": final_answer(trajectory),
         "similarity": np.round(credit.similarity, 4).tolist(),
@@ -97,8 +96,8 @@ def _turn_records(
         raise ValueError(f"{name}: {turns} turns, {rewards} turn rewards, {given} advantages")
     if len(credit.plan) != len(trajectory.calls):
         raise ValueError(f"{name}: {len(trajectory.calls)} calls, {len(credit.plan)} plan rows")
+    of_calls = zip(credit.plan, credit.similarity, credit.call_rewards, strict=True)
     records = []
-    first = 0
     for index, turn in enumerate(trajectory.turns):
         record = {
             "text": turn.text,
@@ -107,7 +106,10 @@ def _turn_records(
             "reward": float(credit.turn_rewards[index]),
             "advantage": float(advantages[index]),
             **{part: float(values[index]) for part, values in parts.items()},
-            "calls": _call_records(turn, credit, first),
+            "calls": [
+                _call_record(call, result, *next(of_calls))
+                for call, result in zip_longest(turn.calls, turn.results)
+            ],
         }
         if turn.reply:
             record["reply"] = turn.reply
@@ -117,39 +119,37 @@ def _turn_records(
         if turn.spans:
             record["spans"] = [[str(span.kind), span.start, span.end] for span in turn.spans]
         records.append(record)
-        first += len(turn.calls)
     return records
 
 
-def _call_records(turn: Turn, credit: Credit, first: int) -> list[dict[str, Any]]:
-    """The calls of one turn; `first` is the index of its first call in the trajectory.
+def _call_record(
+    call: ToolCall,
+    result: ToolResult | None,
+    plan: np.ndarray,
+    similarity: np.ndarray,
+    reward: np.floating[Any],
+) -> dict[str, Any]:
+    """A call with its rows of plan and similarity.
 
-    A call's `gold` is the index of the gold call that pays it most, by weight in the plan times
+    Its `gold` is the index of the gold call that pays it most, by weight in the plan times
     similarity; null where none pays, as at the similarity 0 to which a soft plan gives weight too.
     `weight` and `similarity` are that pair's. `succeeded`: it ran to its end, and its tool did not
     answer with an error.
     """
-    records = []
-    for offset, call in enumerate(turn.calls):
-        row = first + offset
-        paid = credit.plan[row] * credit.similarity[row]
-        gold = int(paid.argmax()) if (paid > 0).any() else None
-        result = turn.results[offset] if offset < len(turn.results) else None
-        records.append(
-            {
-                "name": call.name,
-                "arguments": call.arguments,
-                "status": str(call.status),
-                "result_status": None if result is None else str(result.status),
-                "succeeded": result is not None and succeeded(result),
-                "output": None if result is None else result.output,
-                "gold": gold,
-                "weight": 0.0 if gold is None else float(credit.plan[row, gold]),
-                "similarity": None if gold is None else float(credit.similarity[row, gold]),
-                "reward": float(credit.call_rewards[row]),
-            }
-        )
-    return records
+    paid = plan * similarity
+    gold = int(paid.argmax()) if (paid > 0).any() else None
+    return {
+        "name": call.name,
+        "arguments": call.arguments,
+        "status": str(call.status),
+        "result_status": None if result is None else str(result.status),
+        "succeeded": result is not None and succeeded(result),
+        "output": None if result is None else result.output,
+        "gold": gold,
+        "weight": 0.0 if gold is None else float(plan[gold]),
+        "similarity": None if gold is None else float(similarity[gold]),
+        "reward": float(reward),
+    }
 
 
 # -- files -----------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ FIELDS = (
 )
 CALL_FIELDS = ("name", "arguments", "turn", "output")
 TOOL_FIELDS = ("name", "description", "source", "parameters", "owner", "strict")
-COMBINED = ("anyOf", "oneOf", "allOf", "$ref", "patternProperties", "if")  # name more arguments
+COMBINED = {"anyOf", "oneOf", "allOf", "$ref", "patternProperties", "if"}
 ROLES = ("system", "user", "assistant")
 
 
@@ -85,7 +85,7 @@ class CustomTasks:
         self.shares = dict(shares or DEFAULT_SHARES)
         self.seed = seed
         self.sieve = Sieve(on_bad_row, quarantine)
-        self._splits: dict[str, tuple[Task, ...]] | None = None
+        self._splits: Mapping[str, Sequence[Task]] | None = None
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of "train", "validation" or "test"; the file is read when first asked for.
@@ -96,11 +96,17 @@ class CustomTasks:
         """
         check_option("split", split, SPLITS)
         if self._splits is None:
-            tasks = self._with_splits(self._read())
-            self._splits = {
-                name: tuple(task for task in tasks if task.metadata["split"] == name)
-                for name in SPLITS
-            }
+            tasks = self._read()
+            if any("split" in task.metadata for _, task in tasks):
+                tasks = self.sieve.sift(self.path, tasks, _with_split)
+                splits = [task.metadata["split"] for _, task in tasks]
+            else:
+                alone = [task for _, task in tasks]
+                splits = split_tasks(alone, self.split_by, self.shares, self.seed)
+            parts: dict[str, list[Task]] = {name: [] for name in SPLITS}
+            for (_, task), name in zip(tasks, splits, strict=True):
+                parts[name].append(replace(task, metadata={**task.metadata, "split": name}))
+            self._splits = parts
         return self._splits[split]
 
     def rows(self) -> tuple[Task, ...]:
@@ -125,20 +131,11 @@ class CustomTasks:
             self.path, tasks, lambda task, number: with_outputs(task, played[number])
         )
 
-    def _with_splits(self, tasks: list[tuple[int, Task]]) -> list[Task]:
-        def check(task: Task, number: int) -> Task:
-            if "split" not in task.metadata:
-                raise RowError("split: is missing; other rows have one")
-            return task
 
-        if any("split" in task.metadata for _, task in tasks):
-            return [task for _, task in self.sieve.sift(self.path, tasks, check)]
-        alone = [task for _, task in tasks]
-        splits = split_tasks(alone, self.split_by, self.shares, self.seed)
-        return [
-            replace(task, metadata={**task.metadata, "split": split})
-            for task, split in zip(alone, splits, strict=True)
-        ]
+def _with_split(task: Task, number: int) -> Task:
+    if "split" not in task.metadata:
+        raise RowError("split: is missing; other rows have one")
+    return task
 
 
 def with_outputs(task: Task, replay: Replay) -> Task:
@@ -363,25 +360,21 @@ def _read_calls(field: str, items: Any, tools: Mapping[str, ToolSpec]) -> tuple[
         turn = read_field(item, "turn", int, optional=True)
         if turn is not None and turn < 1:
             raise RowError(f"turn: expected a number from 1, got {turn}")
-        _check_arguments(item["arguments"], tools[item["name"]])
+        tool, arguments = tools[item["name"]], item["arguments"]
+        properties = tool.parameters.get("properties") or {}
+        # What is combined may name more arguments.
+        takes_more = tool.parameters.get("additionalProperties") or COMBINED & {*tool.parameters}
+        for name in arguments:
+            if name not in properties and not takes_more:
+                takes = ", ".join(properties) or "no arguments"
+                raise RowError(f"arguments: {tool.name} takes no {name!r} (it takes {takes})")
+        for name in tool.parameters.get("required") or ():
+            if name not in arguments:
+                raise RowError(f"arguments: {tool.name} needs {name!r}")
 
     if not isinstance(items, Sequence) or isinstance(items, str):
         raise RowError(f"{field}: expected a list of calls")
     return read_calls(field, items, tools, check=check)
-
-
-def _check_arguments(arguments: Mapping[str, Any], tool: ToolSpec) -> None:
-    properties = tool.parameters.get("properties") or {}
-    more = tool.parameters.get("additionalProperties") or any(
-        key in tool.parameters for key in COMBINED
-    )
-    for name in arguments:
-        if name not in properties and not more:
-            takes = ", ".join(properties) or "no arguments"
-            raise RowError(f"arguments: {tool.name} takes no {name!r} (it takes {takes})")
-    for name in tool.parameters.get("required") or ():
-        if name not in arguments:
-            raise RowError(f"arguments: {tool.name} needs {name!r}")
 
 
 def _read_state(

@@ -42,9 +42,6 @@ class FtrlTasks(FileTasks):
         train_path, validation_path, test_path: where the splits are; None: the split is not there.
         gold_traces_path: JSON lines with gold calls for the rows of the test file, where known.
         settings: validation_share, seed, on_bad_row, quarantine, as `FileTasks`.
-
-    Raises:
-        ValueError: an option that is not allowed.
     """
 
     benchmark = "FTRL"
@@ -74,7 +71,15 @@ class FtrlTasks(FileTasks):
         """A row as a task; a step of a gold trace whose arguments nobody found is no call."""
         sources = read_json_field(row, "codes", dict)
         entries = read_json_field(row, "tools", list)
-        tools = tools_by_name(entries, lambda entry: _read_tool(entry, sources))
+
+        def read(entry: Mapping[str, Any]) -> ToolSpec:
+            tool = read_tool(read_field(entry, "function", dict))
+            source = sources.get(tool.name)
+            if not isinstance(source, str) or not source.strip():
+                raise RowError(f"codes has no source for the tool {tool.name!r}")
+            return replace(tool, source=source)
+
+        tools = tools_by_name(entries, read)
         ground_truth = read_json_field(row, "ground_truth", list, optional=split == "test")
         unsolved = read_json_field(row, "unsolved_set", dict, optional=split != "test")
         gold_trace = row.get("gold_trace", ())
@@ -145,14 +150,6 @@ def _read_question(row: Mapping[str, Any]) -> str:
         raise RowError(f"messages: expected one user message, got the roles {roles}")
     with within("messages"):
         return read_field(messages[0], "content", str)
-
-
-def _read_tool(entry: Mapping[str, Any], sources: Mapping[str, Any]) -> ToolSpec:
-    tool = read_tool(read_field(entry, "function", dict))
-    source = sources.get(tool.name)
-    if not isinstance(source, str) or not source.strip():
-        raise RowError(f"codes has no source for the tool {tool.name!r}")
-    return replace(tool, source=source)
 
 
 def _read_sub_answers(unsolved: Mapping[str, Any], tool_names: Collection[str]) -> list[SubAnswer]:

@@ -54,9 +54,6 @@ class NestfulTasks(FileTasks):
             only those rows are left out whose gold arguments are no JSON (bytes), which nobody can
             write as a call.
         settings: validation_share, seed, on_bad_row, quarantine, as `FileTasks`.
-
-    Raises:
-        ValueError: an option that is not allowed.
     """
 
     benchmark = "NESTFUL"
@@ -120,12 +117,13 @@ class NestfulTasks(FileTasks):
             source = read_field(row, "source", str, optional=True) or ARITHMETIC_SOURCES.get(name)
             return (name, source) if source else None
 
-        if str(path) not in self._sources:
+        key = str(path)
+        if key not in self._sources:
             if not path.is_file():
                 raise RowError(f"executors: in: there is no file {path}")
             found = self.sieve.sift(path, enumerate(jsonl_rows(path)), read)
-            self._sources[str(path)] = dict(pair for _, pair in found)
-        return self._sources[str(path)]
+            self._sources[key] = dict(pair for _, pair in found)
+        return self._sources[key]
 
 
 def _turns(steps: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import Random
 from typing import Any, overload
 
@@ -13,13 +13,13 @@ from matchtir.tasks.synthetic.plan import Hop, draw_plan, gold_steps, word_quest
 from matchtir.tasks.synthetic.tools import draw_tool
 from matchtir.tasks.synthetic.world import (
     KINDS,
+    KNOBS,
     SCENARIOS,
     TOOLSETS,
     Difficulty,
     Relation,
     World,
     draw,
-    resolve_difficulty,
     spend,
 )
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
@@ -77,33 +77,35 @@ class SyntheticTasks:
         toolset: str = "plain",
         scenarios: Sequence[str] = SCENARIOS,
     ) -> None:
+        sizes = {"train": 4096, "validation": 128, "test": 256} if sizes is None else sizes
+        check_option("difficulty", difficulty, ("laptop",))
         check_option("toolset", toolset, tuple(TOOLSETS))
         for scenario in scenarios:
             check_option("scenario", scenario, SCENARIOS)
+        for split in sizes:
+            check_option("split", split, SPLITS)
+        for knob in knobs or ():
+            check_option("knobs", knob, KNOBS)
         self.name = difficulty
-        self.difficulty = resolve_difficulty(difficulty, knobs)
+        self.difficulty = Difficulty(**(knobs or {}))
         self.toolset = TOOLSETS[toolset]
         self.scenarios = tuple(scenarios)
         self.seed = seed
-        given = {"train": 4096, "validation": 128, "test": 256} if sizes is None else dict(sizes)
-        for split in given:
-            check_option("split", split, SPLITS)
-        self._sequences = {split: self._sequence(split, given.get(split, 0)) for split in SPLITS}
+        self._sequences = {
+            split: GeneratedTasks(sizes.get(split, 0), partial(self._generate, split))
+            for split in SPLITS
+        }
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The tasks of "train", "validation" or "test"; generated when asked for."""
         check_option("split", split, SPLITS)
         return self._sequences[split]
 
-    def _sequence(self, split: str, size: int) -> GeneratedTasks:
-        def generate(index: int) -> Task:
-            rng = Random(f"{self.seed}/{split}/{index}")
-            world = World(
-                scenario_of(index, self.scenarios), split, self.difficulty, rng, self.toolset
-            )
-            return generate_task(f"synthetic-{self.name}-{split}-{index}", world, self.seed)
-
-        return GeneratedTasks(size, generate)
+    def _generate(self, split: str, index: int) -> Task:
+        rng = Random(f"{self.seed}/{split}/{index}")
+        scenario = scenario_of(index, self.scenarios)
+        world = World(scenario, split, self.difficulty, rng, self.toolset)
+        return generate_task(f"synthetic-{self.name}-{split}-{index}", world, self.seed)
 
 
 def scenario_of(index: int, among: Sequence[str] = SCENARIOS) -> str:

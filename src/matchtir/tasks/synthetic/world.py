@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from random import Random
-from typing import Any
 
 from matchtir.tasks.rows import SPLITS
-from matchtir.utils.options import check_option
 
 SCENARIOS = ("single", "parallel_single", "multi_hop", "parallel_multi_hop")
 
@@ -170,26 +168,14 @@ class Difficulty:
     spare_facts: Range = (1, 2)  # further entities that a tool knows
 
     def __post_init__(self) -> None:
-        for knob in fields(self):
-            value = getattr(self, knob.name)
-            least = 0 if knob.name in ("distractors", "spare_facts") else 1
-            numbers = value if isinstance(value, tuple) and len(value) == 2 else (0, -1)
-            if not least <= numbers[0] <= numbers[1]:
-                raise ValueError(f"{knob.name}={value!r}: expected (low, high), from {least}")
+        for knob, value in asdict(self).items():
+            least = 0 if knob in ("distractors", "spare_facts") else 1
+            is_range = isinstance(value, Sequence) and len(value) == 2
+            if not (is_range and least <= value[0] <= value[1]):
+                raise ValueError(f"{knob}={value!r}: expected (low, high), from {least}")
 
 
-def resolve_difficulty(name: str, knobs: Mapping[str, Any] | None = None) -> Difficulty:
-    """The named difficulty, with some of its knobs replaced.
-
-    Raises:
-        ValueError: an unknown difficulty or knob, or a value that the knob does not take.
-    """
-    check_option("difficulty", name, ("laptop",))
-    known = tuple(knob.name for knob in fields(Difficulty))
-    for knob in knobs or {}:
-        check_option("knobs", knob, known)
-    ranges = {knob: tuple(v) if isinstance(v, Sequence) else v for knob, v in (knobs or {}).items()}
-    return Difficulty(**ranges)
+KNOBS = tuple(knob.name for knob in fields(Difficulty))
 
 
 def split_of(entity: str) -> str:
