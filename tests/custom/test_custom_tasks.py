@@ -23,22 +23,25 @@ def read(write, module, *rows, **options):
     return CustomTasks(write(*rows), shares=ALL_TRAIN, **options).tasks("train")
 
 
+def call(name, arguments=None, **more):
+    return {"name": name, "arguments": arguments or {}, **more}
+
+
+TEA, WINE = {"item": "tea"}, {"item": "wine"}
+
+
 def test_a_row_is_a_task_whose_gold_calls_were_executed(write, module):
     (task,) = read(write, module, make_row(scenario="prices"))
-    assert task.task_id == "rows/0"
+    assert (task.task_id, task.answer, task.scenario) == ("rows/0", "3", "prices")
     assert [tool.name for tool in task.tools] == ["price", "colour", "put", "take"]
-    assert task.gold_calls[0].arguments == {"item": "tea"}
+    assert task.gold_calls[0].arguments == TEA
     assert task.sub_answers == (SubAnswer("price", "3"),)
-    assert (task.answer, task.scenario) == ("3", "prices")
 
 
 def test_a_state_task_asks_for_the_state_that_its_gold_calls_reach(write, module):
     row = make_row(
         tools=["put", "take"],
-        gold_calls=[
-            {"name": "put", "arguments": {"item": "tea"}, "turn": 1},
-            {"name": "take", "arguments": {"item": "milk"}, "turn": 1},
-        ],
+        gold_calls=[call("put", TEA, turn=1), call("take", {"item": "milk"}, turn=1)],
         answer=None,
         initial_state={"Basket": {"items": ["milk"]}},
         gold_state={"Basket": {"items": ["tea"]}},
@@ -52,17 +55,14 @@ def test_a_state_task_asks_for_the_state_that_its_gold_calls_reach(write, module
 
 
 def test_a_gold_call_that_fails_is_a_mistake_in_the_row(write, module):
-    calls = [
-        {"name": "price", "arguments": {"item": "tea"}},
-        {"name": "price", "arguments": {"item": "wine"}},
-    ]
+    fails = make_row(gold_calls=[call("price", TEA), call("price", WINE)])
     with pytest.raises(RowError, match=r"rows.jsonl, row 1: gold_calls\[1\]: price fails: .*wine"):
-        read(write, module, make_row(), make_row(gold_calls=calls))
+        read(write, module, make_row(), fails)
 
 
 def test_without_a_sandbox_outputs_are_taken_as_given(write, module):
-    given = [{"name": "price", "arguments": {"item": "wine"}, "output": {"price": 4}}]
-    (task,) = read(write, module, make_row(gold_calls=given), sandbox=None)
+    row = make_row(gold_calls=[call("price", WINE, output={"price": 4})])
+    (task,) = read(write, module, row, sandbox=None)
     assert task.sub_answers == (SubAnswer("price", '{"price": 4}'),)
 
 
@@ -87,10 +87,21 @@ def test_tools_may_be_written_in_the_row(write):
         "function": {k: v for k, v in flat.items() if k != "source"},
         "source": source,
     }
-    calls = [{"name": "double", "arguments": {"x": 4}}]
     for entry in (flat, nested):
-        (task,) = read(write, None, make_row(tools=[entry], gold_calls=calls), tools=None)
+        row = make_row(tools=[entry], gold_calls=[call("double", {"x": 4})])
+        (task,) = read(write, None, row, tools=None)
         assert task.sub_answers == (SubAnswer("double", "8"),)
+
+
+def sourced(source):
+    return {"tools": [{"name": "f", "description": "", "parameters": {}, "source": source}]}
+
+
+def messages(*roles):
+    return {"question": None, "messages": [{"role": role, "content": "x"} for role in roles]}
+
+
+GOLD = r"gold_calls\[0\]: "
 
 
 @pytest.mark.parametrize(
@@ -98,42 +109,22 @@ def test_tools_may_be_written_in_the_row(write):
     [
         ({"gold_call": []}, "gold_call: there is no such field; did you mean gold_calls"),
         ({"question": None}, "question: a row has either a question or messages"),
-        ({"question": None, "messages": []}, "messages: the last one must be the user's"),
-        (
-            {"question": None, "messages": [{"role": "tool", "content": "x"}]},
-            r"messages\[0\]: role: 'tool' is none of",
-        ),
+        (messages(), "messages: the last one must be the user's"),
+        (messages("tool"), r"messages\[0\]: role: 'tool' is none of"),
         ({"answer": None}, "answer: is missing or empty"),
         ({"gold_calls": None}, "gold_calls: is missing .*collect_traces"),
+        ({"gold_calls": [call("prize")]}, GOLD + r"name: 'prize' is none .*tools \(price, colour"),
         (
-            {"gold_calls": [{"name": "prize", "arguments": {}}]},
-            r"gold_calls\[0\]: name: 'prize' is none of the row's tools \(price, colour",
+            {"gold_calls": [call("price", {"thing": 1})]},
+            GOLD + r"arguments: price takes no 'thing' \(it takes item, currency\)",
         ),
-        (
-            {"gold_calls": [{"name": "price", "arguments": {"thing": 1}}]},
-            r"gold_calls\[0\]: arguments: price takes no 'thing' \(it takes item, currency\)",
-        ),
-        (
-            {"gold_calls": [{"name": "price", "arguments": {}}]},
-            r"gold_calls\[0\]: arguments: price needs 'item'",
-        ),
-        (
-            {"gold_calls": [{"name": "price", "arguments": {"item": "tea"}, "turn": 0}]},
-            r"gold_calls\[0\]: turn: expected a number from 1",
-        ),
-        (
-            {"alternatives": [[{"name": "nothing", "arguments": {}}]]},
-            r"alternatives\[0\]\[0\]: name: 'nothing' is none",
-        ),
+        ({"gold_calls": [call("price")]}, GOLD + "arguments: price needs 'item'"),
+        ({"gold_calls": [call("price", TEA, turn=0)]}, GOLD + "turn: expected a number from 1"),
+        ({"alternatives": [[call("nothing")]]}, r"alternatives\[0\]\[0\]: name: 'nothing' is none"),
+        ({"alternatives": ["price"]}, r"alternatives\[0\]: expected a list of calls"),
         ({"tools": ["prise"]}, r"tools\[0\]: there is no tool 'prise' \(there is price"),
-        (
-            {"tools": [{"name": "f", "description": "", "parameters": {}, "source": "def f("}]},
-            r"tools\[0\]: source: not Python",
-        ),
-        (
-            {"tools": [{"name": "f", "description": "", "parameters": {}, "source": "g = 1"}]},
-            r"tools\[0\]: source: it defines no function f",
-        ),
+        (sourced("def f("), r"tools\[0\]: source: not Python"),
+        (sourced("g = 1"), r"tools\[0\]: source: it defines no function f"),
         ({"gold_state": {"Cart": {}}}, r"gold_state: 'Cart' is no class .*\(Basket\)"),
         ({"initial_state": {"Basket": 3}}, "initial_state: Basket: expected an object, got int"),
         ({"split": "dev"}, "split: 'dev' is none of train, validation, test"),
@@ -163,15 +154,13 @@ def test_splits_are_in_all_rows_or_in_none(write, module):
 
 
 def test_tasks_become_rows_and_tasks_again(write, module):
-    messages = [{"role": "system", "content": "x"}, {"role": "user", "content": "What?"}]
     rows = [
         make_row(scenario="a", metadata={"source": "me"}),
         make_row(
             id="b",
-            question=None,
-            messages=messages,
-            gold_calls=[{"name": "put", "arguments": {"item": "a"}, "turn": 1}],
-            alternatives=[[{"name": "put", "arguments": {"item": "b"}}]],
+            **messages("system", "user"),
+            gold_calls=[call("put", {"item": "a"}, turn=1)],
+            alternatives=[[call("put", {"item": "b"})]],
             answer=None,
             initial_state={"Basket": {"items": []}},
             gold_state={"Basket": {"items": ["a"]}},
@@ -188,7 +177,7 @@ def test_tasks_become_rows_and_tasks_again(write, module):
 def test_tools_of_an_mcp_server(write):
     pytest.importorskip("mcp", reason="the extra mcp is not installed")
     server = {"command": [sys.executable, str(Path(__file__).with_name("mcp_server.py"))]}
-    calls = [{"name": "increase", "arguments": {"by": by}} for by in (2, 3)]
+    calls = [call("increase", {"by": by}) for by in (2, 3)]
     row = make_row(question="How many?", gold_calls=calls, answer=5, tools=["increase"])
     (task,) = read(write, None, row, tools=server)
     assert [answer.output for answer in task.sub_answers] == ["2", "5"]

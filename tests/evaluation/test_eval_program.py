@@ -10,6 +10,7 @@ from hydra.utils import instantiate
 
 import eval as program
 from matchtir.evaluation.tables import summarise
+from matchtir.tasks.synthetic import SCENARIOS
 from matchtir.tools.formats import render_call
 from matchtir.types import ToolSpec
 from matchtir.utils.config_check import ConfigError
@@ -37,11 +38,13 @@ def test_every_benchmark_has_its_own_name(configure):
     assert {*BENCHMARKS} - {"out_of_domain"} <= config.benchmark.keys()  # which is several
 
 
-def test_every_benchmark_takes_several_attempts(configure):
-    options = ("policy=gold", "attempts=4", "temperature=0.7")
+def test_every_benchmark_takes_several_attempts_and_a_part_of_the_tasks(configure):
+    options = ("policy=gold", "attempts=4", "temperature=0.7", "max_tasks=8")
     config = configure(f"benchmark=[{','.join(BENCHMARKS)}]", *options)
-    found = {(node.attempts, node.sampling.temperature) for node in config.benchmark.values()}
-    assert found == {(4, 0.7)}
+    nodes = config.benchmark.values()
+    assert {(n.attempts, n.sampling.temperature, n.max_tasks) for n in nodes} == {(4, 0.7, 8)}
+    chosen = [task.scenario for task in instantiate(config.benchmark.synthetic).select()]
+    assert len(chosen) == 8 and {*chosen} == {*SCENARIOS}
 
 
 @pytest.mark.parametrize("benchmark", ["ftrl", "nestful", "toolhop"])
@@ -58,24 +61,17 @@ def test_without_the_variable_data_lie_in_a_folder_data(configure, monkeypatch):
     assert config.benchmark.ftrl.tasks.test_path == "data/ftrl/test.parquet"
 
 
-def test_several_values_of_a_key_become_a_list_outside_sweeps():
-    assert program.with_lists(["benchmark=ftrl,toolhop", "policy=a,b", "against=x,y"]) == [
-        "benchmark=[ftrl,toolhop]",
-        "policy=a,b",
-        "against=[x,y]",
-    ]
-    assert program.with_lists(["benchmark=ftrl"]) == ["benchmark=[ftrl]"]
-    assert program.with_lists(["benchmark=[ftrl]"]) == ["benchmark=[ftrl]"]
-    assert program.with_lists(["-m", "benchmark=a,b"]) == ["-m", "benchmark=a,b"]
-
-
-def test_max_tasks_takes_every_scenario(configure):
-    config = configure("benchmark=synthetic", "policy=gold", "max_tasks=8")
-    config.benchmark.synthetic.tasks.sizes = {"test": 64}
-    synthetic = instantiate(config.benchmark.synthetic)
-    everything = synthetic.task_set.tasks("test")
-    chosen = [task.scenario for task in synthetic.select()]
-    assert len(chosen) == 8 and set(chosen) == {task.scenario for task in everything}
+@pytest.mark.parametrize(
+    ("given", "lists"),
+    [
+        ("benchmark=ftrl,toolhop policy=a,b", "benchmark=[ftrl,toolhop] policy=a,b"),
+        ("benchmark=ftrl against=x,y", "benchmark=[ftrl] against=[x,y]"),
+        ("benchmark=[ftrl]", "benchmark=[ftrl]"),
+        ("-m benchmark=a,b", "-m benchmark=a,b"),
+    ],
+)
+def test_several_values_of_a_key_become_a_list_outside_sweeps(given, lists):
+    assert program.with_lists(given.split()) == lists.split()
 
 
 def test_failed_calls_are_counted_by_kind(sandbox, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from matchtir.evaluation.policies import (
-    ModelPolicy,
     find_policy,
+    model_policy,
     random_turn_texts,
     random_value,
 )
@@ -81,8 +81,8 @@ def test_a_model_that_is_in_no_hub_is_named(monkeypatch):
         raise OSError(f"{name} is not a local folder\nand much more")
 
     monkeypatch.setattr("matchtir.evaluation.policies.load_policy", nowhere)
-    policy = ModelPolicy("logs/nothing", lambda tokenizer: None, lambda stop_token_ids: None)
+    policy = model_policy("logs/nothing", lambda tokenizer: None, lambda stop_token_ids: None)
     with pytest.raises(
         UserError, match="^policy=logs/nothing: logs/nothing is not a local folder$"
     ):
-        policy.engine({})
+        policy.speaker({})

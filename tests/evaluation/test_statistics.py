@@ -1,7 +1,7 @@
 """Statistics over tasks, their intervals and differences."""
 
 from itertools import combinations
-from math import comb
+from math import comb, nan
 
 import numpy as np
 import pytest
@@ -26,25 +26,36 @@ from matchtir.evaluation.statistics import (
     value,
 )
 
+
+def labels(gold, predicted):
+    return {"gold": [*gold], "predicted": [*predicted]}
+
+
+TWO_ROWS = {"f1": [labels("x", "x"), labels("y", "zz")]}
 TASKS = [{"a": 1.0, "calls": 4, "errors": 1}, {"a": 0.0, "calls": 0, "errors": 0}, {"calls": 6}]
 
 
-def test_means_leave_out_tasks_without_the_measure():
-    assert value(Mean("a"), TASKS) == 0.5
-    assert value(Mean("a"), [{"a": None}, {"a": 1.0}]) == 1.0
-    assert np.isnan(value(Mean("b"), TASKS))
-    assert np.isnan(value(Mean("a"), []))
+PARTS = [Mean("a"), MeanOf([Ratio("errors", "calls")])]
 
 
-def test_ratios_are_over_all_tasks():
-    assert value(Ratio("errors", "calls"), TASKS) == 0.1
-    assert np.isnan(value(Ratio("errors", "a"), [{"errors": 1}]))
-
-
-def test_a_mean_of_statistics_counts_each_once_and_needs_them_all():
-    parts = [Mean("a"), MeanOf([Ratio("errors", "calls")])]
-    assert value(MeanOf(parts), TASKS) == pytest.approx((0.5 + 0.1) / 2)
-    assert np.isnan(value(MeanOf([*parts, Mean("missing")]), TASKS))
+@pytest.mark.parametrize(
+    ("statistic", "tasks", "expected"),
+    [
+        (Mean("a"), TASKS, 0.5),  # tasks without the measure are left out
+        (Mean("a"), [{"a": None}, {"a": 1.0}], 1.0),
+        (Mean("b"), TASKS, nan),
+        (Mean("a"), [], nan),
+        (Ratio("errors", "calls"), TASKS, 0.1),  # over all tasks
+        (Ratio("errors", "a"), [{"errors": 1}], nan),
+        (MeanOf(PARTS), TASKS, (0.5 + 0.1) / 2),  # each counts once
+        (MeanOf([*PARTS, Mean("missing")]), TASKS, nan),  # all are needed
+        (MacroF1("f1"), [{}], nan),
+        (MacroF1("f1"), [TWO_ROWS], 0.5),
+        (MacroF1("f1"), [TWO_ROWS, {"f1": [labels("y", "y")]}], (1 + 2 / 3) / 2),
+    ],
+)
+def test_statistics_of_tasks(statistic, tasks, expected):
+    assert value(statistic, tasks) == pytest.approx(expected, nan_ok=True)
 
 
 LABELS = "abcd"
@@ -57,17 +68,8 @@ def test_macro_f1_is_that_of_multilabel_classification(drawn):
     target = torch.tensor([[label in gold for label in known] for gold, _ in drawn]).int()
     found = torch.tensor([[label in predicted for label in known] for _, predicted in drawn]).int()
     per_label = multilabel_f1_score(found, target, len(known), average="none")
-    tasks = [{"f1": [{"gold": [*gold], "predicted": [*found]}]} for gold, found in drawn]
+    tasks = [{"f1": [labels(*row)]} for row in drawn]
     assert value(MacroF1("f1"), tasks) == pytest.approx(float(per_label.mean()), abs=1e-6)
-
-
-def test_macro_f1_of_several_rows_a_task():
-    both = {"f1": [{"gold": ["x"], "predicted": ["x"]}, {"gold": ["y"], "predicted": ["z", "z"]}]}
-    assert value(MacroF1("f1"), [both]) == 0.5
-    assert value(MacroF1("f1"), [both, {"f1": [{"gold": ["y"], "predicted": ["y"]}]}]) == (
-        pytest.approx((1 + 2 / 3) / 2)
-    )
-    assert np.isnan(value(MacroF1("f1"), [{}]))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.integers(0, 5))
@@ -105,16 +107,13 @@ def test_pass_at_k_is_the_share_of_choices_with_a_pass_and_without_bias(k, more,
     assert found == pytest.approx([count / comb(n, k) for count in of])
     odds = [comb(n, p) * chance**p * (1 - chance) ** (n - p) for p in range(n + 1)]
     assert np.dot(odds, found) == pytest.approx(1 - (1 - chance) ** k)
-
-
-@pytest.mark.parametrize("k", [0, 4])
-def test_pass_at_more_attempts_than_there_are_is_refused(k):
-    with pytest.raises(ValueError, match=f"pass@{k} of 3 attempts"):
-        pass_at(k, 3, 1)
+    for other in (0, n + 1):  # there are not so many attempts
+        with pytest.raises(ValueError, match=f"pass@{other} of {n} attempts"):
+            pass_at(other, n, 1)
 
 
 def test_attempts_at_a_task_become_its_values():
-    row = {"gold": ["x"], "predicted": []}
+    row = labels("x", "")
     attempts = [{"a": 1.0, "b": None, "f1": [row]}, {"a": 0.0, "b": 3.0, "f1": [row, row]}]
     task = of_attempts(attempts, "a")
     assert task == {"a": 0.5, "b": 3.0, "f1": [row] * 3, "pass@1": 0.5, "pass@2": 1.0}
@@ -181,8 +180,7 @@ def test_starts_and_seeds_widen_an_interval():
 
 
 def test_a_start_counts_once_however_many_seeds_it_has():
-    runs = {("a", 1): np.zeros(9), ("b", 1): np.ones(9), ("b", 2): np.ones(9)}
-    gain = nested_bootstrap(runs)
+    gain = nested_bootstrap({("a", 1): np.zeros(9), ("b", 1): np.ones(9), ("b", 2): np.ones(9)})
     assert (gain.mean, gain.low, gain.high) == (0.5, 0.0, 1.0)
 
 

@@ -16,7 +16,7 @@ from hydra.utils import get_method
 
 from matchtir.credit.rewards import Reward
 from matchtir.evaluation.metrics import Scoring
-from matchtir.evaluation.policies import EvaluatedPolicy, ScriptedPolicy, random_turn_texts
+from matchtir.evaluation.policies import EvaluatedPolicy, LocalPolicy, random_turn_texts
 from matchtir.evaluation.statistics import Statistic, passes, shown
 from matchtir.evaluation.traces import AttemptLog, Record, attempt_name, trace_record
 from matchtir.rollout.engine import SamplingParams
@@ -116,7 +116,7 @@ class Benchmark(ABC):
 
     def check_chance(self, policy: EvaluatedPolicy) -> None:
         """Raise UserError for several attempts of a policy that has no chance in it."""
-        if self.attempts > 1 and isinstance(policy, ScriptedPolicy):
+        if self.attempts > 1 and isinstance(policy, LocalPolicy) and policy.scripted:
             raise UserError(
                 f"benchmark {self.name}: attempts={self.attempts} of policy={policy.name} would be "
                 "the same"

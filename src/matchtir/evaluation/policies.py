@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -47,6 +47,7 @@ HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # owner/name
 Scripts = Callable[[str, int], Mapping[str, Sequence[str]]]
 MakeRenderer = Callable[[PreTrainedTokenizerBase], Renderer]
 MakeEngine = Callable[[Sequence[int]], Engine]
+Made = tuple[Engine, Renderer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,79 +61,73 @@ class Address:
 
 
 class LocalPolicy:
-    """A policy whose turns are made by an engine in this process."""
+    """A policy whose turns are made by an engine in this process.
+
+    Args:
+        name: "gold", "random", or what was loaded.
+        engine: makes its turns by a benchmark's scripts, if it is scripted: for our episodes, or
+            (True) for a server of single turns.
+        scripted: how many tokens the tiny tokenizer makes of a prompt says nothing about any
+            policy, so that a script's limits are of turns alone.
+    """
 
     counts: Mapping[str, int] = MappingProxyType({})  # of requests, of which it makes none
 
-    def engine(self, scripts: Scripts, served: bool = False) -> tuple[Engine, Renderer]:
-        """What makes its turns: for our episodes, or for a server of single turns."""
-        raise NotImplementedError
+    def __init__(
+        self, name: str, engine: Callable[[Scripts, bool], Made], scripted: bool = False
+    ) -> None:
+        self.name = name
+        self.engine = engine
+        self.scripted = scripted
 
     def limits(self, limits: EpisodeLimits) -> EpisodeLimits:
         """Those of a benchmark as far as they mean something for this policy."""
-        return limits
+        return limits.without_tokens() if self.scripted else limits
 
     def speaker(self, scripts: Scripts) -> Speaker:
         """The policy for our episodes."""
-        return TokenSpeaker(*self.engine(scripts))
+        return TokenSpeaker(*self.engine(scripts, False))
 
     @contextmanager
     def served(
         self, scripts: Scripts, limits: EpisodeLimits, sampling: SamplingParams, seed: int
     ) -> Iterator[Address]:
         """The policy behind a server, for as long."""
-        engine, renderer = self.engine(scripts, served=True)
+        engine, renderer = self.engine(scripts, True)
         with serve(engine, renderer, self.limits(limits), sampling, seed) as server:
             yield Address(server.url, MODEL, "none", server)
 
 
-class ScriptedPolicy(LocalPolicy):
-    """The gold solutions or random calls of each benchmark, written through the tiny tokenizer.
+def scripted_policy(name: str, make_renderer: MakeRenderer, seed: int) -> LocalPolicy:
+    """The gold solutions or random calls of each benchmark, through the tiny tokenizer."""
+    renderer = make_renderer(tiny_tokenizer())
 
-    Its limits are of turns only: how many tokens the tiny tokenizer makes of a prompt says nothing
-    about any policy.
-    """
+    def engine(scripts: Scripts, served: bool) -> Made:
+        script = replay(scripts(name, seed))
+        return ScriptedEngine(renderer, turn_by_sample(script) if served else script), renderer
 
-    def __init__(self, name: str, renderer: MakeRenderer, seed: int) -> None:
-        self.name = name
-        self.renderer = renderer(tiny_tokenizer())
-        self.seed = seed
-
-    def engine(self, scripts: Scripts, served: bool = False) -> tuple[Engine, Renderer]:
-        """An engine that writes the benchmark's scripts."""
-        script = replay(scripts(self.name, self.seed))
-        script = turn_by_sample(script) if served else script
-        return ScriptedEngine(self.renderer, script), self.renderer
-
-    def limits(self, limits: EpisodeLimits) -> EpisodeLimits:
-        """Those of turns."""
-        return limits.without_tokens()
+    return LocalPolicy(name, engine, scripted=True)
 
 
-class ModelPolicy(LocalPolicy):
+def model_policy(
+    name_or_path: str, make_renderer: MakeRenderer, make_engine: MakeEngine
+) -> LocalPolicy:
     """A run folder's policy, or a Hugging Face model by path or id; loaded when first needed."""
 
-    def __init__(self, name_or_path: str, renderer: MakeRenderer, engine: MakeEngine) -> None:
-        self.name_or_path = name_or_path
-        self.make_renderer = renderer
-        self.make_engine = engine
-
-    def engine(self, scripts: Scripts, served: bool = False) -> tuple[Engine, Renderer]:
-        """The same for every benchmark."""
-        return self._loaded
-
-    @cached_property
-    def _loaded(self) -> tuple[Engine, Renderer]:
+    @cache
+    def loaded() -> Made:
         try:
-            loaded, tokenizer = load_policy(self.name_or_path)
+            policy, tokenizer = load_policy(name_or_path)
         except OSError as error:  # Hugging Face's, for what is on no disk and in no hub
             said = str(error).partition("\n")[0]
-            raise UserError(f"policy={self.name_or_path}: {said}") from error
-        renderer = self.make_renderer(tokenizer)
-        engine = self.make_engine(renderer.stop_token_ids)
+            raise UserError(f"policy={name_or_path}: {said}") from error
+        renderer = make_renderer(tokenizer)
+        engine = make_engine(renderer.stop_token_ids)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        engine.sync(loaded.to(device).eval(), version=0)
+        engine.sync(policy.to(device).eval(), version=0)
         return engine, renderer
+
+    return LocalPolicy(name_or_path, lambda scripts, served: loaded())
 
 
 class EndpointPolicy:
@@ -199,13 +194,13 @@ def find_policy(
         return EndpointPolicy(endpoint(policy))
     make_renderer = renderer or renderer_of_run(policy)
     if policy in SCRIPTED_POLICIES:
-        return ScriptedPolicy(policy, make_renderer, seed)
+        return scripted_policy(policy, make_renderer, seed)
     if not Path(policy).is_dir() and not HUB_ID.fullmatch(policy):
         raise FileNotFoundError(
             f"policy={policy}: no such folder. A policy is {', '.join(SCRIPTED_POLICIES)}, the URL "
             "of an endpoint, the folder of a run, or a Hugging Face model: a folder or owner/name"
         )
-    return ModelPolicy(policy, make_renderer, engine)
+    return model_policy(policy, make_renderer, engine)
 
 
 def random_turn_texts(task: Task, seed: int) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ Axes: R weightings, n tasks, L labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -103,27 +103,21 @@ class MacroF1:
             for row in task.get(self.measure) or ()
         ]
         labels = {label: column for column, label in enumerate({x for _, g, _ in rows for x in g})}
-        if not labels:
-            return np.full(len(weights), np.nan)
-        shape = (len(tasks), len(labels))
-        gold = weights @ _counts([(i, g) for i, g, _ in rows], labels, shape)
-        predicted = weights @ _counts([(i, p) for i, _, p in rows], labels, shape)
-        both = weights @ _counts([(i, g & p) for i, g, p in rows], labels, shape)
-        f1 = np.where(gold > 0, 2 * both / np.maximum(gold + predicted, 1e-12), 0.0)
+
+        def counted(which: Callable[[set[str], set[str]], set[str]]) -> np.ndarray:
+            """How often each label of gold is there, [R, L]."""
+            found = [(i, labels[x]) for i, g, p in rows for x in which(g, p) & labels.keys()]
+            at = np.array(found, dtype=int).reshape(-1, 2).T
+            shape = (len(tasks), len(labels))
+            return weights @ csr_array((np.ones(len(found)), (at[0], at[1])), shape=shape)
+
+        gold, predicted = counted(lambda gold, _: gold), counted(lambda _, predicted: predicted)
+        f1 = 2 * counted(set.intersection) / np.maximum(gold + predicted, 1e-12)
         return _divide(f1.sum(axis=1), (gold > 0).sum(axis=1).astype(float))
 
 
 def _column(tasks: Sequence[Values], measure: str) -> Float[np.ndarray, " n"]:
     return np.array([float(task.get(measure) or 0.0) for task in tasks])
-
-
-def _counts(
-    rows: Sequence[tuple[int, set[str]]], labels: Mapping[str, int], shape: tuple[int, int]
-) -> Any:
-    """How often each task [n] has each label [L]; labels that are not among `labels` are left."""
-    cells = [(task, labels[label]) for task, found in rows for label in found if label in labels]
-    places = np.array(cells, dtype=int).reshape(-1, 2).T
-    return csr_array((np.ones(len(cells)), (places[0], places[1])), shape=shape)
 
 
 def _divide(above: np.ndarray, below: np.ndarray) -> np.ndarray:
