@@ -5,7 +5,6 @@ The processes are forked from one that has imported everything, which takes long
 
 import io
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -27,7 +26,7 @@ from matchtir.policy.losses import LossInputs, LossOutput
 from matchtir.rollout.episode import Episode
 from matchtir.training.module import PolicyGradientModule
 from matchtir.training.optim import Muon
-from tests.scale.whole_runs import ROOT, SMALL_MODEL, SMALL_RUN, composed, rows
+from tests.scale.whole_runs import SMALL_MODEL, SMALL_RUN, composed, forked, rows, told
 from tests.training.token_reward import PAID
 
 COMMAND = (
@@ -71,20 +70,14 @@ def run(folder: Path, *overrides: str, moment: Moment | None = None) -> tuple[in
     """Exit status of a run, negative for a signal, and what it said."""
     process = start(folder, *overrides, moment=moment)
     process.join(timeout=300)
-    said = (folder.parent / f"{folder.name}.log").read_text(encoding="utf-8")
+    said = Path(f"{folder}.log").read_text(encoding="utf-8")
     assert process.exitcode is not None, said
     return process.exitcode, said
 
 
 def start(folder: Path, *overrides: str, moment: Moment | None = None) -> Any:
     """A run that has begun."""
-    # What is imported ahead knows neither pytest's path nor how many threads a fork survives.
-    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    process = context.Process(target=_play, args=(folder, overrides, moment))
-    process.start()
-    return process
+    return forked(_play, folder, overrides, moment)
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -119,10 +112,7 @@ def _plain(value: Any) -> Any:
 
 def _play(folder: Path, overrides: tuple[str, ...], moment: Moment | None) -> None:
     """The process of a run."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f"{folder.name}.log").open("w", encoding="utf-8") as said:
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
+    told(folder)
     counts: Counter[str] = Counter()
     for phase, (owner, name) in PHASES.items():
         setattr(owner, name, _watched(getattr(owner, name), phase, counts, moment, folder))

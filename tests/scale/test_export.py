@@ -12,13 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from matchtir.policy.loading import load_pretrained
-from tests.scale.whole_runs import ROOT, succeeded
+from tests.scale.whole_runs import ROOT, TINY, run_here
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    succeeded(folder, "model.lora={r: 4}", "iterations=2")
+    run_here(folder, *TINY, "model.lora={r: 4}", "iterations=2")
     return folder
 
 

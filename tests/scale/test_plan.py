@@ -11,14 +11,26 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config
 
-from matchtir.policy.size import activation_bytes, architecture, model_size
+from matchtir.policy.size import ModelSize, activation_bytes, architecture, model_size
 from matchtir.policy.tiny.model import load_tiny
+from matchtir.training import plan as planned
 from matchtir.training.plan import GIB, Plan, skipped_tasks
 from tests.test_configs import composed
 
 SMALL = {"num_hidden_layers": 4, "vocab_size": 100, "num_attention_heads": 8, "head_dim": 64}
+
+
+@lru_cache
+def counted(config: str) -> ModelSize:
+    return model_size(AutoConfig.for_model(**json.loads(config)))
+
+
+@pytest.fixture(autouse=True)
+def sizes_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of 36 layers is made for its size in a second, and most tests ask for it."""
+    monkeypatch.setattr(planned, "model_size", lambda config: counted(config.to_json_string(False)))
 
 
 @lru_cache

@@ -15,6 +15,7 @@ from tests.scale.whole_runs import (
     rows,
     running,
     succeeded,
+    together,
     train,
 )
 
@@ -23,7 +24,7 @@ SHARDS = "trainer.strategy.save_distributed_checkpoint=true"
 
 @pytest.fixture(scope="session")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
-    return succeeded(tmp_path_factory.mktemp("runs") / "one")
+    return together(tmp_path_factory.mktemp("runs") / "one")
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_two_replicas_get_the_numbers_of_one_process(
 def test_two_shards_get_the_numbers_of_one_process(
     tmp_path: Path, one_process: list[dict[str, float]]
 ) -> None:
-    assert_same(one_process, succeeded(tmp_path / "run", "trainer=fsdp"))
+    assert_same(one_process, together(tmp_path / "run", "trainer=fsdp", processes=2))
     assert (tmp_path / "run" / "policy" / "model.safetensors").exists()
 
 

@@ -1,13 +1,18 @@
 """Runs of src/train.py in processes of their own, and what they leave."""
 
 import csv
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, open_dict, read_write
 
 import train as program
@@ -61,6 +66,50 @@ def run_here(folder: Path, *overrides: str) -> float:
         return program.run(composed(folder, *overrides))
     finally:
         HydraConfig.instance().cfg = None
+
+
+def forked(target: Callable[..., None], *given: Any) -> Any:
+    """A process that has begun; one that has imported everything forks it.
+
+    That takes a second, where imports take longer than a small run.
+    """
+    # What is imported ahead knows neither pytest's path nor how many threads a fork survives.
+    os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.faulty_runs"])
+    process = context.Process(target=target, args=given)
+    process.start()
+    return process
+
+
+def told(folder: Path) -> None:
+    """Let what this process says go to a file beside the folder."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with Path(f"{folder}.log").open("a", encoding="utf-8") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+
+
+def together(folder: Path, *overrides: str, processes: int = 1) -> list[dict[str, float]]:
+    """The rows of a run of so many processes, which must end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_PORT": str(free.getsockname()[1])} if processes > 1 else {}
+    started = [
+        forked(_one_of, folder, overrides, place and {**place, "LOCAL_RANK": str(rank)})
+        for rank in range(processes)
+    ]
+    for process in started:
+        process.join(timeout=240)
+        assert process.exitcode == 0, Path(f"{folder}.log").read_text(encoding="utf-8")[-3000:]
+    return rows(folder)
+
+
+def _one_of(folder: Path, overrides: tuple[str, ...], place: dict[str, str]) -> None:
+    told(folder)
+    os.environ |= place
+    rank_zero_only.rank = int(place.get("LOCAL_RANK", "0"))
+    run_here(folder, *TINY, *overrides)
 
 
 def train(
