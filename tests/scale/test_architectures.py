@@ -54,15 +54,6 @@ def test_an_iteration(tmp_path: Path, kind: Any, load: Any, settings: dict[str, 
     assert any(not torch.equal(before[name], value) for name, value in weights(module).items())
 
 
-def test_log_probabilities_are_those_of_the_model_itself() -> None:
-    for kind in (Qwen2Config, LlamaConfig):
-        whole = model(kind, qwen2_5()).eval()
-        ids = torch.randint(100, (2, 9))
-        theirs = whole(ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None])[..., 0]
-        ours = Policy(whole)(ids, torch.ones_like(ids, dtype=torch.bool)).logprobs[:, 1:]
-        assert torch.allclose(ours, theirs, atol=1e-5)
-
-
 def test_sliding_windows_are_refused_by_the_engine() -> None:
     policy = Policy(model(Gemma3TextConfig, qwen2_5()))
     with pytest.raises(ValueError, match=r"full attention in every layer, found .*sliding"):

@@ -96,10 +96,10 @@ def saved_bytes(config: Qwen3Config, tokens: int, autocast: bool, checkpointing:
     return total
 
 
-def of_four_layers(estimate_or_measure: Callable[[Qwen3Config], int], **sizes: int) -> int:
-    """The difference between eight layers and four: what is not of a layer falls out."""
-    eight, four = (qwen3(num_hidden_layers=n, **sizes) for n in (8, 4))
-    return estimate_or_measure(eight) - estimate_or_measure(four)
+def of_a_layer(estimate_or_measure: Callable[[Qwen3Config], int], **sizes: int) -> int:
+    """The difference between two layers and one: what is not of a layer falls out."""
+    two, one = (qwen3(num_hidden_layers=n, **sizes) for n in (2, 1))
+    return estimate_or_measure(two) - estimate_or_measure(one)
 
 
 @pytest.mark.parametrize("compute_bytes", [4, 2])
@@ -107,21 +107,16 @@ def of_four_layers(estimate_or_measure: Callable[[Qwen3Config], int], **sizes: i
 def test_activations_are_those_that_autograd_keeps(
     compute_bytes: int, sizes: dict[str, int]
 ) -> None:
-    def measured(config: Qwen3Config) -> int:
-        return saved_bytes(config, 500, compute_bytes == 2, checkpointing=False)
-
-    def estimate(config: Qwen3Config) -> int:
-        return activation_bytes(model_size(config), 500, compute_bytes, checkpointing=False)
-
-    assert of_four_layers(estimate, **sizes) == pytest.approx(
-        of_four_layers(measured, **sizes), rel=0.02
+    measured = of_a_layer(lambda c: saved_bytes(c, 500, compute_bytes == 2, False), **sizes)
+    estimate = of_a_layer(
+        lambda c: activation_bytes(model_size(c), 500, compute_bytes, False), **sizes
     )
+    assert estimate == pytest.approx(measured, rel=0.02)
 
 
 def test_checkpointed_activations_are_the_inputs_of_layers() -> None:
-    measured = of_four_layers(lambda config: saved_bytes(config, 500, False, checkpointing=True))
-    estimate = of_four_layers(lambda c: activation_bytes(model_size(c), 500, 4, checkpointing=True))
-    assert estimate == measured
+    measured = of_a_layer(lambda config: saved_bytes(config, 500, False, checkpointing=True))
+    assert measured == of_a_layer(lambda c: activation_bytes(model_size(c), 500, 4, True))
 
 
 def test_adapters_have_so_many_parameters() -> None:

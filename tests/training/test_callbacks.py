@@ -3,7 +3,6 @@
 import io
 import json
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from rich.console import Console
 from tensorboardX import SummaryWriter
 from torch.utils.data import DataLoader
 
-from matchtir.training.callbacks.checkpoint import LastCheckpoint
 from matchtir.training.callbacks.display import Curves, Progress
 from matchtir.training.callbacks.traces import COLUMNS, Samples, Traces
 from matchtir.utils.loggers import CsvLogger
@@ -156,12 +154,3 @@ def test_tensorboard_gets_the_histograms(tmp_path: Path, monkeypatch: pytest.Mon
         "credit/turn_rewards",
         "credit/advantages",
     ]
-
-
-WATCHING = [Progress, Samples, *(partial(each, "f") for each in (Curves, Traces, LastCheckpoint))]
-
-
-@pytest.mark.parametrize("make", WATCHING)
-def test_intervals_must_be_positive(make: Any) -> None:
-    with pytest.raises(ValueError, match="every_n_iterations=0"):
-        make(every_n_iterations=0)

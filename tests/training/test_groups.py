@@ -196,27 +196,3 @@ def test_the_thread_that_samples_ahead_is_on_the_trainers_stream(monkeypatch) ->
     source._begin(tasks(1))
     source.wait()
     assert events == [threading.current_thread(), "sampled"]
-
-
-def test_ahead_needs_an_engine_that_does_not_sleep() -> None:
-    engine: Any = TransformersEngine(policy_gradient().renderer.stop_token_ids, own_weights=True)
-    engine.sleep_level = 2
-    with pytest.raises(ValueError, match="sleep_level=0"):
-        policy_gradient(scripted=False, loss=CORRECTED, engine=engine, ahead=True)
-
-
-# -- what does not go together --------------------------------------------------------------------
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"ahead": True}, "loss=truncated_is"),
-        ({"partial_groups": 1}, "loss=truncated_is"),
-        ({"ahead": True, "zero_advantage": "replace", "loss": CORRECTED}, "zero_advantage=replace"),
-        ({"ahead": True, "scripted": False, "loss": CORRECTED}, "own_weights=true"),
-        ({"partial_groups": -1}, "0 or more"),
-        ({"zero_advantage": "other"}, "zero_advantage='other'"),
-    ],
-)
-def test_options_that_do_not_go_together_are_refused(options, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        policy_gradient(**options)

@@ -11,13 +11,9 @@ import pytest
 import torch
 
 from matchtir.credit.advantages import DualAdvantage
-from matchtir.credit.assignment import HardAssignment
-from matchtir.credit.rewards import MatchReward
-from matchtir.credit.similarity import Similarity
 from matchtir.policy.batching import collate
 from matchtir.policy.losses import LossInputs, LossOutput, MismatchCorrection
 from matchtir.rollout.engine import SamplingParams
-from matchtir.training.base import check_trainer
 from matchtir.training.callbacks.traces import rollout_records
 from matchtir.training.groups import ScoredRollout
 from matchtir.training.module import PolicyGradientModule
@@ -34,7 +30,6 @@ from tests.training.training_parts import (
     sgd,
     tasks,
     trained,
-    trainer,
     weights,
 )
 
@@ -306,34 +301,3 @@ def test_each_hook_can_be_overridden(tmp_path: Path) -> None:
     assert len(module.last_rollout.trajectories) == 6
     assert logged(tmp_path, "train/own") == [pytest.approx(3, abs=1e-5)]
     assert not equal(before, weights(module))
-
-
-@pytest.mark.parametrize(
-    ("option", "named"),
-    [
-        ({"group_size": 0}, "group_size"),
-        ({"mini_batches": 0}, "mini_batches"),
-        ({"micro_batch_tokens": 0}, "micro_batch_tokens"),
-        ({"max_grad_norm": 0.0}, "max_grad_norm"),
-        (
-            {
-                "advantage": DualAdvantage(level="call"),
-                "reward": MatchReward(Similarity(), HardAssignment(), rewards="outcome"),
-            },
-            "advantage_level=call: this reward pays no single calls",
-        ),
-        ({"sampling": SamplingParams(temperature=0.0)}, "temperature=0"),
-        ({"sampling": SamplingParams(top_p=0.9)}, "top_p=0.9, .*loss=truncated_is"),
-        ({"sampling": SamplingParams(top_k=5)}, "top_k=5: .*loss=truncated_is"),
-    ],
-)
-def test_options_out_of_range_are_refused(option, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        policy_gradient(**option)
-
-
-def test_settings_of_the_trainer_that_would_spoil_it_are_refused(tmp_path: Path) -> None:
-    spoilt = trainer(tmp_path, max_epochs=2)
-    spoilt.strategy.precision_plugin.scaler = object()  # of 16-mixed; it needs a GPU
-    with pytest.raises(ValueError, match=r"max_epochs=2(.|\n)*bf16-mixed"):
-        check_trainer(spoilt)

@@ -85,16 +85,6 @@ def test_an_output_layer_of_its_own_is_no_matter_for_muon() -> None:
     assert "model.lm_head.weight" in adamw and len(muon) == 7
 
 
-@pytest.mark.parametrize("make", [AdamW, lambda **options: MuonAdamW(matrix_lr=1.0, **options)])
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"decay": "cosine"}, "decay.*constant.*linear"), ({"warmup": -1}, "warmup=-1")],
-)
-def test_schedules_that_there_are_not_are_refused(make, options, named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        make(lr=1.0, **options)
-
-
 # -- Muon: against PyTorch's own, which computes in 16 bits, and what it promises -----------------
 def random_matrix(rows: int, columns: int, seed: int) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))

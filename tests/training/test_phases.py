@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from matchtir.training.base import check_trainer
-from matchtir.training.phases import Colocation, HostShelf, Phases, Trainer
+from matchtir.training.phases import Colocation, HostShelf, Phases
 from tests.training.training_parts import fit, policy_gradient, tasks
 
 
@@ -109,13 +108,3 @@ def test_memory_of_a_phase_is_without_what_an_engine_asleep_has_given_back(monke
     with phases.measured("update"):
         pass
     assert phases.peaks == {"update": 8}
-
-
-def test_offloading_without_effect_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"trainer.offload='some'"):
-        Trainer(offload="some")
-    trainer = Trainer(offload="optimizer", accelerator="cpu", default_root_dir=tmp_path)
-    with pytest.raises(ValueError, match="offload=optimizer: all is in host memory already"):
-        check_trainer(trainer)
-    with pytest.raises(ValueError, match="samples from the trainer's weights"):
-        Colocation(policy_gradient(scripted=False).engine, "all", list, list)

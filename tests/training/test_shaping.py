@@ -122,31 +122,3 @@ def test_tokens_are_held_back_in_every_mini_batch(tmp_path: Path) -> None:
     sampled = sum(int(inputs.sampled.sum()) for inputs in module.inputs)
     assert chosen == pytest.approx(0.1 * sampled, abs=2)
     assert not any((inputs.chosen & ~inputs.sampled).any() for inputs in module.inputs)
-
-
-@pytest.mark.parametrize(
-    ("option", "named"),
-    [
-        ({"masked_stops": ["answer"]}, "masked_stops='answer'"),
-        ({"reference_reset_every": 0}, "reference_reset_every=0"),
-        (
-            {"reference_reset_every": 5, "loss": {"kl_coefficient": 0.0}},
-            "reset_every=5 needs a reference",
-        ),
-        (
-            {"loss": {"covariance": CovarianceControl(coefficient=1.0)}},
-            "covariance.coefficient.*mini_batches=1",
-        ),
-    ],
-)
-def test_options_without_effect_are_refused(option: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        policy_gradient(**option)
-
-
-@pytest.mark.parametrize(
-    "given", [{"buffer": 101}, {"buffer": 5, "penalty": 0.0}, {"penalty": 2.0}]
-)
-def test_impossible_penalties_are_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="overlong"):
-        OverlongPenalty(limit=100, **given)

@@ -133,21 +133,6 @@ def test_signs_stay_and_weights_are_bounded() -> None:
     assert run([attempt()], nobody)[1]["train/hindsight_sequences"] == 0 and nobody.texts
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"depths": ()}, "depths"),
-        ({"depths": (0, 1)}, "depths"),
-        ({"mixing": 1.5}, "mixing=1.5"),
-        ({"bound": -0.5}, "bound=-0.5"),
-        ({"without": "nothing"}, "without='nothing'.*policy, reference"),
-    ],
-)
-def test_options_out_of_range_are_refused(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=named):
-        TurnSight(**options)
-
-
 def test_a_run_has_a_reference_and_weighs_its_advantages(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"loss": {"kl_coefficient": 0.0}, "iterations": 2}
     plain = trained(tmp_path / "plain", policy=small(1, packing=True).policy, **settings)
