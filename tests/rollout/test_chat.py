@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
-from matchtir.rollout.chat_server import serve
+from matchtir.rollout.chat_server import ChatServer
 from matchtir.rollout.engine import SamplingParams, replay, turn_by_sample
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.http import EndpointError
@@ -157,7 +157,7 @@ def test_urls_without_a_path_get_the_usual_one():
 def scripted(texts, limits=LIMITS):
     renderer = Renderer(tiny_tokenizer(), system_prompt="")
     engine = Engine(script=turn_by_sample(replay({"t": texts})), renderer=renderer)
-    return engine, serve(engine, renderer, limits, GREEDY)
+    return engine, ChatServer(engine, renderer, limits, GREEDY)
 
 
 def test_our_server_and_our_client_play_an_episode_together():

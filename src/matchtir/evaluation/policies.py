@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matchtir.policy.loading import load_policy
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
-from matchtir.rollout.chat_server import MODEL, ChatServer, serve
+from matchtir.rollout.chat_server import MODEL, ChatServer
 from matchtir.rollout.engine import Engine, SamplingParams, ScriptedEngine, replay, turn_by_sample
 from matchtir.rollout.episode import EpisodeLimits, Speaker
 from matchtir.rollout.renderer import Renderer
@@ -94,7 +94,7 @@ class LocalPolicy:
     ) -> Iterator[Address]:
         """The policy behind a server, for as long."""
         engine, renderer = self.engine(scripts, True)
-        with serve(engine, renderer, self.limits(limits), sampling, seed) as server:
+        with ChatServer(engine, renderer, self.limits(limits), sampling, seed) as server:
             yield Address(server.url, MODEL, "none", server)
 
 

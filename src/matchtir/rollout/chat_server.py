@@ -7,8 +7,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +26,21 @@ _LARGEST_REQUEST = 1 << 28  # bytes
 
 
 class ChatServer:
-    """A running server, and what went wrong in it; see `serve`."""
+    """A server on the loopback interface: it runs in a thread while this is entered.
+
+    A request is rendered by the chat template, sampled as one turn, and read by the project's
+    parser: well-formed calls become `tool_calls`, any other text is `content`. The request's
+    `user` becomes the task id in the name of the engine's session, and the number of assistant
+    messages before it the number of the sample, so that a script knows its place.
+
+    What the engine raises is seen by the client as status 500, and raised, the first of it, where
+    the server is left.
+
+    Args:
+        limits: of tokens in a prompt, where a longer one gets status 400, and in a turn.
+        sampling: how turns are drawn, whatever a request asks for.
+        seed: of the sampling.
+    """
 
     def __init__(
         self,
@@ -35,7 +48,7 @@ class ChatServer:
         renderer: Renderer,
         limits: EpisodeLimits,
         sampling: SamplingParams,
-        seed: int,
+        seed: int = 0,
     ) -> None:
         self.url = ""
         self.counts: Counter[str] = Counter()  # requests, and those refused, by reason
@@ -46,9 +59,19 @@ class ChatServer:
         self._sampling = replace(sampling, max_new_tokens=limits.max_turn_tokens)
         self._seed = seed
         self._serial = itertools.count()
+        self._thread = LoopThread("chat-server")
 
-    async def start(self) -> web.AppRunner:
-        """Listen on a free port of the loopback interface."""
+    def __enter__(self) -> ChatServer:
+        self._runner = self._thread.submit(self._start()).result()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.stop(self._runner.cleanup)
+        if kind is None and self.error is not None:
+            raise self.error
+
+    async def _start(self) -> web.AppRunner:
+        """Listen on a free port."""
         application = web.Application(client_max_size=_LARGEST_REQUEST)
         application.router.add_post("/v1/chat/completions", self._complete)
         application.router.add_get("/v1/models", self._models)
@@ -112,40 +135,6 @@ class ChatServer:
         return web.json_response({"error": {"message": text, "code": code}}, status=status)
 
 
-@contextmanager
-def serve(
-    engine: Engine,
-    renderer: Renderer,
-    limits: EpisodeLimits,
-    sampling: SamplingParams,
-    seed: int = 0,
-) -> Iterator[ChatServer]:
-    """A server on the loopback interface, which runs in a thread for as long.
-
-    A request is rendered by the chat template, sampled as one turn, and read by the project's
-    parser: well-formed calls become `tool_calls`, any other text is `content`. The request's
-    `user` becomes the task id in the name of the engine's session, and the number of assistant
-    messages before it the number of the sample, so that a script knows its place.
-
-    Args:
-        limits: of tokens in a prompt, where a longer one gets status 400, and in a turn.
-        sampling: how turns are drawn, whatever a request asks for.
-        seed: of the sampling.
-
-    Raises:
-        Exception: at the end, what the engine raised first; the client saw status 500.
-    """
-    server = ChatServer(engine, renderer, limits, sampling, seed)
-    thread = LoopThread("chat-server")
-    runner = thread.submit(server.start()).result()
-    try:
-        yield server
-    finally:
-        thread.stop(runner.cleanup)
-    if server.error is not None:
-        raise server.error
-
-
 def assistant_message(
     text: str, calls: Sequence[ToolCall], call_format: CallFormat = HERMES
 ) -> dict[str, Any]:
@@ -158,13 +147,16 @@ def assistant_message(
     message: dict[str, Any] = {"role": "assistant", "content": content.strip()}
     if len(spoken) < len(text) and text.endswith(spoken):
         message["reasoning_content"] = reasoning.strip()
-    functions = [
-        {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
-        for call in found
-    ]
-    if functions:
+    if found:
         message["tool_calls"] = [
-            {"id": f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": function}
-            for function in functions
+            {
+                "id": f"call_{uuid.uuid4().hex[:12]}",
+                "type": "function",
+                "function": {
+                    "name": call.name,
+                    "arguments": json.dumps(call.arguments, ensure_ascii=False),
+                },
+            }
+            for call in found
         ]
     return message

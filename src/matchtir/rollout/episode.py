@@ -11,11 +11,11 @@ from dataclasses import dataclass, fields, replace
 from itertools import chain
 
 from matchtir.rollout.engine import SamplingParams, session_name
-from matchtir.tools.formats import HERMES, CallFormat
+from matchtir.rollout.renderer import Renderer
+from matchtir.tools.formats import HERMES
 from matchtir.tools.sandbox import Sandbox, SandboxSession
 from matchtir.types import (
     CallStatus,
-    Span,
     StopReason,
     Task,
     ToolCall,
@@ -91,36 +91,15 @@ class Utterance:
 
 
 class Speaker:
-    """Says the turns of many episodes at once: a model, a server; by itself, somebody outside.
-
-    One that has only text gives no ids at all; limits of tokens mean nothing to it then.
-    """
+    """Says the turns of many episodes at once: a model, a server; by itself, somebody outside."""
 
     version = 0  # of the weights that turns are sampled from
     cache_tokens: int | None = None  # of all conversations in its cache; None: it has a queue
-    calls: CallFormat = HERMES  # how calls are written in the text of a turn
-
-    def prompt_ids(self, task: Task) -> tuple[int, ...]:
-        """What stands before the first turn."""
-        return ()
+    renderer: Renderer | None = None  # None: it has only text, limits of tokens mean nothing to it
 
     async def speak(self, attempt: Attempt, room: int) -> Utterance:
         """Say the next turn of an attempt, in at most `room` tokens."""
         raise NotImplementedError("the turns of this speaker come from outside")
-
-    def spans(self, said: Utterance) -> tuple[Span, ...]:
-        """What the tokens of a turn that was not cut are for."""
-        return ()
-
-    def observation_ids(
-        self, results: Sequence[ToolResult], turn_ids: Sequence[int]
-    ) -> tuple[int, ...]:
-        """What follows the turn `turn_ids` whose calls had these results."""
-        return ()
-
-    def reply_ids(self, reply: str, turn_ids: Sequence[int]) -> tuple[int, ...]:
-        """What follows the turn `turn_ids`, which had no calls, where the user says this."""
-        return ()
 
     def release(self, session: str) -> None:
         """Forget an episode; a no-op for an unknown one."""
@@ -198,7 +177,6 @@ class Episode:
 
         What the speaker or the sandbox raises comes out.
         """
-        self._started = time.perf_counter() - self.attempt.seconds
         try:
             return await self.end(await self._within_time())
         except asyncio.CancelledError:
@@ -240,18 +218,20 @@ class Episode:
 
         A turn that another one follows goes into `attempt`, with its observation.
         """
-        number = len(self.attempt.turns)
-        tools = {tool.name: tool.parameters for tool in self.attempt.task.tools}
-        calls = self.speaker.calls.parse(said.text, tools) if said.calls is None else said.calls
-        calls = calls if said.stopped else ()
+        number, renderer = len(self.attempt.turns), self.speaker.renderer
+        calls = (said.calls or ()) if said.stopped else ()
+        if said.stopped and said.calls is None:
+            tools = {tool.name: tool.parameters for tool in self.attempt.task.tools}
+            calls = (renderer.calls if renderer else HERMES).parse(said.text, tools)
         self._enter(f"tools of turn {number}")
-        results = await _execute(await self._tools(), calls) if calls else ()
-        version = self.speaker.version
-        spans = self.speaker.spans(said) if said.stopped else ()
         turn = Turn(
-            *(said.token_ids, said.logprobs, said.text, calls, results),
-            policy_version=version,
-            spans=spans,
+            said.token_ids,
+            said.logprobs,
+            said.text,
+            calls,
+            await _execute(await self._tools(), calls) if calls else (),
+            policy_version=self.speaker.version,
+            spans=renderer.spans(said.text, said.token_ids) if renderer and said.stopped else (),
         )
         self._last = turn
         if not said.stopped:
@@ -264,12 +244,15 @@ class Episode:
                 return StopReason.ANSWER
         if number + 1 == self.limits.max_turns:
             return StopReason.MAX_TURNS
-        if reply is None:
-            observed = self.speaker.observation_ids(results, turn.token_ids)
-        else:
-            observed = self.speaker.reply_ids(reply, turn.token_ids)
-        answered = replace(turn, observation_ids=observed, reply=reply or "")
-        turns = (*self.attempt.turns, answered)
+        observed: tuple[int, ...] = ()
+        if renderer and reply is None:
+            observed = renderer.observation_ids(turn.results, turn.token_ids)
+        elif renderer and reply is not None:
+            observed = renderer.reply_ids(reply, turn.token_ids)
+        turns = (
+            *self.attempt.turns,
+            replace(turn, observation_ids=observed, reply=reply or ""),
+        )
         if response_tokens(turns) >= self.limits.max_response_tokens:
             return StopReason.RESPONSE_BUDGET  # no room for another token
         self.attempt, self._last = replace(self.attempt, turns=turns), None

@@ -123,9 +123,9 @@ class EpisodeRunner:
         """
         if group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {group_size}")
-        groups = []
+        groups, renderer = [], self.speaker.renderer
         for position, task in zip(positions or range(len(tasks)), tasks, strict=True):
-            prompt = self.speaker.prompt_ids(task)
+            prompt = renderer.prompt_ids(task) if renderer else ()
             if len(prompt) > self.limits.max_prompt_tokens:
                 text = "task %s is skipped: its prompt of %d tokens exceeds max_prompt_tokens=%d"
                 logger.warning(text, task.task_id, len(prompt), self.limits.max_prompt_tokens)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
 from matchtir.rollout.templates import ChatMessage, plain_text
 from matchtir.tools.formats import given_call, spoken_text
-from matchtir.types import Span, Task, ToolCall, ToolResult
+from matchtir.types import ToolCall
 
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
 _THINK_TAG = re.compile(r"</?think>")
@@ -27,8 +28,7 @@ class TokenSpeaker(Speaker):
 
     def __init__(self, engine: Engine, renderer: Renderer) -> None:
         self.engine = engine
-        self.renderer = renderer
-        self.calls = renderer.calls
+        self.renderer: Renderer = renderer
 
     @property
     def version(self) -> int:  # type: ignore[override]
@@ -40,10 +40,6 @@ class TokenSpeaker(Speaker):
         """Of the engine."""
         return self.engine.cache_tokens
 
-    def prompt_ids(self, task: Task) -> tuple[int, ...]:
-        """As the renderer writes it."""
-        return self.renderer.prompt_ids(task)
-
     async def speak(self, attempt: Attempt, room: int) -> Utterance:
         """Sample the next turn; what was sampled is never encoded again."""
         sampling = replace(attempt.sampling, max_new_tokens=room)
@@ -52,20 +48,6 @@ class TokenSpeaker(Speaker):
         )
         text = self.renderer.decode(said.token_ids)
         return Utterance(text, said.stopped, token_ids=said.token_ids, logprobs=said.logprobs)
-
-    def spans(self, said: Utterance) -> tuple[Span, ...]:
-        """As the renderer's reader of calls has them."""
-        return self.renderer.spans(said.text, said.token_ids)
-
-    def observation_ids(
-        self, results: Sequence[ToolResult], turn_ids: Sequence[int]
-    ) -> tuple[int, ...]:
-        """As the renderer writes it."""
-        return self.renderer.observation_ids(results, turn_ids)
-
-    def reply_ids(self, reply: str, turn_ids: Sequence[int]) -> tuple[int, ...]:
-        """As the renderer writes it."""
-        return self.renderer.reply_ids(reply, turn_ids)
 
     def release(self, session: str) -> None:
         """The engine may forget the episode."""
@@ -124,15 +106,23 @@ class ChatEndpoint(Speaker):
         Raises:
             EndpointError: the server refuses the request, or cannot be reached.
         """
-        body = await self._request(attempt)
+        sampling, tools = attempt.sampling, [tool.schema() for tool in attempt.task.tools]
+        options = {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "user": attempt.task.task_id,
+            **({"tools": tools, "tool_choice": self.tool_choice} if tools else {}),
+            **({"top_k": sampling.top_k} if sampling.top_k else {}),
+            **({"max_tokens": self.max_tokens} if self.max_tokens is not None else {}),
+        }
         try:
-            answer = await self.client.request("POST", "/chat/completions", body)
+            answer = await self.ask(attempt, self._messages(attempt), options)
         except EndpointError as error:
             if not any(phrase in (error.said or "").lower() for phrase in _BEYOND_CONTEXT):
                 raise
             self.client.counts["beyond_context"] += 1
             return Utterance("", stopped=False)
-        try:
+        with self.reading(answer):
             usage = answer.get("usage") or {}
             for kind in {"prompt_tokens", "completion_tokens"} & usage.keys():
                 self.client.counts[kind] += usage[kind]
@@ -142,10 +132,24 @@ class ChatEndpoint(Speaker):
             given = [call["function"] for call in message.get("tool_calls") or ()]
             calls = tuple(given_call(c["name"], c.get("arguments"), names) for c in given)
             said = Utterance(turn_text(message, calls), stopped, calls or None)
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise EndpointError(f"{self.client.url} answered {str(answer)[:500]}") from error
         self._said[attempt.session].append(message)
         return said
+
+    async def ask(
+        self, attempt: Attempt, messages: Sequence[ChatMessage], options: Mapping[str, Any]
+    ) -> Any:
+        """The server's answer to messages, for the next turn of an attempt."""
+        body = {"model": await self.model_name(), "messages": messages, "seed": attempt.turn_seed}
+        body |= {**options, **self.extra_body}
+        return await self.client.request("POST", "/chat/completions", body)
+
+    @contextmanager
+    def reading(self, answer: Any) -> Iterator[None]:
+        """Raises EndpointError where an answer is not of the protocol."""
+        try:
+            yield
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise EndpointError(f"{self.client.url} answered {str(answer)[:500]}") from error
 
     def release(self, session: str) -> None:
         """Forget its messages."""
@@ -164,22 +168,6 @@ class ChatEndpoint(Speaker):
                 raise EndpointError(f"{self.client.url} has the models {names}: choose one of them")
             self.model = names[0]
         return self.model
-
-    async def _request(self, attempt: Attempt) -> dict[str, Any]:
-        """The body of the request for the next turn."""
-        sampling, tools = attempt.sampling, [tool.schema() for tool in attempt.task.tools]
-        return {
-            "model": await self.model_name(),
-            "messages": self._messages(attempt),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": attempt.turn_seed,
-            "user": attempt.task.task_id,
-            **({"tools": tools, "tool_choice": self.tool_choice} if tools else {}),
-            **({"top_k": sampling.top_k} if sampling.top_k else {}),
-            **({"max_tokens": self.max_tokens} if self.max_tokens is not None else {}),
-            **self.extra_body,
-        }
 
     def _messages(self, attempt: Attempt) -> list[ChatMessage]:
         """The conversation so far; each result refers to its call.
@@ -245,19 +233,10 @@ class EndpointUser(User):
                 messages.append({"role": "user", "content": spoken_text(turn.text).strip()})
                 messages.append({"role": "assistant", "content": turn.reply})
         messages.append({"role": "user", "content": spoken_text(said).strip()})
-        body = {
-            "model": await self.endpoint.model_name(),
-            "messages": messages,
-            "temperature": self.temperature,
-            "seed": attempt.turn_seed,
-            **self.endpoint.extra_body,
-        }
-        client = self.endpoint.client
-        answer = await client.request("POST", "/chat/completions", body)
-        try:
+        options = {"temperature": self.temperature}
+        answer = await self.endpoint.ask(attempt, messages, options)
+        with self.endpoint.reading(answer):
             text = plain_text(answer["choices"][0]["message"].get("content"))
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
-            raise EndpointError(f"{client.url} answered {str(answer)[:500]}") from error
         text = spoken_text(text).strip()
         return None if self.STOP in text or not text else text
 

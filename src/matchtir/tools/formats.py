@@ -32,7 +32,7 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, ClassVar
 
-from matchtir.types import CallStatus, ToolCall
+from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult
 
 # The tools that a call may name: their names, or also the schema of their arguments; None: any.
 Tools = Mapping[str, Mapping[str, Any]] | Collection[str] | None
@@ -90,6 +90,12 @@ def error_text(call: ToolCall) -> str:
     return f"Error: the tool call cannot be read: {call.problem}."
 
 
+def refusal(call: ToolCall, tools: Tools) -> ToolResult | None:
+    """The result of a call that is not executed, also where none of the tools has its name."""
+    call, refused = _known(call, tools), ResultStatus.REJECTED
+    return None if call.status is CallStatus.OK else ToolResult(error_text(call), refused)
+
+
 def extract_answer(text: str) -> str | None:
     """What stands inside the last complete ``<answer>...</answer>`` outside thinking, stripped.
 
@@ -109,11 +115,9 @@ def spoken(text: str) -> list[tuple[int, int]]:
     masked = _BLOCK.sub(_without_think_tags, text) if _THINK_TAG.search(text) else text
     before, close, _ = masked.partition("</think>")
     start = len(before + close) if close and "<think>" not in before else 0
-    parts = []
-    for thought in _THINKING.finditer(masked, start):
-        parts.append((start, thought.start()))
-        start = thought.end()
-    return [*parts, (start, len(text))]
+    thoughts = [thought.span() for thought in _THINKING.finditer(masked, start)]
+    edges = [start, *chain(*thoughts), len(text)]
+    return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _without_think_tags(block: re.Match[str]) -> str:
@@ -192,10 +196,8 @@ def _check(value: Any, depth: int = 0) -> None:
         raise ValueError("a string holds half of a surrogate pair")
     if isinstance(value, float) and math.isinf(value):
         raise ValueError("a number is too large")
-    inner = value if isinstance(value, list) else []
-    if isinstance(value, dict):
-        inner = [*value, *value.values()]
-    for item in inner:
+    inner = [*value, *value.values()] if isinstance(value, dict) else value
+    for item in inner if isinstance(inner, list) else ():
         _check(item, depth + 1)
 
 
@@ -348,17 +350,15 @@ class QwenCoderCalls(CallFormat):
         """A function; a value that holds its tags cannot be told from them."""
         parameters = []
         for name, value in call.arguments.items():
-            text = self._text(value)
+            text = value
+            if not isinstance(value, str):
+                text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+                word = self.python_words and not isinstance(value, dict | list)
+                text = str(value) if word else text
             if _INNER_TAG.search(text):
                 raise ValueError(f"the argument {name!r} of {call.name} holds tags of the format")
             parameters.append(f"<parameter={name}>\n{text}\n</parameter>\n")
         return f"<function={call.name}>\n{''.join(parameters)}</function>"
-
-    def _text(self, value: Any) -> str:
-        if isinstance(value, str):
-            return value
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-        return str(value) if self.python_words and not isinstance(value, dict | list) else text
 
 
 def _typed(text: str, schema: Any) -> Any:
@@ -371,20 +371,19 @@ def _typed(text: str, schema: Any) -> Any:
     except ValueError:
         return text
     kind = _KINDS[type(value)]
-    allowed = kinds is None or kind in kinds or (kind == "integer" and "number" in kinds)
-    return value if kind != "string" and (allowed or "string" not in (kinds or ())) else text
+    allowed = kind in kinds or (kind == "integer" and "number" in kinds)
+    return value if kind != "string" and (allowed or "string" not in kinds) else text
 
 
-def _kinds(schema: Any) -> set[str] | None:
-    """The JSON types that a schema allows; None: any, or it does not say."""
-    if not isinstance(schema, Mapping):
-        return None
-    if "type" in schema:
-        return {schema["type"]} if isinstance(schema["type"], str) else set(schema["type"])
-    if "enum" in schema or "const" in schema:
-        return {_KINDS[type(each)] for each in schema.get("enum", [schema.get("const")])}
-    several = [_kinds(each) for each in schema.get("anyOf") or schema.get("oneOf") or ()]
-    return set().union(*several) if several and None not in several else None  # type: ignore[arg-type]
+def _kinds(schema: Any) -> set[str]:
+    """The JSON types that a schema allows; all, where it does not say."""
+    said = schema if isinstance(schema, Mapping) else {}
+    if "type" in said:
+        return {said["type"]} if isinstance(said["type"], str) else set(said["type"])
+    if "enum" in said or "const" in said:
+        return {_KINDS[type(each)] for each in said.get("enum", [said.get("const")])}
+    several = said.get("anyOf") or said.get("oneOf") or ()
+    return set().union(*map(_kinds, several)) if several else set(_KINDS.values())
 
 
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}

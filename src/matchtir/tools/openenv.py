@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 
-from matchtir.tools.formats import error_text
-from matchtir.types import ENVIRONMENT, CallStatus, ResultStatus, ToolCall, ToolResult, ToolSpec
+from matchtir.tools.formats import refusal
+from matchtir.types import ENVIRONMENT, ResultStatus, ToolCall, ToolResult, ToolSpec
 from matchtir.utils.options import UserError
 
 # The tool of an environment without named ones; OpenEnv keeps the name free.
@@ -31,13 +30,28 @@ class RefusedError(RuntimeError):
 
 
 class Connection:
-    """A session of a server; one question at a time."""
+    """A session of a server; one question at a time. Made inside the event loop that uses it."""
 
-    def __init__(self, url: str, http: aiohttp.ClientSession, timeout_s: float) -> None:
+    def __init__(self, url: str, timeout_s: float) -> None:
         self.url = url
-        self._http = http
         self._timeout_s = timeout_s
+        self._http = aiohttp.ClientSession()
         self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    async def __aenter__(self) -> Connection:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End the session; afterwards the server has room for another one."""
+        with suppress(TimeoutError, ConnectionError, aiohttp.ClientError):
+            async with self._http, asyncio.timeout(self._timeout_s):
+                if self._socket is not None:
+                    await self._socket.send_json({"type": "close"})
+                    while (await self._socket.receive()).type is aiohttp.WSMsgType.TEXT:
+                        pass  # an answer that came too late
 
     async def ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer to a "reset" or a "step": `observation`, `reward`, `done`.
@@ -64,16 +78,6 @@ class Connection:
                 said.append(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}")
             raise RefusedError("; ".join(said))
         return answer["data"]
-
-    async def close(self) -> None:
-        """End the session; afterwards the server has room for another one."""
-        if self._socket is None:
-            return
-        with suppress(TimeoutError, ConnectionError, aiohttp.ClientError):
-            async with asyncio.timeout(self._timeout_s):
-                await self._socket.send_json({"type": "close"})
-                while (await self._socket.receive()).type is aiohttp.WSMsgType.TEXT:
-                    pass  # an answer that came too late
 
     async def tools(self) -> tuple[ToolSpec, ...]:
         """The tools by their names, or `STEP` with the schema of the environment's actions."""
@@ -110,15 +114,9 @@ class OpenEnvSandbox:
         self.solved = solved
         self.timeout_s = timeout_s
 
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[Connection]:
-        """A session, closed at the end."""
-        async with aiohttp.ClientSession() as http:
-            connection = Connection(self.url, http, self.timeout_s)
-            try:
-                yield connection
-            finally:
-                await connection.close()
+    def connected(self) -> Connection:
+        """A session, to be entered, and closed at the end."""
+        return Connection(self.url, self.timeout_s)
 
     async def open(
         self, tools: Sequence[ToolSpec], state: Mapping[str, Any] | None = None
@@ -129,7 +127,14 @@ class OpenEnvSandbox:
             UserError: there is no such server, or it does not take this reset.
         """
         session = OpenEnvSession(self, [tool.name for tool in tools])
-        await session.begin((state or {}).get(ENVIRONMENT, {}))
+        try:
+            await session.connection.ask("reset", (state or {}).get(ENVIRONMENT, {}))
+        except BaseException as error:
+            await session.close()
+            if isinstance(error, RefusedError):
+                limits = "rollout.episodes.max_concurrent or, evaluating, max_concurrent"
+                raise UserError(f"{self.url}: {error} ({limits} limits episodes)") from error
+            raise
         return session
 
     def shutdown(self) -> None:
@@ -142,31 +147,15 @@ class OpenEnvSession:
     def __init__(self, sandbox: OpenEnvSandbox, names: Sequence[str]) -> None:
         self._sandbox = sandbox
         self._names = names
-        self._context = sandbox.connected()
+        self.connection = sandbox.connected()
         self._one_at_a_time = asyncio.Lock()
         self.reward = 0.0
         self.over = False
 
-    async def begin(self, reset: Mapping[str, Any]) -> None:
-        """Reset the environment."""
-        self._connection = await self._context.__aenter__()
-        try:
-            await self._connection.ask("reset", reset)
-        except BaseException as error:
-            await self.close()
-            if isinstance(error, RefusedError):
-                hint = (
-                    "rollout.episodes.max_concurrent or, evaluating, max_concurrent limits episodes"
-                )
-                raise UserError(f"{self._connection.url}: {error} ({hint})") from error
-            raise
-
     async def call(self, call: ToolCall) -> ToolResult:
         """Make a step. What the environment refuses is the policy's to read."""
-        if call.status is CallStatus.OK and call.name not in self._names:
-            call = replace(call, status=CallStatus.UNKNOWN_TOOL)
-        if call.status is not CallStatus.OK:
-            return ToolResult(error_text(call), ResultStatus.REJECTED)
+        if refused := refusal(call, self._names):
+            return refused
         async with self._one_at_a_time:
             if self.over:
                 return ToolResult("Error: the episode is over.", ResultStatus.REJECTED)
@@ -177,7 +166,7 @@ class OpenEnvSession:
     async def _step(self, call: ToolCall) -> tuple[str, ResultStatus]:
         named = {"type": "call_tool", "tool_name": call.name, "arguments": call.arguments}
         try:
-            answer = await self._connection.ask(
+            answer = await self.connection.ask(
                 "step", call.arguments if call.name == STEP else named
             )
         except RefusedError as error:
@@ -201,7 +190,7 @@ class OpenEnvSession:
 
     async def close(self) -> None:
         """End the session."""
-        await self._context.__aexit__(None, None, None)
+        await self.connection.close()
 
 
 def observation_text(observation: Mapping[str, Any]) -> str:

@@ -10,15 +10,15 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from matchtir.tools.formats import error_text
+from matchtir.tools.formats import refusal
 from matchtir.tools.mcp import McpHost
 from matchtir.tools.pool import WorkerPool
 from matchtir.tools.process import STOPPED, Reply, WorkerSettings
 from matchtir.tools.runners import Calling, ObjectRunner
-from matchtir.types import CallStatus, ResultStatus, Task, ToolCall, ToolResult, ToolSpec
+from matchtir.types import ResultStatus, Task, ToolCall, ToolResult, ToolSpec
 from matchtir.utils.loop_thread import LoopThread
 from matchtir.utils.options import check_option
 
@@ -251,10 +251,8 @@ class ProcessPoolSession:
         return await self._sandbox.calling.function(self._episode, tool, arguments)
 
     async def _result(self, call: ToolCall) -> ToolResult:
-        if call.status is CallStatus.OK and call.name not in self._tools:
-            call = replace(call, status=CallStatus.UNKNOWN_TOOL)
-        if call.status is not CallStatus.OK:
-            return ToolResult(error_text(call), ResultStatus.REJECTED)
+        if refused := refusal(call, self._tools.keys()):
+            return refused
         try:
             arguments = _as_json(call.arguments)
         except (TypeError, ValueError, RecursionError) as error:
