@@ -78,11 +78,6 @@ async def clean_trace(task: Task, trace: Trace, sandbox: Sandbox) -> Trace | Non
     return tuple(TracedCall(turns.index(s.turn), s.call, s.output) for s in kept.values())
 
 
-def trace_key(trace: Trace) -> str:
-    """The same for traces with the same calls, whatever their order."""
-    return "\n".join(sorted(map(_key, trace)))
-
-
 def _key(step: TracedCall) -> str:
     return json.dumps([step.call.name, step.call.arguments, step.output], sort_keys=True)
 
@@ -217,56 +212,45 @@ class Collector:
     async def _run_task(self, task: Task, progress: Callable[[Attempt], None]) -> None:
         """The attempts at one task, one after the other, until enough are right."""
         for number in range(self.attempts):
-            if sum(attempt.trace is not None for attempt in self.of(task)) >= (
-                self.enough or self.attempts
-            ):
+            right = sum(attempt.trace is not None for attempt in self.of(task))
+            if right >= (self.enough or self.attempts):
                 return
-            if attempt_id(task, number) in self.log.done:
+            name = attempt_id(task, number)
+            if name in self.log.done:
                 continue
             async with self._slots:
-                attempt = await self._attempt(task, number)
+                attempt = await self._attempt(task, name)
             if attempt is not None:
                 self.log.add(asdict(attempt))
                 progress(attempt)
 
-    async def _attempt(self, task: Task, number: int) -> Attempt | None:
-        name = attempt_id(task, number)
-        seed = derive_seed(self.seed, name)
+    async def _attempt(self, task: Task, name: str) -> Attempt | None:
+        """An attempt, judged; None where the server refuses: the next run makes it again."""
+        named, seed = [replace(task, task_id=name)], derive_seed(self.seed, name)
         try:
-            [[trajectory]] = await self.runner.run_async(
-                [replace(task, task_id=name)], 1, self.sampling, seed
-            )
+            [[said]] = await self.runner.run_async(named, 1, self.sampling, seed)
         except EndpointError as error:
             self.refused += 1
             self._in_a_row += 1
             log.warning("attempt %s: %s", name, error)
             if self._in_a_row >= MOST_FAILURES:
                 raise
-            return None  # not on file: the next run of the program makes it again
+            return None
         self._in_a_row = 0
-        return await self._judged(task, name, trajectory)
-
-    async def _judged(self, task: Task, name: str, trajectory: Trajectory) -> Attempt:
-        outcome = outcome_score(trajectory, final_answer(trajectory), answer_f1)
-        told = traced_calls(trajectory)
-        trace = None
-        right = outcome >= self.least_outcome
-        if right:
-            trace = await clean_trace(task, told, self.runner.sandbox)
-        made, reason = len(trajectory.calls), str(trajectory.stop_reason)
-        return Attempt(name, outcome, right, reason, made, made - len(told), trace)
+        outcome = outcome_score(said, final_answer(said), answer_f1)
+        right, told, made = outcome >= self.least_outcome, traced_calls(said), len(said.calls)
+        trace = await clean_trace(task, told, self.runner.sandbox) if right else None
+        return Attempt(name, outcome, right, str(said.stop_reason), made, made - len(told), trace)
 
 
 def from_record(record: Mapping[str, Any]) -> Attempt:
     """An attempt as it was read from the log."""
-    trace = record["trace"]
-    if trace is not None:
-        steps = [
-            TracedCall(s["turn"], ToolCall(s["call"]["name"], s["call"]["arguments"]), s["output"])
-            for s in trace
-        ]
-        trace = tuple(steps)
-    return Attempt(**{**record, "trace": trace})
+    steps = record["trace"]
+    if steps is None:
+        return Attempt(**record)
+    calls = [ToolCall(step["call"]["name"], step["call"]["arguments"]) for step in steps]
+    trace = [TracedCall(s["turn"], c, s["output"]) for s, c in zip(steps, calls, strict=True)]
+    return Attempt(**{**record, "trace": tuple(trace)})
 
 
 def gold_task(
@@ -281,10 +265,11 @@ def gold_task(
         alternatives: how many further traces are kept, at most.
         provenance: where the traces come from, kept in the task's metadata.
     """
-    distinct: dict[str, Trace] = {}
+    distinct: dict[tuple[str, ...], Trace] = {}
     for trace in traces:
-        distinct.setdefault(trace_key(trace), trace)
+        distinct.setdefault(tuple(sorted(map(_key, trace))), trace)
     best, *others = sorted(distinct.values(), key=len)
+    counts = {"right": len(traces), "distinct": len(distinct)}
     return replace(
         task,
         gold_calls=tuple(step.call for step in best),
@@ -293,8 +278,5 @@ def gold_task(
         alternative_gold_calls=tuple(
             tuple(step.call for step in trace) for trace in others[:alternatives]
         ),
-        metadata={
-            **task.metadata,
-            "provenance": {**provenance, "right": len(traces), "distinct": len(distinct)},
-        },
+        metadata={**task.metadata, "provenance": {**provenance, **counts}},
     )

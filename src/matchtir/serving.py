@@ -123,12 +123,10 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
         )
 
     def reset(self, *args: Any, **kwargs: Any) -> TurnObservation:
-        """Not there: episodes wait for their tools."""
-        raise NotImplementedError("use reset_async")
+        """Not there, nor is `step`: episodes wait for their tools."""
+        raise NotImplementedError("use reset_async and step_async")
 
-    def step(self, *args: Any, **kwargs: Any) -> TurnObservation:
-        """Not there: episodes wait for their tools."""
-        raise NotImplementedError("use step_async")
+    step = reset
 
     @property
     def state(self) -> State:

@@ -88,8 +88,7 @@ class HttpClient:
         Raises:
             EndpointError: a refusal, or no answer in the end.
         """
-        sent = _connections().submit(self._request(method, path, body, empty))
-        return await asyncio.wrap_future(sent)
+        return await _connections().run(self._request(method, path, body, empty))
 
     def ask(self, method: str, path: str, body: Any = None, empty: bool = False) -> Any:
         """`request`, and wait for the answer, whether an event loop runs here or not."""
@@ -97,7 +96,9 @@ class HttpClient:
 
     async def _request(self, method: str, path: str, body: Any, empty: bool) -> Any:
         for attempt in range(self.retries + 1):
-            await self._wait_for_start()
+            start = max(self._next_start, time.monotonic())
+            self._next_start = start + self.pause_s
+            await asyncio.sleep(start - time.monotonic())
             self.counts["requests"] += 1
             status, text, asked_for = await self._once(method, path, body)
             if status == 200:
@@ -116,12 +117,6 @@ class HttpClient:
                 pause = float(asked_for) if asked_for.isdecimal() else 2.0**attempt
                 await asyncio.sleep(min(pause, _LONGEST_WAIT_S))
         raise EndpointError(f"{self.url}{path} failed {self.retries + 1} times; last: {text[:500]}")
-
-    async def _wait_for_start(self) -> None:
-        """Wait until the pace allows another request."""
-        start = max(self._next_start, time.monotonic())
-        self._next_start = start + self.pause_s
-        await asyncio.sleep(start - time.monotonic())
 
     async def _once(self, method: str, path: str, body: Any) -> tuple[int, str, str]:
         """Status, text and wished-for pause of the answer; status 0 where there is none."""

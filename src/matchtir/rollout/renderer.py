@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from matchtir.rollout.templates import OTHER_ENDS, ChatMessage, plain_text, read_format
 from matchtir.tools.formats import spoken
-from matchtir.types import Span, SpanKind, Task, ToolResult
+from matchtir.types import Message, Span, SpanKind, Task, ToolResult
 
 DEFAULT_SYSTEM_PROMPT = (
     "Answer the question with the help of the tools. You may call several tools in one turn; their "
@@ -124,15 +124,14 @@ class Renderer:
 
         System messages of the history join the renderer's own at the beginning.
         """
-        said = [(m.role, self._inert(m.role).text(m.content)) for m in task.history]
-        system = [text for role, text in said if role == "system"]
-        if self.system_prompt:
-            system.insert(0, self.system_prompt)
-        dialogue = [(role, text) for role, text in said if role != "system"]
-        dialogue.append(("user", self._data.text(task.question)))
+        said = [*task.history, Message("user", task.question)]
+        texts = [(m.role, self._inert(m.role).text(m.content)) for m in said]
+        system = [self.system_prompt] if self.system_prompt else []
+        system += [text for role, text in texts if role == "system"]
+        messages: list[ChatMessage] = []
         if system:
-            dialogue.insert(0, ("system", "\n\n".join(system)))
-        messages: list[ChatMessage] = [{"role": r, "content": text} for r, text in dialogue]
+            messages.append({"role": "system", "content": "\n\n".join(system)})
+        messages += [{"role": role, "content": text} for role, text in texts if role != "system"]
         tools = [self._data.json(spec.schema()) for spec in task.tools]
         return self._encode(self._render(messages, tools))
 
@@ -161,8 +160,7 @@ class Renderer:
         Where `turn_ids` stopped at a call, it begins with the end of the turn.
         """
         following = self._format.results([self._data.text(result.output) for result in results])
-        ended = not turn_ids or turn_ids[-1] in self._ends
-        return self._encode(("" if ended else self._format.turn_end) + following)
+        return self._encode(self._rest(turn_ids) + following)
 
     def reply_ids(self, reply: str, turn_ids: Sequence[int] = ()) -> tuple[int, ...]:
         """What follows a sampled turn without calls: the user's message, and the next turn's start.
@@ -170,9 +168,12 @@ class Renderer:
         Space around the message is left out, as some templates do.
         """
         opening, closing = self._format.reply
-        ended = not turn_ids or turn_ids[-1] in self._ends
-        before = ("" if ended else self._format.turn_end) + opening
-        return self._encode(before + self._data.text(reply.strip()) + closing)
+        following = opening + self._data.text(reply.strip()) + closing
+        return self._encode(self._rest(turn_ids) + following)
+
+    def _rest(self, turn_ids: Sequence[int]) -> str:
+        """What a turn still lacks to its end."""
+        return "" if not turn_ids or turn_ids[-1] in self._ends else self._format.turn_end
 
     def encode_turn(self, text: str) -> tuple[int, ...]:
         """The tokens of a turn that was written instead of sampled, end-of-turn token included.

@@ -218,9 +218,10 @@ class EpisodeRunner:
                         late[stage].append(episode.attempt.session)
                 for stage, names in late.items():
                     others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-                    text = "in stage %r for more than %g s: %s%s"
-                    named = ", ".join(names[:NAMED])
-                    logger.warning(text, stage, self.watchdog_s, named, others)
+                    named = ", ".join(names[:NAMED]) + others
+                    logger.warning(
+                        "in stage %r for more than %g s: %s", stage, self.watchdog_s, named
+                    )
 
         thread = threading.Thread(target=watch, name="watchdog", daemon=True)
         thread.start()

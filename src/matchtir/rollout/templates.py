@@ -104,10 +104,17 @@ def _turn_end(render: Render, added_tokens: Sequence[str]) -> str:
 
 
 def _whole_format(render: Render, turn_end: str, calls: CallFormat, thinking: bool) -> ChatFormat:
-    """What the template writes before, between and behind results, and in which form."""
-    results = [{"role": "tool", "content": text} for text in _RESULTS]
-    text = render([_QUESTION, {"role": "assistant", "content": _TURN}, *results], True, thinking)
-    tail = text.partition(_TURN + turn_end)[2]
+    """What the template writes around the messages that follow a turn, and in which form."""
+
+    def behind_turn(*messages: ChatMessage) -> str:
+        turn = {"role": "assistant", "content": _TURN}
+        text = render([_QUESTION, turn, *messages], True, thinking)
+        return text.partition(_TURN + turn_end)[2]
+
+    tail = behind_turn(*({"role": "tool", "content": text} for text in _RESULTS))
+    before, found, behind = behind_turn({"role": "user", "content": _REPLY}).partition(_REPLY)
+    if not found:
+        raise ValueError("does not render a message of the user behind a turn")
     no_thought = _no_thought(render, calls, thinking)
     for as_json, trimmed in product((True, False), (False, True)):
         texts = (each.strip() if trimmed else each for each in _RESULTS)
@@ -116,19 +123,9 @@ def _whole_format(render: Render, turn_end: str, calls: CallFormat, thinking: bo
         between, also_found, closing = rest.partition(second)
         if found and also_found:
             around = (opening, between, closing)
-            reply = _reply(render, turn_end, thinking)
+            reply = before, behind
             return ChatFormat(turn_end, calls, *around, as_json, trimmed, reply, no_thought)
     raise ValueError("does not render tool messages")
-
-
-def _reply(render: Render, turn_end: str, thinking: bool) -> tuple[str, str]:
-    """What the template writes before and behind a message of the user that follows a turn."""
-    turn, reply = {"role": "assistant", "content": _TURN}, {"role": "user", "content": _REPLY}
-    tail = render([_QUESTION, turn, reply], True, thinking).partition(_TURN + turn_end)[2]
-    opening, found, closing = tail.partition(_REPLY)
-    if not found:
-        raise ValueError("does not render a message of the user behind a turn")
-    return opening, closing
 
 
 def _no_thought(render: Render, calls: CallFormat, thinking: bool) -> str:

@@ -197,11 +197,6 @@ class VllmBase(Engine):
             "detokenize": False,
         }
 
-    @property
-    def _cache_salt(self) -> str:
-        """What keeps that which older weights have cached out of reach."""
-        return f"weights {self.version}"
-
     def _load(self, policy: nn.Module, version: int) -> None:
         raise NotImplementedError
 
@@ -231,7 +226,8 @@ class VllmEngine(VllmBase):
         """Sample one turn after `context`; see the protocol."""
         params = self._make_params(**self._request(session, context, sampling, seed))
         request = f"{next(self._serial)} {session}"
-        prompt = {"prompt_token_ids": list(context), "cache_salt": self._cache_salt}
+        # The salt keeps that which older weights have cached out of reach.
+        prompt = {"prompt_token_ids": list(context), "cache_salt": f"weights {self.version}"}
         self._vllm.add_request(request, prompt, params)
         future = self._futures[request] = asyncio.get_running_loop().create_future()
         self._sampling += 1

@@ -169,7 +169,7 @@ class VllmServerEngine(VllmBase):
         """
         settings = self._request(session, context, sampling, seed)
         body = {"token_ids": list(context), "sampling_params": settings}
-        body |= {"cache_salt": self._cache_salt}
+        body |= {"cache_salt": f"weights {self.version}"}  # out of reach of older ones
         self._sampling += 1
         try:
             while True:

@@ -87,8 +87,8 @@ class Isolation:
             prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: parent of what a child leaves behind
         self._limit()
         self._ruleset: tuple = None, None  # folders, descriptor
-        wanted = _STEPS if rules.isolation != "none" else ()
-        self._steps = {name: _STEPS[name] for name in wanted if self._works(name)}
+        wanted = _STEPS if rules.isolation != "none" else {}
+        self._steps = {name: step for name, step in wanted.items() if self._works(name)}
 
     def report(self):
         """What is in force, in words, and for each part that is missing why."""
@@ -127,8 +127,7 @@ class Isolation:
     def clear(self):
         """Forget what the last child wrote."""
         if self._mounts:
-            detach = 2
-            check(libc.umount2(self.rules.scratch.encode(), detach), "umount")
+            check(libc.umount2(self.rules.scratch.encode(), 2), "umount")  # MNT_DETACH
         else:
             shutil.rmtree(self.rules.scratch, ignore_errors=True)
 
@@ -167,10 +166,9 @@ class Isolation:
         if "user" in self.entered:
             limits["NPROC"] = self.rules.processes
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        for name, value in limits.items():
+        for name in filter(limits.get, limits):
             with contextlib.suppress(AttributeError, ValueError, OSError):  # not on this system
-                if value:
-                    resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (limits[name],) * 2)
 
     def _works(self, name):
         """Whether a step of `confine` works here, as tried by a child."""
@@ -178,8 +176,7 @@ class Isolation:
         with contextlib.suppress(OSError):
             seccomp_filter(platform.machine(), self.rules.network)
         reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
+        if os.fork() == 0:
             try:
                 if name == "landlock":
                     self._ruleset = [], make_ruleset(self.rules, [])
@@ -187,8 +184,8 @@ class Isolation:
             except Exception as caught:
                 os.write(writing, str(caught).encode())
             os._exit(0)
+        os.wait()
         os.close(writing)
-        os.waitpid(child, 0)
         with open(reading, "rb") as file:
             error = file.read().decode()
         if error:

@@ -280,8 +280,8 @@ class HangingTools:
 
     def answer(self, tool: ToolSpec) -> Reply | None:
         """The reply of a tool that is not to be called now; None for one that is."""
-        key = _identity(tool)
-        times, now = self._in_a_row[key], time.monotonic()
+        key, now = _identity(tool), time.monotonic()
+        times = self._in_a_row[key]
         if times < self._limit or now >= self._next_trial[key]:
             self._next_trial[key] = now + _REST_S
             return None
@@ -291,11 +291,12 @@ class HangingTools:
     def see(self, tool: ToolSpec, reply: Reply) -> None:
         """Take note of how a call ended; a source that does not load need not try again."""
         key = _identity(tool)
-        unloaded = reply.hung and reply.status is ResultStatus.BROKEN_TOOL
-        before = self._in_a_row[key]
-        self._in_a_row[key] = max(before + 1, self._limit * unloaded) if reply.hung else 0
-        if before < self._limit <= self._in_a_row[key]:
-            log.warning("the tool %s hangs: it is now called once in a minute", tool.name)
+        before = self._in_a_row.pop(key, 0)
+        if reply.hung:
+            unloaded = reply.status is ResultStatus.BROKEN_TOOL
+            self._in_a_row[key] = max(before + 1, self._limit * unloaded)
+            if before < self._limit <= self._in_a_row[key]:
+                log.warning("the tool %s hangs: it is now called once in a minute", tool.name)
 
 
 def _identity(tool: ToolSpec) -> Any:
