@@ -2,46 +2,32 @@
 
 import asyncio
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from matchtir.rollout import http
 from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.http import EndpointError
 from matchtir.rollout.vllm_server import MOST_RESTARTS, VllmProcess, VllmServerEngine
 from tests.faults.helpers import fault
 from tests.policy.tiny_policy import small
+from tests.tools.sandbox_helpers import alive, until
 
-ROOT = Path(__file__).parents[2]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_vllm.py")))
 SAMPLING = SamplingParams(max_new_tokens=5)
-
-
-def alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state != "Z"
 
 
 def gone(start: dict) -> bool:
     """A server and its engine core."""
     return not alive(start["pid"]) and not alive(start["core"])
-
-
-def soon(condition: Callable[[], bool], seconds: float = 30) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return condition()
 
 
 @pytest.fixture
@@ -114,7 +100,7 @@ def test_a_server_lost_in_mid_turn_is_replaced_and_samples_the_same(server, faul
     assert sample(engine, 1, 2, 3) == before
     assert engine.restarts == 1
     starts = [note for note in server.notes() if "start" in note]
-    assert len(starts) == 2 and soon(lambda: gone(starts[0]))
+    assert len(starts) == 2 and until(lambda: gone(starts[0]))
     assert asked(server, "update_weight_version") == [{"new_version": "1"}] * 2
 
 
@@ -155,54 +141,45 @@ def test_a_server_that_ignores_sigterm_is_ended_all_the_same(server) -> None:
     (start,) = (note for note in server.notes() if "start" in note)
     assert alive(start["pid"]) and alive(start["core"])
     engine.close()
-    assert soon(lambda: gone(start))
+    assert until(lambda: gone(start))
 
 
-TRAINER = """
-import os, sys, threading, time
-sys.path[:0] = ["src", "."]
-from pathlib import Path
-from matchtir.rollout.vllm_server import VllmProcess
-VllmProcess.program = {fake}
-thread = threading.Thread(target=lambda: VllmProcess({{}}, 1, Path({folder!r}), 60))
-thread.start()
-thread.join()
-print("started", flush=True)
-time.sleep(3600)
-"""
+def trainer(folder: Path) -> None:
+    """Starts a server in a thread, which ends."""
+    http._connections.cache_clear()  # a fork has none of the threads
+    thread = threading.Thread(target=lambda: VllmProcess({}, 1, folder, 60))
+    thread.start()
+    thread.join()
+    (folder.parent / "started").touch()
+    time.sleep(3600)
 
 
 @fault("F vLLM trainer killed", "the trainer is killed", "the server and its engine core end, too")
 def test_a_server_ends_with_a_trainer_that_is_killed_and_not_with_a_thread(
     server, tmp_path
 ) -> None:
-    server.fail("deaf")
     folder = tmp_path / "f"
     folder.mkdir()
-    code = TRAINER.format(fake=FAKE, folder=str(folder))
-    trainer = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    process = multiprocessing.get_context("fork").Process(
+        target=trainer, args=(folder,), daemon=True
     )
-    assert trainer.stdout.readline() == "started\n"
+    process.start()
+    assert until((tmp_path / "started").exists)
     (start,) = server.notes()
     time.sleep(0.5)
     assert alive(start["pid"]) and alive(start["core"])  # the thread that started it has ended
-    os.kill(trainer.pid, signal.SIGKILL)
-    trainer.wait()
-    assert soon(lambda: gone(start))
-    assert soon(lambda: not folder.exists())
+    process.kill()
+    process.join()
+    assert until(lambda: gone(start))
+    assert until(lambda: not folder.exists())
 
 
 @fault("F vLLM connections", "300 turns", "a handful of descriptors; a socket of this user alone")
 def test_many_turns_need_few_descriptors_and_nobody_else_reaches_the_server(server) -> None:
     engine = server.engine()
     before = len(os.listdir("/proc/self/fd"))
-    for seed in range(100):
-        sample(engine, seed)
-    sample(engine, *range(200))
-    for seed in range(20):
-        sample(engine, seed)
-    asyncio.run(asyncio.sleep(0))
-    assert soon(lambda: len(os.listdir("/proc/self/fd")) < before + 10)
+    for seeds in (*[(seed,) for seed in range(20)], range(260), *[(seed,) for seed in range(20)]):
+        sample(engine, *seeds)
+    assert until(lambda: len(os.listdir("/proc/self/fd")) < before + 10)
     path = Path(engine._client.url.removeprefix("unix:"))
     assert path.is_socket() and path.parent.stat().st_mode & 0o077 == 0

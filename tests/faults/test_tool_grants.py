@@ -1,9 +1,7 @@
-"""Part A: what a tool source may ask for, and MCP servers under the same rules."""
+"""Part A: what a tool source may ask for."""
 
 import socket
-import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
@@ -38,23 +36,6 @@ TOOLS = '''
         """A file beside this one."""
         return open(os.path.join(os.path.dirname(__file__), "table.txt")).read()
 '''
-SERVER = '''
-    import os
-    from mcp.server.mcpserver import MCPServer
-    server = MCPServer("curious")
-
-    @server.tool()
-    def passwd() -> str:
-        """Reads."""
-        return open("/etc/passwd").read()
-
-    @server.tool()
-    def variables() -> str:
-        """Reads."""
-        return " ".join(sorted(os.environ))
-
-    server.run("stdio")
-'''
 
 
 @pytest.fixture
@@ -88,65 +69,3 @@ def test_a_variable_that_is_not_set_is_named(sandbox, module):
     tools = read_tools({"module": str(module), "environment": ["KEY_THAT_IS_NOT_SET"]})
     with pytest.raises(ValueError, match="KEY_THAT_IS_NOT_SET, which is not set"):
         in_session(sandbox, tools, ("variables", {}))
-
-
-@linux
-@fault("A MCP server", "an MCP server reads /etc/passwd", "denied, unless it is trusted")
-def test_servers_are_under_the_same_rules_unless_trusted(make_sandbox, tmp_path, monkeypatch):
-    pytest.importorskip("mcp", reason="the extra mcp is not installed")
-    pool = make_sandbox(workers=1)
-    need_isolation(pool)
-    monkeypatch.setenv("KEY_OF_SERVICE", "key")
-    path = Path(tmp_path / "server.py")
-    path.write_text(textwrap.dedent(SERVER))
-    source = {"command": [sys.executable, str(path)], "environment": ["KEY_OF_SERVICE"]}
-    found = {}
-    for trusted in (False, True):
-        tools = read_tools({**source, "trusted": trusted})
-        found[trusted], _ = in_session(pool, tools, ("passwd", {}), ("variables", {}))
-    assert found[False][0].status is ResultStatus.EXCEPTION
-    assert found[True][0].output == Path("/etc/passwd").read_text()
-    assert "KEY_OF_SERVICE" in found[False][1].output
-    assert "KEY_OF_SERVICE" in found[True][1].output
-
-
-RAW_SERVER = """
-    import json
-    import sys
-
-    ANSWERS = {
-        "structured": {"result": {"content": [], "structuredContent": {"price": 3}}},
-        "refused": {"error": {"code": -32000, "message": "quota exceeded"}},
-        "malformed": {"result": {"content": 7}},
-    }
-    for line in sys.stdin:
-        request = json.loads(line)
-        params = request.get("params", {})
-        answer = {"error": {"code": -32601, "message": "no such method"}}
-        if request["method"] == "initialize":
-            info = {"name": "raw", "version": "1"}
-            version = params["protocolVersion"]
-            answer = {"result": {"protocolVersion": version, "capabilities": {"tools": {}},
-                                 "serverInfo": info}}
-        if request["method"] == "tools/list":
-            tools = [{"name": name, "inputSchema": {"type": "object"}} for name in ANSWERS]
-            answer = {"result": {"tools": tools}}
-        if request["method"] == "tools/call":
-            answer = ANSWERS[params["name"]]
-        if "id" in request:
-            print(json.dumps({"jsonrpc": "2.0", "id": request["id"], **answer}), flush=True)
-"""
-
-
-@fault("F MCP replies", "a server answers malformed, with -32000, or structured alone", "typed")
-def test_any_answer_of_a_server_is_a_result_of_its_call(make_sandbox, tmp_path):
-    pytest.importorskip("mcp", reason="the extra mcp is not installed")
-    path = tmp_path / "raw.py"
-    path.write_text(textwrap.dedent(RAW_SERVER))
-    tools = read_tools({"command": [sys.executable, str(path)]})
-    names = ("malformed", "refused", "structured")
-    results, _ = in_session(make_sandbox(workers=1), tools, *[(name, {}) for name in names])
-    malformed, refused, structured = results
-    assert malformed.status is ResultStatus.EXCEPTION
-    assert refused.output == "Error: refused raised quota exceeded"
-    assert structured.output == '{"price": 3}'
