@@ -13,7 +13,6 @@ from aiohttp import web
 from matchtir.tasks.tool_sources import read_tools
 from matchtir.tools.mcp import McpError, server_tools
 from matchtir.types import McpServer, ResultStatus
-from tests.faults.helpers import fault, linux, need_isolation
 from tests.rollout.chat_fakes import listening
 from tests.tools.sandbox_helpers import alive, in_session, until
 
@@ -101,21 +100,6 @@ def test_a_server_that_does_not_hear_of_its_end_is_killed(monkeypatch):
     assert server_tools(McpServer((*COMMAND, "--deaf")))
     assert [number for _, number in ended] == [signal.SIGKILL]
     assert not alive(ended[0][0])
-
-
-@linux
-@fault("A MCP server", "an MCP server reads /etc/passwd", "denied, unless it is trusted")
-def test_servers_are_under_the_rules_of_tools_unless_trusted(make_sandbox, results, monkeypatch):
-    pool = make_sandbox(workers=1)
-    need_isolation(pool)
-    monkeypatch.setenv("KEY_OF_SERVICE", "key")
-    source, found = {"command": [*COMMAND], "environment": ["KEY_OF_SERVICE"]}, {}
-    for trusted in (False, True):
-        tools = read_tools({**source, "trusted": trusted})
-        found[trusted] = results(("passwd", {}), ("variables", {}), tools=tools, pool=pool)
-        assert "KEY_OF_SERVICE" in found[trusted][1].output
-    assert found[False][0].status is EXCEPTION
-    assert found[True][0].output == Path("/etc/passwd").read_text()
 
 
 # -- over HTTP -------------------------------------------------------------------------------------

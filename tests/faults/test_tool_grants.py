@@ -1,7 +1,9 @@
-"""Part A: what a tool source may ask for."""
+"""Part A: what a tool source may ask for, and MCP servers under the same rules."""
 
 import socket
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +12,7 @@ from matchtir.types import ResultStatus
 from tests.faults.helpers import fault, linux, need_isolation
 from tests.tools.sandbox_helpers import in_session
 
+SERVER = [sys.executable, str(Path(__file__).parents[1] / "custom" / "mcp_server.py")]
 TOOLS = '''
     """Tools that need something."""
 
@@ -69,3 +72,19 @@ def test_a_variable_that_is_not_set_is_named(sandbox, module):
     tools = read_tools({"module": str(module), "environment": ["KEY_THAT_IS_NOT_SET"]})
     with pytest.raises(ValueError, match="KEY_THAT_IS_NOT_SET, which is not set"):
         in_session(sandbox, tools, ("variables", {}))
+
+
+@linux
+@fault("A MCP server", "an MCP server reads /etc/passwd", "denied, unless it is trusted")
+def test_servers_are_under_the_same_rules_unless_trusted(make_sandbox, monkeypatch):
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    pool = make_sandbox(workers=1)
+    need_isolation(pool)
+    monkeypatch.setenv("KEY_OF_SERVICE", "key")
+    source, found = {"command": SERVER, "environment": ["KEY_OF_SERVICE"]}, {}
+    for trusted in (False, True):
+        tools = read_tools({**source, "trusted": trusted})
+        found[trusted], _ = in_session(pool, tools, ("passwd", {}), ("variables", {}))
+        assert "KEY_OF_SERVICE" in found[trusted][1].output
+    assert found[False][0].status is ResultStatus.EXCEPTION
+    assert found[True][0].output == Path("/etc/passwd").read_text()

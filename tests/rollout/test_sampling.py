@@ -39,42 +39,38 @@ def test_the_ends_of_the_unit_interval_draw_a_possible_token(uniform: float) -> 
     assert logprobs.isfinite().all()
 
 
-ROWS = st.lists(
-    st.tuples(
-        st.lists(st.floats(-5, 5), min_size=6, max_size=6),
-        st.sampled_from([0.0, 0.5, 1.0]),  # temperature
-        st.sampled_from([0.3, 0.9, 1.0]),  # top_p
-        st.sampled_from([0, 1, 3]),  # top_k
-        st.floats(0, 1, exclude_max=True),
+ROW = st.tuples(
+    st.lists(st.floats(-5, 5), min_size=6, max_size=6),
+    st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0.0, 0.5, 1.0]),
+        top_p=st.sampled_from([0.3, 0.9, 1.0]),
+        top_k=st.sampled_from([0, 1, 3]),
     ),
-    min_size=1,
-    max_size=5,
+    st.floats(0, 1, exclude_max=True),
 )
 
 
 @settings(deadline=None)
-@given(ROWS)
+@given(st.lists(ROW, min_size=1, max_size=5))
 def test_a_row_depends_on_itself_alone(rows: list[tuple]) -> None:
-    logits = torch.tensor([row[0] for row in rows], dtype=torch.float32)
-    params = [SamplingParams(temperature, top_p, top_k) for _, temperature, top_p, top_k, _ in rows]
-    uniforms = [row[4] for row in rows]
-    tokens, logprobs = sample_tokens(logits, params, uniforms)
-    for index in range(len(rows)):
-        one = slice(index, index + 1)
-        token, logprob = sample_tokens(logits[one], params[one], uniforms[one])
-        assert token.item() == tokens[index].item()
-        assert logprob.item() == logprobs[index].item()
+    values, params, uniforms = map(list, zip(*rows, strict=True))
+    logits = torch.tensor(values, dtype=torch.float32)
+    both = torch.stack(sample_tokens(logits, params, uniforms))
+    for index, (param, uniform) in enumerate(zip(params, uniforms, strict=True)):
+        alone = torch.stack(sample_tokens(logits[index : index + 1], [param], [uniform]))
+        assert both[:, index].tolist() == alone[:, 0].tolist()
 
 
 def test_a_row_without_truncation_is_untouched_by_one_with_it() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3000, generator=generator) * 6
     params = [SamplingParams(), SamplingParams(top_p=0.5)]
-    for draw in range(200):
+    for draw in range(0, 200, 10):
         uniforms = [1 - 0.5 ** (draw / 4), 0.5]  # ever further into the tail
-        tokens, logprobs = sample_tokens(logits, params, uniforms)
+        both = sample_tokens(logits, params, uniforms)
         alone = sample_tokens(logits[:1], params[:1], uniforms[:1])
-        assert (tokens[0].item(), logprobs[0].item()) == (alone[0].item(), alone[1].item())
+        assert [one[0].item() for one in both] == [one[0].item() for one in alone]
 
 
 def test_half_precision_logits_are_summed_in_float32() -> None:

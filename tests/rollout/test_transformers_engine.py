@@ -52,51 +52,30 @@ def assert_all_equal(
         assert_equal(generations, naive(policy, talk, sampling))
 
 
-def assert_as_without_a_cache(
-    conversations: list[Talk], sampling: SamplingParams, **options: Any
-) -> list[list[Generation]]:
-    found = run_all(engine(**options), conversations, sampling)
-    assert_all_equal(found, conversations, sampling)
-    return found
-
-
 # -- what is sampled ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("sampling", "rejoin_after"),
-    [(GREEDY, 0), (SAMPLED, None), (SamplingParams(0.7, 0.9, 50, 9), 4)],
-)
-def test_several_turns_of_many_conversations_equal_a_loop_without_a_cache(
-    sampling: SamplingParams, rejoin_after: int | None
-) -> None:
-    found = assert_as_without_a_cache(talks(4), sampling, rejoin_after=rejoin_after)
-    lengths = {len(generation.token_ids) for turns in found for generation in turns}
-    assert len(lengths) > 2  # rows joined and left at different times
-
-
-@pytest.mark.parametrize(
-    ("conversations", "options"),
+    ("conversations", "sampling", "options"),
     [
-        pytest.param([Talk((50,), ((60,), (61,)))], {}, id="a prompt of one token"),
-        pytest.param([Talk((50, 51, 52), ((), ()))], {}, id="turns without observations"),
-        pytest.param(GROWING, {}, id="a cache that grows keeps what it holds"),
-        *(
-            pytest.param(
-                talks(4, group=2, seed=5), {"prefill_tokens": size}, id=f"read in pieces of {size}"
-            )
-            for size in (1, 5, 30)
-        ),
-        *(  # places are taken over and moved; every conversation stays what it is
-            pytest.param(
-                talks(5, seed=6, group=2), {"max_sessions": places}, id=f"{places} places for 5"
-            )
-            for places in (1, 2, 3)
-        ),
+        (talks(4), GREEDY, {"rejoin_after": 0}),
+        (talks(4), SAMPLED, {"rejoin_after": None}),
+        (talks(4), SamplingParams(0.7, 0.9, 50, 9), {"rejoin_after": 4}),
+        pytest.param([Talk((50,), ((60,), (61,)))], SAMPLED, {}, id="a prompt of one token"),
+        pytest.param([Talk((50, 51, 52), ((), ()))], SAMPLED, {}, id="no observations"),
+        pytest.param(GROWING, SAMPLED, {}, id="a cache that grows keeps what it holds"),
+        *((talks(4, group=2, seed=5), SAMPLED, {"prefill_tokens": size}) for size in (1, 5, 30)),
+        # places are taken over and moved; every conversation stays what it is
+        *((talks(5, seed=6, group=2), SAMPLED, {"max_sessions": places}) for places in (1, 2, 3)),
     ],
 )
-def test_the_cache_changes_nothing(conversations: list[Talk], options: dict[str, int]) -> None:
-    assert_as_without_a_cache(conversations, SAMPLED, **options)
+def test_turns_of_many_conversations_equal_a_loop_without_a_cache(
+    conversations: list[Talk], sampling: SamplingParams, options: dict[str, Any]
+) -> None:
+    found = run_all(engine(**options), conversations, sampling)
+    assert_all_equal(found, conversations, sampling)
+    lengths = {len(generation.token_ids) for turns in found for generation in turns}
+    assert len(lengths) > 2 or len(conversations) < 4  # rows joined and left at different times
 
 
 def test_log_probabilities_equal_the_trainers() -> None:
@@ -117,25 +96,19 @@ def test_log_probabilities_equal_the_trainers() -> None:
         torch.testing.assert_close(scores.logprobs[mask], torch.tensor(expected), atol=2e-5, rtol=0)
 
 
-# -- where a turn ends ---------------------------------------------------------------------------
-
-
 # -- the cache -----------------------------------------------------------------------------------
 
 
-def test_only_new_tokens_are_read() -> None:
-    (talk,) = talks(1, turns=3, seed=4)
+@pytest.mark.parametrize(
+    "conversations", [talks(1, turns=3, seed=4), talks(8, turns=1, group=4)], ids=["turns", "group"]
+)
+def test_only_new_tokens_are_read_and_the_prompt_of_a_group_once(conversations: list[Talk]) -> None:
     single = engine()
-    run_all(single, [talk], SAMPLED)
+    found = run_all(single, conversations, SAMPLED)
+    prompts = {talk.prompt for talk in conversations}
     # The last token of a turn is read with the observation that follows it.
-    assert single.prefill_count == len(talk.prompt) + sum(1 + len(o) for o in talk.observations)
-
-
-def test_the_prompt_of_a_group_is_read_once() -> None:
-    conversations = talks(8, turns=1, group=4)
-    shared = engine()
-    found = run_all(shared, conversations, SAMPLED)
-    assert shared.prefill_count == len(conversations[0].prompt) + len(conversations[4].prompt)
+    observed = [1 + len(o) for talk in conversations for o in talk.observations]
+    assert single.prefill_count == sum(map(len, prompts)) + sum(observed)
     assert_all_equal(found, conversations)
 
 
@@ -181,9 +154,13 @@ def test_nobody_waits_for_anothers_tools() -> None:
 
 @pytest.mark.parametrize("max_sessions", [64, 3])
 def test_results_are_the_same_to_the_last_bit_however_long_tools_take(max_sessions: int) -> None:
+    """Also those of an engine that was used before."""
     conversations = talks(8, turns=4, seed=7, group=2)
+    used = engine(max_sessions=max_sessions)
+    run_all(used, [Talk(tuple(range(20, 400)), ((5,),)), *talks(9, seed=9)], SAMPLED)
+    used.sync(POLICY, version=1)
 
-    def with_jitter(seed: int) -> list[list[Generation]]:
+    def with_jitter(shared: TransformersEngine, seed: int) -> list[list[Generation]]:
         rng = random.Random(seed)
 
         async def delay() -> None:
@@ -192,19 +169,11 @@ def test_results_are_the_same_to_the_last_bit_however_long_tools_take(max_sessio
             if rng.random() < 0.2:
                 await asyncio.sleep(0.01 * rng.random())
 
-        return run_all(engine(max_sessions=max_sessions), conversations, SAMPLED, delay)
+        return run_all(shared, conversations, SAMPLED, delay)
 
-    first = with_jitter(0)
-    assert all(with_jitter(seed) == first for seed in (1, 2, 3))
-
-
-def test_an_engine_that_was_used_before_gives_the_same_bits() -> None:
-    conversations = talks(5, seed=8, group=2)
-    fresh = run_all(engine(), conversations, SAMPLED)
-    used = engine()
-    run_all(used, [Talk(tuple(range(20, 400)), ((5,),)), *talks(9, seed=9)], SAMPLED)
-    used.sync(POLICY, version=1)
-    assert run_all(used, conversations, SAMPLED) == fresh
+    first = with_jitter(engine(max_sessions=max_sessions), 0)
+    assert with_jitter(engine(max_sessions=max_sessions), 1) == first
+    assert with_jitter(used, 2) == first
 
 
 # -- things that go wrong ------------------------------------------------------------------------
@@ -242,8 +211,7 @@ def test_an_error_in_the_model_reaches_everybody_once(
     assert not caplog.records  # the episodes have the error: nothing is left over to warn about
 
 
-@pytest.mark.parametrize("rejoin_after", [4, None])
-@pytest.mark.parametrize("ticks", [0, 3])
+@pytest.mark.parametrize(("ticks", "rejoin_after"), [(0, 4), (3, 4), (3, None)])
 def test_a_turn_that_is_cancelled_leaves_the_others_alone(
     ticks: int, rejoin_after: int | None
 ) -> None:

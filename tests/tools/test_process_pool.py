@@ -4,19 +4,15 @@ import asyncio
 import gc
 import os
 import sys
-import threading
 import time
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ResultStatus, ToolCall
 from tests.tools.sandbox_helpers import LONG, call_all, run, tool, worker_pids
 
-ROOT = Path(__file__).parents[2]
 ENDLESS = "import re\ndef f(): return re.match('(a+)+$', 'a' * 40 + 'b')"
 
 
@@ -29,11 +25,11 @@ def test_calls_are_served_in_the_order_they_came(make_sandbox):
 
 
 def test_waiting_for_a_worker_does_not_count(make_sandbox):
-    sandbox = make_sandbox(workers=1, timeout_s=1.5)
-    calls = [(tool("import time\ndef f(): time.sleep(0.4)"), {})] * 5  # 2 s in all
+    sandbox = make_sandbox(workers=1, timeout_s=0.9)
+    calls = [(tool("import time\ndef f(): time.sleep(0.2)"), {})] * 6  # 1.2 s in all
     results = asyncio.run(call_all(sandbox, *calls))
     assert {result.status for result in results} == {ResultStatus.OK}
-    assert all(0.4 <= result.seconds < 1.5 for result in results)
+    assert all(0.2 <= result.seconds < 0.9 for result in results)
 
 
 def test_processes_start_when_needed_and_stay(make_sandbox):
@@ -51,23 +47,17 @@ def test_one_sandbox_serves_successive_event_loops_and_threads(make_sandbox):
     for x in range(5):
         assert asyncio.run(session.call(ToolCall("f", {"x": x}))).output == str(x)
 
-    outputs = []
+    def other(_):
+        results = asyncio.run(call_all(sandbox, *[(source, {"x": 9})] * 20))
+        return {result.output for result in results}
 
-    def other():
-        results = asyncio.run(call_all(sandbox, *[(source, {"x": 9})] * 50))
-        outputs.extend(result.output for result in results)
-
-    threads = [threading.Thread(target=other) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert outputs == ["9"] * 200
-    assert sandbox.counts[ResultStatus.OK] == 205
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(other, range(4))) == [{"9"}] * 4
+    assert sandbox.counts[ResultStatus.OK] == 85
 
 
 def test_a_call_goes_on_while_the_event_loop_is_busy(make_sandbox):
-    sandbox = make_sandbox(timeout_s=2.0)
+    sandbox = make_sandbox(timeout_s=1.0)
     source = tool("def f(): return 1")
 
     async def busy():
@@ -75,7 +65,7 @@ def test_a_call_goes_on_while_the_event_loop_is_busy(make_sandbox):
         await asyncio.sleep(0.5)
         call_2 = asyncio.ensure_future(call_all(sandbox, (source, {})))
         await asyncio.sleep(0)
-        time.sleep(2.5)  # a long step of the model, longer than the deadline
+        time.sleep(1.5)  # a long step of the model, longer than the deadline
         return [*await call, *await call_2]
 
     assert {result.output for result in asyncio.run(busy())} == {"1"}
@@ -99,31 +89,24 @@ def test_a_cancelled_call_frees_its_worker_at_once(make_sandbox):
     assert sandbox.counts == {ResultStatus.OK: 2}
 
 
-def test_shutdown_leaves_no_process_and_may_be_repeated(make_sandbox):
+def test_shutdown_stops_calls_leaves_no_process_and_may_be_repeated(make_sandbox):
     before = worker_pids(os.getpid())
     sandbox = make_sandbox(workers=3)
-    asyncio.run(call_all(sandbox, *[(tool("import time\ndef f(): time.sleep(0.2)"), {})] * 3))
-    assert len(worker_pids(os.getpid()) - before) == 3
-    sandbox.shutdown()
+
+    async def interrupted():
+        calls = asyncio.ensure_future(call_all(sandbox, *[(tool(ENDLESS), {})] * 3))
+        await asyncio.sleep(0.3)
+        assert len(worker_pids(os.getpid()) - before) == 3
+        sandbox.shutdown()
+        return await calls
+
+    started = time.monotonic()
+    assert {result.status for result in asyncio.run(interrupted())} == {ResultStatus.CRASHED}
+    assert time.monotonic() - started < LONG / 2
     sandbox.shutdown()
     assert worker_pids(os.getpid()) == before
     with pytest.raises(RuntimeError, match="shutdown"):
         run(sandbox, "def f(): return 1")
-
-
-def test_shutdown_stops_running_calls(make_sandbox):
-    sandbox = make_sandbox(workers=1)
-
-    async def interrupted():
-        call = asyncio.ensure_future(call_all(sandbox, (tool(ENDLESS), {})))
-        await asyncio.sleep(0.3)
-        sandbox.shutdown()
-        return await call
-
-    started = time.monotonic()
-    (result,) = asyncio.run(interrupted())
-    assert result.status is ResultStatus.CRASHED
-    assert time.monotonic() - started < LONG / 2
 
 
 def test_a_forgotten_sandbox_is_shut_down():
@@ -165,11 +148,3 @@ def test_the_memory_limit_is_an_option(make_sandbox):
     source = "import mmap\ndef f(): return len(mmap.mmap(-1, 1 << 29))"
     assert run(make_sandbox(memory_mb=0), source).output == str(1 << 29)
     assert run(make_sandbox(memory_mb=256), source).status is ResultStatus.EXCEPTION
-
-
-def test_the_configuration_builds_a_sandbox_without_processes():
-    before = worker_pids(os.getpid())
-    pool = instantiate(OmegaConf.load(ROOT / "configs/sandbox/process_pool.yaml"))
-    assert isinstance(pool, ProcessPoolSandbox)
-    assert worker_pids(os.getpid()) == before
-    pool.shutdown()

@@ -7,7 +7,7 @@ from dataclasses import astuple
 import pytest
 
 from matchtir.tools.formats import error_text, parse_calls
-from matchtir.tools.sandbox import executed, reports_error
+from matchtir.tools.sandbox import ProcessPoolSandbox, executed, reports_error
 from matchtir.types import ResultStatus, ToolCall, ToolResult
 from tests.tools.sandbox_helpers import in_session, run, tool
 
@@ -17,54 +17,41 @@ from tests.tools.sandbox_helpers import in_session, run, tool
     [
         ("'as it is'", "as it is", "as it is"),
         ("{'a': [1, 2.5, None, True], 'é': '東'}", '{"a": [1, 2.5, null, true], "é": "東"}', None),
-        ("42", "42", "42"),
         ("True", "true", "True"),
         ("None", "null", "None"),
         ("{1, }", '"{1}"', "{1}"),
         ("{(1, 2): 3}", "{(1, 2): 3}", "{(1, 2): 3}"),  # no JSON at all
         ("[complex(1, 2)]", '["(1+2j)"]', "[(1+2j)]"),
         ("float('nan')", '"NaN"', "nan"),
-        (
-            "[float('-inf'), {'a': (float('inf'), 1.5)}]",
-            '["-Infinity", {"a": ["Infinity", 1.5]}]',
-            None,
-        ),
-        ("{float('nan'): 1, 2: None}", '{"NaN": 1, "2": null}', None),
+        ("{float('nan'): (float('inf'), 1.5)}", '{"NaN": ["Infinity", 1.5]}', None),
         ("''", "", ""),
-        ("'😀'", "😀", "😀"),
         (r"'\ud83d\ude00'", "😀", "😀"),  # two halves make a character
         (r"'a\ud800b'", "a\ufffdb", "a\ufffdb"),  # one half is none
+        ("(x := [range(3)]).append(x) or x", "[range(0, 3), [...]]", None),  # no end
     ],
 )
-def test_return_values_become_text(sandbox, make_sandbox, expression, json_text, python_text):
+def test_return_values_become_text(sandbox, python_sandbox, expression, json_text, python_text):
     source = f"def f(): return {expression}"
     result = run(sandbox, source)
     assert (result.status, result.output) == (ResultStatus.OK, json_text)
-    if python_text is not None and python_text != json_text:
-        assert run(make_sandbox(output="python"), source).output == python_text
+    if python_text is not None:
+        assert run(python_sandbox, source).output == python_text
 
 
-def test_objects_that_json_cannot_hold_become_str(sandbox):
-    source = """
-        class Thing:
-            def __str__(self): return "a thing"
-        def f():
-            loop = []
-            loop.append(loop)
-            return [Thing(), loop] if cyclic else Thing()
-        cyclic = {cyclic}
-    """
-    assert run(sandbox, source.format(cyclic=False)).output == '"a thing"'
-    assert "[...]" in run(sandbox, source.format(cyclic=True)).output
+@pytest.fixture(scope="module")
+def python_sandbox():
+    pool = ProcessPoolSandbox(workers=1, output="python")
+    yield pool
+    pool.shutdown()
 
 
 def test_long_outputs_are_cut_and_marked(make_sandbox):
     sandbox = make_sandbox(max_output_chars=100)
     result = run(sandbox, "def f(n): return 'é' * n", n=100)
     assert (result.status, result.output) == (ResultStatus.OK, "é" * 100)
-    result = run(sandbox, "def f(n): return 'é' * n", n=5_000_000)
+    result = run(sandbox, "def f(n): return 'é' * n", n=101)
     assert result.status is ResultStatus.TRUNCATED
-    assert result.output == "é" * 100 + "\n[cut here: 100 of 5000000 characters]"
+    assert result.output == "é" * 100 + "\n[cut here: 100 of 101 characters]"
     result = run(sandbox, "def f(): raise ValueError('x' * 1000)")
     assert result.status is ResultStatus.EXCEPTION  # cut too, but it stays what it was
     assert len(result.output) < 200
@@ -102,22 +89,11 @@ def test_sources_may_import_and_have_helpers_classes_and_examples(sandbox):
     assert json.loads(run(sandbox, source, x=3, y=4).output) == {"length": 10.0, "n": 2}
 
 
-def test_globals_do_not_outlive_a_call(make_sandbox):
-    source = """
-        seen = []
-        def f(x):
-            seen.append(x)
-            return seen
-    """
-    sandbox = make_sandbox(workers=1)
-    assert [run(sandbox, source, x=x).output for x in (1, 2)] == ["[1]", "[2]"]
-
-
-def test_tools_of_one_session_have_namespaces_of_their_own(sandbox):
-    specs = [tool("def helper(): return 1\ndef f(): return helper()"),
-             tool("def helper(): return 2\ndef g(): return helper()", "g")]  # fmt: skip
-    results, _ = in_session(sandbox, specs, *((name, {}) for name in "fgf"))
-    assert [result.output for result in results] == ["1", "2", "1"]
+def test_neither_globals_outlive_a_call_nor_do_tools_share_them(make_sandbox):
+    source = "seen = []\ndef helper(): return {0}\ndef {1}(): seen.append(helper()); return seen"
+    specs = [tool(source.format(number, name), name) for number, name in enumerate("fg")]
+    results, _ = in_session(make_sandbox(workers=1), specs, *((name, {}) for name in "fgf"))
+    assert [result.output for result in results] == ["[0]", "[1]", "[0]"]
 
 
 def test_string_hashes_are_the_same_in_every_process(make_sandbox):
@@ -168,21 +144,16 @@ def test_a_broken_source_is_named(sandbox, source, words):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "words", "status"),
     [
-        ({}, "Error: f() missing 1 required positional argument: 'a'."),
-        ({"a": 1, "c": 2}, "Error: f() got an unexpected keyword argument 'c'."),
+        ({}, "f() missing 1 required positional argument: 'a'.", ResultStatus.BAD_ARGUMENTS),
+        ({"a": 1, "c": 2}, "f() got an unexpected keyword", ResultStatus.BAD_ARGUMENTS),
+        ({"a": 1}, "f raised TypeError: g() missing", ResultStatus.EXCEPTION),  # inside the tool
     ],
 )
-def test_arguments_that_do_not_fit(sandbox, arguments, words):
-    result = run(sandbox, "def f(a, b=1): return a", **arguments)
-    assert result == ToolResult(words, ResultStatus.BAD_ARGUMENTS, result.seconds)
-
-
-def test_a_type_error_inside_the_tool_is_an_exception(sandbox):
-    result = run(sandbox, "def g(x): pass\ndef f(a): return g()", a=1)
-    assert result.status is ResultStatus.EXCEPTION
-    assert "TypeError" in result.output
+def test_arguments_that_do_not_fit(sandbox, arguments, words, status):
+    result = run(sandbox, "def g(x): pass\ndef f(a, b=1): return g()", **arguments)
+    assert result.status is status and result.output.startswith(f"Error: {words}")
 
 
 @pytest.mark.parametrize("arguments", [None, [1], "{}", {"a": float("nan")}, {"a": {1, 2}}])
@@ -217,13 +188,9 @@ def test_a_megabyte_passes_where_it_is_allowed(make_sandbox):
 )
 def test_refused_calls_get_the_words_of_the_parser(sandbox, text):
     (call,) = parse_calls(text, {"f"})
-    (result,), _ = in_session(sandbox, [tool("def f(): return 1")], astuple(call))
-    assert result == ToolResult(error_text(call), ResultStatus.REJECTED)
-
-
-def test_a_name_that_the_session_lacks_is_rejected(sandbox):
-    (result,), _ = in_session(sandbox, [tool("def f(): return 1")], ("g", {}))
-    assert result == ToolResult('Error: there is no tool called "g".', ResultStatus.REJECTED)
+    unread, *_ = parse_calls(text, None)  # a name that only the session lacks
+    results, _ = in_session(sandbox, [tool("def f(): return 1")], astuple(call), astuple(unread))
+    assert set(results) == {ToolResult(error_text(call), ResultStatus.REJECTED)}
 
 
 def test_two_tools_of_one_name_are_refused(sandbox):
