@@ -5,7 +5,6 @@ import asyncio
 import pytest
 
 from matchtir.collection import TracedCall, clean_trace, gold_task, traced_calls
-from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import (
     ResultStatus,
     StopReason,
@@ -43,13 +42,6 @@ TOOLS = [ToolSpec(name, "", {}, SOURCE) for name in ("capital", "mayor", "age")]
 TOOLS += [ToolSpec(name, "", {}, SOURCE, owner="List") for name in ("add", "count")]
 
 
-@pytest.fixture(scope="module")
-def sandbox():
-    pool = ProcessPoolSandbox(workers=2)
-    yield pool
-    pool.shutdown()
-
-
 def step(turn, name, value=None, output="", key=None):
     keys = {"capital": "country", "mayor": "city", "age": "name", "add": "item"}
     arguments = {keys[name]: value} if name in keys else {}
@@ -65,36 +57,31 @@ def cleaned(sandbox, question, answer, *trace, gold_state=None):
 
 
 CHAIN = (step(0, "capital", "Norway", "Oslo"), step(1, "mayor", "Oslo", "Anne"))
+KEPT = [(0, "capital", "Norway"), (1, "mayor", "Oslo")]
+WHO = "Who is the mayor of the capital of Norway?"
 
 
-def test_a_chain_stays_and_what_leads_nowhere_goes(sandbox):
-    detour = step(0, "capital", "Peru", "Lima")
-    question = "Who is the mayor of the capital of Norway?"
-    trace = (CHAIN[0], detour, step(1, "mayor", "Lima", "Jorge"), CHAIN[1])
-    assert cleaned(sandbox, question, "Anne", *trace) == [
-        (0, "capital", "Norway"),
-        (1, "mayor", "Oslo"),
-    ]
+DETOUR = (step(0, "capital", "Peru", "Lima"), step(1, "mayor", "Lima", "Jorge"))
+REPEATED = (step(1, "capital", "Norway", "Oslo"), step(2, "mayor", "Oslo", "Anne"))
 
 
-def test_repeated_calls_go_and_turns_are_numbered_anew(sandbox):
-    trace = (CHAIN[0], step(1, "capital", "Norway", "Oslo"), step(2, "mayor", "Oslo", "Anne"))
-    question = "Who is the mayor of the capital of Norway?"
-    assert cleaned(sandbox, question, "Anne", *trace) == [
-        (0, "capital", "Norway"),
-        (1, "mayor", "Oslo"),
-    ]
-
-
-def test_a_lookup_of_what_the_question_says_is_not_needed(sandbox):
-    question = "Who is the mayor of Oslo in Norway?"
-    assert cleaned(sandbox, question, "Anne", *CHAIN) == [(0, "mayor", "Oslo")]
-
-
-def test_a_list_needs_the_output_of_each_part(sandbox):
-    trace = (step(0, "mayor", "Oslo", "Anne"), step(0, "mayor", "Lima", "Jorge"))
-    question = "Who are the mayors of Oslo and Lima?"
-    assert len(cleaned(sandbox, question, "Anne, Jorge", *trace)) == 2
+@pytest.mark.parametrize(
+    ("question", "answer", "trace", "kept"),
+    [
+        (WHO, "Anne", (CHAIN[0], *DETOUR, CHAIN[1]), KEPT),  # what leads nowhere goes
+        (WHO, "Anne", (CHAIN[0], *REPEATED), KEPT),  # turns are numbered anew
+        ("Who is the mayor of Oslo in Norway?", "Anne", CHAIN, [(0, "mayor", "Oslo")]),
+        # A list needs the output of each part.
+        (
+            "Who are the mayors of Oslo and Lima?",
+            "Anne, Jorge",
+            (step(0, "mayor", "Oslo", "Anne"), step(0, "mayor", "Lima", "Jorge")),
+            [(0, "mayor", "Oslo"), (0, "mayor", "Lima")],
+        ),
+    ],
+)
+def test_what_was_not_needed_goes(sandbox, question, answer, trace, kept):
+    assert cleaned(sandbox, question, answer, *trace) == kept
 
 
 @pytest.mark.parametrize("answer", ["Jorge", "yes", "110"])

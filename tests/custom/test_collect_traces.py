@@ -1,6 +1,7 @@
 """Gold traces from a teacher behind a real server of the chat-completions protocol."""
 
 import json
+import re
 from collections import defaultdict
 
 import pytest
@@ -8,7 +9,6 @@ from aiohttp import web
 
 from matchtir.rollout.http import EndpointError
 from matchtir.tasks.custom import CustomTasks
-from matchtir.tools.sandbox import ProcessPoolSandbox
 from scripts import collect_traces
 from tests.custom.conftest import make_row
 from tests.rollout.chat_fakes import listening
@@ -16,18 +16,12 @@ from tests.rollout.chat_fakes import listening
 
 def calls(*made):
     """An assistant message with calls, as the protocol has it."""
-    return {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [
-            {
-                "id": f"call_{index}",
-                "type": "function",
-                "function": {"name": name, "arguments": json.dumps(arguments)},
-            }
-            for index, (name, arguments) in enumerate(made)
-        ],
-    }
+    functions = [{"name": name, "arguments": json.dumps(arguments)} for name, arguments in made]
+    given = [
+        {"id": f"call_{index}", "type": "function", "function": function}
+        for index, function in enumerate(functions)
+    ]
+    return {"role": "assistant", "content": None, "tool_calls": given}
 
 
 def says(text):
@@ -82,7 +76,7 @@ WANDERING = [
 WRONG = [says("<answer>4</answer>")]
 
 
-def test_right_attempts_become_gold_traces_with_their_provenance(collect, module):
+def test_right_attempts_become_gold_traces_with_their_provenance(collect, module, sandbox):
     teacher = Teacher(price=[WRONG, WANDERING, GOOD])
     with listening(teacher.answer) as url:
         summary, folder = collect(url, PRICE, attempts=3, **{"price.input": 2.0})
@@ -95,15 +89,8 @@ def test_right_attempts_become_gold_traces_with_their_provenance(collect, module
     assert row["gold_calls"] == [
         {"name": "price", "arguments": {"item": "tea"}, "turn": 1, "output": "3"}
     ]
-    provenance = row["metadata"]["provenance"]
-    assert provenance == {
-        "teacher": "m",
-        "temperature": 1.0,
-        "attempts": 3,
-        "right": 2,
-        "distinct": 1,
-    }
-    sandbox = ProcessPoolSandbox(workers=1)
+    told = {"teacher": "m", "temperature": 1.0, "attempts": 3, "right": 2, "distinct": 1}
+    assert row["metadata"]["provenance"] == told
     (task,) = CustomTasks(str(folder / "gold.jsonl"), str(module), sandbox).rows()
     assert task.sub_answers[0].output == "3"
 
@@ -118,11 +105,8 @@ def test_a_right_final_state_is_what_counts_where_a_row_asks_for_one(collect):
         initial_state={"Basket": {"items": ["milk"]}},
         gold_state={"Basket": {"items": ["tea"]}},
     )
-    good = [
-        calls(("put", {"item": "tea"}), ("take", {"item": "milk"})),
-        says("<answer>Done.</answer>"),
-    ]
-    half = [calls(("put", {"item": "tea"})), says("<answer>Done.</answer>")]
+    put, done = ("put", {"item": "tea"}), says("<answer>Done.</answer>")
+    good, half = [calls(put, ("take", {"item": "milk"})), done], [calls(put), done]
     with listening(Teacher(Tidy=[half, good]).answer) as url:
         summary, folder = collect(url, row, attempts=2)
     assert summary["right attempts"] == 1
@@ -142,10 +126,8 @@ def test_it_goes_on_where_it_stopped(collect):
         file.write('{"task": "colour#0", "cut sho')  # killed while writing
     patient = Teacher(price=[], colour=[green, green])
     with listening(patient.answer) as url:
-        changed = {"teacher": url, "endpoint.model": "m"}
-        text = (folder / "config.yaml").read_text()
-        old = next(line for line in text.splitlines() if line.startswith("teacher"))
-        (folder / "config.yaml").write_text(text.replace(old, f"teacher: {changed['teacher']}"))
+        file = folder / "config.yaml"  # the same teacher, at another port
+        file.write_text(re.sub("teacher: .*", f"teacher: {url}", file.read_text()))
         summary, _ = collect(url, PRICE, colour, attempts=2)
     assert (summary["unsolved"], summary["attempts"], summary["requests"]) == ([], 4, 4)
 
@@ -158,16 +140,14 @@ def test_another_teacher_needs_another_folder(collect):
 
 
 def test_a_busy_server_is_asked_again_and_enough_is_enough(collect):
-    turns = [[503, *GOOD[1:]], GOOD]
-    busy = iter([True, False])
+    teacher, busy = Teacher(price=[GOOD] * 3), iter([True])
 
-    class Busy(Teacher):
-        async def answer(self, request):
-            if next(busy, False):
-                return web.json_response({}, status=429, headers={"Retry-After": "0"})
-            return await super().answer(request)
+    async def answer(request):
+        if next(busy, False):
+            return web.json_response({}, status=429, headers={"Retry-After": "0"})
+        return await teacher.answer(request)
 
-    with listening(Busy(price=[GOOD, *turns]).answer) as url:
+    with listening(answer) as url:
         summary, _ = collect(url, PRICE, attempts=4, enough=1)
     assert (summary["requests"], summary["requests made again"]) == (3, 1)
     assert (summary["attempts"], summary["right attempts"]) == (1, 1)

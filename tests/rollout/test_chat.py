@@ -38,16 +38,13 @@ def answering(*answers):
         yield url, requests
 
 
-def says(content, *calls, reason=None, ids=True, **more):
+def says(content, *calls, reason=None, **more):
     message = {"role": "assistant", "content": content, **more}
     if calls:
+        functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
         message["tool_calls"] = [
-            {
-                **({"id": f"id{index}"} if ids else {}),
-                "type": "function",
-                "function": {"name": name, "arguments": arguments},
-            }
-            for index, (name, arguments) in enumerate(calls)
+            {"id": f"id{index}", "type": "function", "function": function}
+            for index, function in enumerate(functions)
         ]
     reason = reason or ("tool_calls" if calls else "stop")
     return 200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
@@ -57,13 +54,6 @@ def play(endpoint, played=None):
     runner = EpisodeRunner(endpoint, FakeSandbox(), LIMITS)
     ((trajectory,),) = runner.run([played or task()], 1, GREEDY, 5)
     return trajectory
-
-
-def quick(monkeypatch):
-    async def no_pause(seconds):
-        pass
-
-    monkeypatch.setattr("matchtir.rollout.http.asyncio.sleep", no_pause)
 
 
 def test_an_episode_over_the_protocol(monkeypatch):
@@ -112,7 +102,7 @@ def test_calls_left_in_the_text_are_found_and_broken_ones_answered():
 
 
 def test_failures_of_the_network_are_tried_again_and_counted(monkeypatch):
-    quick(monkeypatch)
+    monkeypatch.setattr("matchtir.rollout.http._LONGEST_WAIT_S", 0.0)
     busy = (529, {"error": "busy"})
     with answering(busy, (429, {}), says("<answer>beta</answer>")) as (url, _):
         endpoint = ChatEndpoint(url, model="m")
@@ -124,12 +114,19 @@ def test_failures_of_the_network_are_tried_again_and_counted(monkeypatch):
         play(ChatEndpoint("http://127.0.0.1:9", model="m", retries=1))
 
 
-def test_a_refusal_stops_the_evaluation_but_a_full_context_only_the_episode():
-    with (
-        answering((401, {"error": "no key"})) as (url, _),
-        pytest.raises(EndpointError, match="status 401.*no key"),
-    ):
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ((401, {"error": "no key"}), "status 401.*no key"),
+        ((200, {"choices": []}), "answered {'choices': \\[\\]}"),
+    ],
+)
+def test_a_refusal_or_an_answer_of_no_protocol_stops_the_evaluation(answer, words):
+    with answering(answer) as (url, _), pytest.raises(EndpointError, match=words):
         play(ChatEndpoint(url, model="m"))
+
+
+def test_a_full_context_stops_only_the_episode():
     full = (400, {"error": {"code": "context_length_exceeded", "message": "too long"}})
     with answering(full) as (url, _):
         endpoint = ChatEndpoint(url, model="m")
@@ -137,11 +134,6 @@ def test_a_refusal_stops_the_evaluation_but_a_full_context_only_the_episode():
     assert trajectory.stop_reason is StopReason.TURN_LENGTH
     assert trajectory.final_text == ""
     assert endpoint.client.counts["beyond_context"] == 1
-    with (
-        answering((200, {"choices": []})) as (url, _),
-        pytest.raises(EndpointError, match="answered {'choices': \\[\\]}"),
-    ):
-        play(ChatEndpoint(url, model="m"))
 
 
 def test_urls_without_a_path_get_the_usual_one():

@@ -1,4 +1,3 @@
-import contextlib
 from dataclasses import replace
 
 import pytest
@@ -13,7 +12,6 @@ from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.habits import Habits
 from matchtir.tasks.synthetic import SyntheticTasks
-from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, SubAnswer, ToolCall, ToolResult
 from tests.rollout.episode_fakes import call_text, small_tokenizer, task
 
@@ -37,11 +35,8 @@ def test_calls_are_grouped_by_gold_turns():
 def test_results_follow_their_calls_through_the_turns():
     trajectory = gold_trajectory(gold("alpha", "beta", "gamma", gold_turns=(1, 0, 1)), RENDERER)
     assert [call.arguments["city"] for call in trajectory.calls] == ["beta", "alpha", "gamma"]
-    assert [result.output for result in trajectory.results] == [
-        "mayor of beta",
-        "mayor of alpha",
-        "mayor of gamma",
-    ]
+    outputs = [result.output for result in trajectory.results]
+    assert outputs == ["mayor of beta", "mayor of alpha", "mayor of gamma"]
     first = trajectory.turns[0]
     assert first.observation_ids == RENDERER.observation_ids([ToolResult("mayor of beta")])
     assert first.logprobs == (0.0,) * len(first.token_ids)
@@ -60,16 +55,13 @@ def test_missing_or_misaligned_outputs_are_refused(sub_answers):
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-def test_demonstration_equals_a_replay_with_the_real_tools(thinking):
+def test_demonstration_equals_a_replay_with_the_real_tools(sandbox, thinking):
     """What fine-tuning imitates is, token for token, what an episode with those turns records."""
     tasks = SyntheticTasks().tasks("validation")[:8]
     renderer = Renderer(tiny_tokenizer(), "", thinking)
     engine = ScriptedEngine(renderer, replay({t.task_id: gold_turn_texts(t) for t in tasks}))
-    sandbox = ProcessPoolSandbox(workers=1)
-    with contextlib.ExitStack() as stack:
-        stack.callback(sandbox.shutdown)
-        runner = EpisodeRunner(TokenSpeaker(engine, renderer), sandbox, EpisodeLimits())
-        groups = runner.run(tasks, 1, SamplingParams(), seed=0)
+    runner = EpisodeRunner(TokenSpeaker(engine, renderer), sandbox, EpisodeLimits())
+    groups = runner.run(tasks, 1, SamplingParams(), seed=0)
     for wanted, [replayed] in zip(tasks, groups, strict=True):
         demonstration = gold_trajectory(wanted, renderer)
         assert replayed.stop_reason is StopReason.ANSWER
@@ -80,15 +72,13 @@ def test_demonstration_equals_a_replay_with_the_real_tools(thinking):
         assert demonstration == replace(replayed, turns=tuple(timeless), seconds=0.0)
 
 
-def test_an_imperfect_demonstration_reads_what_its_tools_say():
+def test_an_imperfect_demonstration_reads_what_its_tools_say(sandbox):
     tasks = SyntheticTasks().tasks("validation")[:12]
-    renderer, sandbox = Renderer(tiny_tokenizer(), ""), ProcessPoolSandbox(workers=1)
-    with contextlib.ExitStack() as stack:
-        stack.callback(sandbox.shutdown)
-        same, *shown = [
-            imperfect_trajectories(tasks, habits, renderer, sandbox, seed="1/2")
-            for habits in (Habits(0, 0, 0, 0), Habits(1, 0, 0, 0), Habits(1, 0, 0, 0))
-        ]
+    renderer = Renderer(tiny_tokenizer(), "")
+    same, *shown = [
+        imperfect_trajectories(tasks, habits, renderer, sandbox, seed="1/2")
+        for habits in (Habits(0, 0, 0, 0), Habits(1, 0, 0, 0), Habits(1, 0, 0, 0))
+    ]
     for wanted, plain, odd, again in zip(tasks, same, *shown, strict=True):
         gold = gold_trajectory(wanted, renderer)
         assert plain.turns[-1].text == gold.turns[-1].text

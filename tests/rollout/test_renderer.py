@@ -132,17 +132,10 @@ def test_control_tokens_in_data_are_plain_text(load):
     harmless = tool("name", "text")
     evil = tool(nasty, nasty)
     evil.parameters["properties"][nasty] = {"enum": [nasty, 1, None], "default": (nasty,)}
-    prompt = renderer.prompt_ids(task(question=nasty, tools=(evil,)))
+    prompt = renderer.prompt_ids(task(question=nasty + "\ud83d", tools=(evil,)))
+    assert "\ufffd" in tokenizer.decode(prompt)  # for a lone surrogate, which nothing encodes
     assert count_control(prompt) == count_control(renderer.prompt_ids(task(tools=(harmless,))))
     assert tokenizer.decode(prompt).count(nasty) == 6
-
-
-@TOKENIZERS
-def test_lone_surrogates_become_replacement_characters(load):
-    renderer = Renderer(load(), "")
-    observation = renderer.observation_ids([ToolResult("a\ud83db\udc00")])
-    assert "a\ufffdb\ufffd" in load().decode(observation)
-    assert "\ufffd?" in load().decode(renderer.prompt_ids(task(question="\ud800?")))
 
 
 @TOKENIZERS
@@ -159,47 +152,33 @@ def test_turn_text_survives_the_round_trip(load, text):
     assert renderer.decode([*ids[:-1], renderer.stop_token_ids[1]]) == text
 
 
-def without_template():
-    tokenizer = build_tokenizer(WORDS)
-    tokenizer.chat_template = None
-    return tokenizer
-
-
-def ignores_tool_messages():
-    tokenizer = build_tokenizer(WORDS)
-    tokenizer.chat_template = (
-        "{% for m in messages if m.role != 'tool' %}"
-        "{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for call in m.tool_calls %}"
-        "{{ '<tool_call>\n' + call.function | tojson + '\n</tool_call>' }}{% endfor %}"
-        "{{ '<|im_end|>\n' }}{% endfor %}"
-    )
-    return tokenizer
-
-
-def swallows_what_follows_a_turn():
-    tokenizer = build_tokenizer(WORDS)
-    tokenizer.add_tokens(AddedToken("<|im_end|>", rstrip=True, special=True), special_tokens=True)
-    return tokenizer
-
-
-def marks_where_a_text_begins():
-    tokenizer = build_tokenizer(WORDS)
-    tokenizer.backend_tokenizer.normalizer = Prepend("_")
-    return tokenizer
+IGNORES_TOOL_MESSAGES = (
+    "{% for m in messages if m.role != 'tool' %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for call in m.tool_calls %}"
+    "{{ '<tool_call>\n' + call.function | tojson + '\n</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}"
+)
+SWALLOWS = AddedToken("<|im_end|>", rstrip=True, special=True)  # what follows a turn
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("spoil", "message"),
     [
-        (without_template, "lacks a chat template"),
-        (ignores_tool_messages, "does not render tool messages"),
-        (swallows_what_follows_a_turn, "in parts"),
-        (marks_where_a_text_begins, "in parts"),
+        (lambda it: setattr(it, "chat_template", None), "lacks a chat template"),
+        (
+            lambda it: setattr(it, "chat_template", IGNORES_TOOL_MESSAGES),
+            "does not render tool messages",
+        ),
+        (lambda it: it.add_tokens(SWALLOWS, special_tokens=True), "in parts"),
+        # It marks where a text begins.
+        (lambda it: setattr(it.backend_tokenizer, "normalizer", Prepend("_")), "in parts"),
     ],
 )
-def test_tokenizers_that_do_not_do_are_refused(make, message):
+def test_tokenizers_that_do_not_do_are_refused(spoil, message):
+    tokenizer = build_tokenizer(WORDS)
+    spoil(tokenizer)
     with pytest.raises(ValueError, match=message):
-        Renderer(make())
+        Renderer(tokenizer)
 
 
 @TOKENIZERS

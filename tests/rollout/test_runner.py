@@ -2,13 +2,11 @@
 
 import asyncio
 import logging
-import time
 
 import pytest
 
-from matchtir.rollout.episode import Attempt, EpisodeLimits
+from matchtir.rollout.episode import Attempt, EpisodeLimits, response_tokens
 from matchtir.rollout.runner import EpisodeRunner, conversations_at_once, is_complete
-from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import StopReason, ToolSpec, Trajectory
 from tests.rollout.episode_fakes import (
     ANSWER,
@@ -21,6 +19,7 @@ from tests.rollout.episode_fakes import (
     runner_of,
     task,
 )
+from tests.tools.sandbox_helpers import until
 
 CALL = call_text("alpha")
 
@@ -101,13 +100,9 @@ def test_enough_groups_end_and_the_others_keep_their_turns():
         assert [turn.policy_version for turn in trajectory.turns] == [0, 1, 1]
         assert trajectory.policy_version == 0
     # The same as in one go, but for versions and times.
-    [whole, _] = runner_of(Engine(CALL, call_text("beta"), ANSWER)).run(
-        [task("slow"), task("fast")], 2, SAMPLING, seed=3
-    )
-    for one, other in zip(slow, whole, strict=True):
-        assert [t.token_ids + t.observation_ids for t in one.turns] == [
-            t.token_ids + t.observation_ids for t in other.turns
-        ]
+    [whole] = runner_of(Engine(CALL, call_text("beta"), ANSWER)).run([task("slow")], 2, SAMPLING, 3)
+    ids = [[[t.token_ids + t.observation_ids for t in e.turns] for e in g] for g in (slow, whole)]
+    assert ids[0] == ids[1]
 
 
 def test_urgent_groups_are_waited_for():
@@ -127,20 +122,16 @@ def test_urgent_groups_are_waited_for():
     assert is_complete(done[0]) and order[-1] == "first"
 
 
-def test_a_stateful_tool_has_its_state_back():
+def test_a_stateful_tool_has_its_state_back(sandbox):
     """Its calls so far are made again in the new session."""
-    source = "class Box:\n    def __init__(self):\n        self.n = 0\n"
+    source = "class Box:\n    n = 0\n    def __init__(self):\n        self.n = 0\n"
     source += "    def mayor_of(self, city):\n        self.n += 1\n        return self.n\n"
     spec = ToolSpec("mayor_of", "", {}, source, owner="Box")
     counting = task(tools=(spec,), gold_state={"Box": {"n": 2}})
-    sandbox = ProcessPoolSandbox(workers=1)
-    try:
-        runner = runner_of(Resumed(CALL, CALL, ANSWER), sandbox)
-        [[whole]] = runner.run([counting], 1, SAMPLING, seed=0)
-        half = Attempt(counting, whole.prompt_ids, SAMPLING, 0, 0, 0, whole.turns[:1])
-        ((resumed,),) = asyncio.run(runner.go_on([[half]], enough=1))
-    finally:
-        sandbox.shutdown()
+    runner = runner_of(Resumed(CALL, CALL, ANSWER), sandbox)
+    [[whole]] = runner.run([counting], 1, SAMPLING, seed=0)
+    half = Attempt(counting, whole.prompt_ids, SAMPLING, 0, 0, 0, whole.turns[:1])
+    ((resumed,),) = asyncio.run(runner.go_on([[half]], enough=1))
     for trajectory in (whole, resumed):
         assert [result.output for result in trajectory.results] == ["1", "2"]
         assert trajectory.final_state == {"Box": {"n": 2}}
@@ -149,29 +140,19 @@ def test_a_stateful_tool_has_its_state_back():
 # -- the watchdog ---------------------------------------------------------------------------------
 
 
-def said(caplog, part: str) -> bool:
-    return any(part in record.getMessage() for record in caplog.records)
-
-
-def watched(answer, patience_s: float):
-    runner = runner_of(Engine(call_text("alpha"), ANSWER), FakeSandbox(answer))
-    runner.watchdog_s = patience_s
-    return runner
-
-
 def test_it_names_the_stage_and_the_episode_that_hangs(caplog):
     """Also where what hangs is the event loop itself."""
     named = "in stage 'tools of turn 0' for more than 0.05 s: 7.0/0/slow one"
 
     async def answer(call):
-        deadline = time.monotonic() + 20
-        while not said(caplog, named) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        assert until(lambda: named in caplog.text)
         return await echo(call)
 
+    runner = runner_of(Engine(CALL, ANSWER), FakeSandbox(answer))
+    runner.watchdog_s = 0.05
     with caplog.at_level(logging.WARNING):
-        watched(answer, 0.05).run([task("slow one")], 1, SAMPLING, seed=7)
-    assert said(caplog, named)
+        runner.run([task("slow one")], 1, SAMPLING, seed=7)
+    assert named in caplog.text
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -227,9 +208,7 @@ def test_by_default_as_many_as_the_cache_holds():
     tasks = [task(str(i)) for i in range(4)]
     [[first], *_] = runner.run(tasks, 1, SAMPLING, seed=0)
     assert engine.most == 2  # half of what the limits allow: 200 tokens each
-    length = len(first.prompt_ids) + sum(
-        len(turn.token_ids) + len(turn.observation_ids) for turn in first.turns
-    )
+    length = len(first.prompt_ids) + response_tokens(first.turns)
     engine.cache_tokens, engine.most = 3 * length, 0
     runner.run(tasks, 1, SAMPLING, seed=1)
     assert engine.most == 3  # by now their length is known

@@ -78,13 +78,11 @@ def test_what_the_user_says_is_context_and_never_trained_on():
         *("<|im_start|>", "assistant\n", "<think>", "\n\n", "</think>", "\n\n"),
     ]
     batch = collate([trajectory], RENDERER.pad_id)
-    prompt = len(trajectory.prompt_ids)
-    sampled = [len(turn.token_ids) for turn in trajectory.turns]
-    mask = [0] * prompt + [1] * sampled[0] + [0] * len(text) + [1] * sampled[1]
-    assert batch.sampled[0].int().tolist() == mask
-    assert batch.turn_index[0].tolist() == (
-        [-1] * prompt + [0] * sampled[0] + [-1] * len(text) + [1] * sampled[1]
-    )
+    first, second = (len(turn.token_ids) for turn in trajectory.turns)
+    parts = [(-1, len(trajectory.prompt_ids)), (0, first), (-1, len(text)), (1, second)]
+    turns = [turn for turn, length in parts for _ in range(length)]
+    assert batch.turn_index[0].tolist() == turns
+    assert batch.sampled[0].tolist() == [turn >= 0 for turn in turns]
 
 
 @TOKENIZERS

@@ -1,5 +1,5 @@
-import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from matchtir.tools.formats import MAX_DEPTH, error_text, extract_answer, parse_calls, render_call
 from matchtir.types import CallStatus, ToolCall
 
-OK = CallStatus.OK
+OK, NO_OBJECT = CallStatus.OK, CallStatus.ARGUMENTS_NOT_OBJECT
+BAD_JSON, NO_NAME = CallStatus.INVALID_JSON, CallStatus.MISSING_NAME
 GOOD = '<tool_call>\n{"name": "add", "arguments": {"a": 1}}\n</tool_call>'
 
 
@@ -40,34 +41,34 @@ def test_calls_come_in_order_with_or_without_text_between():
 @pytest.mark.parametrize(
     ("content", "status", "words"),
     [
-        ("", CallStatus.INVALID_JSON, "the block is empty"),
-        ("  \n ", CallStatus.INVALID_JSON, "the block is empty"),
-        ('{"name": "add"', CallStatus.INVALID_JSON, "not valid JSON"),
-        ("{'name': 'add', 'arguments': {}}", CallStatus.INVALID_JSON, "double quotes"),
-        ('{"name": "add", "arguments": {}} so', CallStatus.INVALID_JSON, "Extra data"),
-        ('{"name": "add", "arguments": {}}\n' * 2, CallStatus.INVALID_JSON, "Extra data"),
-        ('```json\n{"name": "add", "arguments": {}}\n```', CallStatus.INVALID_JSON, "not valid"),
-        ('{"name": "add", "arguments": {"a": NaN}}', CallStatus.INVALID_JSON, "NaN"),
-        ('{"name": "add", "arguments": {"a": -Infinity}}', CallStatus.INVALID_JSON, "-Infinity"),
-        ('{"name": "add", "arguments": {"a": 1e999}}', CallStatus.INVALID_JSON, "too large"),
-        ('{"name": "add", "arguments": {"a": 1, "a": 2}}', CallStatus.INVALID_JSON, '"a" stands'),
-        ('{"name": "x", "name": "add", "arguments": {}}', CallStatus.INVALID_JSON, '"name" stands'),
-        ('{"name": "add", "arguments": {"a": "\\ud800"}}', CallStatus.INVALID_JSON, "surrogate"),
-        ('{"name": "add", "arguments": {"\\udc00": 1}}', CallStatus.INVALID_JSON, "surrogate"),
-        ('{"name": "\\ud800", "arguments": {}}', CallStatus.INVALID_JSON, "surrogate"),
-        ('{"\\ud800": 1, "\\ud800": 2}', CallStatus.INVALID_JSON, "stands twice"),
-        ('{"name": "add", "arguments": ' + "9" * 5000 + "}", CallStatus.INVALID_JSON, "digits"),
-        ('[{"name": "add", "arguments": {}}]', CallStatus.MISSING_NAME, "one JSON object"),
-        ('"add"', CallStatus.MISSING_NAME, "one JSON object"),
-        ("null", CallStatus.MISSING_NAME, "one JSON object"),
-        ('{"arguments": {}}', CallStatus.MISSING_NAME, 'no "name"'),
-        ('{"name": "", "arguments": {}}', CallStatus.MISSING_NAME, 'no "name"'),
-        ('{"name": ["add"], "arguments": {}}', CallStatus.MISSING_NAME, 'no "name"'),
-        ('{"name": "add"}', CallStatus.ARGUMENTS_NOT_OBJECT, "write {}"),
-        ('{"name": "add", "parameters": {}}', CallStatus.ARGUMENTS_NOT_OBJECT, '"parameters"'),
-        ('{"name": "add", "arguments": "{}"}', CallStatus.ARGUMENTS_NOT_OBJECT, "not a string"),
-        ('{"name": "add", "arguments": [1]}', CallStatus.ARGUMENTS_NOT_OBJECT, "JSON object"),
-        ('{"name": "add", "arguments": null}', CallStatus.ARGUMENTS_NOT_OBJECT, "JSON object"),
+        ("", BAD_JSON, "the block is empty"),
+        ("  \n ", BAD_JSON, "the block is empty"),
+        ('{"name": "add"', BAD_JSON, "not valid JSON"),
+        ("{'name': 'add', 'arguments': {}}", BAD_JSON, "double quotes"),
+        ('{"name": "add", "arguments": {}} so', BAD_JSON, "Extra data"),
+        ('{"name": "add", "arguments": {}}\n' * 2, BAD_JSON, "Extra data"),
+        ('```json\n{"name": "add", "arguments": {}}\n```', BAD_JSON, "not valid"),
+        ('{"name": "add", "arguments": {"a": NaN}}', BAD_JSON, "NaN"),
+        ('{"name": "add", "arguments": {"a": -Infinity}}', BAD_JSON, "-Infinity"),
+        ('{"name": "add", "arguments": {"a": 1e999}}', BAD_JSON, "too large"),
+        ('{"name": "add", "arguments": {"a": 1, "a": 2}}', BAD_JSON, '"a" stands'),
+        ('{"name": "x", "name": "add", "arguments": {}}', BAD_JSON, '"name" stands'),
+        ('{"name": "add", "arguments": {"a": "\\ud800"}}', BAD_JSON, "surrogate"),
+        ('{"name": "add", "arguments": {"\\udc00": 1}}', BAD_JSON, "surrogate"),
+        ('{"name": "\\ud800", "arguments": {}}', BAD_JSON, "surrogate"),
+        ('{"\\ud800": 1, "\\ud800": 2}', BAD_JSON, "stands twice"),
+        ('{"name": "add", "arguments": ' + "9" * 5000 + "}", BAD_JSON, "digits"),
+        ('[{"name": "add", "arguments": {}}]', NO_NAME, "one JSON object"),
+        ('"add"', NO_NAME, "one JSON object"),
+        ("null", NO_NAME, "one JSON object"),
+        ('{"arguments": {}}', NO_NAME, 'no "name"'),
+        ('{"name": "", "arguments": {}}', NO_NAME, 'no "name"'),
+        ('{"name": ["add"], "arguments": {}}', NO_NAME, 'no "name"'),
+        ('{"name": "add"}', NO_OBJECT, "write {}"),
+        ('{"name": "add", "parameters": {}}', NO_OBJECT, '"parameters"'),
+        ('{"name": "add", "arguments": "{}"}', NO_OBJECT, "not a string"),
+        ('{"name": "add", "arguments": [1]}', NO_OBJECT, "JSON object"),
+        ('{"name": "add", "arguments": null}', NO_OBJECT, "JSON object"),
         ('{"name": "sub", "arguments": {}}', CallStatus.UNKNOWN_TOOL, 'no tool called "sub"'),
         ('{"name": " add", "arguments": {}}', CallStatus.UNKNOWN_TOOL, 'no tool called " add"'),
     ],
@@ -84,21 +85,19 @@ def test_a_call_that_was_not_refused_has_no_error_text():
         error_text(only(GOOD))
 
 
-def test_what_can_be_read_of_a_refused_call_is_kept():
-    assert only(block('{"name": "add", "arguments": "{}"}')).arguments == "{}"
-    assert only(block('{"name": "add"}')).name == "add"
-    assert only(block('{"arguments": {"a": 1}}')) == ToolCall(
-        "", {"a": 1}, CallStatus.MISSING_NAME, '\n{"arguments": {"a": 1}}\n'
-    )
-
-
-def test_form_comes_before_the_name_of_the_tool():
-    assert only(block('{"name": "sub"}')).status is CallStatus.ARGUMENTS_NOT_OBJECT
-
-
-def test_further_keys_are_ignored():
-    call = only(block('{"id": 7, "name": "add", "arguments": {}, "parameters": 1}'))
-    assert (call.status, call.arguments) == (OK, {})
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        # What can be read of a refused call is kept; form comes before the name of the tool.
+        ('{"name": "add", "arguments": "{}"}', ToolCall("add", "{}", NO_OBJECT)),
+        ('{"name": "sub"}', ToolCall("sub", None, NO_OBJECT)),
+        ('{"arguments": {"a": 1}}', ToolCall("", {"a": 1}, CallStatus.MISSING_NAME)),
+        # Further keys are ignored.
+        ('{"id": 7, "name": "add", "arguments": {}, "parameters": 1}', ToolCall("add", {})),
+    ],
+)
+def test_what_is_read(content, expected):
+    assert only(block(content)) == replace(expected, text=f"\n{content}\n")
 
 
 def test_a_block_that_the_text_ends_is_unclosed():
@@ -138,14 +137,9 @@ def test_depth_is_bounded_wherever_the_reader_itself_gives_up():
         assert f"deeper than {MAX_DEPTH}" in error_text(call)
 
 
-def test_a_megabyte_of_arguments_is_read():
-    call = only(block(json.dumps({"name": "add", "arguments": {"a": "x" * 1_000_000}})))
-    assert len(call.arguments["a"]) == 1_000_000
-
-
 def test_half_a_pair_in_the_text_itself_is_refused_and_its_error_encodable():
     call = only(block('{"name": "add", "arguments": {"a": "\ud800"}}'))
-    assert call.status is CallStatus.INVALID_JSON
+    assert call.status is BAD_JSON
     error_text(call).encode()
 
 
@@ -182,14 +176,9 @@ def test_no_order_of_tags_is_too_ugly(parts):
     extract_answer(text)
 
 
-def test_render_call_is_plain_unicode():
-    expected = (
-        '<tool_call>\n{"name": "look", "arguments": {"q": "Zürich 東京", "n": null}}\n</tool_call>'
-    )
-    assert render_call("look", {"q": "Zürich 東京", "n": None}) == expected
-
-
-def test_render_call_refuses_what_the_parser_would():
+def test_render_call_is_plain_unicode_and_refuses_what_the_parser_would():
+    call = '{"name": "look", "arguments": {"q": "Zürich 東京", "n": null}}'
+    assert render_call("look", {"q": "Zürich 東京", "n": None}) == block(call)
     with pytest.raises(ValueError, match="JSON compliant"):
         render_call("add", {"a": float("nan")})
 
@@ -205,14 +194,9 @@ def test_render_call_equals_the_chat_template_id_for_id():
         ("none", {}),
         ("deep", {"b": {"z": 1, "a": {"": []}}}),
     ]
-    message = {
-        "role": "assistant",
-        "content": "",
-        "tool_calls": [
-            {"type": "function", "function": {"name": name, "arguments": arguments}}
-            for name, arguments in calls
-        ],
-    }
+    functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
+    made = [{"type": "function", "function": function} for function in functions]
+    message = {"role": "assistant", "content": "", "tool_calls": made}
     conversation = [{"role": "user", "content": "q"}, message, {"role": "user", "content": "r"}]
     rendered = tokenizer.apply_chat_template(conversation, tokenize=False)
     turn = rendered.split("<|im_start|>assistant\n")[1].split("<|im_end|>")[0]
