@@ -26,6 +26,7 @@ from tests.tools.sandbox_helpers import alive, call_all, in_session, run, tool, 
 ROOT = Path(__file__).parents[2]
 OK, CRASHED, TIMEOUT = ResultStatus.OK, ResultStatus.CRASHED, ResultStatus.TIMEOUT
 BROKEN = ResultStatus.BROKEN_TOOL
+ONE = "def f(): return 1"
 
 ENDLESS = {
     "loop": "def f():\n    while True: pass",
@@ -56,15 +57,15 @@ def test_every_endless_tool_is_stopped_at_its_deadline(make_sandbox):
         assert result.output == "Error: f did not return within 1.5 seconds and was stopped."
         assert DEADLINE_S <= result.seconds < DEADLINE_S + 1
     assert pool.counts == {TIMEOUT: len(ENDLESS)}
-    assert run(pool, "def f(): return 1").output == "1"
+    assert run(pool, ONE).output == "1"
 
 
 @fault("A closes the channel", "closes every descriptor, and goes on", "CRASHED")
 def test_a_tool_that_closes_its_channel_is_ended(sandbox):
-    source = "import os\ndef f():\n    os.closerange(0, 99)\n    while {goes_on}: pass"
+    source = "import os\ndef f(goes_on):\n    os.closerange(0, 99)\n    while goes_on: pass"
     for goes_on in (True, False):
-        assert run(sandbox, source.format(goes_on=goes_on)).status is CRASHED
-        assert run(sandbox, "def f(): return 1").output == "1"
+        assert run(sandbox, source, goes_on=goes_on).status is CRASHED
+        assert run(sandbox, ONE).output == "1"
 
 
 FORGE = """
@@ -82,20 +83,17 @@ FORGE = """
 @fault("A forged frame", "writes a result into the channel", "its own result at most")
 @pytest.mark.parametrize("finish", [False, True])
 def test_a_forged_result_reaches_no_other_call(sandbox, finish):
+    tools = [tool(FORGE), tool("def g(): return 'true'", "g")]
+    forged = {"text": "forged", "finish": finish}
     for status in (0, 6, 9, 255):
-        arguments = {"status": status, "text": "forged", "finish": finish}
-        (result, *_), _ = in_session(
-            sandbox,
-            [tool(FORGE), tool("def g(): return 'true'", "g")],
-            *[("f", arguments), ("g", {})] * 3,
-        )
-        if status:
-            assert result.status is CRASHED
+        calls = [("f", {**forged, "status": status}), ("g", {})] * 3
+        (result, *_), _ = in_session(sandbox, tools, *calls)
+        assert result.status is CRASHED or not status
         assert run(sandbox, "def f(): return 'true'").output == "true"
 
     async def one_after_another():
-        session = await sandbox.open([tool(FORGE), tool("def g(): return 'true'", "g")])
-        await session.call(ToolCall("f", {"status": 0, "text": "forged", "finish": finish}))
+        session = await sandbox.open(tools)
+        await session.call(ToolCall("f", {**forged, "status": 0}))
         await asyncio.sleep(0.1)
         result = await session.call(ToolCall("g", {}))
         await session.close()
@@ -148,27 +146,34 @@ def test_a_source_that_does_not_load_is_waited_for_once(make_sandbox, caplog):
     assert "did not load within 0.5 seconds" in first.output
     assert first.seconds >= 0.5 and second.seconds == 0
     assert "the tool f hangs" in caplog.text
-    assert run(pool, "def f(): return 1").output == "1"
+    assert run(pool, ONE).output == "1"
+
+
+KILLED = [
+    pytest.param(depth, id=name, marks=fault(f"A killed: {name}", f"somebody kills {name}",
+                 "repeated and counted, not told to the policy"))
+    for depth, name in enumerate(("the worker", "its first process", "the tool's process"), 1)
+]  # fmt: skip
+COUNTS = """
+import time
+class C:
+    n = 0
+    def f(self, s):
+        self.n += 1
+        time.sleep(s)
+        return self.n
+"""
 
 
 @linux
-@pytest.mark.parametrize(
-    "depth",
-    [
-        pytest.param(depth, id=name, marks=fault(f"A killed: {name}", f"somebody kills {name}",
-                     "repeated and counted, not told to the policy"))
-        for depth, name in enumerate(("the worker", "its first process", "the tool's process"), 1)
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("depth", KILLED)
 @pytest.mark.parametrize("stateful", [False, True])
-def test_a_process_killed_from_outside_is_replaced(make_sandbox, tmp_path, depth, stateful):
+def test_a_process_killed_from_outside_is_replaced(make_sandbox, depth, stateful):
     before = descendants()
     pool = make_sandbox(workers=1)
     need_isolation(pool)
-    body = "import time\nclass C:\n    n = 0\n    def f(self, s):\n        self.n += 1\n"
-    body += "        time.sleep(s)\n        return self.n\n"
-    made = tool(body if stateful else "import time\ndef f(s): time.sleep(s); return 2")
-    made = replace(made, owner="C" if stateful else "")
+    made = tool("import time\ndef f(s): time.sleep(s); return 2")
+    made = replace(tool(COUNTS), owner="C") if stateful else made
 
     async def disturbed():
         session = await pool.open([made])
@@ -207,7 +212,7 @@ def test_a_call_whose_process_is_always_killed_is_given_up(make_sandbox):
         stop.set()
         killer.join()
     assert (result.status, pool.losses) == (CRASHED, 3)
-    assert run(pool, "def f(): return 1").output == "1"
+    assert run(pool, ONE).output == "1"
 
 
 @fault("G head of line", "8 calls hang in 4 workers", "a good call does not wait for them")
@@ -218,7 +223,7 @@ def test_hanging_calls_do_not_hold_up_others(make_sandbox):
         bad = await pool.open([tool("import time\ndef f(): time.sleep(600)")])
         hanging = [asyncio.ensure_future(bad.call(ToolCall("f", {}))) for _ in range(8)]
         await asyncio.sleep(0)
-        good = await pool.open([tool("def f(): return 1")])
+        good = await pool.open([tool(ONE)])
         result = await asyncio.wait_for(good.call(ToolCall("f", {})), 30)
         pool.shutdown()
         await asyncio.gather(*hanging)
@@ -236,7 +241,7 @@ def test_workers_grow_to_a_bound_and_shrink_again(make_sandbox, monkeypatch):
     results = asyncio.run(call_all(pool, *sleeping))
     assert {result.status for result in results} == {TIMEOUT}
     assert len(descendants() - before) <= 3 * TOOL_PROCESSES
-    assert run(pool, "def f(): return 1").output == "1"
+    assert run(pool, ONE).output == "1"
     assert until(lambda: len(descendants() - before) <= TOOL_PROCESSES)
 
 
@@ -248,7 +253,7 @@ def test_a_tool_that_always_hangs_is_named_and_not_waited_for(make_sandbox, capl
     assert "did not return in the last 3 calls" in results[-1].output
     assert results[-1].seconds == 0
     assert caplog.text.count("the tool f hangs") == 1
-    assert run(pool, "def f(): return 1").output == "1"
+    assert run(pool, ONE).output == "1"
 
 
 @fault("G recovers", "a tool times out now and then", "called as ever")
@@ -259,25 +264,22 @@ def test_a_call_that_returns_forgives_those_that_hung(make_sandbox):
     assert statuses == [TIMEOUT, OK] * 2
 
 
-def says(found):
+@pytest.fixture
+def lacks_seccomp(monkeypatch):
     async def hello(self):
-        return found
+        return {"in_force": "user namespaces", "missing": {"seccomp": "made up for this test"}}
 
-    return hello
+    monkeypatch.setattr(WorkerProcess, "_hello", hello)
 
 
 @fault("A required isolation", "isolation=require where a part is missing", "refuses to start")
-def test_required_isolation_that_is_missing_refuses_to_start(make_sandbox, monkeypatch):
-    found = {"in_force": "", "missing": {"landlock": "not implemented"}}
-    monkeypatch.setattr(WorkerProcess, "_hello", says(found))
-    with pytest.raises(IsolationError, match=r"landlock \(not implemented"):
+def test_required_isolation_that_is_missing_refuses_to_start(make_sandbox, lacks_seccomp):
+    with pytest.raises(IsolationError, match=r"seccomp \(made up"):
         make_sandbox(isolation="require")
 
 
 @fault("A missing isolation", "isolation=best where a part is missing", "said in red")
-def test_missing_isolation_is_said_in_red(make_sandbox, monkeypatch, caplog):
-    found = {"in_force": "user namespaces", "missing": {"seccomp": "made up for this test"}}
-    monkeypatch.setattr(WorkerProcess, "_hello", says(found))
+def test_missing_isolation_is_said_in_red(make_sandbox, lacks_seccomp, caplog):
     make_sandbox(isolation="best").check()
     assert caplog.messages[0].startswith("\033[31msandbox: missing are: seccomp (made up")
 
