@@ -4,10 +4,11 @@ import json
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.tools.sandbox_helpers import until
 
 pytest.importorskip("openenv.core", reason="the extra openenv is not installed")
 
@@ -21,46 +22,36 @@ def call(name, **arguments):
 
 @pytest.fixture(scope="module")
 def url():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, str(ROOT / "scripts" / "serve_openenv.py"), "data=custom"]
     command += [f"data.path={TRIPS / 'tasks.jsonl'}", f"data.tools={TRIPS / 'tools.py'}"]
     process = subprocess.Popen([*command, f"port={port}"], cwd=ROOT)
+
+    def answers():
+        with socket.socket() as probe:
+            return process.poll() is not None or probe.connect_ex(("127.0.0.1", port)) == 0
+
     try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, "the server ended"
-            time.sleep(0.1)
+        assert until(answers, 60) and process.poll() is None, "the server ended"
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
         process.wait()
 
 
-def places():
-    """The index of each task in its split, by question."""
+def place(fits):
+    """The split of the first task whose row fits, its index there, and the row."""
     rows = [json.loads(line) for line in (TRIPS / "tasks.jsonl").read_text().splitlines()]
-    splits = {}
-    return {
-        row["question"]: (
-            row["split"],
-            splits.setdefault(row["split"], []).append(0) or len(splits[row["split"]]) - 1,
-            row,
-        )
-        for row in rows
-    }
+    row = next(row for row in rows if fits(row))
+    return row["split"], [each for each in rows if each["split"] == row["split"]].index(row), row
 
 
 def test_a_gold_solution_earns_its_reward_over_the_wire(url):
     from openenv.core.generic_client import GenericEnvClient
 
-    split, index, row = next(
-        place
-        for place in places().values()
-        if place[2]["scenario"] == "two_calls" and place[2]["gold_calls"][1]["turn"] == 2
+    split, index, row = place(
+        lambda row: row["scenario"] == "two_calls" and row["gold_calls"][1]["turn"] == 2
     )
     with GenericEnvClient(base_url=url).sync() as env:
         result = env.reset(split=split, index=index)
@@ -79,7 +70,7 @@ def test_a_gold_solution_earns_its_reward_over_the_wire(url):
 def test_sessions_have_a_plan_of_their_own(url):
     from openenv.core.generic_client import GenericEnvClient
 
-    split, index, row = next(p for p in places().values() if "Stay" in p[0:3][2]["question"])
+    split, index, row = place(lambda row: "Stay" in row["question"])
     (gold,) = row["gold_calls"]
     right, wrong = gold["arguments"], {**gold["arguments"], "nights": 99}
     rewards = []

@@ -46,28 +46,26 @@ def test_a_reward_that_is_no_number_is_refused_with_its_task(bad: Any) -> None:
             check_rewards([good, wrong], trajectories)
 
 
-def test_a_rewards_nan_ends_the_run_before_the_update(tmp_path: Path) -> None:
+@fault("C too few rewards", "fewer rewards than turns", "refused with the task's id")
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (lambda credit: {"total": NAN}, "task t1"),
+        (lambda credit: {"turn_rewards": credit.turn_rewards[:1]}, "task t1: .* each of 2 turns"),
+    ],
+    ids=["NaN", "too few"],
+)
+def test_wrong_rewards_end_the_run_before_the_update(tmp_path: Path, changed, words: str) -> None:
     class Bad(MatchReward):
         def __call__(self, trajectories):
-            credits = super().__call__(trajectories)
-            return [*credits[:-1], replace(credits[-1], total=NAN)]
+            *credits, last = super().__call__(trajectories)
+            return [*credits, replace(last, **changed(last))]
 
     module = policy_gradient(reward=Bad(Similarity(), HardAssignment()))
     before = weights(module)
-    with pytest.raises(ValueError, match="task t1"):
+    with pytest.raises(ValueError, match=words):
         fit(module, tmp_path)
     assert all(torch.equal(before[name], each) for name, each in weights(module).items())
-
-
-@fault("C too few rewards", "fewer rewards than turns", "refused with the task's id")
-def test_a_reward_for_too_few_turns_is_refused_with_its_task(tmp_path: Path) -> None:
-    class Short(MatchReward):
-        def __call__(self, trajectories):
-            credits = super().__call__(trajectories)
-            return [replace(each, turn_rewards=each.turn_rewards[:1]) for each in credits]
-
-    with pytest.raises(ValueError, match="task t[01]: .* each of 2 turns"):
-        fit(policy_gradient(reward=Short(Similarity(), HardAssignment())), tmp_path)
 
 
 # -- losses and gradients -------------------------------------------------------------------------
@@ -110,13 +108,13 @@ def test_too_many_bad_steps_in_a_row_end_the_run(tmp_path: Path, bad: range, end
     module = policy_gradient(BadLoss, max_bad_steps=3)
     module.bad = bad
     before = weights(module)
-    if ends:
-        with pytest.raises(RuntimeError, match=r"3 steps in a row; .*\['t0', 't1'\]"):
-            fit(module, tmp_path, iterations=4)
-        assert all(torch.equal(before[name], each) for name, each in weights(module).items())
-    else:
+    if not ends:
         fit(module, tmp_path, iterations=4)
         assert logged(tmp_path, "train/skipped_steps") == [1.0, 1.0, 0.0, 0.0]
+        return
+    with pytest.raises(RuntimeError, match=r"3 steps in a row; .*\['t0', 't1'\]"):
+        fit(module, tmp_path, iterations=4)
+    assert all(torch.equal(before[name], each) for name, each in weights(module).items())
 
 
 def test_fine_tuning_skips_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
