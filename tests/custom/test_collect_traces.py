@@ -76,7 +76,7 @@ WANDERING = [
 WRONG = [says("<answer>4</answer>")]
 
 
-def test_right_attempts_become_gold_traces_with_their_provenance(collect, module, sandbox):
+def test_right_attempts_become_gold_traces_with_their_provenance(collect, module, make_sandbox):
     teacher = Teacher(price=[WRONG, WANDERING, GOOD])
     with listening(teacher.answer) as url:
         summary, folder = collect(url, PRICE, attempts=3, **{"price.input": 2.0})
@@ -91,7 +91,7 @@ def test_right_attempts_become_gold_traces_with_their_provenance(collect, module
     ]
     told = {"teacher": "m", "temperature": 1.0, "attempts": 3, "right": 2, "distinct": 1}
     assert row["metadata"]["provenance"] == told
-    (task,) = CustomTasks(str(folder / "gold.jsonl"), str(module), sandbox).rows()
+    (task,) = CustomTasks(str(folder / "gold.jsonl"), str(module), make_sandbox()).rows()
     assert task.sub_answers[0].output == "3"
 
 

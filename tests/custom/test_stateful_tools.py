@@ -175,6 +175,7 @@ def test_classes_that_cannot_be_told_are_refused(sandbox, given, words):
 def test_a_cancelled_call_ends_at_once_and_the_session_can_be_closed(sandbox):
     async def run():
         session = await sandbox.open(cart_tools())
+        await session.call(ToolCall("add", {"name": "a"}))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.5):
                 await session.call(ToolCall("hang", {}))

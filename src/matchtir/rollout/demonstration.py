@@ -20,9 +20,9 @@ def gold_trajectory(task: Task, renderer: Renderer) -> Trajectory:
     Raises:
         ValueError: the task does not know the output of each of its gold calls.
     """
-    texts = gold_outputs(task)
+    outputs = gold_outputs(task)
     by_turn = gold_calls_by_turn(task, renderer.calls)
-    results = [tuple(ToolResult(texts[index]) for index in turn) for turn in by_turn]
+    results = [[ToolResult(outputs[index]) for index in turn] for turn in by_turn]
     return written_trajectory(task, gold_turn_texts(task, renderer.calls), results, renderer)
 
 
@@ -77,9 +77,9 @@ def imperfect_trajectories(
     calls = [list(chain(*demonstration.turns)) for demonstration in shown]
     replays = replay_all(list(zip(tasks, calls, strict=True)), sandbox)
     trajectories = []
-    for task, demonstration, replay in zip(tasks, shown, replays, strict=True):
+    for task, made, replay in zip(tasks, shown, replays, strict=True):
         results = iter(replay.results)
-        by_turn = [[next(results) for _ in turn] for turn in demonstration.turns]
-        texts = [*map(renderer.calls.write, demonstration.turns), answer_text(demonstration.answer)]
+        by_turn = [[next(results) for _ in turn] for turn in made.turns]
+        texts = [*map(renderer.calls.write, made.turns), answer_text(made.answer)]
         trajectories.append(written_trajectory(task, texts, by_turn, renderer))
     return trajectories

@@ -68,9 +68,6 @@ class SlotCache(Cache):
         self._keys: dict[int, Tensor] = {}
         self._values: dict[int, Tensor] = {}
         self._capacity = 0
-        self._rows: Int[Tensor, " R"] | slice = slice(0, 0)
-        self._positions: Int[Tensor, "R Q"] = torch.empty(0, 0, dtype=torch.int64)
-        self._extent = 0
 
     def aim(
         self, rows: Int[Tensor, " R"] | int, positions: Int[Tensor, "R Q"], extent: int
@@ -80,10 +77,13 @@ class SlotCache(Cache):
         `rows` as a number n means slots 0..n-1, which are read without a copy.
         """
         self._rows = slice(0, rows) if isinstance(rows, int) else rows
-        self._positions = positions
-        self._extent = extent
+        self._positions, self._extent = positions, extent
         if extent > self._capacity:
-            self._grow(-(-extent // GROWTH) * GROWTH)
+            extra = -(-extent // GROWTH) * GROWTH - self._capacity
+            for buffers in (self._keys, self._values):
+                for layer, buffer in buffers.items():
+                    buffers[layer] = torch.nn.functional.pad(buffer, (0, 0, 0, extra))
+            self._capacity += extra
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **_: object
@@ -107,13 +107,6 @@ class SlotCache(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Zero: positions are always given explicitly."""
         return 0
-
-    def _grow(self, capacity: int) -> None:
-        extra = capacity - self._capacity
-        for buffers in (self._keys, self._values):
-            for layer, buffer in buffers.items():
-                buffers[layer] = torch.nn.functional.pad(buffer, (0, 0, 0, extra))
-        self._capacity = capacity
 
 
 @dataclass(slots=True, eq=False)
@@ -250,6 +243,8 @@ class SlotDecoder:
         A dense pass goes over all slots. Rows with nothing to read write one garbage key behind
         their own then: harmless, see `SlotCache`.
         """
+        assert self.policy is not None
+        model, device = self.policy.model, self.policy.model.device
         slots = list(range(len(self.rows)) if dense else counts)
         width = max(counts.values())
         tokens, starts = [], [self.rows[slot].cached for slot in slots]
@@ -257,46 +252,34 @@ class SlotDecoder:
             row, count = self.rows[slot], counts.get(slot, 0)
             tokens.append(row.ids[row.cached : row.cached + count] + [0] * (width - count))
             row.cached += count
-        where = len(slots) if dense else torch.tensor(slots)
-        hidden = self._forward(where, torch.tensor(tokens), torch.tensor(starts))
-        done = [n for n, s in enumerate(slots) if s in counts and self.rows[s].unread == 0]
-        if done:
-            ends = torch.tensor([counts[slots[n]] - 1 for n in done], device=hidden.device)
-            self._sample([slots[n] for n in done], hidden[done, ends])
-
-    def _forward(self, rows: Tensor | int, tokens: Tensor, starts: Tensor) -> Tensor:
-        """Hidden states [R, Q, H] of `tokens` at positions `starts`.. of the given slots."""
-        assert self.policy is not None
-        model = self.policy.model
-        positions = starts[:, None] + torch.arange(tokens.shape[1])
-        extent = int(positions.max()) + 1
-        tokens, positions = tokens.to(model.device), positions.to(model.device)
-        rows = rows if isinstance(rows, int) else rows.to(model.device)
-        self._cache.aim(rows, positions, extent)
-        keys = torch.arange(extent, device=model.device)
-        return model.base_model(
-            input_ids=tokens,
-            attention_mask=(keys <= positions[:, :, None])[:, None],
+        where = len(slots) if dense else torch.tensor(slots, device=device)
+        positions = (torch.tensor(starts)[:, None] + torch.arange(width)).to(device)
+        extent = max(starts) + width
+        self._cache.aim(where, positions, extent)
+        hidden = model.base_model(
+            input_ids=torch.tensor(tokens, device=device),
+            attention_mask=(torch.arange(extent, device=device) <= positions[:, :, None])[:, None],
             position_ids=positions,
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
+        done = [n for n, s in enumerate(slots) if s in counts and self.rows[s].unread == 0]
+        if done:
+            ends = torch.tensor([counts[slots[n]] - 1 for n in done], device=device)
+            self._sample([slots[n] for n in done], hidden[done, ends])
 
     def _sample(self, slots: list[int], hidden: Tensor) -> None:
         """Append one token to each row; end the turns that are complete."""
         assert self.policy is not None
-        logits = self.policy.model.get_output_embeddings()(hidden)
-        requests = [self.rows[slot].request for slot in slots]
-        live = [request for request in requests if request is not None]
+        rows = [self.rows[slot] for slot in slots]
+        requests = [row.request for row in rows if row.request is not None]
         tokens, logprobs = sample_tokens(
-            logits,
-            [request.sampling for request in live],
-            [request.uniforms[len(request.token_ids)] for request in live],
+            self.policy.model.get_output_embeddings()(hidden),
+            [request.sampling for request in requests],
+            [request.uniforms[len(request.token_ids)] for request in requests],
         )
-        for slot, request, token, logprob in zip(
-            slots, live, tokens.tolist(), logprobs.tolist(), strict=True
-        ):
-            row = self.rows[slot]
+        drawn = zip(rows, requests, tokens.tolist(), logprobs.tolist(), strict=True)
+        for row, request, token, logprob in drawn:
             row.ids.append(token)
             request.token_ids.append(token)
             request.logprobs.append(logprob)
@@ -304,6 +287,5 @@ class SlotDecoder:
             if stopped or len(request.token_ids) == request.sampling.max_new_tokens:
                 row.request, row.idle_since = None, self.tick
                 if not request.future.done():
-                    request.future.set_result(
-                        Generation(tuple(request.token_ids), tuple(request.logprobs), stopped)
-                    )
+                    ids, logprobs_of_ids = tuple(request.token_ids), tuple(request.logprobs)
+                    request.future.set_result(Generation(ids, logprobs_of_ids, stopped))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,10 +41,9 @@ def server_flags(settings: Mapping[str, Any]) -> list[str]:
         name = key.replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, list):
-            flags += [f"--{name}", ",".join(map(str, value))]
         else:
-            flags += [f"--{name}", str(value)]
+            several = value if isinstance(value, list) else [value]
+            flags += [f"--{name}", ",".join(map(str, several))]
     return flags
 
 
@@ -74,8 +74,8 @@ class VllmProcess:
         self.url = f"unix:{path}"
         self._log_file = folder / "server.log"
         guard = [sys.executable, guarded.__file__, str(os.getpid()), str(folder)]
-        needed = {"VLLM_SERVER_DEV_MODE": "1"}  # weights can be changed
-        needed |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
+        # In the mode of development weights can be changed.
+        needed = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)}
         with self._log_file.open("wb") as output:
             self._process = subprocess.Popen(
                 [*guard, *self.program, *server_flags(settings), "--uds", str(path)],
@@ -167,9 +167,11 @@ class VllmServerEngine(VllmBase):
             ValueError: the context is too long.
             RuntimeError: the server refuses, cannot be reached, or has other weights.
         """
-        settings = self._request(session, context, sampling, seed)
-        body = {"token_ids": list(context), "sampling_params": settings}
-        body |= {"cache_salt": f"weights {self.version}"}  # out of reach of older ones
+        body = {
+            "token_ids": list(context),
+            "sampling_params": self._request(session, context, sampling, seed),
+            "cache_salt": f"weights {self.version}",  # what older ones have cached is out of reach
+        }
         self._sampling += 1
         try:
             while True:
@@ -214,15 +216,13 @@ class VllmServerEngine(VllmBase):
         if writer:
             save_full_weights(policy, self._folder)
         else:
-            for _ in full_weights(policy):  # sharded weights need every process
-                pass
+            deque(full_weights(policy), maxlen=0)  # sharded weights need every process
         wait_for_all()
         if self._client is None:
             own = self._own_folder()
             if own != self._folder:  # a server loads weights where its configuration lies
                 (own / WEIGHTS_FILE).symlink_to(self._folder / WEIGHTS_FILE)
-            settings = engine_settings(policy, own, self._settings, self.sleep_level)
-            self._process_settings = settings
+            self._process_settings = engine_settings(policy, own, self._settings, self.sleep_level)
             self._start()
         if writer or not self._is_shared:
             self._reload(version)
@@ -266,12 +266,11 @@ class VllmServerEngine(VllmBase):
 
     def _reload(self, version: int) -> None:
         """Have the server read the weights, and forget what it read with older ones."""
-        while True:
-            try:
-                self._send_weights(version)
-                return
-            except EndpointError as error:
-                self._replace(error)
+        try:
+            self._send_weights(version)
+        except EndpointError as error:
+            self._replace(error)
+            self._reload(version)
 
     def _send_weights(self, version: int) -> None:
         self._post("/pause?mode=abort")

@@ -45,8 +45,7 @@ def server_tools(server: McpServer, isolation: str = "best") -> tuple[ToolSpec, 
     Raises:
         McpError: it does not start.
     """
-    thread = LoopThread("mcp")
-    host = McpHost(_START_S, 0, isolation)
+    thread, host = LoopThread("mcp"), McpHost(_START_S, 0, isolation)
     try:
         return thread.submit(host.tools(server)).result()
     finally:
@@ -84,13 +83,11 @@ class McpHost:
     async def tools(self, server: McpServer) -> tuple[ToolSpec, ...]:
         """What the server offers; raises McpError where it does not start."""
         client = await self._connection(server, 0).client()
-        found, cursor = [], None
-        while True:
-            page = await client.list_tools(cursor=cursor)
+        page = await client.list_tools()
+        found = [*page.tools]
+        while page.next_cursor:
+            page = await client.list_tools(cursor=page.next_cursor)
             found += page.tools
-            cursor = page.next_cursor
-            if not cursor:
-                break
         return tuple(
             ToolSpec(tool.name, tool.description or "", tool.input_schema, server=server)
             for tool in found
@@ -113,15 +110,12 @@ class McpHost:
             return reply(ResultStatus.BROKEN_TOOL, str(error))
         from mcp.shared.exceptions import MCPError
 
+        seconds = {"read_timeout_seconds": 2 * limit}  # instead of the client's _START_S
         try:
             async with connection.order, asyncio.timeout(limit):  # from its own start on
                 if connection.ended:
                     return reply(ResultStatus.CRASHED, "its server ended with an earlier call")
-                result = await client.call_tool(
-                    tool.name,
-                    json.loads(arguments),
-                    read_timeout_seconds=2 * limit,  # instead of the client's _START_S
-                )
+                result = await client.call_tool(tool.name, json.loads(arguments), **seconds)
         except TimeoutError:
             connection.end()
             return reply(ResultStatus.TIMEOUT, f"{limit:g}")
@@ -133,9 +127,8 @@ class McpHost:
         except Exception as error:  # what a server answers may be anything
             return reply(ResultStatus.EXCEPTION, f"{type(error).__name__} in reading its reply")
         text, whole = cut(_text_of(result), self._max_output_chars)
-        if result.is_error:
-            return reply(ResultStatus.EXCEPTION, text)
-        return reply(ResultStatus.OK if whole else ResultStatus.TRUNCATED, text)
+        status = ResultStatus.OK if whole else ResultStatus.TRUNCATED
+        return reply(ResultStatus.EXCEPTION if result.is_error else status, text)
 
     async def end_episode(self, episode: int) -> None:
         """Stop the servers that only this episode had."""

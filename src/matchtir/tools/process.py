@@ -127,9 +127,8 @@ class WorkerProcess:
         """
         self.end()
         settings = self.settings
-        rules = isolation.Rules(
-            self._folder, settings.isolation, settings.network, settings.memory_mb
-        )
+        limits = settings.isolation, settings.network, settings.memory_mb
+        rules = isolation.Rules(self._folder, *limits)
         os.makedirs(rules.scratch, exist_ok=True)
         ours, theirs = socket.socketpair()
         arguments = {"descriptor": theirs.fileno(), "rules": asdict(rules)}
