@@ -1,15 +1,10 @@
 import json
 import textwrap
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict, read_write
 
-from matchtir.utils.run_folder import register_resolvers
-
-ROOT = Path(__file__).parents[2]
+from tests.scale.whole_runs import composed
 
 TOOLS = '''
     """Tools of the tests."""
@@ -100,20 +95,8 @@ def make_row(**fields):
 @pytest.fixture
 def configure(tmp_path):
     """Makes the config of a program as `hydra.main` gives it, the run's folder a temporary one."""
-    hydra = HydraConfig.instance()
-
-    def _configure(program, *overrides):
-        register_resolvers()
-        with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-            config = compose(program, [*overrides], return_hydra_config=True)
-        config.hydra.runtime.output_dir = str(tmp_path)
-        hydra.set_config(config)
-        with read_write(config), open_dict(config):
-            del config["hydra"]
-        return config
-
-    yield _configure
-    hydra.cfg = None
+    yield lambda name, *overrides: composed(tmp_path, *overrides, name=name)
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 
 import eval as evaluation
 from scripts import doctor, inspect_data
-from tests.custom.conftest import ROOT
+from tests.scale.whole_runs import ROOT
 
 TRIPS = ROOT / "examples" / "trips"
 FILES = {"path": TRIPS / "tasks.jsonl", "tools": TRIPS / "tools.py"}

@@ -47,12 +47,12 @@ COPYING = (
 TOLERANCE = 1e-5
 
 
-def composed(folder: Path, *overrides: str) -> DictConfig:
-    """The config of a command line as the program gets it, with a given run folder."""
+def composed(folder: Path, *overrides: str, name: str = "train") -> DictConfig:
+    """The config of a program's command line as it gets it, with a given run folder."""
     register_resolvers()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
-        arguments = [*overrides, f"paths.log_dir={folder.parent}"]
-        config = compose("train", arguments, return_hydra_config=True)
+        arguments = [f"paths.log_dir={folder.parent}", *overrides]
+        config = compose(name, arguments, return_hydra_config=True)
     config.hydra.runtime.output_dir = str(folder)
     HydraConfig.instance().set_config(config)
     with read_write(config), open_dict(config):
