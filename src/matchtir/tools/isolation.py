@@ -95,10 +95,10 @@ class Isolation:
         found = [f"{'+'.join(self.entered)} namespaces"] if self.entered else []
         found += [f"landlock {landlock_abi()}"] if "landlock" in self._steps else []
         found += ["seccomp"] if "seccomp" in self._steps else []
-        missing = {}
-        for name, error in self.missing.items():
-            advice = ADVICE.get(name.split()[0])
-            missing[name] = f"{error}; needs {advice}" if advice else error
+        missing = dict(self.missing)
+        for name in missing:
+            if advice := ADVICE.get(name.split()[0]):
+                missing[name] += f"; needs {advice}"
         return {"in_force": ", ".join(found), "missing": missing}
 
     def fork(self, folders):
@@ -163,8 +163,7 @@ class Isolation:
     def _limit(self):
         """Limits that children inherit; that of processes holds for a user of this namespace."""
         limits = {"FSIZE": self.rules.scratch_mb << 20, "AS": self.rules.memory_mb << 20}
-        if "user" in self.entered:
-            limits["NPROC"] = self.rules.processes
+        limits["NPROC"] = self.rules.processes if "user" in self.entered else 0
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for name in filter(limits.get, limits):
             with contextlib.suppress(AttributeError, ValueError, OSError):  # not on this system
@@ -188,8 +187,7 @@ class Isolation:
         os.close(writing)
         with open(reading, "rb") as file:
             error = file.read().decode()
-        if error:
-            self.missing[name] = error
+        self.missing |= {name: error} if error else {}
         return not error
 
 
@@ -225,13 +223,12 @@ def _enter_user():
     ready, go = os.pipe()
     helper = os.fork()  # stands outside, where two users may be mapped
     if helper == 0:
-        code = 1
         os.close(go)  # so that it reads an end where there is no namespace
         with contextlib.suppress(OSError):
             if os.read(ready, 1) == b"+":
                 _map_ids(process, user, group)
-                code = 0
-        os._exit(code)
+                os._exit(0)
+        os._exit(1)
     try:
         check(libc.unshare(NEW_USER), "unshare")
         os.write(go, b"+")

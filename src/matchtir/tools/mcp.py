@@ -39,13 +39,9 @@ class McpError(RuntimeError):
     """A server that does not start, or does not speak the protocol."""
 
 
-def server_tools(server: McpServer, isolation: str = "best") -> tuple[ToolSpec, ...]:
-    """What a server offers; waits for it.
-
-    Raises:
-        McpError: it does not start.
-    """
-    thread, host = LoopThread("mcp"), McpHost(_START_S, 0, isolation)
+def server_tools(server: McpServer) -> tuple[ToolSpec, ...]:
+    """What a server offers; waits for it, and raises McpError where it does not start."""
+    thread, host = LoopThread("mcp"), McpHost(_START_S, 0, isolation="best")
     try:
         return thread.submit(host.tools(server)).result()
     finally:
