@@ -1,6 +1,7 @@
 """Objects whose methods are tools: one of each class per episode, in a process of its own."""
 
 import asyncio
+import json
 
 import pytest
 
@@ -61,35 +62,30 @@ def test_calls_of_an_episode_see_each_others_effects_in_their_order(sandbox):
     assert [line["count"] for line in state["Cart"]["lines"]] == list(range(8))
 
 
-def test_episodes_never_see_each_other(sandbox):
+def test_episodes_never_see_each_other_nor_what_an_earlier_one_left(sandbox, tmp_path):
+    (tmp_path / "shelf.py").write_text("STOCK = []\n")
+    source = CART.replace("SOLD = []", "from shelf import STOCK as SOLD")
+    tools = cart_tools(source, str(tmp_path / "cart.py"))
+
     async def run():
-        sessions = [await sandbox.open(cart_tools(), {"Cart": {"owner": str(i)}}) for i in range(6)]
+        sessions = [await sandbox.open(tools, {"Cart": {"owner": str(i)}}) for i in range(6)]
         for turn in range(3):
             calls = [
                 session.call(ToolCall("add", {"name": f"{owner}/{turn}"}))
                 for owner, session in enumerate(sessions)
             ]
             assert {result.output for result in await asyncio.gather(*calls)} == {str(turn + 1)}
-        states = [await session.state() for session in sessions]
+        found = [(await s.state(), await s.call(ToolCall("sold", {}))) for s in sessions]
         for session in sessions:
             await session.close()
-        return states
+        return found
 
     for _ in range(2):  # the second time the processes have served before
-        for owner, state in enumerate(asyncio.run(run())):
+        for owner, (state, sold) in enumerate(asyncio.run(run())):
+            names = [f"{owner}/{turn}" for turn in range(3)]
             assert state["Cart"]["owner"] == str(owner)
-            assert [line["name"] for line in state["Cart"]["lines"]] == [
-                f"{owner}/{turn}" for turn in range(3)
-            ]
-
-
-def test_nothing_of_a_session_stays_in_its_process(sandbox, tmp_path):
-    (tmp_path / "shelf.py").write_text("STOCK = []\n")
-    source = CART.replace("SOLD = []", "from shelf import STOCK as SOLD")
-    tools = cart_tools(source, str(tmp_path / "cart.py"))
-    for _ in range(3):
-        (_, sold), _ = in_cart(sandbox, ("add", {"name": "a"}), ("sold", {}), tools=tools)
-        assert sold.output == '["a"]'
+            assert [line["name"] for line in state["Cart"]["lines"]] == names
+            assert json.loads(sold.output) == names
 
 
 def test_the_state_is_the_public_attributes_as_json(sandbox):

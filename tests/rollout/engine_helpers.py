@@ -79,14 +79,15 @@ def run_all(
     conversations: Sequence[Talk],
     sampling: SamplingParams,
     delay: Delay = no_delay,
+    failures: bool = False,
 ) -> list[list[Generation]]:
-    """All conversations at once."""
+    """All conversations at once, or what each raised."""
 
     async def main() -> list[list[Generation]]:
         running = [
             converse(engine, f"s{n}", talk, sampling, delay) for n, talk in enumerate(conversations)
         ]
-        return await asyncio.gather(*running)
+        return await asyncio.gather(*running, return_exceptions=failures)
 
     return asyncio.run(main())
 

@@ -196,12 +196,8 @@ def test_an_error_in_the_model_reaches_everybody_once(
     monkeypatch.setattr(broken.model.base_model, "forward", fail)
     conversations = talks(3)
 
-    async def main() -> list[list[Generation] | BaseException]:
-        running = [converse(shared, f"s{n}", talk, SAMPLED) for n, talk in enumerate(conversations)]
-        return await asyncio.gather(*running, return_exceptions=True)
-
     with caplog.at_level(logging.ERROR, logger="asyncio"):
-        failures = asyncio.run(main())
+        failures = run_all(shared, conversations, SAMPLED, failures=True)
         shared.sync(broken, version=1)
         again = run_all(shared, conversations, SAMPLED)
         gc.collect()

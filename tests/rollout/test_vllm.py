@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from matchtir.rollout.vllm_engine import VllmEngine, own_cache
 from matchtir.rollout.vllm_server import VllmServerEngine
 from tests.policy.tiny_policy import small
 from tests.rollout.chat_fakes import listening
-from tests.rollout.engine_helpers import STOP, Talk, converse, needs_vllm, talks
+from tests.rollout.engine_helpers import STOP, Talk, converse, needs_vllm, run_all, talks
 from tests.training.training_parts import fit, logged, policy_gradient
 
 SETTINGS = {"max_num_seqs": 16}
@@ -86,13 +87,7 @@ def test_after_a_sync_the_log_probabilities_are_the_trainers(engine: Engines, te
 @needs_vllm
 def test_a_seed_means_the_same_alone_and_among_others(engine: Engines) -> None:
     conversations = talks(9, turns=3)
-
-    async def all_at_once() -> list[list[Generation]]:
-        return await asyncio.gather(
-            *(converse(engine, f"s{n}", talk, SAMPLED) for n, talk in enumerate(conversations))
-        )
-
-    together = asyncio.run(all_at_once())
+    together = run_all(engine, conversations, SAMPLED)
     alone = [asyncio.run(converse(engine, "s", talk, SAMPLED)) for talk in conversations]
     assert [[g.token_ids for g in talk] for talk in together] == [
         [g.token_ids for g in talk] for talk in alone
@@ -104,12 +99,7 @@ def test_a_seed_means_the_same_alone_and_among_others(engine: Engines) -> None:
 def test_many_long_prompts_at_once(engine: Engines) -> None:
     """More tokens than one step of vLLM reads."""
     long = [Talk(tuple([10 + n] * 240), seed=n) for n in range(40)]
-
-    async def all_at_once() -> list[list[Generation]]:
-        running = [converse(engine, f"s{n}", talk, SAMPLED) for n, talk in enumerate(long)]
-        return await asyncio.gather(*running)
-
-    assert all(generation.token_ids for (generation,) in asyncio.run(all_at_once()))
+    assert all(generation.token_ids for (generation,) in run_all(engine, long, SAMPLED))
 
 
 @needs_vllm
@@ -198,17 +188,19 @@ def test_engines_of_one_machine_do_not_share_what_they_compile(monkeypatch) -> N
     assert folders[0] == "/cache" and len(set(folders)) == 8
 
 
-def test_what_is_not_free_is_refused() -> None:
-    with pytest.raises(ValueError, match="load_format, model"):
-        VllmEngine(STOP, 256, {"model": "x", "load_format": "auto", "dtype": "float32"})
-    with pytest.raises(ValueError, match="rollout=vllm_server"):
-        VllmEngine(STOP, 256, {"tensor_parallel_size": 2})
-    with pytest.raises(ValueError, match="settings of its own"):
-        VllmServerEngine(STOP, 256, SETTINGS, url="http://localhost:1")
-    with pytest.raises(RuntimeError, match="call sync first"):
-        one(VllmEngine(STOP, 256))
-    with pytest.raises(RuntimeError, match="call sync first"):
-        one(VllmServerEngine(STOP, 256))
+@pytest.mark.parametrize(
+    ("make", "settings", "words"),
+    [
+        (VllmEngine, {"model": "x", "load_format": "auto", "dtype": "a"}, "load_format, model"),
+        (VllmEngine, {"tensor_parallel_size": 2}, "rollout=vllm_server"),
+        (partial(VllmServerEngine, url="http://localhost:1"), SETTINGS, "settings of its own"),
+        (VllmEngine, None, "call sync first"),
+        (VllmServerEngine, None, "call sync first"),
+    ],
+)
+def test_what_is_not_free_is_refused(make, settings, words: str) -> None:
+    with pytest.raises((ValueError, RuntimeError), match=words):
+        one(make(STOP, 256, settings))
 
 
 # -- without vLLM: what goes over the wire ---------------------------------------------------------
