@@ -77,13 +77,20 @@ WRONG = [says("<answer>4</answer>")]
 
 
 def test_right_attempts_become_gold_traces_with_their_provenance(collect, module, make_sandbox):
-    teacher = Teacher(price=[WRONG, WANDERING, GOOD])
-    with listening(teacher.answer) as url:
-        summary, folder = collect(url, PRICE, attempts=3, **{"price.input": 2.0})
+    teacher, busy = Teacher(price=[WRONG, WANDERING, GOOD]), iter([True])
+
+    async def answer(request):
+        if next(busy, False):
+            return web.json_response({}, status=429, headers={"Retry-After": "0"})
+        return await teacher.answer(request)
+
+    with listening(answer) as url:  # two right attempts are enough: there is no fourth one
+        summary, folder = collect(url, PRICE, attempts=4, enough=2, **{"price.input": 2.0})
     assert (summary["tasks with gold calls"], summary["right attempts"]) == (1, 2)
     assert (summary["calls in right attempts"], summary["calls kept of them"]) == (4, 2)
     assert summary["distinct traces"] == 1
-    assert (summary["requests"], summary["input tokens"]) == (6, 600)
+    assert (summary["requests"], summary["requests made again"]) == (7, 1)
+    assert (summary["attempts"], summary["input tokens"]) == (3, 600)
     assert summary["cost"] == 0.0012
     (row,) = [json.loads(line) for line in (folder / "gold.jsonl").read_text().splitlines()]
     assert row["gold_calls"] == [
@@ -129,28 +136,9 @@ def test_it_goes_on_where_it_stopped(collect):
         file = folder / "config.yaml"  # the same teacher, at another port
         file.write_text(re.sub("teacher: .*", f"teacher: {url}", file.read_text()))
         summary, _ = collect(url, PRICE, colour, attempts=2)
-    assert (summary["unsolved"], summary["attempts"], summary["requests"]) == ([], 4, 4)
-
-
-def test_another_teacher_needs_another_folder(collect):
-    with listening(Teacher(price=[GOOD]).answer) as url:
-        collect(url, PRICE, attempts=1)
         with pytest.raises(ValueError, match="temperature: 1.0 -> 0.5"):
             collect(url, PRICE, attempts=1, temperature=0.5)
-
-
-def test_a_busy_server_is_asked_again_and_enough_is_enough(collect):
-    teacher, busy = Teacher(price=[GOOD] * 3), iter([True])
-
-    async def answer(request):
-        if next(busy, False):
-            return web.json_response({}, status=429, headers={"Retry-After": "0"})
-        return await teacher.answer(request)
-
-    with listening(answer) as url:
-        summary, _ = collect(url, PRICE, attempts=4, enough=1)
-    assert (summary["requests"], summary["requests made again"]) == (3, 1)
-    assert (summary["attempts"], summary["right attempts"]) == (1, 1)
+    assert (summary["unsolved"], summary["attempts"], summary["requests"]) == ([], 4, 4)
 
 
 def test_a_server_that_refuses_everything_ends_the_program(collect):

@@ -116,7 +116,14 @@ def with_gold(folder: Path, url: str, **options) -> OpenEnvTasks:
 
 
 def played(task: Task, calls: list[ToolCall], sandbox: OpenEnvSandbox):
-    return asyncio.run(replay_calls(task, calls, sandbox))
+    """The status of each call, its output, and the state in the end."""
+    replay = asyncio.run(replay_calls(task, calls, sandbox))
+    outputs = [result.output for result in replay.results]
+    return [str(result.status) for result in replay.results], outputs, replay.state
+
+
+def earned(reward: float) -> dict[str, dict]:
+    return {"<environment>": {"reward": reward, "solved": reward == 1.0}}
 
 
 def check_path(url: str, folder: Path) -> None:
@@ -131,13 +138,11 @@ def check_path(url: str, folder: Path) -> None:
     assert second.metadata["gold_unknown"] and not second.gold_calls
 
     wrong = ToolCall("step", {"feet": 1})
-    replay = played(second, [ToolCall("step", {"metres": 3}), GOLD[0]], tasks.sandbox)
-    assert [str(result.status) for result in replay.results] == ["ok", "rejected"]  # it is over
-    assert replay.state == {"<environment>": {"reward": 1.0, "solved": True}}
-    replay = played(second, [wrong, ToolCall("fly", {})], tasks.sandbox)
-    assert [str(result.status) for result in replay.results] == ["bad_arguments", "rejected"]
-    assert "metres" in replay.results[0].output
-    assert replay.state == {"<environment>": {"reward": 0.0, "solved": False}}
+    statuses, _, state = played(second, [ToolCall("step", {"metres": 3}), GOLD[0]], tasks.sandbox)
+    assert (statuses, state) == (["ok", "rejected"], earned(1.0))  # it is over
+    statuses, outputs, state = played(second, [wrong, ToolCall("fly", {})], tasks.sandbox)
+    assert (statuses, state) == (["bad_arguments", "rejected"], earned(0.0))
+    assert "metres" in outputs[0]
 
 
 def test_an_environment_of_actions(protocol, tmp_path):
@@ -157,11 +162,9 @@ def test_an_environment_of_named_tools_by_openenv(serve):
     assert [tool.name for tool in task.tools] == ["add", "submit"]
     calls = [("add", {"a": seed, "b": 5}), ("add", {"a": "x", "b": 1})]
     calls += [("submit", {"answer": seed + 5}), ("add", {"a": 1, "b": 1})]
-    replay = played(task, [ToolCall(*call) for call in calls], sandbox)
-    statuses = [str(result.status) for result in replay.results]
+    statuses, outputs, state = played(task, [ToolCall(*call) for call in calls], sandbox)
     assert statuses == ["ok", "exception", "ok", "rejected"]
-    assert replay.results[0].output == str(seed + 5)
-    assert replay.state == {"<environment>": {"reward": 1.0, "solved": True}}
+    assert (outputs[0], state) == (str(seed + 5), earned(1.0))
 
 
 def test_the_gold_solution_is_a_success_and_earns_what_the_environment_gives(protocol, tmp_path):
@@ -172,9 +175,8 @@ def test_the_gold_solution_is_a_success_and_earns_what_the_environment_gives(pro
     assert record["values"]["reward"] == pytest.approx(4.0)  # matched calls, and the success
 
     state = {"<environment>": {"reward": 0.8, "solved": True}}
-    attempt = Trajectory(
-        tasks.tasks("test")[0], (), (Turn((), (), "done"),), StopReason.ANSWER, final_state=state
-    )
+    task, turns = tasks.tasks("test")[0], (Turn((), (), "done"),)
+    attempt = Trajectory(task, (), turns, StopReason.ANSWER, final_state=state)
     reward = MatchReward(Similarity(), HardAssignment(), rewards="outcome", outcome="environment")
     assert reward([attempt])[0].total == 0.8
     assert not succeeds(attempt)  # it does not say that it is done
@@ -199,5 +201,5 @@ def test_a_step_that_takes_too_long_ends_the_episode(protocol):
     sandbox = OpenEnvSandbox(protocol)
     (task,) = OpenEnvTasks(sandbox, {"test": 1}).tasks("test")
     sandbox.timeout_s = 0.5
-    replay = played(task, [ToolCall("step", {"metres": 9}), GOLD[0]], sandbox)
-    assert [str(result.status) for result in replay.results] == ["timeout", "rejected"]
+    statuses, *_ = played(task, [ToolCall("step", {"metres": 9}), GOLD[0]], sandbox)
+    assert statuses == ["timeout", "rejected"]

@@ -50,13 +50,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNa
         made[-1].sync(small(layers=1).policy, version=1)
         return made[-1]
 
-    def notes() -> list[dict]:
-        return [json.loads(line) for line in log.read_text().splitlines()]
-
-    def fail(*lines: str) -> None:
-        faults.write_text("\n".join(lines))
-
-    yield SimpleNamespace(engine=engine, notes=notes, fail=fail)
+    yield SimpleNamespace(
+        engine=engine,
+        notes=lambda: [json.loads(line) for line in log.read_text().splitlines()],
+        fail=lambda *lines: faults.write_text("\n".join(lines)),
+    )
     for each in made:
         each.close()
 

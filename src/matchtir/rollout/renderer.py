@@ -99,12 +99,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.thinking = thinking
-        self._format = read_format(
-            lambda messages, begin_turn, thinks: self._render(messages, (), begin_turn, thinks),
-            thinking,
-            tuple(added),
-            name,
-        )
+        self._format = read_format(self._render, thinking, tuple(added), name)
         self.calls = self._format.calls
         if stop_at_call and CALL_END not in added:
             raise ValueError(f"stop_at_call: tokenizer {name!r} lacks {CALL_END}")
@@ -133,7 +128,7 @@ class Renderer:
             messages.append({"role": "system", "content": "\n\n".join(system)})
         messages += [{"role": role, "content": text} for role, text in texts if role != "system"]
         tools = [self._data.json(spec.schema()) for spec in task.tools]
-        return self._encode(self._render(messages, tools))
+        return self._encode(self._render(messages, True, self.thinking, tools))
 
     def conversation_ids(
         self, messages: Sequence[ChatMessage], tools: Sequence[Any]
@@ -146,7 +141,8 @@ class Renderer:
         Raises what the template raises for messages that it does not render.
         """
         inert = [self._inert(m["role"]).json(_for_template(m)) for m in messages]
-        return self._encode(self._render(inert, [self._data.json(tool) for tool in tools]))
+        offered = [self._data.json(tool) for tool in tools]
+        return self._encode(self._render(inert, True, self.thinking, offered))
 
     def _inert(self, role: str) -> _Inert:
         """What cuts control tokens in a message; calls and thinking of the policy are live."""
@@ -159,21 +155,23 @@ class Renderer:
 
         Where `turn_ids` stopped at a call, it begins with the end of the turn.
         """
-        following = self._format.results([self._data.text(result.output) for result in results])
-        return self._encode(self._rest(turn_ids) + following)
+        outputs = [self._data.text(result.output) for result in results]
+        return self._following([{"role": "tool", "content": each} for each in outputs], turn_ids)
 
     def reply_ids(self, reply: str, turn_ids: Sequence[int] = ()) -> tuple[int, ...]:
         """What follows a sampled turn without calls: the user's message, and the next turn's start.
 
         Space around the message is left out, as some templates do.
         """
-        opening, closing = self._format.reply
-        following = opening + self._data.text(reply.strip()) + closing
-        return self._encode(self._rest(turn_ids) + following)
+        message = {"role": "user", "content": self._data.text(reply.strip())}
+        return self._following([message], turn_ids)
 
-    def _rest(self, turn_ids: Sequence[int]) -> str:
-        """What a turn still lacks to its end."""
-        return "" if not turn_ids or turn_ids[-1] in self._ends else self._format.turn_end
+    def _following(
+        self, messages: Sequence[ChatMessage], turn_ids: Sequence[int]
+    ) -> tuple[int, ...]:
+        ended = not turn_ids or turn_ids[-1] in self._ends
+        rest = "" if ended else self._format.turn_end
+        return self._encode(rest + self._format.following(messages))
 
     def encode_turn(self, text: str) -> tuple[int, ...]:
         """The tokens of a turn that was written instead of sampled, end-of-turn token included.
@@ -245,15 +243,15 @@ class Renderer:
     def _render(
         self,
         messages: Sequence[ChatMessage],
+        begin_turn: bool,
+        thinking: bool,
         tools: Sequence[Any] = (),
-        begin_turn: bool = True,
-        thinking: bool | None = None,
     ) -> str:
         text = self.tokenizer.apply_chat_template(
             list(messages),
             tools=list(tools) or None,
             add_generation_prompt=begin_turn,
-            enable_thinking=self.thinking if thinking is None else thinking,
+            enable_thinking=thinking,
             tokenize=False,
         )
         assert isinstance(text, str)
@@ -266,7 +264,7 @@ class Renderer:
             {"role": "assistant", "content": "probe turn"},
             {"role": "tool", "content": "probe result"},
         ]
-        conversation = self._render(messages, ())
+        conversation = self._render(messages, True, self.thinking)
         pieces = self._encode(self._data.text(conversation))
         if self._decode(pieces) != self._decode(self._encode(conversation)):
             name = self.tokenizer.name_or_path

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 from jinja2 import TemplateError
@@ -30,8 +29,8 @@ OTHER_ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|eom_id|>")
 
 _QUESTION: ChatMessage = {"role": "user", "content": "probe question"}
 _TURN = "probe turn"
-_REPLY = "probe reply"
-_RESULTS = (' first "probe" result ', 'second "probe" result')  # JSON escapes, some may trim
+_REPLY: ChatMessage = {"role": "user", "content": "probe_reply"}
+_RESULT: ChatMessage = {"role": "tool", "content": "probe_result"}
 _CALL = ToolCall("probe_tool", {"probe": "value", "switch": True, "nothing": None, "list": [1]})
 _FUNCTION = {"name": _CALL.name, "arguments": _CALL.arguments}
 _CALLING: ChatMessage = {
@@ -43,25 +42,19 @@ _CALLING: ChatMessage = {
 
 @dataclass(frozen=True, slots=True)
 class ChatFormat:
-    """What stands around the turns of a conversation."""
+    """How a template writes the turns of a conversation, and what stands around them."""
 
+    render: Render
+    thinking: bool  # whether the policy is asked to think
     turn_end: str  # token behind every turn
     calls: CallFormat
-    opening: str  # between the end of a turn and the first result of its calls
-    between: str  # two results
-    closing: str  # behind the last one: the next turn is begun
-    results_as_json: bool  # a result is written as a JSON string
-    results_trimmed: bool  # without the space around it
-    reply: tuple[str, str]  # before and behind a message of the user that answers a turn
-    no_thought: str = ""  # ends a thought that the prompt begins, where none is written
+    no_thought: str  # ends a thought that the prompt begins, where none is written
 
-    def results(self, outputs: Sequence[str]) -> str:
-        """What follows the end of a turn with calls."""
-        if self.results_trimmed:
-            outputs = [output.strip() for output in outputs]
-        if self.results_as_json:
-            outputs = [json.dumps(output, ensure_ascii=False) for output in outputs]
-        return self.opening + self.between.join(outputs) + self.closing
+    def following(self, messages: Sequence[ChatMessage]) -> str:
+        """What stands behind the end of a turn: these messages, and the start of the next turn."""
+        turn = {"role": "assistant", "content": _TURN}
+        text = self.render([_QUESTION, turn, *messages], True, self.thinking)
+        return text.partition(_TURN + self.turn_end)[2]
 
 
 def read_format(
@@ -85,9 +78,15 @@ def read_format(
         calls = _calls(render, turn_end)
         # Where a policy must not think, a template may begin its turn with an empty thought, which
         # it leaves out of the history: the renderer's own exception.
-        as_thinking = _whole_format(render, turn_end, calls, True)
-        _require_preserved_prefix(render, as_thinking)
-        return as_thinking if thinking else _whole_format(render, turn_end, calls, False)
+        as_thinking, as_asked = (
+            ChatFormat(render, thinks, turn_end, calls, _no_thought(render, calls, thinks))
+            for thinks in (True, thinking)
+        )
+        for message, kind in ((_RESULT, "tool messages"), (_REPLY, "a message of the user")):
+            if message["content"] not in as_thinking.following([message]):
+                raise ValueError(f"does not render {kind} behind a turn")
+        _require_preserved_prefix(as_thinking)
+        return as_asked
     except (ValueError, TemplateError) as error:
         why = f"does not render tools: {error}" if isinstance(error, TemplateError) else error
         raise ValueError(f"the chat template of {name!r} {why}") from error
@@ -103,35 +102,10 @@ def _turn_end(render: Render, added_tokens: Sequence[str]) -> str:
     return max(ends, key=len)
 
 
-def _whole_format(render: Render, turn_end: str, calls: CallFormat, thinking: bool) -> ChatFormat:
-    """What the template writes around the messages that follow a turn, and in which form."""
-
-    def behind_turn(*messages: ChatMessage) -> str:
-        turn = {"role": "assistant", "content": _TURN}
-        text = render([_QUESTION, turn, *messages], True, thinking)
-        return text.partition(_TURN + turn_end)[2]
-
-    tail = behind_turn(*({"role": "tool", "content": text} for text in _RESULTS))
-    before, found, behind = behind_turn({"role": "user", "content": _REPLY}).partition(_REPLY)
-    if not found:
-        raise ValueError("does not render a message of the user behind a turn")
-    no_thought = _no_thought(render, calls, thinking)
-    for as_json, trimmed in product((True, False), (False, True)):
-        texts = (each.strip() if trimmed else each for each in _RESULTS)
-        first, second = (json.dumps(each) if as_json else each for each in texts)
-        opening, found, rest = tail.partition(first)
-        between, also_found, closing = rest.partition(second)
-        if found and also_found:
-            around = (opening, between, closing)
-            reply = before, behind
-            return ChatFormat(turn_end, calls, *around, as_json, trimmed, reply, no_thought)
-    raise ValueError("does not render tool messages")
-
-
 def _no_thought(render: Render, calls: CallFormat, thinking: bool) -> str:
     """What the template writes between the start of a turn that it begins and its first call."""
     begun = render([_QUESTION], True, thinking)
-    told = render([_QUESTION, _CALLING, {"role": "tool", "content": _RESULTS[0]}], True, thinking)
+    told = render([_QUESTION, _CALLING, _RESULT], True, thinking)
     return told.removeprefix(begun).partition(calls.write([_CALL]))[0] if begun in told else ""
 
 
@@ -145,13 +119,12 @@ def _calls(render: Render, turn_end: str) -> CallFormat:
     raise ValueError(f"writes calls as no parser reads them ({', '.join(known)}): {begins[:200]!r}")
 
 
-def _require_preserved_prefix(render: Render, found: ChatFormat) -> None:
-    """Prompt, turn, results, turn, results put together are what the template makes of them all."""
-    exchange = [_CALLING, {"role": "tool", "content": _RESULTS[0]}]
+def _require_preserved_prefix(found: ChatFormat) -> None:
+    """Prompt, turn, result, turn, result put together are what the template makes of them all."""
     turn = found.no_thought + found.calls.write([_CALL]) + found.turn_end
-    turn += found.results([_RESULTS[0]])
-    ours = render([_QUESTION], True, True) + turn + turn
-    theirs = render([_QUESTION, *exchange, *exchange], True, True)
+    turn += found.following([_RESULT])
+    ours = found.render([_QUESTION], True, True) + turn + turn
+    theirs = found.render([_QUESTION, *[_CALLING, _RESULT] * 2], True, True)
     if theirs != ours:
         pairs = enumerate(zip_longest(ours, theirs))
         at = max(0, next(place for place, (mine, other) in pairs if mine != other) - 20)
