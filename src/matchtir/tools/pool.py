@@ -93,8 +93,7 @@ class WorkerPool:
     async def _clear(self, processes: Sequence[WorkerProcess]) -> None:
         """End the tool code of these, unless others have them by now."""
         end = {"action": "end", "timeout_s": 5.0}
-        ends = [each.execute({**end, "key": each.key}) for each in processes if each.lives]
-        await asyncio.gather(*ends)
+        await asyncio.gather(*[each.execute({**end, "key": each.key}) for each in processes])
 
     async def report(self, settings: WorkerSettings) -> tuple[str, Mapping[str, str]]:
         """The isolation of a worker, in words, and why each missing part is missing."""

@@ -101,6 +101,8 @@ class WorkerProcess:
             try:
                 for _ in range(_ATTEMPTS):
                     if not self.lives:
+                        if request["action"] == "end":
+                            return STOPPED  # with all that it ran
                         await self.start()
                     reply = await self._ask(request, hangs)
                     if reply is not None:
