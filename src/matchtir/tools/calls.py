@@ -183,10 +183,7 @@ def as_text(value, form):
     if form == "python":
         return readable(value)
     try:
-        try:
-            return json.dumps(value, ensure_ascii=False, default=readable, allow_nan=False)
-        except ValueError:  # NaN or an infinity; or a cycle, which ends in RecursionError
-            return json.dumps(finite(value), ensure_ascii=False, default=readable)
+        return json.dumps(finite(value), ensure_ascii=False, default=readable)
     except (TypeError, ValueError, RecursionError):  # keys that JSON has not, cycles, depth
         return readable(value)
 
