@@ -162,18 +162,6 @@ def test_no_text_is_too_ugly(text):
         error_text(call).encode()
 
 
-pieces = ["<think>", "</think>", "<tool_call>", "</tool_call>", GOOD, "{", '"', "x", "<answer>"]
-
-
-@given(st.lists(st.sampled_from([*pieces, "</answer>"])))
-def test_no_order_of_tags_is_too_ugly(parts):
-    text = "".join(parts)
-    calls = parse_calls(text, {"add"})
-    assert sum(call.status is OK for call in calls) <= text.count(GOOD)
-    assert all(call.status in (OK, CallStatus.UNCLOSED, CallStatus.INVALID_JSON) for call in calls)
-    extract_answer(text)
-
-
 def test_render_call_is_plain_unicode_and_refuses_what_the_parser_would():
     call = '{"name": "look", "arguments": {"q": "Zürich 東京", "n": null}}'
     assert render_call("look", {"q": "Zürich 東京", "n": None}) == block(call)

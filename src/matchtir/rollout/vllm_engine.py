@@ -144,7 +144,7 @@ class VllmBase(Engine):
     def wake(self) -> None:
         """Make room for the weights of the next `sync`; nothing for an engine that is awake."""
         if self._state == "asleep":
-            self._send_wake("weights")
+            self._send_wake()
             self._state = "woken"
 
     def sync(self, policy: nn.Module, version: int) -> None:
@@ -159,8 +159,6 @@ class VllmBase(Engine):
         if self._state == "asleep":
             raise RuntimeError("the engine is asleep: wake it before a sync")
         self._load(policy, version)
-        if self._state == "woken":
-            self._send_wake("kv_cache")
         self._state, self.version = "ready", version
 
     def _require_rest(self, event: str) -> None:
@@ -198,12 +196,14 @@ class VllmBase(Engine):
         }
 
     def _load(self, policy: nn.Module, version: int) -> None:
+        """Take over the weights; woken, it makes room for the KV cache afterwards."""
         raise NotImplementedError
 
     def _send_sleep(self, level: int) -> None:
         raise NotImplementedError
 
-    def _send_wake(self, tag: str) -> None:
+    def _send_wake(self) -> None:
+        """Make room for weights."""
         raise NotImplementedError
 
 
@@ -256,12 +256,14 @@ class VllmEngine(VllmBase):
         weights = {"weights_iterator": full_weights(policy)}
         self._vllm.collective_rpc("reload_weights", kwargs=weights)
         self._vllm.reset_prefix_cache()
+        if self._state == "woken":
+            self._vllm.wake_up(tags=["kv_cache"])
 
     def _send_sleep(self, level: int) -> None:
         self._vllm.sleep(level=level)
 
-    def _send_wake(self, tag: str) -> None:
-        self._vllm.wake_up(tags=[tag])
+    def _send_wake(self) -> None:
+        self._vllm.wake_up(tags=["weights"])
 
     def _start(self, policy: nn.Module) -> Any:
         # Read by vLLM when it is imported.

@@ -284,11 +284,9 @@ class VllmServerEngine(VllmBase):
     def _send_sleep(self, level: int) -> None:
         self._post(f"/sleep?level={level}")
 
-    def _send_wake(self, tag: str) -> None:
-        if tag == "kv_cache":  # woken with the weights that it is for
-            return
+    def _send_wake(self) -> None:
         try:
-            self._post(f"/wake_up?tags={tag}")
+            self._post("/wake_up?tags=weights")
         except EndpointError as error:
             self._replace(error)
 
