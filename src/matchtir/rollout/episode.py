@@ -14,15 +14,7 @@ from matchtir.rollout.engine import SamplingParams, session_name
 from matchtir.rollout.renderer import Renderer
 from matchtir.tools.formats import HERMES
 from matchtir.tools.sandbox import Sandbox, SandboxSession
-from matchtir.types import (
-    CallStatus,
-    StopReason,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    Turn,
-)
+from matchtir.types import CallStatus, StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
 from matchtir.utils.options import UserError
 
 
@@ -207,9 +199,8 @@ class Episode:
             self._enter(f"generating turn {number}")
             said = await self.speaker.speak(self.attempt, room)
             if not all(map(math.isfinite, said.logprobs)):
-                raise NotFiniteError(
-                    f"{self.attempt.session}: log-probabilities of turn {number} are not finite"
-                )
+                text = f"log-probabilities of turn {number} are not finite"
+                raise NotFiniteError(f"{self.attempt.session}: {text}")
             if reason := await self.hear(said):
                 return reason
 
@@ -249,10 +240,7 @@ class Episode:
             observed = renderer.observation_ids(turn.results, turn.token_ids)
         elif renderer and reply is not None:
             observed = renderer.reply_ids(reply, turn.token_ids)
-        turns = (
-            *self.attempt.turns,
-            replace(turn, observation_ids=observed, reply=reply or ""),
-        )
+        turns = (*self.attempt.turns, replace(turn, observation_ids=observed, reply=reply or ""))
         if response_tokens(turns) >= self.limits.max_response_tokens:
             return StopReason.RESPONSE_BUDGET  # no room for another token
         self.attempt, self._last = replace(self.attempt, turns=turns), None
