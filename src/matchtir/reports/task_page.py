@@ -120,7 +120,7 @@ def pairs_section(pairs: Sequence[Pair]) -> Section:
 
 def shared_section(rows: Sequence[tuple[str, str, float, int]]) -> Section:
     """What held-out tasks share with training tasks."""
-    cells = [[f"{split}: {what}", f"{share:.0%}", count] for split, what, share, count in rows]
+    cells = [(f"{split}: {what}", f"{share:.0%}", count) for split, what, share, count in rows]
     columns = ["held-out tasks that share with training", "share", "of tasks"]
     return Section("Shared with training", columns, cells)
 
