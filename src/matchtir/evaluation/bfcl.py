@@ -136,40 +136,24 @@ class BfclBenchmark(Benchmark):
         notes = [f"{name} was not run: {why}" for name, why in described["gaps"].items()]
         if missing := [name for name in CATEGORIES if name not in categories]:
             notes.append(f"no BFCL mean, which is over all categories: no {', '.join(missing)}")
-        records = []
-        for attempt, folder in enumerate(folders if categories else ()):
-            lines, troubles = self._play(attempt, folder, categories, chosen, policy, setting)
-            records += [
-                _record((number, attempt), entries[line["id"]], line, setting)
-                for number, line in enumerate(lines)
-            ]
-            notes += troubles
-        records.sort(key=lambda record: record["group"])
-        write_traces(setting.attempts(self.name).path, records)
-        return Outcome(records, time.perf_counter() - started, notes)
-
-    def _play(
-        self,
-        attempt: int,
-        folder: Path,
-        categories: Sequence[str],
-        chosen: Sequence[BfclEntry],
-        policy: EvaluatedPolicy,
-        setting: Setting,
-    ) -> tuple[Sequence[Mapping[str, Any]], list[str]]:
-        """What the package scored of one attempt at everything, and what went wrong in it."""
-        for file in folder.rglob("*_result.json"):
-            drop_unfinished_line(file)  # of a process that was killed
 
         def scripts(name: str, seed: int) -> Mapping[str, Sequence[str]]:
             return {entry.entry_id: scripted_texts(entry, name, seed) for entry in chosen}
 
-        seed = derive_seed(setting.seed, attempt) if attempt else setting.seed
-        with policy.served(scripts, self.limits, self.sampling, seed) as address:
-            arguments = ["run", str(setting.max_concurrent), *categories]
-            self._worker(folder, arguments, address)
-        lines = read_jsonl(folder / "scored.jsonl")
-        return lines, _troubles(lines, address)
+        records = []
+        for attempt, folder in enumerate(folders if categories else ()):
+            for file in folder.rglob("*_result.json"):
+                drop_unfinished_line(file)  # of a process that was killed
+            seed = derive_seed(setting.seed, attempt) if attempt else setting.seed
+            with policy.served(scripts, self.limits, self.sampling, seed) as address:
+                self._worker(folder, ["run", str(setting.max_concurrent), *categories], address)
+            lines = read_jsonl(folder / "scored.jsonl")
+            notes += _troubles(lines, address)
+            for number, line in enumerate(lines):
+                records.append(_record((number, attempt), entries[line["id"]], line, setting))
+        records.sort(key=lambda record: record["group"])
+        write_traces(setting.attempts(self.name).path, records)
+        return Outcome(records, time.perf_counter() - started, notes)
 
     def _choose(self, entries: Sequence[BfclEntry], folders: Sequence[Path]) -> list[BfclEntry]:
         """The entries to run; where they are not all, the files that tell the package so."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matchtir.tasks.synthetic.world import Relation, World, draw, spend
+from matchtir.tasks.synthetic.world import Relation, Unit, World, spend
 
 Route = tuple[Relation, ...]  # what a chain follows, before there are any entities
 
@@ -20,22 +20,18 @@ class Hop:
     relation: Relation
     subject: str
     fact: str | int  # as the tool stores it
-    in_other_unit: bool  # which of its two units the question asks for
+    unit: Unit | None  # where the question asks for the other one of its two
 
     @property
     def value(self) -> str:
         """The gold output."""
-        if self.relation.unit is not None and self.in_other_unit:
-            return str(round(int(self.fact) * self.relation.unit.factor))
-        return str(self.fact)
+        return str(self.fact if self.unit is None else round(int(self.fact) * self.unit.factor))
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of the gold call."""
-        arguments: dict[str, Any] = {self.relation.domain: self.subject}
-        if self.relation.unit is not None and self.in_other_unit:
-            arguments["unit"] = self.relation.unit.other
-        return arguments
+        arguments = {self.relation.domain: self.subject}
+        return arguments if self.unit is None else {**arguments, "unit": self.unit.other}
 
 
 Chain = tuple[Hop, ...]  # each hop starts where the one before ends
@@ -60,18 +56,17 @@ def draw_plan(world: World) -> Plan:
     """
     world.rng.random()  # as `spend`
     routes = _draw_routes(world)
-    in_other_unit = {}
+    units = {}
     for relation in dict.fromkeys(relation for route in routes for relation in route):
         spend(world.rng)
-        in_other_unit[relation] = world.rng.random() < 0.5
+        units[relation] = relation.unit if world.rng.random() < 0.5 else None
     chains: list[Chain] = []
     while len(chains) < len(routes):
         subject = world.draw_name()
         hops: list[Hop] = []
         for relation in routes[len(chains)]:
-            hop = Hop(relation, subject, world.draw_fact(relation), in_other_unit[relation])
-            hops.append(hop)
-            subject = hop.value
+            hops.append(Hop(relation, subject, world.draw_fact(relation), units[relation]))
+            subject = hops[-1].value
         if subject not in {other[-1].value for other in chains}:
             chains.append(tuple(hops))
     return tuple(chains)
@@ -108,10 +103,10 @@ def _chain_depths(world: World) -> list[int]:
     if world.scenario == "single":
         return [1]
     if world.scenario == "multi_hop":
-        return [draw(difficulty.depth, rng)]
+        return [rng.randint(*difficulty.depth)]
     if world.scenario == "parallel_single":
-        return [1] * draw(difficulty.width, rng)
-    return [draw(difficulty.chain_depth, rng) for _ in range(draw(difficulty.chains, rng))]
+        return [1] * rng.randint(*difficulty.width)
+    return [rng.randint(*difficulty.chain_depth) for _ in range(rng.randint(*difficulty.chains))]
 
 
 def _walk(depth: int, last: Sequence[Relation], used: set[Relation], world: World) -> Route | None:
@@ -143,6 +138,6 @@ def _chain_phrase(chain: Chain) -> str:
     """`the port of the mentor of "amber falcon"`, `the height in feet of "amber falcon"`."""
     phrase = f'"{chain[0].subject}"'
     for hop in chain:
-        unit = hop.arguments.get("unit")
-        phrase = f"the {hop.relation.name}{f' in {unit}' if unit else ''} of {phrase}"
+        unit = f" in {hop.unit.other}" if hop.unit else ""
+        phrase = f"the {hop.relation.name}{unit} of {phrase}"
     return phrase

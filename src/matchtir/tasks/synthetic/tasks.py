@@ -19,7 +19,6 @@ from matchtir.tasks.synthetic.world import (
     Difficulty,
     Relation,
     World,
-    draw,
     spend,
 )
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
@@ -142,7 +141,7 @@ def _draw_tools(hops: Sequence[Hop], world: World) -> tuple[ToolSpec, ...]:
     toolset = world.toolset
     every = (*toolset.relations, *toolset.attributes)
     unused = [relation for relation in every if relation not in by_relation]
-    count = min(draw(world.difficulty.distractors, world.rng), len(unused))
+    count = min(world.rng.randint(*world.difficulty.distractors), len(unused))
     by_relation |= {relation: [] for relation in world.rng.sample(unused, count)}
     if toolset.twins:
         names = {relation.name for relation in by_relation}

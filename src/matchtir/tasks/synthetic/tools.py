@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from matchtir.tasks.synthetic.plan import Hop
-from matchtir.tasks.synthetic.world import Relation, World, draw, spend
+from matchtir.tasks.synthetic.world import Relation, World, spend
 from matchtir.types import ToolSpec
 
 _INDENT = "    "
@@ -105,7 +105,7 @@ def _draw_facts(
     others = [hop.subject for hop in asked if hop.subject not in facts]
     fitting = [h.subject for h in asked if h.relation.domain == relation.domain and not hops]
     subjects = [rng.choice(fitting)] if fitting else []
-    for _ in range(draw(world.difficulty.spare_facts, rng)):
+    for _ in range(rng.randint(*world.difficulty.spare_facts)):
         from_task = others and rng.random() < 0.5
         subjects.append(rng.choice(others) if from_task else world.draw_name())
     for subject in subjects:

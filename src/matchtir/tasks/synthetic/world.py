@@ -139,11 +139,6 @@ def laptop_words() -> tuple[str, ...]:
 Range = Sequence[int]  # (low, high), uniform
 
 
-def draw(ends: Range, rng: Random) -> int:
-    """A whole number from (low, high), both included."""
-    return rng.randint(*ends)
-
-
 def spend(rng: Random) -> None:
     """Draws for nothing where there once was a knob: later draws stay what they were.
 
