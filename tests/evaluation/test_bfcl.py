@@ -108,16 +108,19 @@ def bfcl(*categories, python=__file__, **settings):
     return BfclBenchmark(str(python), categories, {"BFCL": "bfcl"}, **settings)
 
 
-def test_a_missing_environment_says_how_it_is_made(tmp_path):
-    with pytest.raises(FileNotFoundError, match="`make bfcl-env` makes it"):
-        bfcl("memory_kv", python=tmp_path / "python")
-
-
-def test_options_are_checked():
-    with pytest.raises(ValueError, match=r"categories=\['simple_python'\]: of multi_turn_base, "):
-        bfcl("memory_kv", "simple_python")
-    with pytest.raises(ValueError, match="max_tasks=0 must be 1 or more"):
-        bfcl("memory_kv", max_tasks=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"python": "nowhere/python"}, "`make bfcl-env` makes it"),
+        ({"categories": ["simple_python"]}, r"\['simple_python'\]: of multi_turn_base, "),
+        ({"categories": []}, r"categories=\[\]: of multi_turn_base, "),
+        ({"max_tasks": 0}, "max_tasks=0 must be 1 or more"),
+    ],
+)
+def test_options_are_checked(options, message):
+    options = {"python": __file__, "categories": ["memory_kv"], **options}
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        BfclBenchmark(columns={"BFCL": "bfcl"}, **options)
 
 
 def test_the_score_is_the_papers_mean_or_nothing():

@@ -142,16 +142,6 @@ def test_without_tasks_there_are_no_numbers():
     assert np.isnan([gain.mean, gain.low, gain.high]).all()
 
 
-def test_the_interval_covers_the_true_gain_about_as_often_as_it_says():
-    generator = np.random.default_rng(1)
-    covered = 0
-    for seed in range(200):
-        run = {("", 0): generator.normal(0.1, 1.0, size=60)}
-        gain = nested_bootstrap(run, seed=seed, samples=500)
-        covered += gain.low <= 0.1 <= gain.high
-    assert 0.88 <= covered / 200 <= 0.99
-
-
 def test_pairing_takes_out_how_hard_a_task_is():
     before = np.linspace(0, 1, 50)
     shuffled = np.random.default_rng(0).permutation(before + 0.05)

@@ -130,11 +130,3 @@ def test_calls_are_counted_by_how_they_ended():
     for name, counts in [("ok", ["0", "3"]), *((name, ["1", "0"]) for name in endings.values())]:
         (line,) = [line for line in text.splitlines() if f"calls: {name} " in line]
         assert [cell.strip() for cell in line.split("│")[2:4]] == counts
-
-
-def test_a_benchmark_that_could_run_nothing_has_a_table_without_numbers():
-    empty = summarise([], STATISTICS)
-    assert "-" in text_of(group_table(empty, ["score"], "bfcl, policy gold"))
-    nothing = Row("gold", {("bfcl", "BFCL"): Gain(*[float("nan")] * 3)})
-    assert ("bfcl", "BFCL") in nothing.missing()
-    assert "BFCL" in text_of(overview([nothing]))

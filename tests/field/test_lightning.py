@@ -118,11 +118,6 @@ def test_what_would_do_nothing_or_harm_is_refused(settings: dict[str, Any], name
         check_trainer(Trainer(**given))
 
 
-def test_an_interval_of_logging_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="log_every_n_steps: every iteration is logged"):
-        run_here(tmp_path / "run", *SHORT, SIZES, "trainer.log_every_n_steps=10")
-
-
 def test_refusals_come_before_a_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
