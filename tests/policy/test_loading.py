@@ -1,12 +1,19 @@
-"""Where policies come from: made here from a seed, or read from a folder."""
+"""Where policies come from, a seed or a folder, and their weights as others read them."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
 from matchtir.policy.tiny.model import load_tiny
+from matchtir.policy.weights import (
+    WEIGHTS_FILE,
+    full_weights,
+    load_full_weights,
+    save_full_weights,
+)
 from tests.policy.tiny_policy import small
 
 
@@ -61,3 +68,29 @@ def test_the_type_of_the_weights_can_be_chosen(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         load_pretrained(str(tmp_path / "nowhere"))
+
+
+def test_tied_weights_come_under_each_of_their_names() -> None:
+    policy = small().policy
+    weights = dict(full_weights(policy))
+    assert set(weights) == set(policy.model.state_dict())
+    assert weights["lm_head.weight"].equal(weights["model.embed_tokens.weight"])
+    assert not any(value.requires_grad for value in weights.values())
+
+
+def test_saved_weights_are_whole(tmp_path: Path) -> None:
+    policy = small().policy
+    saved = load_file(save_full_weights(policy, tmp_path / "new") / WEIGHTS_FILE)
+    assert "lm_head.weight" in saved
+    for name, value in full_weights(policy):
+        assert saved[name].equal(value)
+
+
+def test_a_copy_follows_its_source_and_stays_apart() -> None:
+    source, copy = small(seed=1).policy, small(seed=2).policy
+    load_full_weights(copy, source)
+    expected = {name: value.clone() for name, value in full_weights(source)}
+    with torch.no_grad():
+        next(source.parameters()).add_(1.0)
+    for name, value in full_weights(copy):
+        assert value.equal(expected[name]), name

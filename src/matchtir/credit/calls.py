@@ -26,11 +26,16 @@ def turn_of_calls(trajectory: Trajectory) -> Int[np.ndarray, " m"]:
     return np.repeat(np.arange(len(trajectory.turns)), [len(t.calls) for t in trajectory.turns])
 
 
+def of_turns(values: Float[np.ndarray, " m"], trajectory: Trajectory) -> Float[np.ndarray, " T"]:
+    """The mean over the calls of each turn; 0 without calls."""
+    turn, turns = turn_of_calls(trajectory), len(trajectory.turns)
+    return np.bincount(turn, values, turns) / np.maximum(np.bincount(turn, minlength=turns), 1)
+
+
 def deviations(credit: Credit, trajectory: Trajectory) -> Float[np.ndarray, " m"]:
     """Reward of every call minus the mean over the calls of its turn."""
-    turn = turn_of_calls(trajectory)
-    count = np.maximum(np.bincount(turn, minlength=len(trajectory.turns)), 1)
-    return credit.call_rewards - (np.bincount(turn, credit.call_rewards, len(count)) / count)[turn]
+    rewards = credit.call_rewards
+    return rewards - of_turns(rewards, trajectory)[turn_of_calls(trajectory)]
 
 
 def with_call_variance(
@@ -39,9 +44,8 @@ def with_call_variance(
     """The batch with the mean squared deviation of each turn's calls, which `call_weight` needs."""
     variance = np.zeros(batch.turn_mask.shape)
     for row, (credit, trajectory) in enumerate(zip(credits, trajectories, strict=True)):
-        turn, squares = turn_of_calls(trajectory), deviations(credit, trajectory) ** 2
-        count = np.maximum(np.bincount(turn, minlength=len(trajectory.turns)), 1)
-        variance[row, : len(count)] = np.bincount(turn, squares, len(count)) / count
+        squares = deviations(credit, trajectory) ** 2
+        variance[row, : len(trajectory.turns)] = of_turns(squares, trajectory)
     return replace(batch, call_variance=variance)
 
 
