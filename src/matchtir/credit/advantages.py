@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -137,19 +137,18 @@ class Advantage(Protocol):
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class AdvantageParts:
-    """What an advantage is made of, unweighted, for whoever looks at it; None: no such part."""
+# What an advantage may be made of, unweighted: its methods, and the names in traces.
+PARTS = {
+    "returns": "return",  # R_{i,t}
+    "trajectory": "trajectory_advantage",  # A_g
+    "turn": "turn_advantage",  # A_l
+}
 
-    returns: Float[np.ndarray, "N T"] | None = None  # R_{i,t}
-    trajectory: Float[np.ndarray, "N T"] | None = None  # A_g
-    turn: Float[np.ndarray, "N T"] | None = None  # A_l
 
-
-def parts_of(advantage: Advantage, batch: RewardBatch) -> AdvantageParts:
-    """What the methods of an advantage that are named like parts say; None where it has none."""
-    names = [field.name for field in fields(AdvantageParts) if hasattr(advantage, field.name)]
-    return AdvantageParts(**{name: getattr(advantage, name)(batch) for name in names})
+def parts_of(advantage: Advantage, batch: RewardBatch) -> dict[str, Float[np.ndarray, "N T"]]:
+    """The parts that an advantage has, by their names in traces."""
+    has = {method: name for method, name in PARTS.items() if hasattr(advantage, method)}
+    return {name: getattr(advantage, method)(batch) for method, name in has.items()}
 
 
 @dataclass(frozen=True)

@@ -368,7 +368,7 @@ class PolicyGradientModule(PolicyModule):
             self.reward, trajectories, scored.credits, scored.rewards, advantages
         )
         places = diagnostics.sums_by_place(
-            parts_of(self.advantage, scored.rewards).trajectory,
+            parts_of(self.advantage, scored.rewards).get("trajectory_advantage"),
             getattr(self.advantage, "trajectory_weight", 1.0),
             *(trajectories, advantages, self.turn_sums),
         )

@@ -60,21 +60,17 @@ def joined(parts: Sequence[RewardBatch]) -> RewardBatch:
     turns = max(part.turn_mask.shape[1] for part in parts)
     columns: dict[str, Any] = {}
     for field in fields(RewardBatch):
-        values = [getattr(part, field.name) for part in parts]
-        if any(value is None for value in values):
-            columns[field.name] = None
-            continue
-        fill = -1 if field.name in NUMBERS else 0
-        taken = 0
-        for place, value in enumerate(values):
-            if field.name in NUMBERS:
+        values, taken = [], 0
+        for value in (getattr(part, field.name) for part in parts):
+            if value is not None and field.name in NUMBERS:
                 value = np.where(value >= 0, value + taken, value)
                 taken = max(taken, int(value.max(initial=-1)) + 1)
-            if value.ndim == 2:
+            if value is not None and value.ndim == 2:
                 missing = (0, 0), (0, turns - value.shape[1])
-                value = np.pad(value, missing, constant_values=fill)
-            values[place] = value
-        columns[field.name] = np.concatenate(values)
+                value = np.pad(value, missing, constant_values=-(field.name in NUMBERS))
+            values.append(value)
+        known = all(value is not None for value in values)
+        columns[field.name] = np.concatenate(values) if known else None
     return RewardBatch(**columns)
 
 
@@ -255,8 +251,14 @@ class ShardedStrategy(ModelParallelStrategy):
         """The state as an unsharded optimizer has it; only the first process keeps the values."""
         if self._save_distributed_checkpoint:
             return super().optimizer_state(optimizer)
-        keep = self.global_rank == 0
-        return tree_map(lambda value: _whole(value, keep), optimizer.state_dict())
+
+        def whole(value: Any) -> Any:
+            if not isinstance(value, DTensor):
+                return value
+            value = value.full_tensor()  # by every process
+            return value.cpu() if self.global_rank == 0 else None
+
+        return tree_map(whole, optimizer.state_dict())
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
@@ -281,10 +283,14 @@ class ShardedStrategy(ModelParallelStrategy):
             checkpoint["state_dict"],
             options=StateDictOptions(full_state_dict=True),
         )
-        for optimizer, state in zip(
-            self.optimizers, checkpoint.get("optimizer_states", ()), strict=False
-        ):
-            optimizer.load_state_dict(_sharded(state, optimizer))
+        states = checkpoint.get("optimizer_states", ())
+        for optimizer, state in zip(self.optimizers, states, strict=False):
+            parameters = [each for group in optimizer.param_groups for each in group["params"]]
+            sharded = {
+                index: {name: _sharded_as(parameters[index], each) for name, each in own.items()}
+                for index, own in state["state"].items()
+            }
+            optimizer.load_state_dict({**state, "state": sharded})
         return checkpoint
 
 
@@ -317,25 +323,6 @@ def _received(mine: Sequence[Tensor], device: torch.device) -> list[Tensor]:
         nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         for old, new in zip(mine, values, strict=True)
     ]
-
-
-def _whole(value: Any, keep: bool) -> Any:
-    """A value of all processes put together; nothing where it is not kept."""
-    if isinstance(value, DTensor):
-        whole = value.full_tensor()
-        return whole.cpu() if keep else None
-    return value
-
-
-def _sharded(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """The state of an unsharded optimizer, with what belongs to a weight sharded as it is."""
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
-
-    sharded = {
-        index: {name: _sharded_as(parameters[index], value) for name, value in values.items()}
-        for index, values in state["state"].items()
-    }
-    return {**state, "state": sharded}
 
 
 def _sharded_as(parameter: Tensor, value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,14 +11,11 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from matchtir.credit.advantages import AdvantageParts, parts_of
+from matchtir.credit.advantages import PARTS, parts_of
 from matchtir.evaluation.traces import TurnTokens, trace_record, write_traces
 from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.options import check_at_least
 
-# Fields of AdvantageParts, as traces call them.
-PART_NAMES = {"returns": "return", "trajectory": "trajectory_advantage", "turn": "turn_advantage"}
-assert PART_NAMES.keys() == {field.name for field in fields(AdvantageParts)}
 TABLE = "samples"
 COLUMNS = (
     *("task", "attempt", "turn", "text", "reward", "return", "A_g", "A_l", "A"),
@@ -127,7 +123,6 @@ def rollout_records(
     _, numbers = np.unique(scored.rewards.group, return_inverse=True)
     shown = scored.trajectories[: None if groups is None else int((numbers < groups).sum())]
     parts = parts_of(module.advantage, scored.rewards)
-    named = {PART_NAMES[field.name]: getattr(parts, field.name) for field in fields(parts)}
     ratios = module.log_ratios(shown) if tokens else []
     of_calls = scored.call_advantages
     attempts: Counter[int] = Counter()
@@ -141,7 +136,7 @@ def rollout_records(
                 scored.advantages[row, : len(turns)],
                 group=module.global_rank * len(numbers) + group,
                 attempt=attempts[group],
-                parts={n: values[row] for n, values in named.items() if values is not None},
+                parts={name: values[row] for name, values in parts.items()},
                 tokens=[
                     TurnTokens(module.renderer.pieces(turn.token_ids), log_ratios)
                     for turn, log_ratios in zip(turns, ratios[row], strict=True)
@@ -160,7 +155,7 @@ def sample_rows(module: PolicyGradientModule, groups: int) -> list[list[Any]]:
     return [
         [
             *(record["task"], record["attempt"], number, turn["text"], turn["reward"]),
-            *(turn.get(name) for name in PART_NAMES.values()),
+            *(turn.get(name) for name in PARTS.values()),
             *(turn["advantage"], record["outcome"], record["total"], record["stop_reason"]),
         ]
         for record in rollout_records(module, groups, tokens=False)
