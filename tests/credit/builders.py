@@ -6,15 +6,7 @@ from matchtir.credit.advantages import RewardBatch
 from matchtir.credit.assignment import HardAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
-from matchtir.types import (
-    StopReason,
-    SubAnswer,
-    Task,
-    ToolCall,
-    ToolResult,
-    Trajectory,
-    Turn,
-)
+from matchtir.types import StopReason, SubAnswer, Task, ToolCall, ToolResult, Trajectory, Turn
 
 
 def call(name="f", **arguments):

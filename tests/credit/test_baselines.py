@@ -24,15 +24,11 @@ def test_a_call_solves_at_most_one_open_question_of_its_tool():
     assert solving_calls(calls, outputs, SUBS) == [True, False, True, False, True]
 
 
-def test_a_refused_call_solves_nothing():
+def test_a_call_that_was_refused_or_failed_solves_nothing():
     refused = ToolCall("a", {}, CallStatus.ARGUMENTS_NOT_OBJECT)
     assert solving_calls([refused], ["Paris"], SUBS) == [False]
-
-
-def test_a_call_that_failed_solves_nothing_where_that_is_known():
-    empty = sub_answers(("a", ""))
     outputs = ["Error: a raised AssertionError: no such item", ""]
-    ended_well = [False, True]
+    empty, ended_well = sub_answers(("a", "")), [False, True]
     assert solving_calls([call("a"), call("a")], outputs, empty, ended_well) == [False, True]
     assert solving_calls([call("b")], ["Error: 1912"], SUBS, [False]) == [False]
     assert solving_calls([call("b")], ["Error: 1912"], SUBS) == [True]  # as FTRL counts
@@ -116,14 +112,9 @@ def test_toolrl_survives_odd_arguments(arguments):
 
 
 @pytest.mark.parametrize("kind", [FtrlReward, ToolRlReward])
-def test_options_are_checked(kind):
+def test_a_scope_is_known_and_an_episode_that_never_started_earns_nothing(kind):
+    for scope in ("turn", "trajectory"):
+        credit = kind(scope)([attempt(KNOWN)])[0]
+        assert (credit.total, credit.similarity.shape) == (0, (0, 2))
     with pytest.raises(ValueError, match="scope='step'.*turn, trajectory"):
         kind("step")
-
-
-@pytest.mark.parametrize("kind", [FtrlReward, ToolRlReward])
-@pytest.mark.parametrize("scope", ["turn", "trajectory"])
-def test_an_episode_that_never_started_earns_nothing(kind, scope):
-    credit = kind(scope)([attempt(KNOWN)])[0]
-    assert credit.total == 0
-    assert credit.similarity.shape == (0, 2)

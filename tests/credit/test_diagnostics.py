@@ -163,10 +163,7 @@ def test_probes_find_the_bonus_for_serialised_calls():
 def test_probes_find_what_useless_calls_cost():
     trajectories = [attempt(AB, turn(A), says("blue"))]
     free, _, _ = scored(trajectories)
-    assert diagnostics.probes(free, trajectories) == {
-        "gain_duplicate": 0.0,
-        "gain_wrong_call": 0.0,
-    }
+    assert diagnostics.probes(free, trajectories) == {"gain_duplicate": 0.0, "gain_wrong_call": 0.0}
     strict, _, _ = scored(trajectories, assignment=HardAssignment(0.25))
     assert set(diagnostics.probes(strict, trajectories).values()) == {-0.25}
 

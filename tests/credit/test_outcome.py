@@ -4,12 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from matchtir.credit.outcome import (
-    answer_f1,
-    answer_match,
-    final_answer,
-    succeeds,
-)
+from matchtir.credit.outcome import answer_f1, answer_match, final_answer, succeeds
 from matchtir.types import StopReason
 from tests.credit.builders import attempt, call, says, score, task, turn
 
@@ -37,10 +32,6 @@ def test_every_attribute_that_is_named_must_have_its_value(state, reached):
     assert succeeds(ended(state)) is reached
 
 
-def test_a_task_without_a_gold_state_asks_for_none():
-    assert succeeds(ended(None, of=task(call("add"))))
-
-
 @pytest.mark.parametrize(
     ("state", "answer", "said", "expected"),
     [
@@ -58,69 +49,56 @@ def test_the_outcome_is_paid_where_answer_and_state_are_right(state, answer, sai
     assert succeeds(trajectory) is bool(expected)
 
 
-def test_no_outcome_is_no_reward_for_a_state_either():
+def test_what_a_state_alone_is_worth():
+    assert succeeds(ended(None, of=task(call("add"))))  # of a task that asks for none
     credit = score(ended(GOLD, "", last="anything"), outcome="none")
     assert (credit.outcome, credit.turn_rewards.tolist()) == (0.0, [1.0, 0.0])
-
-
-def test_reaching_the_state_without_an_answer_is_no_end():
-    of = task(call("add"), answer="", gold_state=GOLD)
+    of = task(call("add"), answer="", gold_state=GOLD)  # reached, but without an answer
     trajectory = replace(attempt(of, turn(call("add")), turn(text="done")), final_state=GOLD)
-    credit = score(trajectory, no_answer_penalty=0.5)
-    assert credit.outcome_reward == -0.5
+    assert score(trajectory, no_answer_penalty=0.5).outcome_reward == -0.5
     assert not succeeds(trajectory)
 
 
 @pytest.mark.parametrize(
-    ("predicted", "gold", "expected"),
+    ("predicted", "gold", "f1", "match"),
     [
-        ("alan, turing!", "Alan Turing", 1.0),
-        ("Turing", "Alan Turing", 2 / 3),
-        ("Alan Alan Alan", "Alan Turing", 2 / 3),  # sets, not lists
-        ("1912-06-23", "1912 06 23", 1.0),
-        ("", "Alan Turing", 0.0),
-        ("?!", "Alan Turing", 0.0),
-        ("Alan Turing", "", 0.0),
-        ("", "+", 0.0),
-        ("+", "+", 1.0),  # else it could not be earned
-        ("five", "+", 0.0),
-        (None, "Alan Turing", 0.0),
-        ("हिन्दी", "हिन्दी", 1.0),
-        ("हिन्दी", "हन्द", 0.0),  # vowel signs belong to their word
+        ("alan, turing!", "Alan Turing", 1, 1),
+        ("Alan Turing", "alan turing.", 1, 1),
+        ("Turing", "Alan Turing", 2 / 3, 0),
+        ("Alan Alan Alan", "Alan Turing", 2 / 3, 0),  # sets, not lists
+        ("Turing Alan", "Alan Turing", 1, 0),
+        ("1912-06-23", "1912 06 23", 1, 1),
+        ("1990\u201395", "1990-95", 1, 1),
+        ("1,000", "1 000", 1, 1),
+        ("", "Alan Turing", 0, 0),
+        ("?!", "Alan Turing", 0, 0),
+        ("Alan Turing", "", 0, 0),
+        (None, "Alan Turing", 0, 0),
+        ("", "", 0, 0),
+        ("", "?!", 0, 0),
+        ("...", "?!", 0, 0),
+        (" ", "+", 0, 0),
+        ("five", "+", 0, 0),
+        ("\u2212", "+", 0, 0),
+        ("+", "+", 1, 1),  # else it could not be earned
+        ("👍", "👍", 1, 1),
+        ("हिन्दी", "हिन्दी", 1, 1),
+        ("हिन्दी", "हन्द", 0, 0),  # vowel signs belong to their word
+        ("c++.", "C++", 1, 1),
+        ("C#", "C++", 1, 0),
+        ("5", "-5", 1, 0),
+        ("\u22125", "-5", 1, 1),
+        ("+5", "5", 1, 1),
+        ("1.5", "1/5", 1, 0),
+        ("1.5", "1 5", 1, 0),
+        ("$5", "€5", 1, 0),
+        ("5", "5%", 1, 0),
+        ("**5**", "5", 1, 1),
     ],
 )
-def test_f1(predicted, gold, expected):
-    assert answer_f1(predicted, gold) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("predicted", "gold", "expected"),
-    [
-        ("Alan Turing", "alan turing.", 1.0),
-        ("Turing Alan", "Alan Turing", 0.0),
-        ("", "", 0.0),
-        (" ", "+", 0.0),
-        ("", "?!", 0.0),
-        ("...", "?!", 0.0),
-        ("+", "+", 1.0),
-        ("\u2212", "+", 0.0),
-        ("👍", "👍", 1.0),
-        ("c++.", "C++", 1.0),
-        ("C#", "C++", 0.0),
-        ("5", "-5", 0.0),
-        ("\u22125", "-5", 1.0),
-        ("+5", "5", 1.0),
-        ("1990\u201395", "1990-95", 1.0),
-        ("1.5", "1/5", 0.0),
-        ("1.5", "1 5", 0.0),
-        ("$5", "€5", 0.0),
-        ("5", "5%", 0.0),
-        ("**5**", "5", 1.0),
-        ("1,000", "1 000", 1.0),
-    ],
-)
-def test_match(predicted, gold, expected):
-    assert answer_match(predicted, gold) == expected
+def test_answers(predicted, gold, f1, match):
+    assert answer_f1(predicted, gold) == pytest.approx(f1)
+    assert answer_match(predicted, gold) == match
 
 
 def test_the_final_answer_is_that_of_a_last_turn_without_calls():

@@ -35,43 +35,39 @@ def test_turn_rewards_are_means_and_the_answer_is_paid_last():
     assert (credit.outcome, credit.outcome_reward, credit.total) == (1.0, 1.0, 2.5)
 
 
-def test_options_of_the_sums():
-    turns = turn(A, call("nothing")), turn(B), says("blue")
-    assert turn_rewards(*turns, turn_reduction="sum") == [1.0, 1.0, 1.0]
-    assert score(attempt(ABC, *turns), trajectory_reduction="mean").total == pytest.approx(2.5 / 3)
-
-
-def test_the_parts_can_be_paid_alone():
-    turns = turn(A), says("blue sky")
-    assert turn_rewards(*turns) == [1.0, pytest.approx(2 / 3)]
-    assert turn_rewards(*turns, rewards="turn") == [1.0, 0.0]
-    assert turn_rewards(*turns, rewards="outcome") == [0.0, pytest.approx(2 / 3)]
-    assert turn_rewards(*turns, outcome="answer_match") == [1.0, 0.0]
-    assert turn_rewards(*turns, outcome="none") == [1.0, 0.0]
-    # the answer is measured, whether it is paid or not
-    assert score(attempt(ABC, *turns), rewards="turn").outcome == pytest.approx(2 / 3)
+ANSWERED = turn(A), says("blue sky")
+MIXED = turn(A, call("nothing")), turn(B), says("blue")
+WHEREVER = turn(A, text="<answer>blue</answer>"), says("blue"), turn(B)
+PENALTY = {"no_answer_penalty": 0.5}
 
 
 @pytest.mark.parametrize(
-    ("turns", "expected"),
+    ("turns", "options", "expected"),
     [
-        ([turn(A), says("blue")], [1.0, 1.0]),
-        ([turn(A), turn(text="blue")], [1.0, -0.5]),  # no tags, no answer
-        ([turn(A), turn(B)], [1.0, 0.5]),  # still calling when the episode was cut
-        ([turn(A, text="<answer>blue</answer>")], [0.5]),  # an answer beside a call is none
-        ([says("red")], [0.0]),  # a wrong answer is an answer
-        ([says("")], [0.0]),
+        (MIXED, {"turn_reduction": "sum"}, [1.0, 1.0, 1.0]),
+        (ANSWERED, {}, [1.0, 2 / 3]),
+        (ANSWERED, {"rewards": "turn"}, [1.0, 0.0]),
+        (ANSWERED, {"rewards": "outcome"}, [0.0, 2 / 3]),
+        (ANSWERED, {"outcome": "answer_match"}, [1.0, 0.0]),
+        (ANSWERED, {"outcome": "none"}, [1.0, 0.0]),
+        (WHEREVER, {}, [1.0, 0.0, 1.0]),
+        (WHEREVER, {"outcome_turns": "every"}, [2.0, 1.0, 1.0]),  # release
+        ([turn(A), says("blue")], PENALTY, [1.0, 1.0]),
+        ([turn(A), turn(text="blue")], PENALTY, [1.0, -0.5]),  # no tags, no answer
+        ([turn(A), turn(B)], PENALTY, [1.0, 0.5]),  # still calling when the episode was cut
+        ([turn(A, text="<answer>blue</answer>")], PENALTY, [0.5]),  # beside a call it is none
+        ([turn(A), turn(B)], {**PENALTY, "rewards": "turn"}, [1.0, 1.0]),
+        ([says("red")], PENALTY, [0.0]),  # a wrong answer is an answer
+        ([says("")], PENALTY, [0.0]),
     ],
 )
-def test_a_missing_answer_costs_the_penalty_in_the_last_turn(turns, expected):
-    assert turn_rewards(*turns, no_answer_penalty=0.5) == expected
-    assert min(turn_rewards(*turns, no_answer_penalty=0.5, rewards="turn")) >= 0
+def test_what_turns_are_paid(turns, options, expected):
+    assert turn_rewards(*turns, **options) == pytest.approx(expected)
 
 
-def test_release_pays_an_answer_wherever_it_stands():
-    turns = turn(A, text="<answer>blue</answer>"), says("blue"), turn(B)
-    assert turn_rewards(*turns) == [1.0, 0.0, 1.0]
-    assert turn_rewards(*turns, outcome_turns="every") == [2.0, 1.0, 1.0]
+def test_sums_over_turns_and_an_outcome_that_is_not_paid():
+    assert score(attempt(ABC, *MIXED), trajectory_reduction="mean").total == pytest.approx(2.5 / 3)
+    assert score(attempt(ABC, *ANSWERED), rewards="turn").outcome == pytest.approx(2 / 3)
 
 
 def test_an_episode_that_never_started_earns_nothing():
@@ -133,11 +129,7 @@ def test_together_is_apart(assignment):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [
-        ("turn_reduction", "max"),
-        ("outcome", "bleu"),
-        ("no_answer_penalty", -1.0),
-    ],
+    [("turn_reduction", "max"), ("outcome", "bleu"), ("no_answer_penalty", -1.0)],
 )
 def test_options_are_checked(option, value):
     with pytest.raises(ValueError, match=f"{option}={value!r}"):

@@ -21,34 +21,39 @@ CALLS = st.builds(ToolCall, st.sampled_from(["f", "g"]), st.dictionaries(KEYS, V
 
 
 def pair(predicted, gold, **options):
-    return Similarity(**options)([ToolCall("f", predicted)], [ToolCall("f", gold)])[0, 0]
+    calls = (
+        each if isinstance(each, ToolCall) else ToolCall("f", each) for each in (predicted, gold)
+    )
+    return Similarity(**options)(*([each] for each in calls))[0, 0]
+
+
+ONE = {"a": 1}
+REFUSED = [status for status in CallStatus if status not in ("ok", "unknown_tool")]
 
 
 @pytest.mark.parametrize(
     ("predicted", "gold", "expected"),
     [
         ({}, {}, 1.0),
-        ({"a": 1}, {"a": 1}, 1.0),
-        ({"a": 2}, {"a": 1}, 2 / 3),  # the right tool and argument name, a wrong value
-        ({"a": 1, "b": 1}, {"a": 1}, (1 + 1 / 2 + 1) / 3),
+        (ONE, ONE, 1.0),
+        ({"a": 2}, ONE, 2 / 3),  # the right tool and argument name, a wrong value
+        ({"a": 1, "b": 1}, ONE, (1 + 1 / 2 + 1) / 3),
         ({}, {"a": 1, "b": 2}, 1 / 4),
-        ({"a": 1}, {"a": 1, "b": 2}, (1 + 1 / 2 + 1) / 4),
+        (ONE, {"a": 1, "b": 2}, (1 + 1 / 2 + 1) / 4),
         ({"z": 1}, {}, 1 / 2),
+        (ONE, ToolCall("g", ONE), 0.0),  # another name
+        *((ToolCall("f", ONE, status), ONE, 0.0) for status in REFUSED),
+        *((odd, {}, 0.0) for odd in (None, [], "text", 3, [["a", 1]])),  # no object of arguments
+        *(({}, odd, 0.0) for odd in (None, [], "text", 3, [["a", 1]])),
     ],
 )
 def test_values_of_the_formula(predicted, gold, expected):
     assert pair(predicted, gold) == pytest.approx(expected)
 
 
-def test_another_name_is_worth_nothing():
-    similarity = Similarity()([ToolCall("f", {"a": 1})], [ToolCall("g", {"a": 1})])
-    assert similarity.tolist() == [[0.0]]
-
-
 def test_case_of_names_counts_unless_told_otherwise():
-    calls = [ToolCall("Find", {})], [ToolCall("find", {})]
-    assert Similarity()(*calls) == 0
-    assert Similarity(names="casefold")(*calls) == 1
+    calls = ToolCall("Find", {}), ToolCall("find", {})
+    assert (pair(*calls), pair(*calls, names="casefold")) == (0, 1)
 
 
 @pytest.mark.parametrize(
@@ -81,19 +86,6 @@ def test_equality_of_values(left, right, as_json, as_python, as_normalized):
     }.items():
         full = pair({"a": left}, {"a": right}, values=values) == 1
         assert bool(full) is expected, values
-
-
-@pytest.mark.parametrize("arguments", [None, [], "text", 3, [["a", 1]]])
-def test_arguments_that_are_no_object_resemble_nothing(arguments):
-    odd, good = ToolCall("f", arguments), ToolCall("f", {})
-    assert Similarity()([odd, good], [good]).tolist() == [[0.0], [1.0]]
-    assert Similarity()([good], [odd, good]).tolist() == [[0.0, 1.0]]
-
-
-@pytest.mark.parametrize("status", [s for s in CallStatus if s not in ("ok", "unknown_tool")])
-def test_calls_that_the_parser_refused_resemble_nothing(status):
-    call = ToolCall("f", {"a": 1})
-    assert Similarity()([ToolCall("f", {"a": 1}, status)], [call]).tolist() == [[0.0]]
 
 
 def test_values_nested_beyond_recursion_are_unequal_rather_than_an_error():

@@ -8,12 +8,7 @@ from safetensors.torch import load_file
 
 from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
 from matchtir.policy.tiny.model import load_tiny
-from matchtir.policy.weights import (
-    WEIGHTS_FILE,
-    full_weights,
-    load_full_weights,
-    save_full_weights,
-)
+from matchtir.policy.weights import WEIGHTS_FILE, full_weights, load_full_weights, save_full_weights
 from tests.policy.tiny_policy import small
 
 

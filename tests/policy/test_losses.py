@@ -17,11 +17,7 @@ from matchtir.policy.losses import (
 )
 
 TURNS = torch.tensor(
-    [
-        [-1, -1, 0, 0, -1, 1, -1, -1],
-        [-1, 0, -1, 1, 1, 1, 1, -1],
-        [-1, -1, -1, 0, 0, 0, -1, -1],
-    ]
+    [[-1, -1, 0, 0, -1, 1, -1, -1], [-1, 0, -1, 1, 1, 1, 1, -1], [-1, -1, -1, 0, 0, 0, -1, -1]]
 )
 SAMPLED = TURNS >= 0
 ADVANTAGES = torch.tensor([[1.0, -0.5], [2.0, -1.5], [-0.7, 0.0]], dtype=torch.float64)

@@ -51,8 +51,7 @@ def qwen3(**sizes: int) -> Qwen3Config:
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"),
-    [("0.6B", 0.596), ("1.7B", 1.721), ("4B", 4.022), ("8B", 8.191)],
+    ("name", "billions"), [("0.6B", 0.596), ("1.7B", 1.721), ("4B", 4.022), ("8B", 8.191)]
 )
 def test_sizes_of_the_table_are_those_of_the_model_cards(name: str, billions: float) -> None:
     table = chosen("scale=paper_8b").plan.models

@@ -67,10 +67,7 @@ PADDED = "model.packing=false"  # tests/policy/test_packing.py compares the numb
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [OFFLOADED, ("trainer=cpu", PADDED), ("trainer=fsdp", PADDED)],
-)
+@pytest.mark.parametrize("settings", [OFFLOADED, ("trainer=cpu", PADDED), ("trainer=fsdp", PADDED)])
 def test_how_it_is_computed_does_not_change_the_numbers(
     tmp_path: Path, one_process: list[dict[str, float]], settings: tuple[str, ...]
 ) -> None:

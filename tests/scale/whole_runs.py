@@ -119,10 +119,7 @@ def train(
     return subprocess.run(
         [sys.executable, "src/train.py", *TINY, f"paths.run_dir={folder}", *overrides],
         cwd=ROOT,
-        env={
-            **os.environ,
-            **{"PYTHONPATH": str(ROOT), FAILS: fails, "OMP_NUM_THREADS": "1"},
-        },
+        env={**os.environ, **{"PYTHONPATH": str(ROOT), FAILS: fails, "OMP_NUM_THREADS": "1"}},
         capture_output=True,
         text=True,
         timeout=seconds,

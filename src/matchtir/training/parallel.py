@@ -22,12 +22,7 @@ from jaxtyping import Float
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, distributed, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import (
-    CPUOffloadPolicy,
-    FSDPModule,
-    MixedPrecisionPolicy,
-    fully_shard,
-)
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
@@ -75,10 +70,7 @@ def joined(parts: Sequence[RewardBatch]) -> RewardBatch:
 
 
 def mini_batch_rows(
-    groups: Sequence[Sequence[int]],
-    lengths: Sequence[Sequence[int]],
-    mine: int,
-    mini_batches: int,
+    groups: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]], mine: int, mini_batches: int
 ) -> list[np.ndarray]:
     """The rows of process `mine` in each mini-batch; there may be none in one.
 

@@ -58,10 +58,7 @@ def load_tiny(
 
 
 def load_start(
-    folder: str | None = None,
-    words_of: TaskSet | None = None,
-    seed: int = 0,
-    **settings: Any,
+    folder: str | None = None, words_of: TaskSet | None = None, seed: int = 0, **settings: Any
 ) -> LoadedPolicy:
     """The tiny policy with trained weights: it can call tools, and has habits to unlearn.
 
