@@ -1,6 +1,7 @@
 """Chat templates of model families in small, with a tokenizer that has their control tokens."""
 
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache
 
 from transformers import PreTrainedTokenizerFast
 
@@ -118,31 +119,16 @@ LLAMA_TOKENS = (
 )
 
 
-@lru_cache(maxsize=1)
-def qwen2_5() -> PreTrainedTokenizerFast:
+def _with(template: str, special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     tokenizer = build_tokenizer(WORDS)
-    tokenizer.chat_template = QWEN2_5
+    tokenizer.chat_template = template
+    if special:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+        tokenizer.eos_token = "<|eot_id|>"
     return tokenizer
 
 
-@lru_cache(maxsize=1)
-def llama3_1() -> PreTrainedTokenizerFast:
-    tokenizer = build_tokenizer(WORDS)
-    tokenizer.add_special_tokens({"additional_special_tokens": list(LLAMA_TOKENS)})
-    tokenizer.eos_token = "<|eot_id|>"
-    tokenizer.chat_template = LLAMA3_1
-    return tokenizer
-
-
-@lru_cache(maxsize=1)
-def qwen3_5() -> PreTrainedTokenizerFast:
-    tokenizer = build_tokenizer(WORDS)
-    tokenizer.chat_template = QWEN3_5.replace("VALUE", PYTHON_VALUES)
-    return tokenizer
-
-
-@lru_cache(maxsize=1)
-def qwen3_6() -> PreTrainedTokenizerFast:
-    tokenizer = build_tokenizer(WORDS)
-    tokenizer.chat_template = QWEN3_5.replace("VALUE", JSON_VALUES)
-    return tokenizer
+qwen2_5 = cache(lambda: _with(QWEN2_5))
+llama3_1 = cache(lambda: _with(LLAMA3_1, LLAMA_TOKENS))
+qwen3_5 = cache(lambda: _with(QWEN3_5.replace("VALUE", PYTHON_VALUES)))
+qwen3_6 = cache(lambda: _with(QWEN3_5.replace("VALUE", JSON_VALUES)))

@@ -50,21 +50,13 @@ def qwen3(**sizes: int) -> Qwen3Config:
     return Qwen3Config(**{**given, **sizes})
 
 
-@pytest.mark.parametrize(
-    ("name", "billions"), [("0.6B", 0.596), ("1.7B", 1.721), ("4B", 4.022), ("8B", 8.191)]
-)
-def test_sizes_of_the_table_are_those_of_the_model_cards(name: str, billions: float) -> None:
+def test_sizes_are_those_of_the_model_cards_or_of_a_folder(tmp_path: Path) -> None:
     table = chosen("scale=paper_8b").plan.models
-    size = model_size(architecture(f"Qwen/Qwen3-{name}", table))
-    assert size.parameters / 1e9 == pytest.approx(billions, abs=5e-4)
-
-
-def test_the_size_of_a_model_on_disk_is_read_from_its_folder(tmp_path: Path) -> None:
+    for name, billions in {"0.6B": 0.596, "1.7B": 1.721, "4B": 4.022, "8B": 8.191}.items():
+        size = model_size(architecture(f"Qwen/Qwen3-{name}", table))
+        assert size.parameters / 1e9 == pytest.approx(billions, abs=5e-4)
     (tmp_path / "config.json").write_text(json.dumps(qwen3().to_dict()))
     assert model_size(architecture(str(tmp_path), {})).layers == 4
-
-
-def test_a_model_that_is_nowhere_is_named() -> None:
     with pytest.raises(ValueError, match=r"the size of a/model is not known"):
         plan("scale=paper_8b", "model.name_or_path=a/model")
 
@@ -118,12 +110,6 @@ def test_checkpointed_activations_are_the_inputs_of_layers() -> None:
     assert measured == of_a_layer(lambda c: activation_bytes(model_size(c), 500, 4, True))
 
 
-def test_adapters_have_so_many_parameters() -> None:
-    policy = load_tiny(hidden_size=64, lora={"r": 4}).policy
-    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    assert model_size(policy.model.config).lora_parameters(4) == trained
-
-
 @pytest.mark.parametrize("scale", ["paper_4b", "paper_8b", "single_gpu"])
 def test_the_scales_fit(scale: str) -> None:
     found = plan(f"scale={scale}")
@@ -170,11 +156,13 @@ def test_who_holds_the_device_when(sleep: int, offload: str, rollout: set, updat
     assert found.host["off the devices"] == moved * found.size.parameters // 8 * 8
 
 
-def test_adapters_are_kept_in_32_bits_beside_16() -> None:
+def test_adapters_are_counted_and_kept_in_32_bits_beside_16() -> None:
+    policy = load_tiny(hidden_size=64, lora={"r": 4}).policy
+    trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    assert model_size(policy.model.config).lora_parameters(4) == trained
     found = plan("scale=single_gpu")
-    size = found.size
-    adapters = 4 * size.lora_parameters(32)
-    assert found.stored == 2 and found.states["weights"] == 2 * size.parameters + adapters
+    adapters = 4 * found.size.lora_parameters(32)
+    assert found.stored == 2 and found.states["weights"] == 2 * found.size.parameters + adapters
     assert found.states["gradients"] == adapters and found.states["reference"] == 0
 
 
@@ -212,16 +200,12 @@ def test_without_a_stated_memory_nothing_is_refused() -> None:
     assert found.totals["rollout"] > 100 * GIB
 
 
-def test_a_dry_run_needs_neither_data_nor_model(tmp_path: Path) -> None:
+def test_a_dry_run_is_a_time_line_and_needs_neither_data_nor_model(tmp_path: Path) -> None:
     config = deepcopy(chosen("scale=paper_8b"))
     config.paths.data_dir = str(tmp_path)
-    said = skipped_tasks(config)
-    assert said.startswith("tasks skipped: unknown, no such file")
-
-
-def test_it_is_shown_as_a_time_line() -> None:
+    assert skipped_tasks(config).startswith("tasks skipped: unknown, no such file")
     console = Console(record=True, width=120, file=StringIO())
-    plan("scale=paper_8b").show(console)
+    Plan(config).show(console)
     said = console.export_text()
     for words in ("sync", "rollout", "scoring", "update", "together", "hours", "KV cache: "):
         assert words in said

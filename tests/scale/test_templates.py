@@ -206,49 +206,32 @@ def test_gold_calls_of_one_turn_become_several_turns_for_llama() -> None:
 
 
 ONE_TURN = "(rest | selectattr('role', 'equalto', 'assistant') | list | length) == 1"
-REFUSED = {
-    "results cut short": (
-        QWEN2_5,
-        "message.content + '\n</tool_response>'",
-        "message.content[:5] + '\n'",
-        "does not render tool messages",
-    ),
-    "results that raise": (
-        LLAMA3_1,
-        "{%- if message.role in ('tool', 'ipython') -%}",
-        "{%- if message.role == 'tool' -%}{{- raise_exception('no tools') -}}",
+# Template, what is replaced in it, by what, and the reason of the refusal.
+REFUSED = [
+    # results cut short, and results that raise
+    (QWEN2_5, "message.content + '\n</tool", "message.content[:5] + '\n</tool", "tool messages"),
+    (
+        *(LLAMA3_1, "{%- if message.role in ('tool', 'ipython') -%}"),
+        *("{%- if message.role == 'tool' -%}{{- raise_exception('no tools') -}}",),
         "does not render tools: no tools",
     ),
-    "calls left out of the history": (
-        QWEN2_5,
-        "{%- elif message.tool_calls -%}",
-        "{%- elif false -%}",
-        "no parser reads",
-    ),
-    "calls in another format": (
-        LLAMA3_1,
-        "'\"parameters\": '",
-        "'\"parametres\": '",
-        "no parser reads",
-    ),
-    "a thought that is begun only for the turn to be sampled": (
-        QWEN2_5,
-        "{{- '<|im_start|>assistant\n' -}}",
-        "{{- '<|im_start|>assistant\n<think>' -}}",
+    # calls left out of the history, and calls in another format
+    (QWEN2_5, "{%- elif message.tool_calls -%}", "{%- elif false -%}", "no parser reads"),
+    (LLAMA3_1, "'\"parameters\": '", "'\"parametres\": '", "no parser reads"),
+    # a thought that is begun only for the turn to be sampled, and results left out once old
+    (
+        *(QWEN2_5, "{{- '<|im_start|>assistant\n' -}}", "{{- '<|im_start|>assistant\n<think>' -}}"),
         "does not preserve",
     ),
-    "results left out once they are old": (
-        LLAMA3_1,
-        "(message.content | tojson)",
-        f"((message.content if {ONE_TURN} else '...') | tojson)",
-        "does not preserve",
+    (
+        *(LLAMA3_1, "(message.content | tojson)"),
+        *(f"((message.content if {ONE_TURN} else '...') | tojson)", "does not preserve"),
     ),
-}
+]
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_templates_that_do_not_do_are_refused_with_the_reason(name: str) -> None:
-    template, old, new, reason = REFUSED[name]
+@pytest.mark.parametrize(("template", "old", "new", "reason"), REFUSED)
+def test_templates_that_do_not_do_are_refused_with_the_reason(template, old, new, reason) -> None:
     tokenizer = build_tokenizer(WORDS)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>"]})
     assert old in template

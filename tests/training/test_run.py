@@ -37,28 +37,23 @@ def test_the_hashes_of_tasks_and_policy_are_of_their_content() -> None:
     assert not known.items() & policy_hashes(loaded).items()
 
 
-def test_the_fingerprint_is_of_the_settings() -> None:
-    known = fingerprint(SETTINGS)
-    assert fingerprint({"seed": 1, "model": {"layers": 1}}) == known
-    assert fingerprint({**SETTINGS, "model": {"layers": 2}}) != known
-    assert fingerprint({**SETTINGS, "seed": 1.5}) != known
-    assert fingerprint({**SETTINGS, "more": None}) != known
-
-
-def test_the_fingerprint_is_of_the_code_and_its_libraries(
+def test_the_fingerprint_is_of_settings_code_and_libraries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module_under_test.matchtir, "__file__", str(tmp_path / "__init__.py"))
     source = tmp_path / "policy" / "policy.py"
     source.parent.mkdir()
     source.write_text("one")
-    first = fingerprint(SETTINGS)
+    known = fingerprint(SETTINGS)
+    assert fingerprint({"seed": 1, "model": {"layers": 1}}) == known
+    changes = {"model": {"layers": 2}}, {"seed": 1.5}, {"more": None}
+    found = [known, *(fingerprint({**SETTINGS, **change}) for change in changes)]
     source.write_text("two")
-    second = fingerprint(SETTINGS)
+    found.append(fingerprint(SETTINGS))
     source.rename(source.with_name("other.py"))
-    third = fingerprint(SETTINGS)
+    found.append(fingerprint(SETTINGS))
     monkeypatch.setattr(module_under_test.metadata, "version", lambda library: "0.0")
-    assert len({first, second, third, fingerprint(SETTINGS)}) == 4
+    assert len({*found, fingerprint(SETTINGS)}) == len(found) + 1
 
 
 def test_every_source_folder_is_there() -> None:
