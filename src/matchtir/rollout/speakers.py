@@ -18,8 +18,8 @@ from matchtir.rollout.templates import ChatMessage, plain_text
 from matchtir.tools.formats import given_call, spoken_text
 from matchtir.types import ToolCall
 
-# OpenAI's error code, and what vLLM and llama.cpp write in its place.
 _THINK_TAG = re.compile(r"</?think>")
+# OpenAI's error code, and what vLLM and llama.cpp write in its place.
 _BEYOND_CONTEXT = ("context_length", "context length", "context size")
 
 
