@@ -3,9 +3,9 @@
 python scripts/bench_memory.py [--tokens 8192] [--vocabulary 151936] [--hidden 256] [--chunk 2048]
 
 Each way runs in a process of its own, whose peak resident memory less that before the forward pass
-is measured. The plain way makes all logits [tokens, vocabulary] at once, as `model(...).loss` does;
-where they do not fit into this machine it is measured on fewer tokens, and its peak, which grows
-with them, is scaled up. The last line is `RESULT {json}`.
+is measured (Linux). The plain way makes all logits [tokens, vocabulary] at once, as
+`model(...).loss` does; where they do not fit into this machine it is measured on fewer tokens, and
+its peak, which grows with them, is scaled up. The last line is `RESULT {json}`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
@@ -26,15 +26,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from matchtir.policy.policy import Policy
 
 WAYS = ("plain", "chunks")
-GIB = 2**30
+KIB_OF_GIB = 2**20
 COPIES = 6  # of the logits in 32 bits, at most, that the plain way has alive
 SHARE = 0.6  # of the available memory that it may take
-
-
-def resident() -> int:
-    """Bytes of memory that this process holds (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
 
 
 def fitting(tokens: int, vocabulary: int) -> int:
@@ -44,25 +38,6 @@ def fitting(tokens: int, vocabulary: int) -> int:
     while tokens > 1 and COPIES * 4 * tokens * vocabulary > SHARE * kib * 1024:
         tokens //= 2
     return tokens
-
-
-class Peak:
-    """The largest resident memory while it watches, looked at every few milliseconds."""
-
-    def __enter__(self) -> Peak:
-        self.before = self.highest = resident()
-        self._ended = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-        self._watcher.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._ended.wait(0.005):
-            self.highest = max(self.highest, resident())
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._watcher.join()
 
 
 def tiny(vocabulary: int, hidden: int) -> Qwen3ForCausalLM:
@@ -104,18 +79,16 @@ def measure(way: str, tokens: int, vocabulary: int, hidden: int, chunk: int) -> 
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     ids = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(0))
-    started = time.perf_counter()
-    with Peak() as peak:
-        logprobs, entropy = plain(model, ids) if way == "plain" else chunks(model, ids, chunk)
-        (logprobs + 0.001 * entropy).backward()
-    logprobs, entropy = logprobs.detach(), entropy.detach()
+    started, before = time.perf_counter(), getrusage(RUSAGE_SELF).ru_maxrss
+    logprobs, entropy = plain(model, ids) if way == "plain" else chunks(model, ids, chunk)
+    (logprobs + 0.001 * entropy).backward()
     norms = [each.grad.norm() for each in model.parameters() if each.grad is not None]
     return {
-        "peak_gib": (peak.highest - peak.before) / GIB,
+        "peak_gib": (getrusage(RUSAGE_SELF).ru_maxrss - before) / KIB_OF_GIB,
         "seconds": time.perf_counter() - started,
-        "logprob": float(logprobs) / (tokens - 1),
-        "entropy": float(entropy) / (tokens - 1),
-        "grad_norm": float(torch.stack(norms).norm()),
+        "logprob": logprobs.item() / (tokens - 1),
+        "entropy": entropy.item() / (tokens - 1),
+        "grad_norm": torch.stack(norms).norm().item(),
     }
 
 
@@ -128,9 +101,9 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=2048)
     parser.add_argument("--way", choices=WAYS, help="only this one, in this process")
     options = parser.parse_args()
-    sizes = (options.vocabulary, options.hidden, options.chunk)
+    settings = {key: value for key, value in vars(options).items() if key != "way"}
     if options.way:
-        print(json.dumps(measure(options.way, options.tokens, *sizes)))
+        print(json.dumps(measure(options.way, **settings)))
         return
     found: dict[str, dict[str, float]] = {}
     for way in WAYS:
@@ -141,9 +114,6 @@ def main() -> None:
         found[way]["peak_gib"] *= options.tokens / count
         note = "" if count == options.tokens else f"  (scaled up from {count} tokens)"
         print(f"{way:7} peak {found[way]['peak_gib']:6.2f} GiB{note}", flush=True)
-    settings = {
-        name: getattr(options, name) for name in ("tokens", "vocabulary", "hidden", "chunk")
-    }
     print("RESULT", json.dumps({**settings, **found}))
 
 

@@ -43,10 +43,10 @@ GIB = 2**30
 
 
 def architecture(options: argparse.Namespace) -> Qwen3Config:
-    """One of configs/plan, or a small one like the laptop's."""
+    """One of `plan.models`, or a small one like the laptop's."""
     if options.model:
-        known: Any = OmegaConf.load(ROOT / "configs" / "plan" / "default.yaml")
-        return Qwen3Config(**known.models[options.model])
+        known: Any = OmegaConf.load(ROOT / "configs" / "train.yaml")
+        return Qwen3Config(**known.plan.models[options.model])
     return Qwen3Config(
         vocab_size=1500,
         hidden_size=options.hidden,
@@ -81,11 +81,6 @@ def micro_batches_of(policy: Policy, whole: Batch, budget: int) -> list[Batch]:
         longest = int(lengths[rows].max())
         parts.append((ids[rows, :longest], scored[rows, :longest], real[rows, :longest]))
     return parts
-
-
-def positions(policy: Policy, parts: Sequence[Batch]) -> int:
-    """Tokens and padding that each layer computes."""
-    return sum(len(layout(*part).rows) if policy.packing else part[0].numel() for part in parts)
 
 
 def update(policy: Policy, parts: Sequence[Batch]) -> float:
@@ -131,8 +126,9 @@ def measure(policies: dict[str, Policy], options: argparse.Namespace) -> dict[st
             if round_:
                 found[way]["seconds"].append(time.perf_counter() - started)
                 continue
-            found[way] |= {"passes": len(parts), "logprob": total / tokens}
-            found[way]["positions"] = positions(policy, parts)
+            # Tokens and padding that each layer computes.
+            rows = [len(layout(*p).rows) if policy.packing else p[0].numel() for p in parts]
+            found[way] |= {"passes": len(rows), "logprob": total / tokens, "positions": sum(rows)}
     for numbers in found.values():
         numbers["seconds"] = median(numbers["seconds"])
         numbers["tokens_per_s"] = tokens / numbers["seconds"]
@@ -142,7 +138,7 @@ def measure(policies: dict[str, Policy], options: argparse.Namespace) -> dict[st
 def main() -> None:
     """Both ways on one mini-batch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="an architecture of configs/plan/default.yaml")
+    parser.add_argument("--model", help="an architecture of plan.models in configs/train.yaml")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--sequences", type=int, default=32)

@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import torch
 from hydra.utils import instantiate
+from jinja2 import Environment
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import GenerationConfig
@@ -39,25 +40,73 @@ WEIGHTS = ("end", "best", "last")
 SAME = 1e-4  # nats, in the precision of the run: what another order of sums may change
 
 # Settings that say what was done; a card lists those that the run has.
-SHOWN = (
-    *("iterations", "tasks_per_iteration", "group_size", "mini_batches", "seed"),
-    "zero_advantage",
-    *("module.sampling.temperature", "module.max_grad_norm", "optimizer._target_", "optimizer.lr"),
-    *("reward._target_", "assignment._target_", "advantage._target_", "advantage.gamma"),
-    *("advantage.turn_groups", "advantage.turn_scale", "advantage.turn_baseline"),
-    *("loss.aggregation", "loss.clip_low", "loss.clip_high", "loss.kl_coefficient"),
-    *("penalties.unmatched", "penalties.no_answer", "turn_reduction"),
-    *("model.lora.r", "model.lora.alpha", "model.lora.target_modules"),
-    *("rollout.limits.max_turns", "rollout.limits.max_prompt_tokens"),
-    *("rollout.limits.max_response_tokens", "trainer.precision"),
-)
-METHOD = (
-    "The policy was trained by policy gradient with one advantage per turn. The calls of an "
-    "attempt are matched to the calls of a gold solution (arXiv 2601.10712); each turn is paid for "
-    "the calls that it made, the last one for the answer, and every token of a turn gets the "
-    "advantage of that turn. Tool results stay in the context and carry no loss."
-)
-USE = """\
+SHOWN = """
+    iterations tasks_per_iteration group_size mini_batches seed zero_advantage
+    module.sampling.temperature module.max_grad_norm optimizer._target_ optimizer.lr
+    reward._target_ assignment._target_ advantage._target_ advantage.gamma
+    advantage.turn_groups advantage.turn_scale advantage.turn_baseline
+    loss.aggregation loss.clip_low loss.clip_high loss.kl_coefficient
+    penalties.unmatched penalties.no_answer turn_reduction
+    model.lora.r model.lora.alpha model.lora.target_modules
+    rollout.limits.max_turns rollout.limits.max_prompt_tokens rollout.limits.max_response_tokens
+    trainer.precision
+"""
+CARD = """\
+---
+library_name: transformers
+pipeline_tag: text-generation
+{% if base %}
+base_model: {{ base }}
+{% endif %}
+tags: [tool-calling, reinforcement-learning, matchtir]
+---
+
+# {{ name }}
+
+{% if base %}
+Trained from `{{ base }}`, whose licence holds for these weights too.
+{% else %}
+A small policy trained from random weights (Qwen3's architecture, hidden \
+{{ settings["model.hidden_size"] }}, {{ settings["model.layers"] }} layers).
+{% endif %}
+
+## Method
+
+The policy was trained by policy gradient with one advantage per turn. The calls of an attempt \
+are matched to the calls of a gold solution (arXiv 2601.10712); each turn is paid for the calls \
+that it made, the last one for the answer, and every token of a turn gets the advantage of that \
+turn. Tool results stay in the context and carry no loss.
+{% for heading, values in tables.items() %}
+
+## {{ heading }}
+
+| key | value |
+|---|---|
+{% for key, value in values.items() %}
+| `{{ key }}` | `{{ value }}` |
+{% endfor %}
+{% endfor %}
+
+## Results
+
+{% if result %}
+Means over {{ result.tasks }} test tasks, greedy decoding; paired bootstrap.\
+{% if weights != "end" %} They belong to the end of the run, not to these weights ({{ weights }}).\
+{% endif %}
+
+
+| metric | before | after | gain, 95 % interval |
+|---|---|---|---|
+{% for metric, gain in result.gain.items() %}
+| {{ metric }} | {{ "%.3f" % result.before[metric] }} | {{ "%.3f" % result.after[metric] }} \
+| {{ "%+.3f [%+.3f, %+.3f]" % (gain.mean, gain.low, gain.high) }} |
+{% endfor %}
+{% else %}
+The run has not ended: nothing was measured on its test tasks.
+{% endif %}
+
+## Use
+
 The chat template writes tools and tool results; a turn ends at one of the stop tokens in
 `generation_config.json`. Loading needs nothing of the project:
 
@@ -66,7 +115,8 @@ The chat template writes tools and tool results; a turn ends at one of the stop 
     tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 
 `config.yaml` is the whole configuration of the run; with it
-`python src/eval.py policy=<this folder>` renders conversations as in training."""
+`python src/eval.py policy=<this folder>` renders conversations as in training.
+"""
 
 
 def run_policy(run: Path, weights: str) -> LoadedPolicy:
@@ -83,9 +133,7 @@ def run_policy(run: Path, weights: str) -> LoadedPolicy:
         return load_pretrained(str(folder))
     loaded: LoadedPolicy = instantiate(OmegaConf.load(run / CONFIG_FILE).model)
     state = checkpoint_weights(folder)
-    loaded.policy.load_state_dict(
-        {name.removeprefix("policy."): value for name, value in state.items()}
-    )
+    loaded.policy.load_state_dict({k.removeprefix("policy."): v for k, v in state.items()})
     return loaded
 
 
@@ -117,10 +165,8 @@ def export(run: Path, out: Path, weights: str, dtype: str | None) -> LoadedPolic
     ).save_pretrained(out)
     result = run / RESULT_FILE
     measured = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
-    name = settings.get("identity.name") or run.name
-    (out / "README.md").write_text(
-        model_card(str(name), settings, measured, weights), encoding="utf-8"
-    )
+    card = model_card(settings.get("identity.name") or run.name, settings, measured, weights)
+    (out / "README.md").write_text(card, encoding="utf-8")
     shutil.copy(run / CONFIG_FILE, out / CONFIG_FILE)
     return loaded
 
@@ -136,53 +182,13 @@ def model_card(
         result: `result.json` of the run; None: it has not ended.
         weights: which ones were exported: "end", "best" or "last".
     """
-    base = settings.get("model.name_or_path")
-    head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    head += [f"base_model: {base}"] if base else []
-    head += ["tags: [tool-calling, reinforcement-learning, matchtir]", "---"]
-    parts = [
-        "\n".join(head),
-        f"# {name}",
-        _origin(base, settings),
-        f"## Method\n\n{METHOD}",
-        f"## Data\n\n{_table(_data(settings))}",
-        f"## Settings\n\n{_table({k: settings[k] for k in SHOWN if settings.get(k) is not None})}",
-        f"## Results\n\n{_results(result, weights)}",
-        f"## Use\n\n{USE}",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _origin(base: str | None, settings: Mapping[str, Any]) -> str:
-    if base:
-        return f"Trained from `{base}`, whose licence holds for these weights too."
-    sizes = f"hidden {settings.get('model.hidden_size')}, {settings.get('model.layers')} layers"
-    return f"A small policy trained from random weights (Qwen3's architecture, {sizes})."
-
-
-def _data(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key.startswith("data.")}
-
-
-def _results(result: Mapping[str, Any] | None, weights: str) -> str:
-    if result is None:
-        return "The run has not ended: nothing was measured on its test tasks."
-    lines = ["| metric | before | after | gain, 95 % interval |", "|---|---|---|---|"]
-    for metric, gain in result["gain"].items():
-        low, high = gain["low"], gain["high"]
-        lines.append(
-            f"| {metric} | {result['before'][metric]:.3f} | {result['after'][metric]:.3f} "
-            f"| {gain['mean']:+.3f} [{low:+.3f}, {high:+.3f}] |"
-        )
-    note = f"Means over {result['tasks']} test tasks, greedy decoding; paired bootstrap."
-    if weights != "end":
-        note += f" They belong to the end of the run, not to these weights ({weights})."
-    return "\n".join([note, "", *lines])
-
-
-def _table(values: Mapping[str, Any]) -> str:
-    rows = [f"| `{key}` | `{value}` |" for key, value in values.items()]
-    return "\n".join(["| key | value |", "|---|---|", *rows])
+    tables = {
+        "Data": {key: value for key, value in settings.items() if key.startswith("data.")},
+        "Settings": {k: settings[k] for k in SHOWN.split() if settings.get(k) is not None},
+    }
+    facts = {"name": name, "settings": settings, "result": result, "weights": weights}
+    card = Environment(trim_blocks=True, keep_trailing_newline=True).from_string(CARD)
+    return card.render(base=settings.get("model.name_or_path"), tables=tables, **facts)
 
 
 @torch.no_grad()

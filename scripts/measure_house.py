@@ -31,12 +31,18 @@ def lines(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
-def functions(path: Path) -> Iterator[tuple[int, str]]:
-    """Length and name of each function of a file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            yield length, f"{path.relative_to(ROOT)}:{node.name}"
+def nodes(path: Path) -> Iterator[ast.AST]:
+    """Everything that a file says."""
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def functions(folder: str) -> Iterator[tuple[int, str]]:
+    """Length and name of each function of a folder."""
+    for path in files(folder):
+        for node in nodes(path):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or node.lineno) - node.lineno + 1
+                yield length, f"{path.relative_to(ROOT)}:{node.name}"
 
 
 def part(path: Path) -> str:
@@ -44,26 +50,18 @@ def part(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports() -> dict[str, set[str]]:
-    """Which parts of the package each part imports."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for path in files("src/matchtir"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("matchtir."):
-                found[part(path)].add(str(node.module).split(".")[1])
-    return found
-
-
 def cycles() -> list[list[str]]:
-    """Sets of parts that import each other."""
-    graph = imports()
-    names = sorted({*graph, *(name for used in graph.values() for name in used)})
-    matrix = np.array([[other in graph.get(name, ()) for other in names] for name in names])
-    _, labels = connected_components(matrix, directed=True, connection="strong")
-    groups = [
-        [n for n, of in zip(names, labels, strict=True) if of == label]
-        for label in range(max(labels) + 1)
-    ]
+    """Sets of parts of the package that import each other."""
+    imports = {
+        (part(path), str(node.module).split(".")[1])
+        for path in files("src/matchtir")
+        for node in nodes(path)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("matchtir.")
+    }
+    names = sorted({name for pair in imports for name in pair})
+    matrix = np.array([[(name, other) in imports for other in names] for name in names])
+    count, labels = connected_components(matrix, directed=True, connection="strong")
+    groups = [np.array(names)[labels == label].tolist() for label in range(count)]
     return [group for group in groups if len(group) > 1]
 
 
@@ -76,22 +74,14 @@ def main() -> None:
         table[folder] = [lines(path) for path in files(folder)]
     for folder, lengths in table.items():
         print(f"{folder:28}{sum(lengths):8,} lines{len(lengths):6} files")
-    source = files("src")
-    longest_file = max((lines(path), str(path.relative_to(ROOT))) for path in source)
-    longest_function = max(each for path in source for each in functions(path))
-    tests = sum(
-        name.split(":")[1].startswith("test_")
-        for path in files("tests")
-        for _, name in functions(path)
-    )
     result = {
         "src_lines": sum(table["src"]),
         "src_files": len(table["src"]),
         "test_lines": sum(table["tests"]),
-        "test_functions": tests,
+        "test_functions": sum(":test_" in name for _, name in functions("tests")),
         "config_files": len(files("configs", ".yaml")),
-        "longest_file": longest_file,
-        "longest_function": longest_function,
+        "longest_file": max((lines(path), str(path.relative_to(ROOT))) for path in files("src")),
+        "longest_function": max(functions("src")),
         "cycles": cycles(),
     }
     print("RESULT", json.dumps(result))

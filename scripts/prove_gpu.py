@@ -83,8 +83,8 @@ class Machine:
                 vocab_size=len(tiny_tokenizer()),
                 tie_word_embeddings=True,
             )
-        known: Any = OmegaConf.load(ROOT / "configs" / "plan" / "default.yaml")
-        return Qwen3Config(**known.models[MODEL])
+        known: Any = OmegaConf.load(ROOT / "configs" / "train.yaml")
+        return Qwen3Config(**known.plan.models[MODEL])
 
     def policy(self, dtype: torch.dtype, packing: bool = False) -> Policy:
         """Random weights, the same at every call."""
