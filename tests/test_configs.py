@@ -3,7 +3,6 @@
 import importlib
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import open_dict, read_write
 
 from matchtir.training.settings import unfit_settings
 from matchtir.utils.config_check import ConfigError, check, check_after_imports
@@ -32,18 +31,18 @@ OPTION_NEEDS = {
 PROGRAMS = list(NEEDED)
 
 
-def options(group: str) -> list[str]:
+def options(group):
     return sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml"))
 
 
-def composed(program: str, *overrides: str) -> DictConfig:
+def composed(program, *overrides):
     """The config of a command line, with Hydra's own part."""
     register_resolvers()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return compose(program, [*NEEDED[program], *overrides], return_hydra_config=True)
 
 
-def check_program(program: str, *overrides: str) -> None:
+def check_program(program, *overrides):
     config = composed(program, *overrides)
     config.hydra.runtime.output_dir = "logs/a/runs/b"
     hydra = HydraConfig.instance()
@@ -60,7 +59,7 @@ def check_program(program: str, *overrides: str) -> None:
         hydra.cfg = None
 
 
-def groups_of(program: str) -> Iterator[str]:
+def groups_of(program):
     choices = composed(program).hydra.runtime.choices
     yield from (group for group in choices if (CONFIGS / group).is_dir())
 
@@ -75,11 +74,11 @@ EVERY_OPTION = {
 
 
 @pytest.mark.parametrize("override", EVERY_OPTION)
-def test_every_option_composes_and_fits(override: str) -> None:
+def test_every_option_composes_and_fits(override):
     check_program(EVERY_OPTION[override], override, *OPTION_NEEDS.get(override, []))
 
 
-def test_every_group_belongs_to_a_program() -> None:
+def test_every_group_belongs_to_a_program():
     used = {override.partition("=")[0] for override in EVERY_OPTION}
     folders = {path.parent.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/**/*.yaml")}
     assert folders - used == set()
@@ -95,7 +94,7 @@ def test_every_group_belongs_to_a_program() -> None:
         *("experiment=matchtir_soft", "experiment=sft", "experiment=smoke", "trainer=fsdp"),
     ],
 )
-def test_one_word_is_enough_at_every_scale(override: str, scale: str) -> None:
+def test_one_word_is_enough_at_every_scale(override, scale):
     check_program("train", f"scale={scale}", override, *OPTION_NEEDS.get(override, []))
 
 
@@ -103,7 +102,7 @@ def test_one_word_is_enough_at_every_scale(override: str, scale: str) -> None:
     ("precision", "dtype"),
     [("bf16-mixed", "bfloat16"), ("bf16-true", "bfloat16"), ("16-mixed", "float16"), (32, None)],
 )
-def test_vllm_computes_in_what_the_trainer_computes_in(precision: str, dtype: str | None) -> None:
+def test_vllm_computes_in_what_the_trainer_computes_in(precision, dtype):
     config = composed("train", "rollout=vllm", f"trainer.precision={precision}")
     assert config.rollout.engine.settings.dtype == dtype
 
@@ -112,7 +111,7 @@ def test_vllm_computes_in_what_the_trainer_computes_in(precision: str, dtype: st
 DOCUMENTS = [CONFIGS.parent / "README.md", *sorted((CONFIGS.parent / "docs").glob("*.md"))]
 
 
-def documented() -> Iterator[tuple[str, str]]:
+def documented():
     """Program and words of the commands of the documents that are more than one option."""
     texts = (f.read_text(encoding="utf-8") for f in DOCUMENTS if f.stem != "extending")
     for text in texts:
@@ -127,12 +126,12 @@ def documented() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("program", "line"), sorted({*documented()}))
-def test_commands_of_the_documents_compose(program: str, line: str) -> None:
+def test_commands_of_the_documents_compose(program, line):
     words = shlex.split(line)
     check_program(program, *(n for word in words for n in OPTION_NEEDS.get(word, [])), *words)
 
 
-def test_a_sweep_of_wandb_gives_what_the_program_takes() -> None:
+def test_a_sweep_of_wandb_gives_what_the_program_takes():
     sweep = yaml.safe_load((CONFIGS.parent / "scripts" / "wandb_sweep.yaml").read_text())
     points = [
         f"{name}={space['min'] if 'min' in space else space['values'][0]}"
@@ -143,14 +142,14 @@ def test_a_sweep_of_wandb_gives_what_the_program_takes() -> None:
 
 
 @pytest.mark.parametrize("experiment", options("experiment"))
-def test_every_experiment_says_how_it_is_run(experiment: str) -> None:
+def test_every_experiment_says_how_it_is_run(experiment):
     text = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
     head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     assert re.search(rf"python src/train\.py .*experiment={experiment}\b", head)
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_an_unknown_key_is_refused(program: str) -> None:
+def test_an_unknown_key_is_refused(program):
     with pytest.raises(ConfigCompositionException, match="sed"):
         composed(program, "sed=1")
     with pytest.raises(ConfigError, match="sed: nothing reads this key"):
@@ -167,6 +166,6 @@ def test_an_unknown_key_is_refused(program: str) -> None:
         ("eval", "+sandbox.worker=2", "sandbox.worker: .* did you mean workers"),
     ],
 )
-def test_a_mistyped_argument_is_refused_in_full(program: str, override: str, named: str) -> None:
+def test_a_mistyped_argument_is_refused_in_full(program, override, named):
     with pytest.raises(ConfigError, match=named):
         check_program(program, override)

@@ -16,7 +16,7 @@ TEXT = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 FILES = dict(re.findall(r"`([\w/.]+)`, whole:\n\n```\w+\n(.*?)```\n", TEXT, flags=re.DOTALL))
 
 
-def test_every_file_of_the_text_is_found_and_reads() -> None:
+def test_every_file_of_the_text_is_found_and_reads():
     assert len(FILES) == TEXT.count(", whole:") >= 11
     for path, content in FILES.items():
         if path.endswith(".py"):
@@ -27,7 +27,7 @@ def test_every_file_of_the_text_is_found_and_reads() -> None:
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copy(tmp_path_factory):
     """The project with the files of the text in it."""
     folder = tmp_path_factory.mktemp("extended")
     for part in ("src", "configs", "tests"):
@@ -38,7 +38,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(folder: Path, *command: str) -> str:
+def run(folder, *command):
     environment = {**os.environ, "PYTHONPATH": str(folder / "src")}
     done = subprocess.run(
         [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True
@@ -48,14 +48,14 @@ def run(folder: Path, *command: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_text(copy: Path) -> None:
+def test_the_benchmark_of_the_text(copy):
     run(copy, "-m", "pytest", "-q", "tests/tasks/test_sums.py")
     shown = run(copy, "src/eval.py", "benchmark=sums", "policy=gold", "max_tasks=6")
     assert "6 digits" in shown and "100.00" in shown
 
 
 @pytest.mark.slow
-def test_the_parts_of_training_of_the_text(copy: Path) -> None:
+def test_the_parts_of_training_of_the_text(copy):
     options = ("assignment=nearest", "advantage=median", "rollout=generate", "module=bounded")
     base = ("src/train.py", "experiment=smoke", "iterations=1")
     assert "after" in run(copy, *base, *options)

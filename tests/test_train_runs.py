@@ -5,9 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,19 +30,19 @@ RANDOM = (*SMALL_MODEL, "model.layers=1")
 FEW_TASKS = "data.sizes={train: 8, validation: 2, test: 2}"
 
 
-def words(*overrides: str) -> list[str]:
+def words(*overrides):
     """A command line with few tasks and a small model."""
     data = [] if "data=ftrl" in overrides else [FEW_TASKS]
     model = [] if any(each.startswith("model.folder=") for each in overrides) else RANDOM
     return [*SMALL_RUN, *model, *data, *overrides]
 
 
-def run(folder: Path, *overrides: str) -> float:
+def run(folder, *overrides):
     """Such a command line in this process; gives its objective."""
     return run_here(folder, *words(*overrides))
 
 
-def table(folder: Path) -> list[dict[str, str]]:
+def table(folder):
     """The rows of metrics.csv, without what differs between any two runs."""
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         return [
@@ -54,7 +51,7 @@ def table(folder: Path) -> list[dict[str, str]]:
         ]
 
 
-def result(folder: Path) -> dict[str, Any]:
+def result(folder):
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 
@@ -62,14 +59,14 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory):
     """The smoke experiment, with something to learn."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert run(folder, PAID) == result(folder)["objective"]
     return folder
 
 
-def test_the_smoke_experiment_leaves_everything_behind(whole: Path) -> None:
+def test_the_smoke_experiment_leaves_everything_behind(whole):
     traces = sorted(path.name for path in (whole / "traces").iterdir())
     assert traces == [f"iteration_00000{number}.jsonl" for number in (1, 2, 3)]
     records = (whole / "traces" / traces[0]).read_text(encoding="utf-8").splitlines()
@@ -88,7 +85,7 @@ def test_the_smoke_experiment_leaves_everything_behind(whole: Path) -> None:
     assert facts["before"].keys() == facts["after"].keys() == facts["gain"].keys()
 
 
-def test_the_policy_of_a_run_loads_as_a_hugging_face_model(whole: Path) -> None:
+def test_the_policy_of_a_run_loads_as_a_hugging_face_model(whole):
     trained = load_pretrained(str(whole / "policy")).policy.state_dict()
     last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert {f"policy.{name}" for name in trained} == set(last)
@@ -102,12 +99,10 @@ class Interrupted(BaseException):
     """Stands for a kill."""
 
 
-def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
-    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(tmp_path, whole, monkeypatch):
     scores = run_parts.test_scores
 
-    def interrupt(trainer: Any, *others: Any) -> Any:
+    def interrupt(trainer, *others):
         if trainer.global_step:
             raise Interrupted
         return scores(trainer, *others)
@@ -123,7 +118,7 @@ def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(
 # -- other choices ---------------------------------------------------------------------------------
 
 
-def test_another_matching_runs_and_what_it_measures_is_documented(tmp_path: Path) -> None:
+def test_another_matching_runs_and_what_it_measures_is_documented(tmp_path):
     run(tmp_path / "run", "iterations=1", "trainer.val_check_interval=1", "assignment=soft")
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     names = [re.sub(r"<\w+>", "[^/]+", name) for name in re.findall(r"`([^` ]+/[^` ]+)`", text)]
@@ -141,13 +136,13 @@ OPTIONS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_the_method_runs(tmp_path: Path, option: str) -> None:
+def test_every_option_of_the_method_runs(tmp_path, option):
     run(tmp_path / "run", "iterations=2", "mini_batches=2", option)
     row = table(tmp_path / "run")[-2]
     assert all(abs(float(row[f"train/{name}"])) < 1e6 for name in ("loss", "grad_norm", "reward"))
 
 
-def test_fine_tuning_is_an_experiment_of_its_own(tmp_path: Path) -> None:
+def test_fine_tuning_is_an_experiment_of_its_own(tmp_path):
     run(tmp_path / "run", "experiment=sft", f"datamodule.stages=[{COPYING}]")
     rows = table(tmp_path / "run")
     assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2"]
@@ -155,7 +150,7 @@ def test_fine_tuning_is_an_experiment_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_both_stages_of_the_starting_weights_train_them(tmp_path: Path) -> None:
+def test_both_stages_of_the_starting_weights_train_them(tmp_path):
     skill, habits = tmp_path / "skill", tmp_path / "habits"
     stages = [f"datamodule.stages.{stage}.iterations=2" for stage in (0, 1)]
     run(skill, "experiment=skill", *stages)
@@ -167,7 +162,7 @@ def test_both_stages_of_the_starting_weights_train_them(tmp_path: Path) -> None:
     assert any(not first[name].equal(second[name]) for name in first)
 
 
-def test_a_warm_start_is_made_once_and_only_as_a_whole(tmp_path: Path) -> None:
+def test_a_warm_start_is_made_once_and_only_as_a_whole(tmp_path):
     warm = ("warm_start=gold", f"warm_start.datamodule.stages=[{COPYING}]", "iterations=1")
     folder, cache = tmp_path / "run", tmp_path / "warm_starts"
     run(folder, *warm)
@@ -189,9 +184,7 @@ def test_a_warm_start_is_made_once_and_only_as_a_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_weights_and_biases_without_a_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_and_biases_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     run(tmp_path / "run", "iterations=1", "logger=wandb", "logger.wandb.offline=true")
     assert [*(tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")]
@@ -213,13 +206,9 @@ def test_weights_and_biases_without_a_network(
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_mistakes_are_found_before_a_model_is_loaded(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    overrides: Sequence[str],
-    error: type[Exception],
-    named: str,
-) -> None:
-    def load(**_: Any) -> None:
+    tmp_path, monkeypatch, overrides, error, named
+):
+    def load(**_):
         raise AssertionError("a model was loaded")
 
     monkeypatch.setattr("matchtir.policy.tiny.model.load_tiny", load)
@@ -234,13 +223,13 @@ def test_mistakes_are_found_before_a_model_is_loaded(
 # -- the command line itself -----------------------------------------------------------------------
 
 
-def command_line(log_dir: Path, *arguments: str) -> list[str]:
+def command_line(log_dir, *arguments):
     program = [sys.executable, str(ROOT / "src" / "train.py")]
     return [*program, *arguments, *SMALL_RUN, *RANDOM, FEW_TASKS, f"paths.log_dir={log_dir}"]
 
 
 @pytest.mark.slow
-def test_a_sweep_over_the_methods_choices(tmp_path: Path) -> None:
+def test_a_sweep_over_the_methods_choices(tmp_path):
     sweep = ("-m", "iterations=1", "assignment=hard,soft", "advantage=dual,trajectory")
     subprocess.run(command_line(tmp_path, *sweep), check=True, stdout=subprocess.DEVNULL)
     results = sorted(tmp_path.glob("smoke/multiruns/*/*/result.json"))
@@ -249,7 +238,7 @@ def test_a_sweep_over_the_methods_choices(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["submitit_local", "processes"])
-def test_jobs_in_processes_of_their_own(tmp_path: Path, launcher: str) -> None:
+def test_jobs_in_processes_of_their_own(tmp_path, launcher):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="no extra `sweep`")
     sweep = ("-m", f"hydra/launcher={launcher}", "iterations=1", "seed=1,2")
     subprocess.run(command_line(tmp_path, *sweep), check=True, stdout=subprocess.DEVNULL)

@@ -1,8 +1,6 @@
 """A real browser for the pages: Playwright drives the Chromium of the system."""
 
 import shutil
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,7 @@ CHROMIUM = next(
 
 # Of a module, not of the session: while Playwright runs, no test can call asyncio.run.
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def chromium():
     """The browser, once for the tests of a module; they are skipped where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
@@ -25,7 +23,7 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(chromium: Any) -> Iterator[Any]:
+def page(chromium):
     """A page of 1280 pixels; at the end it must have had no error, and asked for no other file."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
     page = context.new_page()

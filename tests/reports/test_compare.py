@@ -6,7 +6,6 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,15 +27,7 @@ from matchtir.utils.loggers import CsvLogger
 SCRIPT = Path(__file__).parents[2] / "scripts" / "compare.py"
 
 
-def make_run(
-    folder: Path,
-    seed: int = 1,
-    level: float = 0.0,
-    finished: bool = True,
-    group: str = "grpo",
-    tasks: int = 6,
-    **settings: Any,
-) -> Path:
+def make_run(folder, seed=1, level=0.0, finished=True, group="grpo", tasks=6, **settings):
     """A run whose scores are `level` plus a little of the seed."""
     folder.mkdir(parents=True)
     settings = {"lr": 0.1, "module": {"seed": seed, "lr": settings.get("lr", 0.1)}} | settings
@@ -58,13 +49,13 @@ def make_run(
     return folder
 
 
-def scores(value: float) -> dict[str, float]:
+def scores(value):
     solved = {"solve_p": value, "solve_r": 2 * value, "solve_f1": 3 * value}
     return {"success": value > 0.1, "answer_f1": value, **solved, "turns": 1.0 - value}
 
 
 @pytest.fixture
-def sweep(tmp_path: Path) -> Path:
+def sweep(tmp_path):
     """Two methods of three seeds; one run is not finished."""
     for number, (seed, lr) in enumerate((s, lr) for lr in (0.1, 0.2) for s in (1, 2, 3)):
         folder, group = tmp_path / "sweep" / str(number), f"grpo lr={lr}"
@@ -72,12 +63,12 @@ def sweep(tmp_path: Path) -> Path:
     return tmp_path / "sweep"
 
 
-def labels(*folders: Path) -> list[tuple[str, list[tuple[str, int]]]]:
+def labels(*folders):
     found = methods(find_runs(folders))
     return [(m.label, [(r.start, r.seed) for r in m.runs]) for m in found]
 
 
-def test_runs_that_differ_in_seed_or_start_are_one_method(sweep: Path, tmp_path: Path) -> None:
+def test_runs_that_differ_in_seed_or_start_are_one_method(sweep, tmp_path):
     for start in ("a", "b"):
         group, model = f"grpo lr=0.1 model.folder={start}", {"folder": start}
         make_run(tmp_path / "starts" / start, group=group, model=model, warm_start=model)
@@ -87,7 +78,7 @@ def test_runs_that_differ_in_seed_or_start_are_one_method(sweep: Path, tmp_path:
     ]
 
 
-def test_labels_are_the_experiment_and_what_differs(tmp_path: Path) -> None:
+def test_labels_are_the_experiment_and_what_differs(tmp_path):
     for number, group in enumerate(("hard data=x", "grpo data=x lr=1", "grpo data=x lr=2 kl=0")):
         make_run(tmp_path / str(number), group=group, lr=number)
     assert [label for label, _ in labels(tmp_path)] == ["hard", "grpo lr=1", "grpo lr=2 kl=0"]
@@ -98,7 +89,7 @@ def test_labels_are_the_experiment_and_what_differs(tmp_path: Path) -> None:
         compare_runs(runs, baseline="grpo")
 
 
-def test_a_repeated_seed_is_no_further_seed(sweep: Path) -> None:
+def test_a_repeated_seed_is_no_further_seed(sweep):
     again = make_run(sweep / "again", 1, level=0.5, group="grpo lr=0.1", lr=0.1)
     make_run(sweep / "broken", 2, group="grpo lr=0.1", lr=0.1, finished=False)
     comparison = compare_runs(find_runs([sweep, sweep / "again"]))
@@ -111,7 +102,7 @@ def test_a_repeated_seed_is_no_further_seed(sweep: Path) -> None:
     ]
 
 
-def test_seeds_and_starts_widen_the_intervals(sweep: Path, tmp_path: Path) -> None:
+def test_seeds_and_starts_widen_the_intervals(sweep, tmp_path):
     gain = compare_runs(find_runs([sweep])).final[0]["scores"]["solve_p"]["gain"]
     assert gain["low"] < 0.115 < 0.125 < gain["high"]  # all tasks are alike: seeds alone differ
     for start, level in (("a", 0.0), ("b", 1.0)):
@@ -123,7 +114,7 @@ def test_seeds_and_starts_widen_the_intervals(sweep: Path, tmp_path: Path) -> No
     assert gain["low"] < 0.1 and gain["high"] > 0.9
 
 
-def test_runs_are_found_in_order_and_reports_beside_them_are_left_out(tmp_path: Path) -> None:
+def test_runs_are_found_in_order_and_reports_beside_them_are_left_out(tmp_path):
     for number in (2, 10, 1):
         make_run(tmp_path / str(number), seed=number)
     report = tmp_path / "compare.html"
@@ -133,7 +124,7 @@ def test_runs_are_found_in_order_and_reports_beside_them_are_left_out(tmp_path: 
         find_runs([report])
 
 
-def test_a_curve_is_the_mean_over_seeds_with_students_interval(sweep: Path) -> None:
+def test_a_curve_is_the_mean_over_seeds_with_students_interval(sweep):
     method = methods(find_runs([sweep]))[0]
     points = curve(method, "val/solve_f1")
     assert points is not None
@@ -144,7 +135,7 @@ def test_a_curve_is_the_mean_over_seeds_with_students_interval(sweep: Path) -> N
     assert curve(method, "no/such") is None
 
 
-def test_a_run_that_stopped_early_counts_as_far_as_it_got(tmp_path: Path) -> None:
+def test_a_run_that_stopped_early_counts_as_far_as_it_got(tmp_path):
     make_run(tmp_path / "1", 1)
     short = make_run(tmp_path / "2", 3)
     lines = (short / "metrics.csv").read_text().splitlines()
@@ -155,7 +146,7 @@ def test_a_run_that_stopped_early_counts_as_far_as_it_got(tmp_path: Path) -> Non
     assert points["low"] == [None] * 30  # two seeds have no interval
 
 
-def test_final_scores_are_paired_with_before_and_with_the_baseline(sweep: Path) -> None:
+def test_final_scores_are_paired_with_before_and_with_the_baseline(sweep):
     first, second = compare_runs(find_runs([sweep])).final
     assert (first["seeds"], second["seeds"], first["tasks"]) == ([1, 2, 3], [1, 2], 6)
     mean = 0.1 + 0.02
@@ -169,7 +160,7 @@ def test_final_scores_are_paired_with_before_and_with_the_baseline(sweep: Path) 
     assert list(first["scores"]) == ["success", *paper, "answer_f1", "turns"]
 
 
-def test_final_scores_against_the_values_of_a_parameter(tmp_path: Path) -> None:
+def test_final_scores_against_the_values_of_a_parameter(tmp_path):
     for number, (name, seed, lr) in enumerate(product(("grpo", "soft"), (1, 2), (0.2, 0.1))):
         group = f"{name} lr={lr}"
         make_run(tmp_path / "s" / str(number), seed, level=lr, group=group, lr=lr, loss=name)
@@ -192,7 +183,7 @@ def test_final_scores_against_the_values_of_a_parameter(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_no_curve_of_a_parameter_is_said(sweep: Path, tmp_path: Path) -> None:
+def test_what_is_no_curve_of_a_parameter_is_said(sweep, tmp_path):
     with pytest.raises(ValueError, match=r"has no lrr; did you mean lr\?"):
         curve_points(find_runs([sweep]), "lrr")
     with pytest.raises(ValueError, match=r"loss=1 has runs that differ in lr"):
@@ -204,7 +195,7 @@ def test_what_is_no_curve_of_a_parameter_is_said(sweep: Path, tmp_path: Path) ->
         curve_points(find_runs([tmp_path / "none"]), "lr")
 
 
-def test_other_test_tasks_have_no_difference(tmp_path: Path) -> None:
+def test_other_test_tasks_have_no_difference(tmp_path):
     make_run(tmp_path / "0", lr=0.1)
     make_run(tmp_path / "1", lr=0.2, tasks=5)
     _, second = compare_runs(find_runs([tmp_path])).final
@@ -214,7 +205,7 @@ def test_other_test_tasks_have_no_difference(tmp_path: Path) -> None:
         compare_runs(find_runs([tmp_path]))
 
 
-def test_settings_that_differ_and_cost(sweep: Path) -> None:
+def test_settings_that_differ_and_cost(sweep):
     found = methods(find_runs([sweep]))
     # module.lr repeats lr, seeds are no setting, and folders neither
     assert setting_differences(found) == [{"key": "lr", "values": ["0.1", "0.2"]}]
@@ -231,11 +222,11 @@ def test_settings_that_differ_and_cost(sweep: Path) -> None:
     }
 
 
-def test_the_csv_files_have_the_numbers_of_the_page(sweep: Path) -> None:
+def test_the_csv_files_have_the_numbers_of_the_page(sweep):
     comparison = compare_runs(find_runs([sweep]), baseline="grpo lr=0.2")
     write_comparison(comparison, sweep / "compare.html")
 
-    def rows(name: str) -> list[dict[str, str]]:
+    def rows(name):
         with (sweep / f"compare_{name}.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
@@ -252,7 +243,7 @@ def test_the_csv_files_have_the_numbers_of_the_page(sweep: Path) -> None:
     assert np.isclose(float(rows("cost")[0]["tokens"]), 600)
 
 
-def test_what_cannot_be_compared_is_said(sweep: Path) -> None:
+def test_what_cannot_be_compared_is_said(sweep):
     with pytest.raises(ValueError, match="baseline='sft' names no single one of: grpo lr=0.1; "):
         compare_runs(find_runs([sweep]), baseline="sft")
     (sweep / "0" / "after.json").write_text("{")
@@ -260,7 +251,7 @@ def test_what_cannot_be_compared_is_said(sweep: Path) -> None:
         find_runs([sweep])
 
 
-def test_the_command_line(sweep: Path, tmp_path: Path) -> None:
+def test_the_command_line(sweep, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     command = [sys.executable, SCRIPT, sweep / "0", sweep / "3"]
@@ -276,7 +267,7 @@ def test_the_command_line(sweep: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_the_page(page: Any, sweep: Path, width: int) -> None:
+def test_the_page(page, sweep, width):
     file, *_ = write_comparison(compare_runs(find_runs([sweep])), sweep / "compare.html")
     page.set_viewport_size({"width": width, "height": 900})
     page.goto(file.as_uri())
@@ -310,7 +301,7 @@ def test_the_page(page: Any, sweep: Path, width: int) -> None:
     assert page.locator(".readout b").first.inner_text().strip().isdigit()
 
 
-def test_labels_stay_text(page: Any, tmp_path: Path) -> None:
+def test_labels_stay_text(page, tmp_path):
     evil = "<img/src=x/onerror=window.hacked=1>"
     make_run(tmp_path / "0", group=evil)
     file, *_ = write_comparison(compare_runs(find_runs([tmp_path])), tmp_path / "compare.html")

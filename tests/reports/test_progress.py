@@ -3,7 +3,6 @@
 import io
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from matchtir.reports.progress import (
     BARS,
     TRAINING,
     Position,
-    Scores,
     clock,
     compare,
     draw_curves,
@@ -30,35 +28,35 @@ from matchtir.reports.progress import (
 
 
 @given(st.lists(st.floats(), max_size=30))
-def test_a_sparkline_has_a_bar_per_value_and_survives_anything(values: list[float]) -> None:
+def test_a_sparkline_has_a_bar_per_value_and_survives_anything(values):
     line = sparkline(values)
     assert len(line) == (len(values) if any(map(math.isfinite, values)) else 0)
     assert set(line) <= set(BARS) | {" "}
 
 
-def test_a_sparkline_spans_its_values() -> None:
+def test_a_sparkline_spans_its_values():
     assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
     assert sparkline([-1.7e308, 0.0, 1.7e308]) == "▁▅█"
     assert sparkline([2.0, 2.0]) == "▁▁"
 
 
-def test_numbers_and_times() -> None:
+def test_numbers_and_times():
     values = [0, 0.5, 1234.4, 2e-5, math.nan]
     assert [number(value) for value in values] == ["0.000", "0.500", "1,234", "2.0e-05", "nan"]
     assert [clock(59.6), clock(3600 + 62)] == ["0:01:00", "1:01:02"]
 
 
-def test_time_shares_need_some_time() -> None:
+def test_time_shares_need_some_time():
     assert time_shares({"time/rollout": 0.0, "time/update": 0.0}) == {}
     assert time_shares({"time/tools": 1.0, "time/update": 3.0}) == {"tools": 0.25, "update": 0.75}
 
 
-def test_a_line_has_the_metrics_that_were_measured() -> None:
+def test_a_line_has_the_metrics_that_were_measured():
     line = plain_line(Position(3, 9, 1.0, 2.0), {"train/kl": 0.1, "other": 1.0}, TRAINING)
     assert line == "iteration 3/9  KL 0.100  0:00:01, 0:00:02 left"
 
 
-def test_trailing_means_are_of_the_finite_values_so_far() -> None:
+def test_trailing_means_are_of_the_finite_values_so_far():
     values = [1.0, 4.0, -2.0, 5.0]
     assert trailing_mean(values, 3) == pytest.approx([1.0, 2.5, 1.0, 7 / 3])
     assert trailing_mean(values, 9)[-1] == pytest.approx(2.0)
@@ -67,7 +65,7 @@ def test_trailing_means_are_of_the_finite_values_so_far() -> None:
     assert len(trailing_mean([], 3)) == 0
 
 
-def test_a_picture_is_drawn_of_what_was_measured(tmp_path: Path) -> None:
+def test_a_picture_is_drawn_of_what_was_measured(tmp_path):
     path = tmp_path / "curves.png"
     draw_curves({"time/rollout": ([0], [1.0]), "train/reward": ([], [])}, path)
     assert not path.exists()
@@ -81,7 +79,7 @@ BEFORE = {f"t{i}": {"solve_f1": 0.2, "answered": 1.0} for i in range(40)}
 AFTER = {f"t{i}": {"solve_f1": 0.4 + 0.2 * (i % 2), "answered": 1.0} for i in reversed(range(40))}
 
 
-def test_means_and_gain_of_tasks_paired_by_their_id() -> None:
+def test_means_and_gain_of_tasks_paired_by_their_id():
     (row, answered) = compare(BEFORE, AFTER, seed=0)
     assert (row.metric, row.before) == ("solve_f1", pytest.approx(0.2))
     assert row.after == pytest.approx(0.5)
@@ -100,12 +98,12 @@ def test_means_and_gain_of_tasks_paired_by_their_id() -> None:
         ({}, {}, "0 tasks before, 0 after"),
     ],
 )
-def test_other_tasks_are_refused(before: Scores, after: Scores, named: str) -> None:
+def test_other_tasks_are_refused(before, after, named):
     with pytest.raises(ValueError, match=named):
         compare(before, after, seed=0)
 
 
-def test_the_table_shows_every_number() -> None:
+def test_the_table_shows_every_number():
     console = Console(file=io.StringIO(), width=100)
     console.print(final_table(compare(BEFORE, AFTER, seed=0), tasks=40))
     text = console.file.getvalue()  # type: ignore[attr-defined]
@@ -114,7 +112,7 @@ def test_the_table_shows_every_number() -> None:
     assert "0.200" in line and "0.500" in line and "+0.300" in line and "[+0.2" in line
 
 
-def test_the_result_is_valid_json_even_where_a_number_is_not_finite(tmp_path: Path) -> None:
+def test_the_result_is_valid_json_even_where_a_number_is_not_finite(tmp_path):
     path = tmp_path / "result.json"
     facts = {"tasks": 40, "objective": float("nan"), "series": [1.0, float("inf")]}
     write_result(path, compare(BEFORE, AFTER, seed=0), **facts)

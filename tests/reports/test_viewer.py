@@ -8,7 +8,6 @@ import subprocess
 import sys
 from base64 import b64decode
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,13 +18,13 @@ from tests.reports.trace_files import a_hostile_run, a_run, answering, record
 SCRIPT = Path(__file__).parents[2] / "scripts" / "view.py"
 
 
-def block(page: Path, name: str) -> Any:
+def block(page, name):
     text = page.read_text(encoding="utf-8")
     (data,) = re.findall(rf'<script type="application/gzip" id="{name}">(.*?)</script>', text)
     return json.loads(gzip.decompress(b64decode(data)))
 
 
-def test_a_page_has_every_record(tmp_path: Path) -> None:
+def test_a_page_has_every_record(tmp_path):
     run = a_run(tmp_path / "grpo" / "runs" / "now")
     (page,) = viewer.write_viewer(run, run / "view.html")
     written = [
@@ -39,7 +38,7 @@ def test_a_page_has_every_record(tmp_path: Path) -> None:
     assert block(page, "meta")["run"] == "grpo/runs/now"
 
 
-def test_a_page_is_whole_and_lets_nothing_in(tmp_path: Path) -> None:
+def test_a_page_is_whole_and_lets_nothing_in(tmp_path):
     (page,) = viewer.write_viewer(a_hostile_run(tmp_path), tmp_path / "view.html")
     text = page.read_text(encoding="utf-8")
     assert "window.hacked" not in text and "onerror" not in text
@@ -48,7 +47,7 @@ def test_a_page_is_whole_and_lets_nothing_in(tmp_path: Path) -> None:
     assert "default-src 'none'" in text
 
 
-def test_many_traces_are_spread_over_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_traces_are_spread_over_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(viewer, "MAX_BYTES", 600_000)
     letters = random.Random(0)
     for iteration in range(1, 6):
@@ -69,7 +68,7 @@ def test_many_traces_are_spread_over_pages(tmp_path: Path, monkeypatch: pytest.M
     assert listed[0]["places"]["1"][0] == 0 and listed[-1]["places"]["5"][1] == 1
 
 
-def test_the_benchmarks_of_an_evaluation_are_kept_apart(tmp_path: Path) -> None:
+def test_the_benchmarks_of_an_evaluation_are_kept_apart(tmp_path):
     for name in ("ftrl", "toolhop"):
         records = [record([answering("yes")], iteration=0, group=group) for group in range(2)]
         write_traces(tmp_path / "traces" / f"{name}.jsonl", records)
@@ -82,7 +81,7 @@ def test_the_benchmarks_of_an_evaluation_are_kept_apart(tmp_path: Path) -> None:
     ("line", "named"),
     [("{", "not JSON"), ('{"task": "t"}', "no turns, total"), ("[]", "no task")],
 )
-def test_a_bad_line_is_named(tmp_path: Path, line: str, named: str) -> None:
+def test_a_bad_line_is_named(tmp_path, line, named):
     run = a_run(tmp_path)
     file = run / "traces" / "iteration_000010.jsonl"
     file.write_text(file.read_text() + line + "\n")
@@ -91,7 +90,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, named: str) -> None:
     assert not (run / "view.html").exists()
 
 
-def test_a_run_without_traces_is_an_error(tmp_path: Path) -> None:
+def test_a_run_without_traces_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no traces"):
         viewer.write_viewer(tmp_path, tmp_path / "view.html")
     write_traces(tmp_path / "traces" / "ftrl.jsonl", [])
@@ -99,7 +98,7 @@ def test_a_run_without_traces_is_an_error(tmp_path: Path) -> None:
         viewer.write_viewer(tmp_path, tmp_path / "view.html")
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line(tmp_path):
     run = a_run(tmp_path)
     done = subprocess.run([sys.executable, SCRIPT, run], capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(run / "view.html"))

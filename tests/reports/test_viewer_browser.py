@@ -1,8 +1,6 @@
 """The trace viewer in Chromium: it opens from disk, filters, follows links, runs no markup."""
 
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,21 +21,21 @@ WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 400, "height": 850}
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def url(tmp_path):
     (file,) = write_viewer(a_run(tmp_path), tmp_path / "view.html")
     return file.as_uri()
 
 
-def shown(page: Any) -> list[str]:
+def shown(page):
     return [row.get_attribute("data-key") for row in page.query_selector_all(".row")]
 
 
-def opened(page: Any, url: str) -> None:
+def opened(page, url):
     page.goto(url)
     page.wait_for_selector(".list-rows p", state="attached")
 
 
-def test_the_list_and_its_filters(page: Any, url: str) -> None:
+def test_the_list_and_its_filters(page, url):
     opened(page, url)
     everything = [f"{iteration}/0/{attempt}" for iteration in (1, 10) for attempt in range(3)]
     assert shown(page) == everything
@@ -62,7 +60,7 @@ def test_the_list_and_its_filters(page: Any, url: str) -> None:
     assert page.inner_text(".empty") == "No attempt fits these filters."
 
 
-def test_an_attempt_shows_its_turns_and_their_credit(page: Any, url: str) -> None:
+def test_an_attempt_shows_its_turns_and_their_credit(page, url):
     opened(page, url)
     page.click("[data-key='1/0/0']")
     assert page.inner_text(".detail h2") == "How heavy is it?"
@@ -87,7 +85,7 @@ def test_an_attempt_shows_its_turns_and_their_credit(page: Any, url: str) -> Non
     assert facts == "answer 3 kg gold 3 kg reward +1.50 outcome 0.50 answer"
 
 
-def test_the_first_attempt_is_shown_and_its_credit_is_above_the_fold(page: Any, url: str) -> None:
+def test_the_first_attempt_is_shown_and_its_credit_is_above_the_fold(page, url):
     page.set_viewport_size({"width": 1280, "height": 800})
     opened(page, url)
     assert page.inner_text(".detail h2") == "How heavy is it?"
@@ -99,7 +97,7 @@ def test_the_first_attempt_is_shown_and_its_credit_is_above_the_fold(page: Any, 
     assert page.locator(".task:first-child .row").count() == 3
 
 
-def test_a_tools_error_and_penalties_are_named(page: Any, tmp_path: Path) -> None:
+def test_a_tools_error_and_penalties_are_named(page, tmp_path):
     error = calling("find", '{"error": "no such place"}')
     unlike = record([error, malformed("{"), answering("so?")], similarity=0.0)
     unlike["turns"][1]["calls"][0]["reward"] = -0.25
@@ -119,7 +117,7 @@ def test_a_tools_error_and_penalties_are_named(page: Any, tmp_path: Path) -> Non
     assert shown(page) == ["1/0/0"]
 
 
-def test_mass_without_similarity_is_shown_as_unpaid(page: Any, tmp_path: Path) -> None:
+def test_mass_without_similarity_is_shown_as_unpaid(page, tmp_path):
     made = record([calling("weigh", "beta"), answering("3 kg")], similarity=0.0)
     write_traces(tmp_path / "traces" / "iteration_000001.jsonl", [made])
     (file,) = write_viewer(tmp_path, tmp_path / "view.html")
@@ -132,7 +130,7 @@ def test_mass_without_similarity_is_shown_as_unpaid(page: Any, tmp_path: Path) -
     ] * 2
 
 
-def test_tokens_are_coloured_by_advantage_or_log_ratio(page: Any, url: str) -> None:
+def test_tokens_are_coloured_by_advantage_or_log_ratio(page, url):
     opened(page, f"{url}#/1/0/0")
     assert "pos" in page.get_attribute("#turn-1 .text span", "class")
     page.click("text=log-ratio")
@@ -148,7 +146,7 @@ def test_tokens_are_coloured_by_advantage_or_log_ratio(page: Any, url: str) -> N
 SHOWN = "new Promise(done => setTimeout(() => requestAnimationFrame(() => setTimeout(done))))"
 
 
-def test_keys_and_links(page: Any, url: str) -> None:
+def test_keys_and_links(page, url):
     opened(page, url)
     for key, address in (
         ("j", "#/1/0/0"),
@@ -178,7 +176,7 @@ def test_keys_and_links(page: Any, url: str) -> None:
     page.go_back()
 
 
-def test_a_deep_link_opens_the_turn(page: Any, url: str) -> None:
+def test_a_deep_link_opens_the_turn(page, url):
     opened(page, f"{url}#/10/0/1?turn=2")
     assert "target" in page.get_attribute("#turn-2", "class")
     opened(page, f"{url}#/99/0/0")
@@ -187,7 +185,7 @@ def test_a_deep_link_opens_the_turn(page: Any, url: str) -> None:
     assert "no attempt 99/0/0 on this page" in page.inner_text(".hint")
 
 
-def test_light_and_dark(page: Any, url: str) -> None:
+def test_light_and_dark(page, url):
     opened(page, url)
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.keyboard.press("t")
@@ -200,7 +198,7 @@ def test_light_and_dark(page: Any, url: str) -> None:
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "400"])
 @pytest.mark.parametrize("address", ["", "#/1/0/1", "#/1/0/1?view=group"])
-def test_nothing_is_wider_than_the_screen(page: Any, url: str, size: Any, address: str) -> None:
+def test_nothing_is_wider_than_the_screen(page, url, size, address):
     page.set_viewport_size(size)
     opened(page, url + address)
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
@@ -208,7 +206,7 @@ def test_nothing_is_wider_than_the_screen(page: Any, url: str, size: Any, addres
     assert page.is_visible(".filters") != bool(narrow_detail)
 
 
-def test_what_models_and_tools_write_stays_text(page: Any, tmp_path: Path) -> None:
+def test_what_models_and_tools_write_stays_text(page, tmp_path):
     (file,) = write_viewer(a_hostile_run(tmp_path), tmp_path / "view.html")
     for view in ("", "?view=group", "?color=log-ratio", "?color=none"):
         opened(page, f"{file.as_uri()}#/1/0/0{view}")
@@ -218,9 +216,7 @@ def test_what_models_and_tools_write_stays_text(page: Any, tmp_path: Path) -> No
         assert page.evaluate("window.hacked === undefined && !document.querySelector('img')")
 
 
-def test_pages_link_to_one_another(
-    page: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_link_to_one_another(page, tmp_path, monkeypatch):
     monkeypatch.setattr(viewer, "MAX_BYTES", viewer.RESERVED + 100)
     first, second = viewer.write_viewer(a_run(tmp_path), tmp_path / "view.html")
     opened(page, f"{first.as_uri()}#/10/0/1")

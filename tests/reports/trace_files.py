@@ -1,10 +1,7 @@
 """Runs with traces, small and nasty."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -25,31 +22,31 @@ GOLD = (ToolCall("find", {"place": "alpha"}), ToolCall("weigh", {"thing": "beta"
 TASK = Task("t1", "How heavy is it?", (), GOLD, "3 kg", scenario="multi_hop")
 
 
-def calling(name: str, output: str, status: ResultStatus = ResultStatus.OK) -> Turn:
+def calling(name, output, status=ResultStatus.OK):
     call = ToolCall(name, {"place": "alpha"})
     text = f'<tool_call>{{"name": "{name}"}}</tool_call>'
     return Turn((1, 2), (-0.1, -0.2), text, (call,), (ToolResult(output, status),))
 
 
-def answering(text: str) -> Turn:
+def answering(text):
     return Turn((3,), (-0.3,), text)
 
 
-def malformed(text: str) -> Turn:
+def malformed(text):
     call = ToolCall("", None, CallStatus.INVALID_JSON, text=text)
     return Turn((4,), (-0.1,), text, (call,), (ToolResult("not JSON", ResultStatus.REJECTED),))
 
 
 def record(
-    turns: Sequence[Turn],
-    total: float = 1.0,
-    iteration: int = 1,
-    group: int = 0,
-    attempt: int = 0,
-    task: Task = TASK,
-    stop: StopReason = StopReason.ANSWER,
-    similarity: float = 0.8,
-) -> dict[str, Any]:
+    turns,
+    total=1.0,
+    iteration=1,
+    group=0,
+    attempt=0,
+    task=TASK,
+    stop=StopReason.ANSWER,
+    similarity=0.8,
+):
     """One attempt in the format of the trace files; call k is matched to gold call k."""
     trajectory = Trajectory(task, (0,), tuple(turns), stop, policy_version=iteration)
     made, gold = len(trajectory.calls), len(task.gold_calls)
@@ -66,7 +63,7 @@ def record(
     )
 
 
-def a_run(folder: Path) -> Path:
+def a_run(folder):
     """Two iterations: a group of three attempts in each, one of them with errors."""
     for iteration in (1, 10):
         attempts = [
@@ -84,7 +81,7 @@ def a_run(folder: Path) -> Path:
 MARKUP = "</script><script>window.hacked = 1</script><img src=x onerror='window.hacked = 2'>"
 
 
-def a_hostile_run(folder: Path) -> Path:
+def a_hostile_run(folder):
     """Markup wherever a model, a tool or a data set can write."""
     evil = ToolCall(MARKUP, {MARKUP: MARKUP})
     task = replace(TASK, task_id=MARKUP, question=MARKUP, answer=MARKUP, scenario=MARKUP)

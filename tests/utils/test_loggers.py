@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import warnings
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from matchtir.utils.loggers import CsvLogger, WandbLogger, quiet
 from matchtir.utils.run_folder import read_metrics
 
 
-def write(folder: Path, *rows: tuple[int, dict[str, float]], resume: int | None = None) -> str:
+def write(folder, *rows, resume=None):
     logger, text = CsvLogger(folder), ""
     if resume is not None:
         logger.resume(resume)
@@ -45,14 +44,12 @@ def write(folder: Path, *rows: tuple[int, dict[str, float]], resume: int | None 
         ),
     ],
 )  # fmt: skip
-def test_the_table(tmp_path: Path, rows: list[tuple[int, dict[str, float]]], text: str) -> None:
+def test_the_table(tmp_path, rows, text):
     assert write(tmp_path, *rows) == text
 
 
 @given(st.integers(1, 12), st.integers(0, 23), st.integers(0, 11), st.integers(1, 5))
-def test_a_resumed_file_equals_an_unbroken_one(
-    tmp_path_factory: pytest.TempPathFactory, iterations: int, killed: int, back: int, every: int
-) -> None:
+def test_a_resumed_file_equals_an_unbroken_one(tmp_path_factory, iterations, killed, back, every):
     rows = []
     for step in range(iterations):
         rows.append((step, {"train/a": step / 7}))
@@ -66,21 +63,21 @@ def test_a_resumed_file_equals_an_unbroken_one(
     assert write(folder, *again, resume=resumed_at - 1) == unbroken
 
 
-def test_a_line_cut_short_is_written_anew(tmp_path: Path) -> None:
+def test_a_line_cut_short_is_written_anew(tmp_path):
     write(tmp_path, (9, {"a": 1.0}), (10, {"a": 2.0}))
     path = tmp_path / "metrics.csv"
     path.write_text(path.read_text()[: -len("0,2.0\n")])  # leaves "1" of step 10
     assert write(tmp_path, (10, {"a": 2.0})) == "step,a\n9,1.0\n10,2.0\n"
 
 
-def test_curves_leave_out_blanks_and_keep_what_is_not_finite(tmp_path: Path) -> None:
+def test_curves_leave_out_blanks_and_keep_what_is_not_finite(tmp_path):
     write(tmp_path, (0, {"a": float("nan"), "b": float("inf")}), (1, {"c": 2.0}))
     curves = read_metrics(tmp_path / "metrics.csv")
     assert np.isnan(curves.pop("a")[1]).all()
     assert curves == {"b": ([0], [float("inf")]), "c": ([1], [2.0])}
 
 
-def test_a_foreign_file_and_a_row_without_a_step_are_refused(tmp_path: Path) -> None:
+def test_a_foreign_file_and_a_row_without_a_step_are_refused(tmp_path):
     with pytest.raises(ValueError, match="step"):
         CsvLogger(tmp_path).log_metrics({"a": 1.0})
     (tmp_path / "metrics.csv").write_text("epoch,loss\n0,1\n")
@@ -96,34 +93,34 @@ class Run:
 
     id = "abc"
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.broken = self.finished = False
         self.logged: list[dict[str, Any]] = []
         self.artifacts: dict[str, str] = {}
         self.summary: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
 
-    def log(self, values: dict[str, Any]) -> None:
+    def log(self, values):
         if self.broken:
             raise ConnectionError("no route to host")
         self.logged.append(values)
 
-    def define_metric(self, name: str, summary: str | None = None, **_: Any) -> None:
+    def define_metric(self, name, summary=None, **_):
         self.metrics[name] = summary
 
-    def log_artifact(self, artifact: wandb.Artifact) -> None:
+    def log_artifact(self, artifact):
         self.artifacts[artifact.name] = artifact.type
 
-    def finish(self) -> None:
+    def finish(self):
         self.finished = True
 
 
 @pytest.fixture
-def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def begun(monkeypatch):
     """What `wandb.init` was called with, the runs under "run"; modes in "failing" are refused."""
     calls: list[dict[str, Any]] = []
 
-    def init(**given: Any) -> Run:
+    def init(**given):
         calls.append(given)
         if given["mode"] in os.environ.get("FAILING", ""):
             raise TimeoutError("90 s")
@@ -135,9 +132,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def test_a_network_that_fails_under_way_is_counted_and_said_once(
-    tmp_path: Path, begun: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_network_that_fails_under_way_is_counted_and_said_once(tmp_path, begun, caplog):
     logger = WandbLogger(str(tmp_path), "p")
     logger.log_metrics({"train/loss": 1.0, "epoch": 0}, step=3)
     run = begun[0]["run"]
@@ -155,8 +150,8 @@ def test_a_network_that_fails_under_way_is_counted_and_said_once(
 
 @pytest.mark.parametrize("failing", ["online", "online offline"])
 def test_without_a_network_at_the_start_it_logs_offline_or_gives_up(
-    tmp_path: Path, begun: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, failing: str
-) -> None:
+    tmp_path, begun, monkeypatch, failing
+):
     monkeypatch.setenv("FAILING", failing)
     logger = WandbLogger(str(tmp_path), "p")
     for step in range(3):
@@ -168,9 +163,7 @@ def test_without_a_network_at_the_start_it_logs_offline_or_gives_up(
     assert len(logged) == (3 if failing == "online" else 0)
 
 
-def test_its_names_and_variables_are_those_of_wandb(
-    tmp_path: Path, begun: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_its_names_and_variables_are_those_of_wandb(tmp_path, begun, monkeypatch):
     for folder in ("a", "a", "b"):
         WandbLogger(str(tmp_path / folder), "p").log_metrics({"a/b": 1.0}, step=1)
     first, resumed, other = begun
@@ -186,9 +179,7 @@ def test_its_names_and_variables_are_those_of_wandb(
 
 
 @pytest.mark.parametrize("log_model", [True, False])
-def test_the_end_has_gains_and_what_the_run_leaves(
-    tmp_path: Path, begun: list[dict[str, Any]], log_model: bool
-) -> None:
+def test_the_end_has_gains_and_what_the_run_leaves(tmp_path, begun, log_model):
     logger = WandbLogger(str(tmp_path), "p", log_model=log_model)
     logger.log_table("samples", ["a"], [[1]], step=1)
     logger.log_table("samples", ["a"], [[2]], step=2)
@@ -206,9 +197,7 @@ def test_the_end_has_gains_and_what_the_run_leaves(
 
 
 @pytest.mark.slow
-def test_an_offline_run_has_everything_on_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_offline_run_has_everything_on_disk(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     logger = WandbLogger(str(tmp_path), "p", "g", "g seed=2", ["g"], log_model=True, code="configs")

@@ -20,15 +20,13 @@ TABLE = {"old": "new.place", "group=a": "group=b key=1"}
         ("-m", ["-m"]),
     ],
 )
-def test_former_names_are_replaced_and_said(
-    given: str, current: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_former_names_are_replaced_and_said(given, current, caplog):
     with caplog.at_level(logging.WARNING):
         assert with_current_names([given, "seed=1"], TABLE) == [*current, "seed=1"]
     assert len(caplog.records) == (current != [given])
 
 
-def test_a_former_option_in_a_sweep_is_refused_with_its_new_words() -> None:
+def test_a_former_option_in_a_sweep_is_refused_with_its_new_words():
     with pytest.raises(SystemExit, match="group=a is a former name of `group=b key=1`"):
         with_current_names(["-m", "group=b,a"], TABLE)
 
@@ -37,7 +35,7 @@ def test_a_former_option_in_a_sweep_is_refused_with_its_new_words() -> None:
 @pytest.mark.parametrize(
     "words", sorted({now for name, now in RENAMED.items() if "=" in name} - EVERY_OPTION.keys())
 )
-def test_what_stands_for_a_former_option_composes(words: str) -> None:
+def test_what_stands_for_a_former_option_composes(words):
     needed = ["validation.tasks.path=tasks.jsonl"] if "=custom" in words else []
     data = ["data=ftrl"] if words.startswith("+data.") else []  # the default has no rows
     check_program("train", *data, *words.split(), *needed)

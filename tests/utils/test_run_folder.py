@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from matchtir.utils.run_folder import (
     checkpoint_to_load,
@@ -19,7 +19,7 @@ from matchtir.utils.run_folder import (
 CHOICES = OmegaConf.create({"experiment": "grpo", "paths": "default"})
 
 
-def make_run(log_dir: Path, time: str, checkpoint: bool = True, result: bool = False) -> Path:
+def make_run(log_dir, time, checkpoint=True, result=False):
     folder = log_dir / "grpo" / "runs" / time
     (folder / "checkpoints").mkdir(parents=True)
     if checkpoint:
@@ -29,17 +29,17 @@ def make_run(log_dir: Path, time: str, checkpoint: bool = True, result: bool = F
     return folder
 
 
-def folder(log_dir: Path, ckpt_path: str | None, choices: DictConfig = CHOICES) -> Path:
+def folder(log_dir, ckpt_path, choices=CHOICES):
     return Path(run_dir(str(log_dir), "train", [], choices, ckpt_path))
 
 
-def test_a_run_lies_under_its_experiment(tmp_path: Path) -> None:
+def test_a_run_lies_under_its_experiment(tmp_path):
     assert folder(tmp_path, None).parent == tmp_path / "grpo" / "runs"
     no_experiment = OmegaConf.create({"experiment": None})
     assert folder(tmp_path, None, no_experiment).parent == tmp_path / "train" / "runs"
 
 
-def test_runs_started_in_the_same_second_have_different_folders(tmp_path: Path) -> None:
+def test_runs_started_in_the_same_second_have_different_folders(tmp_path):
     folders = []
     for _ in range(3):
         folders.append(folder(tmp_path, None))
@@ -48,7 +48,7 @@ def test_runs_started_in_the_same_second_have_different_folders(tmp_path: Path) 
     assert sorted(folders) == folders
 
 
-def test_last_is_the_newest_interrupted_run(tmp_path: Path) -> None:
+def test_last_is_the_newest_interrupted_run(tmp_path):
     make_run(tmp_path, "2026-01-01_00-00-00")
     newest_interrupted = make_run(tmp_path, "2026-01-02_00-00-00")
     make_run(tmp_path, "2026-01-03_00-00-00", result=True)
@@ -58,7 +58,7 @@ def test_last_is_the_newest_interrupted_run(tmp_path: Path) -> None:
     assert checkpoint == newest_interrupted / "checkpoints" / "last.ckpt"
 
 
-def test_a_program_may_have_another_mark_of_a_run_that_started(tmp_path: Path) -> None:
+def test_a_program_may_have_another_mark_of_a_run_that_started(tmp_path):
     started = make_run(tmp_path, "2026-01-01_00-00-00", checkpoint=False)
     (started / "config.yaml").touch()
     make_run(tmp_path, "2026-01-02_00-00-00")
@@ -67,9 +67,7 @@ def test_a_program_may_have_another_mark_of_a_run_that_started(tmp_path: Path) -
     assert checkpoint_to_load("last", found, "config.yaml") == started / "config.yaml"
 
 
-def test_last_without_an_interrupted_run_is_an_error_that_says_where_it_looked(
-    tmp_path: Path,
-) -> None:
+def test_last_without_an_interrupted_run_is_an_error_that_says_where_it_looked(tmp_path):
     finished = make_run(tmp_path, "2026-01-03_00-00-00", result=True)
     new = folder(tmp_path, "last")
     assert new != finished
@@ -77,7 +75,7 @@ def test_last_without_an_interrupted_run_is_an_error_that_says_where_it_looked(
         checkpoint_to_load("last", new)
 
 
-def test_a_checkpoint_given_by_its_path_starts_a_new_run(tmp_path: Path) -> None:
+def test_a_checkpoint_given_by_its_path_starts_a_new_run(tmp_path):
     other = make_run(tmp_path, "2026-01-01_00-00-00") / "checkpoints" / "last.ckpt"
     new = folder(tmp_path, str(other))
     assert not new.exists()
@@ -87,7 +85,7 @@ def test_a_checkpoint_given_by_its_path_starts_a_new_run(tmp_path: Path) -> None
         checkpoint_to_load("nowhere.ckpt", new)
 
 
-def test_a_checkpoint_with_any_bit_changed_is_not_whole(tmp_path: Path) -> None:
+def test_a_checkpoint_with_any_bit_changed_is_not_whole(tmp_path):
     file = make_run(tmp_path, "2026-01-01_00-00-00") / "checkpoints" / "last.ckpt"
     data = file.read_bytes()
     assert is_whole(file)
@@ -102,7 +100,7 @@ def test_a_checkpoint_with_any_bit_changed_is_not_whole(tmp_path: Path) -> None:
         checkpoint_to_load(str(file), tmp_path)
 
 
-def test_inputs_of_a_run_stay_what_they_were(tmp_path: Path) -> None:
+def test_inputs_of_a_run_stay_what_they_were(tmp_path):
     keep_inputs(tmp_path, {"training tasks": "a"})
     keep_inputs(tmp_path, {"training tasks": "a", "tokenizer": "b"})
     with pytest.raises(ValueError, match="was started with other tokenizer, model weights"):
@@ -110,7 +108,7 @@ def test_inputs_of_a_run_stay_what_they_were(tmp_path: Path) -> None:
         keep_inputs(tmp_path, {"tokenizer": "c", "model weights": "e", "training tasks": "a"})
 
 
-def test_stages_may_become_longer_and_nothing_else(tmp_path: Path) -> None:
+def test_stages_may_become_longer_and_nothing_else(tmp_path):
     stage = {"_target_": "Stage", "iterations": 4, "batch_size": 2}
     keep_config(settings(iterations=4, datamodule={"stages": [stage]}), tmp_path)
     keep_config(
@@ -120,7 +118,7 @@ def test_stages_may_become_longer_and_nothing_else(tmp_path: Path) -> None:
         keep_config(settings(datamodule={"stages": [{**stage, "batch_size": 3}]}), tmp_path)
 
 
-def test_experiments_that_are_swept_over_are_joined(tmp_path: Path) -> None:
+def test_experiments_that_are_swept_over_are_joined(tmp_path):
     overrides = ["seed=1,2", "experiment=grpo,matchtir_hard"]
     sweep = Path(sweep_dir(str(tmp_path), "train", overrides, CHOICES, None))
     assert sweep.parent == tmp_path / "grpo+matchtir_hard" / "multiruns"
@@ -128,7 +126,7 @@ def test_experiments_that_are_swept_over_are_joined(tmp_path: Path) -> None:
     assert sweep.parent == tmp_path / "grpo" / "multiruns"
 
 
-def settings(**changes: object) -> DictConfig:
+def settings(**changes):
     return OmegaConf.create(
         {
             "seed": 1,
@@ -141,14 +139,14 @@ def settings(**changes: object) -> DictConfig:
     )
 
 
-def test_the_kept_config_is_resolved(tmp_path: Path) -> None:
+def test_the_kept_config_is_resolved(tmp_path):
     keep_config(settings(), tmp_path)
     assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"), resolve=False)[
         "loss"
     ] == {"clip": 0.2, "double": 0.2}
 
 
-def test_a_resumed_run_may_change_how_long_it_runs(tmp_path: Path) -> None:
+def test_a_resumed_run_may_change_how_long_it_runs(tmp_path):
     keep_config(settings(), tmp_path)
     longer = {"max_epochs": 2, "limit_train_batches": 9, "precision": 32}
     wandb = {"csv": {}, "wandb": {"project": "p"}}
@@ -156,7 +154,7 @@ def test_a_resumed_run_may_change_how_long_it_runs(tmp_path: Path) -> None:
     assert OmegaConf.load(tmp_path / "config.yaml").trainer.max_epochs == 2
 
 
-def test_a_resumed_run_may_change_nothing_else(tmp_path: Path) -> None:
+def test_a_resumed_run_may_change_nothing_else(tmp_path):
     keep_config(settings(), tmp_path)
     before = (tmp_path / "config.yaml").read_text()
     precision = {"max_epochs": 1, "limit_train_batches": 4, "precision": 16}
@@ -180,12 +178,12 @@ def test_a_resumed_run_may_change_nothing_else(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_runs_are_named_by_their_choices(overrides: list[str], group: str) -> None:
+def test_runs_are_named_by_their_choices(overrides, group):
     assert run_group("grpo", overrides) == group
     assert run_name("grpo", overrides, 3) == f"{group} seed=3"
 
 
-def test_tags_are_short_and_different() -> None:
+def test_tags_are_short_and_different():
     long = "data.train_path=" + "x" * 100
     tags = run_tags(None, [long, "assignment=soft", "assignment=soft", "tags=[dev]"], 1, ["dev"])
     assert tags == ["dev", "train", long[:64], "assignment=soft", "seed=1"]

@@ -2,16 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from matchtir.utils.run_folder import keep_config, register_resolvers
 from matchtir.utils.sweep import run_job
@@ -35,14 +33,14 @@ loss: {{kl_coefficient: 0}}
 class Program:
     """What it was run with; `fails`, `stops` and `unmeasured` name group sizes."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.ran: list[int] = []
         self.started_from: list[str | None] = []
         self.fails: set[int] = set()
         self.stops: set[int] = set()
         self.unmeasured: set[int] = set()
 
-    def __call__(self, config: DictConfig) -> float:
+    def __call__(self, config):
         size, folder = config.group_size, Path(config.paths.run_dir)
         self.ran.append(size)
         self.started_from.append(config.ckpt_path)
@@ -59,7 +57,7 @@ class Program:
 
 
 @pytest.fixture
-def program() -> Iterator[Program]:
+def program():
     yield Program()
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
@@ -69,13 +67,13 @@ def program() -> Iterator[Program]:
 
 
 @pytest.fixture
-def job(tmp_path: Path, program: Program) -> Callable[..., float | None]:
+def job(tmp_path, program):
     """Runs a job of a sweep, always in the same folder."""
     sweeper = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}
     config = OmegaConf.create({"hydra": {"mode": RunMode.MULTIRUN, "sweeper": sweeper}})
     folders = {"paths": {"run_dir": str(tmp_path)}}
 
-    def run(**settings: Any) -> float | None:
+    def run(**settings):
         HydraConfig.instance().cfg = config  # type: ignore[assignment]
         given = {"group_size": 2, "ckpt_path": None, **folders, **settings}
         return run_job(program, OmegaConf.create(given))
@@ -83,9 +81,7 @@ def job(tmp_path: Path, program: Program) -> Callable[..., float | None]:
     return run
 
 
-def test_a_job_starts_afresh_goes_on_or_is_finished(
-    program: Program, job: Callable[..., float | None]
-) -> None:
+def test_a_job_starts_afresh_goes_on_or_is_finished(program, job):
     program.stops = {2}
     with pytest.raises(KeyboardInterrupt):
         job(ckpt_path="last")
@@ -96,17 +92,13 @@ def test_a_job_starts_afresh_goes_on_or_is_finished(
         job(group_size=3)  # as an older version of the code would have had it
 
 
-def test_a_job_may_start_from_a_checkpoint_and_is_a_failed_trial_without_a_number(
-    program: Program, job: Callable[..., float | None]
-) -> None:
+def test_a_job_may_start_from_a_checkpoint_and_is_a_failed_trial_without_a_number(program, job):
     program.unmeasured = {2}
     assert job(ckpt_path="some.ckpt") is None
     assert program.started_from == ["some.ckpt"]
 
 
-def test_a_job_that_would_start_processes_of_its_own_is_refused(
-    program: Program, job: Callable[..., float | None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_would_start_processes_of_its_own_is_refused(program, job, monkeypatch):
     with pytest.raises(SystemExit, match=r"trainer.devices=2 in a sweep"):
         job(trainer={"devices": 2})
     assert program.ran == []
@@ -118,13 +110,13 @@ def test_a_job_that_would_start_processes_of_its_own_is_refused(
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def sweep(tmp_path, program, monkeypatch):
     """Runs a command line of the program in this process."""
     register_resolvers()
     (tmp_path / "train.yaml").write_text(CONFIG)
     main = hydra.main(version_base="1.3", config_path=str(tmp_path), config_name="train")
 
-    def run(*arguments: str) -> None:
+    def run(*arguments):
         command = ["train.py", "-m", *arguments, f"paths.log_dir={tmp_path}"]
         monkeypatch.setattr(sys, "argv", command)
         GlobalHydra.instance().clear()
@@ -133,17 +125,15 @@ def sweep(tmp_path: Path, program: Program, monkeypatch: pytest.MonkeyPatch) -> 
     return run
 
 
-def sweeps(tmp_path: Path) -> list[Path]:
+def sweeps(tmp_path):
     return sorted(tmp_path.glob("*/multiruns/*"))
 
 
-def states(folder: Path) -> dict[str, str]:
+def states(folder):
     return json.loads((folder / "sweep.json").read_text())["jobs"]
 
 
-def test_a_failed_job_is_marked_and_the_sweep_goes_on(
-    tmp_path: Path, program: Program, sweep: Callable[..., None], capsys: Any
-) -> None:
+def test_a_failed_job_is_marked_and_the_sweep_goes_on(tmp_path, program, sweep, capsys):
     program.fails = {1}
     with pytest.raises(SystemExit, match="1 of 2 jobs are not finished"):
         sweep("group_size=1,2")
@@ -167,9 +157,7 @@ def test_a_failed_job_is_marked_and_the_sweep_goes_on(
 
 
 @pytest.mark.filterwarnings("ignore:Callback CurveCallback")  # these jobs leave no scores to draw
-def test_a_curve_sweeps_over_its_parameter_and_no_other(
-    program: Program, sweep: Callable[..., None], capsys: Any
-) -> None:
+def test_a_curve_sweeps_over_its_parameter_and_no_other(program, sweep, capsys):
     curve = ("hparams_search=curve", "curve.values=[1,2]")
     with pytest.raises(SystemExit):
         sweep(*curve, "curve.parameter=grupp_size")
@@ -179,9 +167,7 @@ def test_a_curve_sweeps_over_its_parameter_and_no_other(
 
 
 @pytest.mark.slow
-def test_a_search_repeats_itself_up_to_where_it_was_stopped(
-    tmp_path: Path, program: Program, sweep: Callable[..., None]
-) -> None:
+def test_a_search_repeats_itself_up_to_where_it_was_stopped(tmp_path, program, sweep):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper", reason="no extra `sweep`")
     fixed = ("optimizer.matrix_lr=0.1", "penalties.unmatched=0", "loss.kl_coefficient=0")
     search = ("hparams_search=optuna", *fixed, "hydra.sweeper.n_trials=5")
