@@ -29,7 +29,7 @@ from matchtir.utils.options import UserError, suggest
 
 # Numbers and tools, imported at once; all else comes with PyTorch, which takes seconds.
 LIGHT = ("matchtir.credit.", "matchtir.tools.")
-INSTANTIATE_KEYS = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
+INSTANTIATE_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 REFERENCE = re.compile(r"(?:\$\{|oc\.select:)([\w.]+)(?=[},])")
 
 
@@ -241,61 +241,51 @@ def _misfits(config: DictConfig) -> Iterator[str]:
         if not _ready(target := node["_target_"]):
             continue
         try:
-            types, needed, takes_others = _arguments(target)
+            taken, takes_others = _parameters(target)
         except Exception as error:  # whatever its module does when it is imported
             yield f"  {prefix}_target_: {target} cannot be imported: {error}"
             continue
-        for key, value in node.items():
-            if key in INSTANTIATE_KEYS:
-                continue
-            if key not in types and not takes_others:
-                yield f"  {prefix}{key}: {target} takes no such argument{suggest(key, types)}"
-            elif not fits(value, types.get(key, Any)):
-                wanted = inspect.formatannotation(types[key])
-                yield f"  {prefix}{key}: {target} takes {wanted}, not {value!r}"
+        for key in (key for key in node if key not in INSTANTIATE_KEYS):
+            if key not in taken:
+                if not takes_others:
+                    yield f"  {prefix}{key}: {target} takes no such argument{suggest(key, taken)}"
+            elif not fits(node[key], taken[key].annotation):
+                wanted = inspect.formatannotation(taken[key].annotation)
+                yield f"  {prefix}{key}: {target} takes {wanted}, not {node[key]!r}"
         if not node.get("_partial_") and "_args_" not in node:
-            for name in sorted(needed - node.keys()):
-                yield f"  {prefix}{name}: {target} needs this argument"
+            for name in sorted(taken.keys() - node.keys()):
+                if taken[name].default is inspect.Parameter.empty:
+                    yield f"  {prefix}{name}: {target} needs this argument"
 
 
 @cache
-def _arguments(target: str) -> tuple[dict[str, Any], set[str], bool]:
-    """The types of a target's arguments, those that it needs, and whether it takes any others.
+def _parameters(target: str) -> tuple[dict[str, inspect.Parameter], bool]:
+    """What a target takes by name, and whether it takes any others.
 
-    Arguments `**more` of a constructor are those of its base classes. What base classes need it may
-    give them itself.
+    Arguments `**more` of a constructor are those of its base classes. What these need it may give
+    them itself.
     """
-    function = resolve_name(target)
-    makers = [function]
-    if isinstance(function, type):
-        makers = [c for c in function.__mro__[:-1] if {"__init__", "__new__"} & vars(c).keys()]
-    types: dict[str, Any] = {}
-    needed: set[str] = set()
+    makers = [resolve_name(target)]
+    if isinstance(makers[0], type):
+        above = makers[0].__mro__[:-1]
+        makers = [each for each in above if {"__init__", "__new__"} & vars(each).keys()]
+    taken: dict[str, inspect.Parameter] = {}
     takes_others = False
     for maker in makers:
         try:
-            parameters = _parameters(maker)
+            signature = inspect.signature(maker, eval_str=True)
+        except NameError:  # a name for type checkers alone: what it annotates is not judged
+            signature = inspect.signature(maker)
         except ValueError:  # compiled
-            return types, needed, True
-        for each in parameters:
+            return taken, True
+        for each in signature.parameters.values():
             if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
-                types.setdefault(
-                    each.name, Any if each.annotation is each.empty else each.annotation
-                )
-                if maker is makers[0] and each.default is each.empty:
-                    needed.add(each.name)
-        takes_others = any(each.kind is each.VAR_KEYWORD for each in parameters)
+                own = each if maker is makers[0] else each.replace(default=None)
+                taken.setdefault(each.name, own)
+        takes_others = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         if not takes_others:
             break
-    return types, needed, takes_others
-
-
-def _parameters(function: Any) -> list[inspect.Parameter]:
-    try:
-        return [*inspect.signature(function, eval_str=True).parameters.values()]
-    except NameError:  # a name for type checkers alone: nothing is known of these types
-        found = inspect.signature(function).parameters.values()
-        return [each.replace(annotation=each.empty) for each in found]
+    return taken, takes_others
 
 
 def fits(value: Any, hint: Any) -> bool:

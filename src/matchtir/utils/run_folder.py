@@ -186,12 +186,10 @@ def run_tags(
 
 def _names(experiment: str | None, overrides: Sequence[str]) -> list[str]:
     """The experiment, and the overrides that tell methods apart."""
-    names = [experiment or "train"]
-    for override in overrides:
-        key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-        if not matches(key, (*WATCHING, "experiment", "seed")):
-            names.append(override)
-    return names
+    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in overrides]
+    told = (*WATCHING, "experiment", "seed")
+    chosen = [each for key, each in zip(keys, overrides, strict=True) if not matches(key, told)]
+    return [experiment or "train", *chosen]
 
 
 # -- what it goes on with --------------------------------------------------------------------------
@@ -218,12 +216,11 @@ def checkpoint_to_load(ckpt_path: str | None, folder: str | Path, *started: str)
     names = started or CHECKPOINTS
     places = [Path(folder, name) for name in names] if ckpt_path == LAST else [Path(ckpt_path)]
     found = [place for place in places if place.exists()]
+    if not found and ckpt_path != LAST:
+        raise FileNotFoundError(f"ckpt_path={ckpt_path}: there is no {ckpt_path}")
     if not found:
-        why = f"there is no {places[0]}"
-        if ckpt_path == LAST:
-            why = f"no interrupted run in {Path(folder).parent} (one that has {names[0]} and no "
-            why += f"{RESULT_FILE})"
-        raise FileNotFoundError(f"ckpt_path={ckpt_path}: {why}")
+        runs, mark = Path(folder).parent, f"one that has {names[0]} and no {RESULT_FILE}"
+        raise FileNotFoundError(f"ckpt_path={LAST}: no interrupted run in {runs} ({mark})")
     for place in found:
         if place.suffix != ".ckpt" or is_whole(place):
             return place
@@ -332,14 +329,13 @@ def keep_config(config: DictConfig, folder: Path) -> None:
         UserError: the folder has another config; the message names the keys that differ.
     """
     path = folder / CONFIG_FILE
-    new = OmegaConf.to_container(config, resolve=True)
+    new: Any = OmegaConf.to_container(config, resolve=True)
     if path.exists():
-        old_leaves, new_leaves = leaves(OmegaConf.to_container(OmegaConf.load(path))), leaves(new)
+        old, now = leaves(OmegaConf.to_container(OmegaConf.load(path))), leaves(new)
         differing = [
-            f"  {key}: {old_leaves.get(key, 'absent')} -> {new_leaves.get(key, 'absent')}"
-            for key in sorted(old_leaves.keys() | new_leaves.keys())
-            if old_leaves.get(key, "absent") != new_leaves.get(key, "absent")
-            and not matches(key, MAY_CHANGE)
+            f"  {key}: {old.get(key, 'absent')} -> {now.get(key, 'absent')}"
+            for key in sorted(old.keys() | now.keys())
+            if old.get(key, "absent") != now.get(key, "absent") and not matches(key, MAY_CHANGE)
         ]
         if differing:
             head = f"{path.parent} was started with another config:"
@@ -395,8 +391,10 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 def read_metrics(path: str | os.PathLike[str]) -> dict[str, tuple[list[int], list[float]]]:
     """The curves of a `metrics.csv`: for each metric its steps and its values, blanks left out."""
     columns, rows = read_rows(Path(path))
-    measured = {name: [row for row in rows if name in row] for name in columns[1:]}
-    return {
-        name: ([int(row["step"]) for row in those], [float(row[name]) for row in those])
-        for name, those in measured.items()
-    }
+    curves: dict[str, tuple[list[int], list[float]]] = {name: ([], []) for name in columns[1:]}
+    for row in rows:
+        for name in row.keys() & curves.keys():
+            steps, values = curves[name]
+            steps.append(int(row["step"]))
+            values.append(float(row[name]))
+    return curves
