@@ -47,12 +47,10 @@ def measure(threads: int, iterations: int, overrides: list[str]) -> tuple[float,
         run.stdout.read()
         if run.wait():
             raise SystemExit(f"{' '.join(command)} ended with {run.returncode}")
-        metrics = {
-            name: values for name, (_, values) in read_metrics(Path(folder, METRICS_FILE)).items()
-        }
-    seconds = [sum(stages) for stages in zip(*(metrics[f"time/{s}"] for s in STAGES), strict=True)]
-    metrics["seconds"] = seconds
-    return first - started - seconds[0], metrics
+        curves = read_metrics(Path(folder, METRICS_FILE))
+    metrics = {name: values for name, (_, values) in curves.items()}
+    metrics["seconds"] = [*map(sum, zip(*(metrics[f"time/{s}"] for s in STAGES), strict=True))]
+    return first - started - metrics["seconds"][0], metrics
 
 
 def main() -> None:

@@ -100,16 +100,14 @@ def throughput(
     sides: dict[str, Callable[[int], float]], counts: Sequence[int], rounds: int
 ) -> dict[str, dict[str, float]]:
     """Sampled tokens per second of each side at each number of conversations."""
-    seconds: dict[tuple[str, int], list[float]] = {}
-    for round_ in range(rounds + 1):
+    seconds: dict[str, dict[int, list[float]]] = {name: {n: [] for n in counts} for name in sides}
+    for _ in range(rounds + 1):  # the first one is for warming up
         for count in counts:
             for name, run in sides.items():
-                taken = run(count)
-                if round_:  # the first one is for warming up
-                    seconds.setdefault((name, count), []).append(taken)
+                seconds[name][count].append(run(count))
     return {
-        name: {str(n): round(n * TURNS * TURN / median(seconds[name, n])) for n in counts}
-        for name in sides
+        name: {str(n): round(n * TURNS * TURN / median(times[1:])) for n, times in by_count.items()}
+        for name, by_count in seconds.items()
     }
 
 
@@ -134,16 +132,14 @@ def reading_time(engine: TransformersEngine, keep: bool) -> tuple[float, int]:
     return time.perf_counter() - started, engine.prefill_count - before
 
 
-def kept_against_read_again(engine: TransformersEngine, rounds: int) -> dict[str, float]:
-    """How many times more it costs to read everything at every turn."""
-    pairs = [
-        (reading_time(engine, keep=False), reading_time(engine, keep=True))
-        for _ in range(rounds + 1)
-    ][1:]
-    return {
-        "seconds": median(again[0] / kept[0] for again, kept in pairs),
-        "tokens": median(again[1] / kept[1] for again, kept in pairs),
-    }
+def kept_against_read_again(engine: TransformersEngine, rounds: int) -> tuple[float, float]:
+    """How many times more seconds and tokens it costs to read everything at every turn."""
+    ratios = []
+    for _ in range(rounds + 1):
+        again, kept = (reading_time(engine, keep) for keep in (False, True))
+        ratios.append((again[0] / kept[0], again[1] / kept[1]))
+    seconds, tokens = zip(*ratios[1:], strict=True)
+    return median(seconds), median(tokens)
 
 
 def waiting(engine: Engine, count: int, rounds: int) -> dict[str, float]:
@@ -209,17 +205,15 @@ def main() -> None:
 
     reader = TransformersEngine(NO_STOP, prefill_tokens=KEPT_TURNS * KEPT_STEP)
     reader.sync(policy, version=0)
-    reuse = kept_against_read_again(reader, rounds)
-    print(f"\nreading again over KV kept, {KEPT_TURNS} turns: {reuse['seconds']:.1f} times the")
-    print(f"seconds, {reuse['tokens']:.1f} times the tokens; wanted: {KEPT_TURNS / 2:g}")
+    longer, more = kept_against_read_again(reader, rounds)
+    print(f"\nreading again over KV kept, {KEPT_TURNS} turns: {longer:.1f} times the seconds,")
+    print(f"{more:.1f} times the tokens; wanted: {KEPT_TURNS / 2:g}")
 
     most = max(counts)
     waits = {name: waiting(engine, most, rounds) for name, engine in found.items()}
     print(f"\nwall time over the ideal, {most} conversations, tools of 0-{LONGEST_TOOL:g} s")
     for name, ratio in waits.items():
-        print(
-            f"  {name:14} {ratio['free']:.2f}, with a barrier at every turn {ratio['barrier']:.2f}"
-        )
+        print(f"  {name:14} {ratio['free']:.2f}, with a barrier a turn {ratio['barrier']:.2f}")
 
     syncs = {name: sync_time(engine, policy, rounds) for name, engine in found.items()}
     shares = {
@@ -233,8 +227,8 @@ def main() -> None:
         engine.close()
     result = {
         "tokens_per_s": speeds,
-        "kv_reuse_prefill_ratio": round(reuse["seconds"], 2),
-        "kv_reuse_prefill_tokens_ratio": round(reuse["tokens"], 2),
+        "kv_reuse_prefill_ratio": round(longer, 2),
+        "kv_reuse_prefill_tokens_ratio": round(more, 2),
         "tool_wait_over_ideal": {name: round(ratio["free"], 3) for name, ratio in waits.items()},
         "tool_wait_with_barrier": {n: round(ratio["barrier"], 3) for n, ratio in waits.items()},
         "sync_seconds": {name: round(seconds, 4) for name, seconds in syncs.items()},

@@ -97,19 +97,17 @@ async def measure(repetitions: int) -> dict[str, list[float]]:
     programs: dict[str, Callable[[], float]] = {"python": lambda: program(*python)}
     if shutil.which("bwrap"):
         programs["bwrap"] = lambda: program(*BWRAP, *python)
-    for repetition in range(repetitions + 5):
-        found = {
-            f"call, fork={fork}": await calls(session, 2 if fork == "call" else 5)
-            for fork, session in sessions.items()
-        }
-        alone, after_another = found["call, fork=call"]
-        found |= {"call, fork=call": [alone], "  in a row": [after_another]}
-        found["fork"] = [forks.seconds()]
+    for repetition in range(-5, repetitions):
+        if not repetition:  # those before started processes
+            times.clear()
+        for fork, session in sessions.items():
+            times[f"call, fork={fork}"] += await calls(session, 1 if fork == "call" else 5)
+            if fork == "call":
+                times["  in a row"] += await calls(session, 1)
+        times["fork"].append(forks.seconds())
         if repetition % 5 == 0:  # they take long
-            found |= {name: [run()] for name, run in programs.items()}
-        if repetition >= 5:  # the first ones start processes
-            for name, seconds in found.items():
-                times[name] += seconds
+            for name, run in programs.items():
+                times[name].append(run())
     forks.process.kill()
     for sandbox in (*sandboxes.values(), plain):
         sandbox.shutdown()

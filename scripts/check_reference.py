@@ -67,11 +67,8 @@ def check_assignment(cases: Sequence[Case]) -> dict[str, float]:
     """Similarity matrices, greedy rewards and soft rewards of calls against gold calls."""
     similarity = release_similarity()
     matrices = [similarity(calls_of(case["pred"]), calls_of(case["gold"])) for case in cases]
-    gaps = {
-        "similarity": largest(
-            [gap(m, case["similarity"]) for m, case in zip(matrices, cases, strict=True)]
-        )
-    }
+    differences = [gap(m, case["similarity"]) for m, case in zip(matrices, cases, strict=True)]
+    gaps = {"similarity": largest(differences)}
     solvers: list[tuple[str, str, Any]] = [
         ("greedy_rewards", key, GreedyAssignment(-float(key))) for key in cases[0]["greedy_rewards"]
     ]
@@ -116,12 +113,8 @@ def check_dual_advantage(cases: Sequence[Case]) -> dict[str, float]:
         group = np.unique(case["group"], return_inverse=True)[1]
         single, total = rewards.astype(np.float32), rewards.sum(axis=1).astype(np.float32)
         batch = RewardBatch(single, mask, group, mask, total, np.zeros(len(group)))
-        dual = DualAdvantage(
-            gamma=case["discount"],
-            epsilon=case["std_epsilon"],
-            trajectory_weight=0.5,
-            turn_weight=0.5,
-        )
+        given = {"gamma": case["discount"], "epsilon": case["std_epsilon"]}
+        dual = DualAdvantage(**given, trajectory_weight=0.5, turn_weight=0.5)
         differences.append(gap(dual(batch)[mask], np.concatenate(case["turn_advantages"])))
     return {"turn_advantages": largest(differences)}
 
@@ -138,23 +131,19 @@ def check_ftrl_solve(cases: Sequence[Case], test_path: Path) -> dict[str, float]
         outcomes = [replay.results for replay in replay_all(attempts, sandbox)]
     finally:
         sandbox.shutdown()
-    differences: dict[str, list[float]] = {
-        "solve_precision": [],
-        "solve_rate": [],
-        "solve_f1": [],
-    }
+    failed = (ResultStatus.EXCEPTION, ResultStatus.BROKEN_TOOL)
+    names = ("solve_precision", "solve_rate", "solve_f1")
+    differences: dict[str, list[float]] = {name: [] for name in names}
     for case, (task, calls), results in zip(cases, attempts, outcomes, strict=True):
-        failed = (ResultStatus.EXCEPTION, ResultStatus.BROKEN_TOOL)
-        missing = [
-            r.output for r in results if r.status in failed and "No module named" in r.output
-        ]
+        errors = [result.output for result in results if result.status in failed]
+        missing = [error for error in errors if "No module named" in error]
         if missing:
             print(f"ftrl_solve.json: left out a case of row {case['row']}: {missing[0]}")
             continue
         metrics = solve_metrics(calls, [r.output for r in results], task.sub_answers)
         measured = (metrics.precision, metrics.rate, metrics.f1)
-        for (name, values), value in zip(differences.items(), measured, strict=True):
-            values.append(gap(value, case["metrics"][name]))
+        for name, value in zip(names, measured, strict=True):
+            differences[name].append(gap(value, case["metrics"][name]))
     return {name: largest(values) for name, values in differences.items()}
 
 

@@ -24,11 +24,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 import train
-from matchtir.collection import (
-    Attempt,
-    Collector,
-    gold_task,
-)
+from matchtir.collection import Attempt, Collector, gold_task
 from matchtir.evaluation.policies import find_policy
 from matchtir.evaluation.traces import AttemptLog
 from matchtir.rollout.engine import SamplingParams
@@ -78,18 +74,14 @@ def run(config: DictConfig) -> dict[str, object]:
     finally:
         sandbox.shutdown()
 
-    provenance = {
-        "teacher": config.endpoint.model or config.teacher,
-        "temperature": config.temperature,
-    }
+    teacher = {"teacher": config.endpoint.model or config.teacher}
     attempts = {task.task_id: collector.of(task) for task in wanted}
-    gold = {
-        task.task_id: gold_task(
-            task, traces, config.alternatives, {**provenance, "attempts": len(made)}
-        )
-        for task, made in ((task, attempts[task.task_id]) for task in wanted)
-        if (traces := [attempt.trace for attempt in made if attempt.trace is not None])
-    }
+    gold: dict[str, Task] = {}
+    for task in wanted:
+        made = attempts[task.task_id]
+        if traces := [attempt.trace for attempt in made if attempt.trace is not None]:
+            provenance = teacher | {"temperature": config.temperature, "attempts": len(made)}
+            gold[task.task_id] = gold_task(task, traces, config.alternatives, provenance)
     rows = [gold.get(task.task_id, task) for task in tasks]
     lines = [
         json.dumps(row_from_task(task, task_set.tools), ensure_ascii=False) + "\n"

@@ -87,9 +87,8 @@ def room(config: DictConfig) -> Iterator[Finding]:
     folder = Path(config.paths.log_dir).resolve()
     disk = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists()))
     on_gpu = torch.cuda.is_available()
-    parts = {
-        "device": (max(plan.totals.values()), torch.cuda.mem_get_info()[0] if on_gpu else host)
-    }
+    held = max(plan.totals.values())
+    parts = {"device": (held, torch.cuda.mem_get_info()[0] if on_gpu else host)}
     parts |= {"host": (sum(plan.host.values()), host)} if on_gpu else {}
     # While one is saved: three checkpoints, of weights and moments in 32 bits; and the weights of
     # the best one and of the policy itself.
@@ -125,14 +124,11 @@ def _split(split: str, chosen: Sequence[Task], sandbox: Sandbox, skips: bool) ->
         yield not few, f"{split}: gold solution of {task_id}: {problem}"
     with_state = [task for task in chosen if task.gold_state is not None]
     untouched = replay_all([(task, ()) for task in with_state], sandbox)
-    states = {
-        task.task_id: replay.state for task, replay in zip(with_state, untouched, strict=True)
-    }
+    states = {t.task_id: replay.state for t, replay in zip(with_state, untouched, strict=True)}
+    idle = (Turn((), (), answer_text(DONE)),)
     for task in (task for task in chosen if task.gold_calls):
-        idle = (Turn((), (), answer_text(DONE)),)
-        attempt = Trajectory(
-            task, (), idle, StopReason.ANSWER, final_state=states.get(task.task_id)
-        )
+        state = states.get(task.task_id)
+        attempt = Trajectory(task, (), idle, StopReason.ANSWER, final_state=state)
         if measure(attempt)["success"] > 0:
             yield True, f"{split}: {task.task_id}: an attempt that makes no call succeeds"
 
@@ -169,10 +165,9 @@ def _said(call: ToolCall) -> str:
 
 def findings(look: Check, config: DictConfig) -> list[Finding]:
     """What a check found; an error that ends it is what is wrong."""
-    found = []
+    found: list[Finding] = []
     try:
-        for finding in look(config):
-            found.append(finding)
+        found.extend(look(config))
     except Exception as error:  # whatever it is, it would end the run
         found.append((True, f"{type(error).__name__}: {error}"))
     return found
