@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -118,8 +119,12 @@ class HardAssignment(Matching):
         gains = similarity
         if self.threshold:
             gains = np.maximum(similarity - self.threshold, 0.0)
-        handicaps = 1.0 - _TIE_BREAK * np.arange(len(similarity))
-        return linear_sum_assignment(gains * handicaps[:, None], maximize=True)
+        return linear_sum_assignment(gains * _handicaps(len(similarity)), maximize=True)
+
+
+@cache
+def _handicaps(calls: int) -> Float[np.ndarray, "m 1"]:
+    return 1.0 - _TIE_BREAK * np.arange(calls)[:, None]
 
 
 class GreedyAssignment(Matching):
