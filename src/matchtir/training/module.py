@@ -111,55 +111,6 @@ class PolicyGradientModule(PolicyModule):
         self._reference: list[Policy] = []
         self._check_options()
 
-    def _check_options(self) -> None:
-        """Refuse what does not go together."""
-        sampling, objective, every = self.sampling, self.objective, self.reference_reset_every
-        for stop in self.masked_stops:
-            check_option("masked_stops", stop, [each for each in StopReason if each != "answer"])
-        if sampling.temperature <= 0:
-            raise ValueError(f"temperature={sampling.temperature}: training samples above 0")
-        if (sampling.top_p < 1 or sampling.top_k) and objective.correction is None:
-            raise ValueError(
-                f"top_p={sampling.top_p}, top_k={sampling.top_k}: tokens are drawn with other "
-                "probabilities than the policy's; only loss=truncated_is corrects for that"
-            )
-        if dropout := adapter_dropout(self.policy):
-            raise ValueError(
-                f"model.lora.lora_dropout={dropout}: policy gradients need the probabilities with "
-                "which tokens were drawn, so nothing is dropped; set it to 0"
-            )
-        if self.source.off_policy and objective.correction is None:
-            raise ValueError(
-                "ahead and partial groups come from older weights: they need a loss that corrects "
-                "for it (loss=truncated_is)"
-            )
-        if self.mini_batches == 1 and objective.covariance and objective.covariance.coefficient:
-            raise UserError("loss.covariance.coefficient: no token pays with mini_batches=1")
-        if self.call_weight is not None and not getattr(self.reward, "pays_calls", False):
-            raise ValueError("advantage_level=call: this reward pays no single calls")
-        check_at_least(1, reference_reset_every=1 if every is None else every)
-        if every is not None and (not self.needs_reference or has_adapters(self.policy)):
-            raise UserError(
-                f"reference_reset_every={every} needs a reference model: a KL or hindsight, and no "
-                "model.lora, whose reference is the model without adapters"
-            )
-
-    @property
-    def policies(self) -> list[Policy]:
-        """The policy and its reference."""
-        return [self.policy, *self._reference]
-
-    def configure_model(self) -> None:
-        """Make the reference, once; shard it and the policy, where the strategy says so."""
-        if self.needs_reference and not has_adapters(self.policy) and not self._reference:
-            sharded = isinstance(self.trainer.strategy, parallel.ShardedStrategy)
-            self._reference.append(parallel.frozen_copy(self.policy, weights=not sharded))
-        super().configure_model()
-
-    def begin_training(self) -> None:
-        """Without dropout: its noise would be taken for a difference between two policies."""
-        self.policy.train_without_dropout()
-
     # -- one iteration, top to bottom ------------------------------------------------------------
 
     def training_step(self, tasks: list[Task], batch_index: int) -> None:
@@ -246,7 +197,7 @@ class PolicyGradientModule(PolicyModule):
             raise RuntimeError(
                 "no trajectory of this iteration has a turn: every prompt is over the budget"
             )
-        self.measured = {"tokens": batch.sampled.float().cpu()}
+        self.measured = {"tokens": batch.sampled.float().cpu()}  # what the loss says of each token
         steps: list[dict[str, float]] = []
         if any(groups):
             batch = replace(batch, known=self._known(batch, scored, kept))
@@ -340,6 +291,57 @@ class PolicyGradientModule(PolicyModule):
             if len(rows):
                 logprobs[rows, : tokens.input_ids.shape[1]] = scores.logprobs
         return logprobs
+
+    # -- before it -------------------------------------------------------------------------------
+
+    def _check_options(self) -> None:
+        """Refuse what does not go together."""
+        sampling, objective, every = self.sampling, self.objective, self.reference_reset_every
+        for stop in self.masked_stops:
+            check_option("masked_stops", stop, [each for each in StopReason if each != "answer"])
+        if sampling.temperature <= 0:
+            raise ValueError(f"temperature={sampling.temperature}: training samples above 0")
+        if (sampling.top_p < 1 or sampling.top_k) and objective.correction is None:
+            raise ValueError(
+                f"top_p={sampling.top_p}, top_k={sampling.top_k}: tokens are drawn with other "
+                "probabilities than the policy's; only loss=truncated_is corrects for that"
+            )
+        if dropout := adapter_dropout(self.policy):
+            raise ValueError(
+                f"model.lora.lora_dropout={dropout}: policy gradients need the probabilities with "
+                "which tokens were drawn, so nothing is dropped; set it to 0"
+            )
+        if self.source.off_policy and objective.correction is None:
+            raise ValueError(
+                "ahead and partial groups come from older weights: they need a loss that corrects "
+                "for it (loss=truncated_is)"
+            )
+        if self.mini_batches == 1 and objective.covariance and objective.covariance.coefficient:
+            raise UserError("loss.covariance.coefficient: no token pays with mini_batches=1")
+        if self.call_weight is not None and not getattr(self.reward, "pays_calls", False):
+            raise ValueError("advantage_level=call: this reward pays no single calls")
+        check_at_least(1, reference_reset_every=1 if every is None else every)
+        if every is not None and (not self.needs_reference or has_adapters(self.policy)):
+            raise UserError(
+                f"reference_reset_every={every} needs a reference model: a KL or hindsight, and no "
+                "model.lora, whose reference is the model without adapters"
+            )
+
+    @property
+    def policies(self) -> list[Policy]:
+        """The policy and its reference."""
+        return [self.policy, *self._reference]
+
+    def configure_model(self) -> None:
+        """Make the reference, once; shard it and the policy, where the strategy says so."""
+        if self.needs_reference and not has_adapters(self.policy) and not self._reference:
+            sharded = isinstance(self.trainer.strategy, parallel.ShardedStrategy)
+            self._reference.append(parallel.frozen_copy(self.policy, weights=not sharded))
+        super().configure_model()
+
+    def begin_training(self) -> None:
+        """Without dropout: its noise would be taken for a difference between two policies."""
+        self.policy.train_without_dropout()
 
     # -- groups under way outlive an interruption ------------------------------------------------
 
