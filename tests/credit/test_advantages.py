@@ -119,14 +119,28 @@ def test_advantages_are_centred_where_they_are_compared(made):
         assert advantage(made)[:, 0].sum() == pytest.approx(0, abs=1e-6)
 
 
-def test_group_relative_by_hand():
-    made = batch([[1.0, 1.0], [0.0]])
-    std = np.sqrt(2)  # of the totals 2 and 0, unbiased
-    expected = 1 / (std + 1e-6)
-    values = TrajectoryAdvantage()(made)
-    assert values == pytest.approx(np.array([[expected, expected], [-expected, 0]]))
-    assert DR_GRPO(made).tolist() == [[1, 1], [-1, 0]]
-    assert RLOO(made).tolist() == [[2, 2], [-2, 0]]
+PAIR = batch([[1.0, 1.0], [0.0]])  # totals 2 and 0
+FOUR = batch([[1.0], [3.0], [5.0], [5.0]], group=[0, 0, 1, 1])
+ONE = batch([[0.5, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("advantage", "made", "expected"),
+    [
+        (TrajectoryAdvantage(), PAIR, np.array([[1, 1], [-1, 0]]) / np.sqrt(2)),
+        (DR_GRPO, PAIR, [[1, 1], [-1, 0]]),
+        (RLOO, PAIR, [[2, 2], [-2, 0]]),
+        (REINFORCE, FOUR, np.array([[-2.5], [-0.5], [1.5], [1.5]]) / np.sqrt(11 / 3)),
+        (REINFORCE_BASELINE, FOUR, np.array([[-1], [1], [0], [0]]) / np.sqrt(2 / 3)),
+        # a single trajectory keeps its reward or gets nothing
+        (TrajectoryAdvantage(), ONE, [[1.5, 1.5]]),
+        (TrajectoryAdvantage(singleton="zero"), ONE, [[0, 0]]),
+        (TrajectoryAdvantage(baseline="group", scale="none"), ONE, [[1.5, 1.5]]),
+        (TrajectoryAdvantage(baseline="others", scale="none"), ONE, [[1.5, 1.5]]),
+    ],
+)
+def test_trajectories_by_hand(advantage, made, expected):
+    assert advantage(made) == pytest.approx(np.array(expected), abs=1e-5)
 
 
 def test_dual_by_hand():
@@ -137,25 +151,6 @@ def test_dual_by_hand():
     values = DualAdvantage(trajectory_weight=2.0, turn_weight=3.0)(made)
     expected = [2 * trajectory + 3 * value for value in turns]
     assert values == pytest.approx(np.array([expected, [-x for x in expected]]))
-
-
-def test_a_single_trajectory_keeps_its_reward_or_gets_nothing():
-    made = batch([[0.5, 1.0]])
-    assert TrajectoryAdvantage()(made) == pytest.approx(np.full((1, 2), 1.5), abs=1e-5)
-    assert TrajectoryAdvantage(singleton="zero")(made).tolist() == [[0, 0]]
-    for baseline in ("group", "others"):
-        raw = TrajectoryAdvantage(baseline=baseline, scale="none")
-        assert raw(made).tolist() == [[1.5, 1.5]]
-
-
-def test_reinforce_plus_plus_by_hand():
-    made = batch([[1.0], [3.0], [5.0], [5.0]], group=[0, 0, 1, 1])
-    plain = REINFORCE(made)[:, 0]
-    totals = np.array([1, 3, 5, 5])
-    assert plain == pytest.approx((totals - 3.5) / totals.std(ddof=1), abs=1e-5)
-    baseline = REINFORCE_BASELINE(made)[:, 0]
-    centred = np.array([-1, 1, 0, 0])
-    assert baseline == pytest.approx(centred / centred.std(ddof=1), abs=1e-5)
 
 
 def test_the_scale_of_two_turns_alike_is_noise_unless_others_have_a_say():

@@ -22,31 +22,6 @@ def batch(lengths: tuple[int, ...] = LENGTHS) -> tuple[Tensor, Tensor]:
     return ids.masked_fill(~real, PAD), scored
 
 
-def plain(policy: Policy, ids: Tensor, scored: Tensor, temperature: float = 1.0) -> TokenScores:
-    """Scores of one unpadded row after the other, from the model's own logits."""
-    logprobs, entropy = torch.zeros(ids.shape), torch.zeros(ids.shape)
-    for row in range(len(ids)):
-        logits = policy.model(input_ids=ids[row : row + 1]).logits[0].double() / temperature
-        log_distribution = logits.log_softmax(dim=-1)
-        for place in scored[row].nonzero().flatten().tolist():
-            before = log_distribution[place - 1]
-            logprobs[row, place] = before[ids[row, place]]
-            entropy[row, place] = torch.distributions.Categorical(logits=before).entropy()
-    return TokenScores(logprobs, entropy)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
-def test_scores_equal_a_plain_computation(temperature: float) -> None:
-    policy = small().policy
-    ids, scored = batch()
-    with torch.no_grad():
-        found = policy(ids, scored, temperature)
-        expected = plain(policy, ids, scored, temperature)
-    assert expected.logprobs[scored].std() > 0.5  # far from uniform: a wrong shift would show
-    torch.testing.assert_close(found.logprobs, expected.logprobs, atol=2e-5, rtol=1e-5)
-    torch.testing.assert_close(found.entropy, expected.entropy, atol=2e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("head_float32", [True, False])
 def test_the_output_layer_computes_in_32_bits_where_it_should(head_float32: bool) -> None:
     model = small().policy.model.bfloat16()
@@ -74,29 +49,25 @@ def test_nothing_to_score(shape: tuple[int, int]) -> None:
     scores.logprobs.sum().backward()  # a micro-batch without a sampled token is no special case
 
 
-def gradients(policy: Policy, ids: Tensor, scored: Tensor) -> list[Tensor]:
-    scores = policy(ids, scored)
-    weights = torch.linspace(-1, 1, ids.numel()).view(ids.shape)
-    (weights * scores.logprobs + 0.1 * scores.entropy).sum().backward()
-    return [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
-
-
-@pytest.mark.parametrize("chunk", [1, 4, 10_000])
-def test_gradients_equal_those_of_a_plain_computation(chunk: int) -> None:
+@pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (4, 0.5), (10_000, 2.0)])
+def test_scores_and_gradients_equal_those_of_a_plain_computation(
+    chunk: int, temperature: float
+) -> None:
     policy, reference = small(head_chunk=chunk).policy, small().policy
     ids, scored = batch()
-    found = gradients(policy, ids, scored)
-
-    logits = reference.model(input_ids=ids).logits[:, :-1]
+    found = policy(ids, scored, temperature)
+    logits = reference.model(input_ids=ids).logits[:, :-1] / temperature
     log_distribution = torch.nn.functional.pad(logits.log_softmax(dim=-1), (0, 0, 1, 0))
     logprobs = log_distribution.gather(-1, ids[:, :, None]).squeeze(-1) * scored
     entropy = -(log_distribution.exp() * log_distribution).sum(dim=-1) * scored
+    assert logprobs[scored].std() > 0.5  # far from uniform: a wrong shift would show
+    torch.testing.assert_close(found, TokenScores(logprobs, entropy), atol=2e-5, rtol=1e-5)
+
     weights = torch.linspace(-1, 1, ids.numel()).view(ids.shape)
-    (weights * logprobs + 0.1 * entropy).sum().backward()
-    expected = [each.grad for each in reference.parameters() if each.grad is not None]
-    assert len(found) == len(expected) == len(list(policy.parameters()))
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    for scores in (found, TokenScores(logprobs, entropy)):
+        (weights * scores.logprobs + 0.1 * scores.entropy).sum().backward()
+    for one, other in zip(policy.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-4)
 
 
 def test_without_dropout_layers_still_compute_again_what_they_did_not_keep() -> None:

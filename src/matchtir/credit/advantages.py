@@ -15,6 +15,7 @@ from matchtir.credit.statistics import (
     centred,
     check_normalisation,
     discounted_returns,
+    normalised,
     spread,
 )
 from matchtir.types import Trajectory
@@ -193,8 +194,7 @@ class TrajectoryAdvantage:
             advantage = advantage / (spread(batch.total, group) + self.epsilon)
         elif self.scale == "batch":
             everyone = np.zeros_like(group)
-            std = spread(advantage, everyone)
-            advantage = centred(advantage, everyone, self.singleton) / (std + self.epsilon)
+            advantage = normalised(advantage, everyone, self.epsilon, self.singleton)
         return np.where(batch.turn_mask, advantage[:, None], 0.0)
 
     trajectory = __call__  # A_g

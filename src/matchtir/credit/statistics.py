@@ -80,6 +80,19 @@ def spread(
     return np.where(count == 1, 1.0, np.sqrt(variance))[index]
 
 
+def normalised(
+    values: Float[np.ndarray, " K"],
+    group: Int[np.ndarray, " K"],
+    epsilon: float,
+    singleton: str = "raw",
+) -> Float[np.ndarray, " K"]:
+    """``(x - mean) / (std + epsilon)`` within each group, with the unbiased std.
+
+    A group of one has mean 0 and std 1 (``raw``: paper App. B, release) or advantage 0 (``zero``).
+    """
+    return centred(values, group, singleton) / (spread(values, group) + epsilon)
+
+
 def discounted_returns(
     rewards: Float[np.ndarray, "N T"], mask: Bool[np.ndarray, "N T"], gamma: float
 ) -> Float[np.ndarray, "N T"]:
