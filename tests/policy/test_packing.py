@@ -66,12 +66,6 @@ def assert_same(one: Policy, other: Policy, *sequences: list[int]) -> None:
 PADDED, PACKED = small().policy, small(packing=True).policy
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=6))
-def test_scores_and_gradients_are_those_of_padded_sequences(lengths: list[int]) -> None:
-    assert_same(PADDED, PACKED, lengths)
-
-
 def test_scores_of_a_packed_row_in_16_bits_are_near_those_in_32() -> None:
     ids, scored, real = batch([9, 4, 13], prompts=[1, 1, 2])  # the second has the first one's
     exact = PACKED(ids, scored, 1.0, real).logprobs
@@ -80,11 +74,19 @@ def test_scores_of_a_packed_row_in_16_bits_are_near_those_in_32() -> None:
     torch.testing.assert_close(rounded.float(), exact, atol=0.1, rtol=0.1)
 
 
-@settings(deadline=None, max_examples=30)
-@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2)), min_size=1, max_size=8))
-def test_prompts_that_are_read_once_change_nothing(sequences: list[tuple[int, int]]) -> None:
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2)), min_size=1, max_size=8),
+    st.booleans(),
+)
+def test_scores_and_gradients_are_those_of_padded_sequences(
+    sequences: list[tuple[int, int]], share_prompts: bool
+) -> None:
     lengths, prompts = (list(column) for column in zip(*sequences, strict=True))
-    assert_same(PADDED, PACKED, lengths, prompts)
+    if share_prompts:
+        assert_same(PADDED, PACKED, lengths, prompts)
+    else:
+        assert_same(PADDED, PACKED, [1 + length for length in lengths])
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ def trained(setting=None, dtype: torch.dtype = torch.float32, std: float = 0.2) 
     for weight in plain.policy.parameters():
         weight.data = weight.data.to(dtype)
     lora = {**LORA, **(setting or {})}
-    loaded = wrapped(plain.policy.model, plain.tokenizer, 2048, False, False, lora)
+    loaded = wrapped(plain.policy.model, plain.tokenizer, False, lora)
     torch.manual_seed(0)
     for parameter in loaded.policy.parameters():
         if parameter.requires_grad:

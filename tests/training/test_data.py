@@ -52,11 +52,14 @@ def test_tasks_that_a_limit_skips_are_counted_and_more_than_a_share_is_refused()
         check_prompts(given, renderer, 6, 0.2)
 
 
-def test_stages_follow_each_other() -> None:
+def test_stages_follow_each_other_each_with_an_order_of_its_own() -> None:
     found = ids(batches())
     assert len(found) == len(batches()) == 7
     assert [len(batch) for batch in found] == [2, 2, 2, 2, 4, 4, 4]
     assert [{task[0] for task in batch} for batch in found] == [{"a"}] * 4 + [{"b"}] * 3
+    tasks = Named("a", train=20)
+    first, second = TaskBatches([Stage(tasks, 1, 20), Stage(tasks, 1, 20)], seed=1)
+    assert first != second and sorted(ids([first])[0]) == sorted(ids([second])[0])
 
 
 def test_every_pass_over_a_task_set_has_each_task_once_in_an_order_of_its_own() -> None:
@@ -72,12 +75,6 @@ def test_the_order_is_the_seeds_and_no_iteration_depends_on_those_before_it() ->
     backwards = batches()
     found = ids([backwards.batch(number) for number in range(6, -1, -1)])
     assert found[::-1] == ids(batches())
-
-
-def test_stages_with_the_same_tasks_have_different_orders() -> None:
-    tasks = Named("a", train=20)
-    first, second = TaskBatches([Stage(tasks, 1, 20), Stage(tasks, 1, 20)], seed=1)
-    assert first != second and sorted(ids([first])[0]) == sorted(ids([second])[0])
 
 
 @pytest.mark.parametrize("given", range(8))

@@ -63,25 +63,23 @@ def load_pretrained(
             model = AutoModelForCausalLM.from_config(config, dtype=chosen, **model_kwargs)
     else:
         model = AutoModelForCausalLM.from_pretrained(name_or_path, dtype=dtype, **model_kwargs)
-    own = head_chunk, packing, activation_checkpointing, lora, head_float32
-    return wrapped(model, tokenizer, *own)
+    settings = head_chunk, packing, head_float32
+    return wrapped(model, tokenizer, activation_checkpointing, lora, *settings)
 
 
 def wrapped(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    head_chunk: int,
-    packing: bool,
     activation_checkpointing: bool,
     lora: Mapping[str, Any] | None,
-    head_float32: bool = False,
+    *settings: Any,
 ) -> LoadedPolicy:
-    """A model and its tokenizer as a policy; the arguments are those of `load_pretrained`."""
+    """A model and its tokenizer as a policy, with its settings; see `load_pretrained`."""
     if activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora is not None:
         add_adapters(model, lora)
-    return LoadedPolicy(Policy(model, head_chunk, packing, head_float32), tokenizer)
+    return LoadedPolicy(Policy(model, *settings), tokenizer)
 
 
 def load_policy(name_or_path: str) -> LoadedPolicy:

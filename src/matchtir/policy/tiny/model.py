@@ -54,7 +54,7 @@ def load_tiny(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
-        return wrapped(model, tokenizer, head_chunk, packing, activation_checkpointing, lora)
+        return wrapped(model, tokenizer, activation_checkpointing, lora, head_chunk, packing)
 
 
 def load_start(
