@@ -32,12 +32,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from matchtir.credit.advantages import DualAdvantage, RewardBatch
-from matchtir.credit.assignment import (
-    Assigner,
-    GreedyAssignment,
-    HardAssignment,
-    SoftAssignment,
-)
+from matchtir.credit.assignment import Assigner, GreedyAssignment, HardAssignment, SoftAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
 from matchtir.policy.losses import spread_turns
@@ -102,9 +97,7 @@ def plain_answer_f1(text: str, gold: str) -> float | None:
     found = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
     if not found:
         return None
-    left, right = (
-        set(re.sub(r"[^\w\s]", " ", answer.lower()).split()) for answer in (found[-1], gold)
-    )
+    left, right = (set(re.sub(r"[^\w\s]", " ", a.lower()).split()) for a in (found[-1], gold))
     return 2 * len(left & right) / (len(left) + len(right)) if left and right else 0.0
 
 
@@ -113,10 +106,11 @@ def greedy_loop(trajectories: Sequence[Trajectory]) -> list[list[float]]:
     result = []
     for trajectory in trajectories:
         predicted, gold = trajectory.calls, trajectory.task.gold_calls
-        pairs = []
-        for row, call in enumerate(predicted):
-            for column, wanted in enumerate(gold):
-                pairs.append((plain_similarity(call, wanted), row, column))
+        pairs = [
+            (plain_similarity(call, wanted), row, column)
+            for row, call in enumerate(predicted)
+            for column, wanted in enumerate(gold)
+        ]
         pairs.sort(key=lambda pair: -pair[0])
         rewards = [0.0] * len(predicted)
         used_rows, used_columns = set(), set()
@@ -138,23 +132,16 @@ def greedy_loop(trajectories: Sequence[Trajectory]) -> list[list[float]]:
 
 def sinkhorn_loop(similarities: Matrices, iterations: int) -> Matrices:
     """One `ot.sinkhorn` per trajectory, to this tolerance or to the end of the iterations."""
-    plans = []
-    for matrix in similarities:
-        m, n = matrix.shape
-        a, b = np.full(m, 1 / m), np.full(n, 1 / n)
-        plans.append(
-            ot.sinkhorn(a, b, -matrix, REG, stopThr=TOLERANCE, numItermax=iterations, warn=False)
-        )
-    return plans
+    bounds: dict[str, Any] = {"stopThr": TOLERANCE, "numItermax": iterations, "warn": False}
+    # Without masses they are uniform.
+    return [ot.sinkhorn([], [], -matrix, REG, **bounds) for matrix in similarities]
 
 
 def pot_batched(similarities: Matrices, iterations: int) -> Matrices:
     """POT's batched solver, in the faster of its two arithmetics, likewise."""
+    bounds: dict[str, Any] = {"max_iter": iterations, "tol": TOLERANCE}
     cost = -np.stack(similarities)
-    result = ot.solve_batch(
-        cost, REG, max_iter=iterations, tol=TOLERANCE, method="sinkhorn", grad="detach"
-    )
-    return list(result.plan)
+    return list(ot.solve_batch(cost, REG, method="sinkhorn", grad="detach", **bounds).plan)
 
 
 class Tokens(NamedTuple):

@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -101,17 +101,6 @@ class Machine:
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info(self.device)
         return (total - free) / GIB
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One check: what was measured, and whether it is what was wanted."""
-
-    check: str
-    outcome: str  # ok, failed, skipped
-    wanted: str = ""
-    measured: dict[str, float] = field(default_factory=dict)
-    why: str = ""
 
 
 Finding = tuple[dict[str, float], bool]  # what was measured, and whether it is as wanted
@@ -379,17 +368,20 @@ def device_name(machine: Machine) -> str:
     return platform.processor() or platform.machine()
 
 
-def run_check(name: str, machine: Machine) -> Row:
-    """One check, whatever comes of it."""
+def run_check(name: str, machine: Machine) -> dict[str, Any]:
+    """What was measured in one check, and whether it is what was wanted."""
     wanted, function = CHECKS[name]
+    row: dict[str, Any] = {"check": name, "outcome": "failed", "wanted": wanted}
+    row |= {"measured": {}, "why": ""}
     machine.held()  # gives up what PyTorch keeps of the check before: another process may need it
     try:
-        measured, good = function(machine)
+        row["measured"], good = function(machine)
+        row["outcome"] = "ok" if good else "failed"
     except SkippedError as reason:
-        return Row(name, "skipped", wanted, why=str(reason))
+        row |= {"outcome": "skipped", "why": str(reason)}
     except Exception as error:  # a check that fails does not hide the others
-        return Row(name, "failed", wanted, why=f"{type(error).__name__}: {error}")
-    return Row(name, "ok" if good else "failed", wanted, measured)
+        row["why"] = f"{type(error).__name__}: {error}"
+    return row
 
 
 def main() -> None:
@@ -403,19 +395,15 @@ def main() -> None:
         parser.error("there is no GPU: --dry makes the same calls on a CPU")
     machine = Machine(torch.device("cpu" if options.dry else "cuda"), options.folder, options.dry)
     print(f"{device_name(machine)}, torch {torch.__version__}, {os.cpu_count()} cores", flush=True)
-    rows = []
+    rows = {}
     for name in options.only:
         started = time.perf_counter()
-        row = run_check(name, machine)
-        rows.append(row)
-        numbers = ", ".join(f"{key} {value:.3g}" for key, value in row.measured.items())
-        seconds = time.perf_counter() - started
-        print(
-            f"{row.outcome:8}{name}: {numbers or row.why} (wanted: {row.wanted}; {seconds:.0f} s)"
-        )
-        sys.stdout.flush()
-    print("RESULT", json.dumps({row.check: asdict(row) for row in rows}))
-    sys.exit(any(row.outcome == "failed" for row in rows))
+        rows[name] = row = run_check(name, machine)
+        numbers = ", ".join(f"{key} {value:.3g}" for key, value in row["measured"].items())
+        wanted = f"(wanted: {row['wanted']}; {time.perf_counter() - started:.0f} s)"
+        print(f"{row['outcome']:8}{name}: {numbers or row['why']} {wanted}", flush=True)
+    print("RESULT", json.dumps(rows))
+    sys.exit(any(row["outcome"] == "failed" for row in rows.values()))
 
 
 if __name__ == "__main__":

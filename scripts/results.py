@@ -58,18 +58,10 @@ STEPS = (25, 50, 75, 100)  # of validation
 HABITS = ["strong", "distractor", "drop", "repeat", "stop"]
 OUT_OF_DOMAIN = ("longer", "renamed", "moved", "punctuated", "twins")
 HOPS = (1, 2, 3, 4, 5, 6)
-FACTS: tuple[str, ...] = (
-    "name",
-    "start",
-    "seed",
-    "overrides",
-    "config",
-    "commit",
-    "iterations",
-    "matrix_lr",
-    "lr",
+FACTS = (
+    *("name", "start", "seed", "overrides", "config", "commit", "iterations", "matrix_lr", "lr"),
+    *("sampled_tokens", "seconds", *(f"val_success_{step}" for step in STEPS)),
 )
-FACTS += ("sampled_tokens", "seconds", *(f"val_success_{step}" for step in STEPS))
 CALLS = ("calls_made", "calls_succeeded", "calls_failed", "calls_redundant")
 GROUPS = tuple(f"success_{group}" for group in (*(f"{n}_calls" for n in HOPS), *SCENARIOS))
 OUTSIDE = tuple(f"{s}_{m}" for s in OUT_OF_DOMAIN for m in ("success", "solve_f1", "bits"))
