@@ -40,13 +40,10 @@ def test_a_sparkline_spans_its_values():
     assert sparkline([2.0, 2.0]) == "▁▁"
 
 
-def test_numbers_and_times():
+def test_numbers_times_and_shares_of_it():
     values = [0, 0.5, 1234.4, 2e-5, math.nan]
     assert [number(value) for value in values] == ["0.000", "0.500", "1,234", "2.0e-05", "nan"]
     assert [clock(59.6), clock(3600 + 62)] == ["0:01:00", "1:01:02"]
-
-
-def test_time_shares_need_some_time():
     assert time_shares({"time/rollout": 0.0, "time/update": 0.0}) == {}
     assert time_shares({"time/tools": 1.0, "time/update": 3.0}) == {"tools": 0.25, "update": 0.75}
 

@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -6,7 +6,7 @@ import pytest
 import torch  # noqa: F401 (once it is there, every target is judged)
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from matchtir.utils.config_check import (
     ConfigError,
@@ -44,16 +44,16 @@ ENGINE = f"{__name__}.Engine"
 KNOWN = "seed paths.logs engine engines"
 
 
-def engine(**arguments: object) -> dict[str, object]:
+def engine(**arguments):
     return {"_target_": ENGINE, **arguments}
 
 
-def config(**changes: object) -> DictConfig:
+def config(**changes):
     good = {"seed": 1, "paths": {"logs": "here"}, "engine": engine(tokens=2)}
     return OmegaConf.create(good | changes)
 
 
-def test_a_good_config_passes_and_is_built() -> None:
+def test_a_good_config_passes_and_is_built():
     check(config(), KNOWN)
     assert instantiate(config().engine).tokens == 2
 
@@ -68,7 +68,7 @@ def test_a_good_config_passes_and_is_built() -> None:
         {"_target_": f"{__name__}.Larger", "size": "l", "tokens": 1},
     ],
 )
-def test_other_good_nodes(node: object) -> None:
+def test_other_good_nodes(node):
     check(config(engine=node), KNOWN)
 
 
@@ -120,7 +120,7 @@ def test_other_good_nodes(node: object) -> None:
         ),
     ],
 )  # fmt: skip
-def test_every_mistake_is_named(changes: dict[str, object], named: list[str]) -> None:
+def test_every_mistake_is_named(changes, named):
     with pytest.raises(ConfigError) as raised:
         check(config(**changes), KNOWN)
     lines = [line.strip() for line in str(raised.value).splitlines()[1:]]
@@ -147,11 +147,11 @@ def test_every_mistake_is_named(changes: dict[str, object], named: list[str]) ->
         ("anything", Engine, True),
     ],
 )
-def test_what_fits_a_type(value: object, hint: Any, good: bool) -> None:
+def test_what_fits_a_type(value, hint, good):
     assert fits(value, hint) == good
 
 
-def test_a_missing_package_is_named_with_how_to_install_it() -> None:
+def test_a_missing_package_is_named_with_how_to_install_it():
     check_packages(config())
     larger = {"_target_": f"{__name__}.Larger", "_partial_": True}
     with pytest.raises(ConfigError, match=r"engine\._target_: .*no_such_package: it cannot be"):
@@ -172,9 +172,7 @@ def test_a_missing_package_is_named_with_how_to_install_it() -> None:
         ),
     ],
 )
-def test_a_users_mistake_ends_with_its_message(
-    mistake: Callable[[], object], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_users_mistake_ends_with_its_message(mistake, said, monkeypatch):
     with pytest.raises(SystemExit, match=said), plain_errors():
         mistake()
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
@@ -182,7 +180,7 @@ def test_a_users_mistake_ends_with_its_message(
         mistake()
 
 
-def test_what_is_no_mistake_of_the_user_keeps_its_traceback() -> None:
+def test_what_is_no_mistake_of_the_user_keeps_its_traceback():
     with pytest.raises(ValueError, match="not enough values"), plain_errors():
         _, _ = (1,)
 
@@ -190,7 +188,7 @@ def test_what_is_no_mistake_of_the_user_keeps_its_traceback() -> None:
 PATH = {"_target_": "pathlib.PurePosixPath", "_args_": ["a"]}
 
 
-def test_entries_are_built_in_order_and_null_removes_one() -> None:
+def test_entries_are_built_in_order_and_null_removes_one():
     group = OmegaConf.create({"one": PATH, "two": None, "three": {**PATH, "_args_": ["b"]}})
     assert instantiate_group(group) == [PurePosixPath("a"), PurePosixPath("b")]
     assert instantiate_group(None) == instantiate_group(OmegaConf.create({})) == []

@@ -33,10 +33,16 @@ def folder(log_dir, ckpt_path, choices=CHOICES):
     return Path(run_dir(str(log_dir), "train", [], choices, ckpt_path))
 
 
-def test_a_run_lies_under_its_experiment(tmp_path):
+def test_runs_and_sweeps_lie_under_their_experiment(tmp_path):
     assert folder(tmp_path, None).parent == tmp_path / "grpo" / "runs"
     no_experiment = OmegaConf.create({"experiment": None})
     assert folder(tmp_path, None, no_experiment).parent == tmp_path / "train" / "runs"
+    for overrides, name in (
+        (["seed=1,2"], "grpo"),
+        (["seed=1,2", "experiment=grpo,matchtir_hard"], "grpo+matchtir_hard"),
+    ):
+        sweep = Path(sweep_dir(str(tmp_path), "train", overrides, CHOICES, None))
+        assert sweep.parent == tmp_path / name / "multiruns"
 
 
 def test_runs_started_in_the_same_second_have_different_folders(tmp_path):
@@ -118,14 +124,6 @@ def test_stages_may_become_longer_and_nothing_else(tmp_path):
         keep_config(settings(datamodule={"stages": [{**stage, "batch_size": 3}]}), tmp_path)
 
 
-def test_experiments_that_are_swept_over_are_joined(tmp_path):
-    overrides = ["seed=1,2", "experiment=grpo,matchtir_hard"]
-    sweep = Path(sweep_dir(str(tmp_path), "train", overrides, CHOICES, None))
-    assert sweep.parent == tmp_path / "grpo+matchtir_hard" / "multiruns"
-    sweep = Path(sweep_dir(str(tmp_path), "train", ["seed=1,2"], CHOICES, None))
-    assert sweep.parent == tmp_path / "grpo" / "multiruns"
-
-
 def settings(**changes):
     return OmegaConf.create(
         {
@@ -139,27 +137,17 @@ def settings(**changes):
     )
 
 
-def test_the_kept_config_is_resolved(tmp_path):
+def test_a_resumed_run_may_change_how_long_it_runs_and_nothing_else(tmp_path):
     keep_config(settings(), tmp_path)
-    assert OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"), resolve=False)[
-        "loss"
-    ] == {"clip": 0.2, "double": 0.2}
-
-
-def test_a_resumed_run_may_change_how_long_it_runs(tmp_path):
-    keep_config(settings(), tmp_path)
+    assert OmegaConf.load(tmp_path / "config.yaml").loss._get_node("double") == 0.2  # resolved
     longer = {"max_epochs": 2, "limit_train_batches": 9, "precision": 32}
     wandb = {"csv": {}, "wandb": {"project": "p"}}
     keep_config(settings(ckpt_path="last", trainer=longer, logger=wandb), tmp_path)
-    assert OmegaConf.load(tmp_path / "config.yaml").trainer.max_epochs == 2
-
-
-def test_a_resumed_run_may_change_nothing_else(tmp_path):
-    keep_config(settings(), tmp_path)
     before = (tmp_path / "config.yaml").read_text()
-    precision = {"max_epochs": 1, "limit_train_batches": 4, "precision": 16}
+    assert OmegaConf.load(tmp_path / "config.yaml").trainer.max_epochs == 2
     with pytest.raises(ValueError) as raised:
-        keep_config(settings(seed=2, trainer=precision, extra={"a": 1}), tmp_path)
+        changed = longer | {"precision": 16}
+        keep_config(settings(seed=2, trainer=changed, extra={"a": 1}), tmp_path)
     lines = [line.strip() for line in str(raised.value).splitlines()[1:]]
     assert lines == ["extra.a: absent -> 1", "seed: 1 -> 2", "trainer.precision: 32 -> 16"]
     assert (tmp_path / "config.yaml").read_text() == before
