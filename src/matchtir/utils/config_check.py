@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
@@ -60,14 +60,14 @@ def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str
     plain: Any = OmegaConf.to_container(config, resolve=True)
     problems = _unknown(plain, "", [*known.split(), *settings.split()])
     unread = _not_read(config, known.split(), settings.split())
-    _end_with([*problems, *unread, *_misfits(config), *also])
-    _end_with(_refused(config))
+    _end_with([*problems, *unread, *_misfits(config, _is_light), *also])
+    _end_with(_refused(config, _is_light))
 
 
 def check_after_imports(config: DictConfig) -> None:
-    """Raise ConfigError for what `check` leaves, behind the imports that take seconds."""
-    _end_with(_misfits(config))
-    _end_with(_refused(config))
+    """Raise ConfigError for what `check` leaves: targets whose import takes seconds."""
+    _end_with(_misfits(config, lambda _: True))
+    _end_with(_refused(config, lambda _: True))
 
 
 def _end_with(problems: Iterable[str]) -> None:
@@ -230,15 +230,15 @@ def _at(node: Any, path: Sequence[str]) -> Any:
 # -- targets and their arguments -------------------------------------------------------------------
 
 
-def _ready(target: str) -> bool:
+def _is_light(target: str) -> bool:
     """Whether importing a target takes no time."""
     return "torch" in sys.modules or target.startswith(LIGHT)
 
 
-def _misfits(config: DictConfig) -> Iterator[str]:
+def _misfits(config: DictConfig, judged: Callable[[str], bool]) -> Iterator[str]:
     """Targets that cannot be imported, and arguments that they do not take or still need."""
     for prefix, node in targets(config):
-        if not _ready(target := node["_target_"]):
+        if not judged(target := node["_target_"]):
             continue
         try:
             taken, takes_others = _parameters(target)
@@ -309,13 +309,13 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _refused(config: DictConfig) -> Iterator[str]:
+def _refused(config: DictConfig, judged: Callable[[str], bool]) -> Iterator[str]:
     """What constructors say against the arguments of partial nodes, which are light to build."""
     for name, partial in targets(config):
         for key, node in partial.items() if partial.get("_partial_") else ():
             inside = _targets(node, node) if isinstance(node, dict | list) else ()
             named = [each["_target_"] for _, each in inside]
-            if not named or not all(map(_ready, named)) or "_partial_" in node:
+            if not named or not all(map(judged, named)) or "_partial_" in node:
                 continue
             try:
                 instantiate(node)
