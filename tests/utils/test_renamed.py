@@ -37,5 +37,5 @@ def test_a_former_option_in_a_sweep_is_refused_with_its_new_words():
 )
 def test_what_stands_for_a_former_option_composes(words):
     needed = ["validation.tasks.path=tasks.jsonl"] if "=custom" in words else []
-    data = ["data=ftrl"] if words.startswith("+data.") else []  # the default has no rows
+    data = ["data=nestful"] if words.startswith("data.") else []  # the default has no rows
     check_program("train", *data, *words.split(), *needed)
