@@ -154,8 +154,7 @@ class PolicyGradientModule(PolicyModule):
         metrics: dict[str, float] = {}
         if self.objective.kl_in == "reward":
             pad, score = self.renderer.pad_id, self.reference_logprobs
-            batch, kl = less_kl(batch, trajectories, self.objective, pad, score)
-            metrics["train/kl"] = kl
+            batch, metrics["train/kl"] = less_kl(batch, trajectories, self.objective, pad, score)
         advantages, calls = parallel.advantages_of(self.advantage, batch), None
         if self.hindsight is not None:
             advantages, took = self.hindsight(
@@ -387,11 +386,7 @@ class PolicyGradientModule(PolicyModule):
         }
 
     def log_ratios(self, trajectories: Sequence[Trajectory]) -> list[list[list[float]]]:
-        """How far the policy has moved since it sampled: log-probability now minus then.
-
-        Returns:
-            For each trajectory and turn, one number per sampled token.
-        """
+        """Log-probability now minus that at sampling: by trajectory, turn and sampled token."""
         batch = collate(trajectories, self.renderer.pad_id).to(self.device)
         with self.trainer.precision_plugin.forward_context():  # which callbacks are outside of
             ratios = self._logprobs(self.policy, batch) - batch.sampler_logprobs
