@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
     ("command", "named"),
     [
         ("+penalties.unmached=0.25", "penalties.unmached: .*did you mean penalties.unmatched"),
-        ("ahead=no", "module.ahead: .* takes bool, not 'no'"),
+        ("ahead=no", "ahead: takes bool, not 'no'"),
+        ("penalties.unmatched=high", "penalties.unmatched: takes float, not 'high'"),
         ("zero_advantage=dorp", "module.zero_advantage: .* takes Literal"),
         ("dry_run=no", "dry_run: takes bool, not 'no'"),
         ("extras.matmul_precision=hi", "extras.matmul_precision: takes .*, not 'hi'"),
@@ -91,6 +92,7 @@ print("imported", {"torch", "transformers", "lightning"} & sys.modules.keys())
     [
         # The first of these gets as far as the constructors of the reward.
         ("turn_groups=foo", "module.advantage: turn_groups='foo' is not one of"),
+        ("ahead=no", "ahead: takes bool, not 'no'"),
         ("iteration=3", "iteration: there is no such key; did you mean iterations?"),
         ("module.sede=3", "module.sede: there is no such key; did you mean module.seed?"),
     ],

@@ -14,9 +14,13 @@ from matchtir.evaluation.statistics import passes
 from matchtir.utils.config_check import fits
 from matchtir.utils.options import suggest
 
-# Of what the program reads itself; arguments of classes have their own annotations.
+# Of what stands at the top of a config, before anything slow is imported; arguments of classes have
+# their own annotations.
 TYPES = {
-    "seed": int,
+    **dict.fromkeys(("seed", "partial_groups"), int),
+    **dict.fromkeys(("iterations", "tasks_per_iteration", "group_size", "mini_batches"), int),
+    **dict.fromkeys(("penalties.unmatched", "penalties.no_answer"), float),
+    "ahead": bool,
     "dry_run": bool,
     "extras.print_config": bool,
     "extras.threads": int | None,
