@@ -31,6 +31,7 @@ from matchtir.utils.options import UserError, suggest
 LIGHT = ("matchtir.credit.", "matchtir.tools.")
 INSTANTIATE_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 REFERENCE = re.compile(r"(?:\$\{|oc\.select:)([\w.]+)(?=[},])")
+Found = Iterable[tuple[str, dict[str, Any]]]  # what `targets` yields
 
 
 class ConfigError(UserError):
@@ -60,14 +61,16 @@ def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str
     plain: Any = OmegaConf.to_container(config, resolve=True)
     problems = _unknown(plain, "", [*known.split(), *settings.split()])
     unread = _not_read(config, known.split(), settings.split())
-    _end_with([*problems, *unread, *_misfits(config, _is_light), *also])
-    _end_with(_refused(config, _is_light))
+    found = [*targets(config)]
+    _end_with([*problems, *unread, *_misfits(found, _is_light), *also])
+    _end_with(_refused(found, _is_light))
 
 
 def check_after_imports(config: DictConfig) -> None:
     """Raise ConfigError for what `check` leaves: targets whose import takes seconds."""
-    _end_with(_misfits(config, lambda _: True))
-    _end_with(_refused(config, lambda _: True))
+    found = [*targets(config)]
+    _end_with(_misfits(found, lambda _: True))
+    _end_with(_refused(found, lambda _: True))
 
 
 def _end_with(problems: Iterable[str]) -> None:
@@ -235,9 +238,9 @@ def _is_light(target: str) -> bool:
     return "torch" in sys.modules or target.startswith(LIGHT)
 
 
-def _misfits(config: DictConfig, judged: Callable[[str], bool]) -> Iterator[str]:
+def _misfits(found: Found, judged: Callable[[str], bool]) -> Iterator[str]:
     """Targets that cannot be imported, and arguments that they do not take or still need."""
-    for prefix, node in targets(config):
+    for prefix, node in found:
         if not judged(target := node["_target_"]):
             continue
         try:
@@ -309,9 +312,9 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _refused(config: DictConfig, judged: Callable[[str], bool]) -> Iterator[str]:
+def _refused(found: Found, judged: Callable[[str], bool]) -> Iterator[str]:
     """What constructors say against the arguments of partial nodes, which are light to build."""
-    for name, partial in targets(config):
+    for name, partial in found:
         for key, node in partial.items() if partial.get("_partial_") else ():
             inside = _targets(node, node) if isinstance(node, dict | list) else ()
             named = [each["_target_"] for _, each in inside]
