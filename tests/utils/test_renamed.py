@@ -32,6 +32,7 @@ def test_a_former_option_in_a_sweep_is_refused_with_its_new_words():
 
 
 # What is one option today is composed with all others.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", sorted({now for name, now in RENAMED.items() if "=" in name} - EVERY_OPTION.keys())
 )
