@@ -43,11 +43,9 @@ def trace_record(
     """One rollout with what each call and each turn earned.
 
     Args:
-        trajectory: of T turns.
-        credit: its rewards.
+        trajectory, credit: of T turns and m calls, and its rewards.
         advantages: one per turn, [T].
-        group: number of the task within the iteration.
-        attempt: number of the trajectory within its group.
+        group, attempt: of the task within the iteration, and of the trajectory within its group.
         parts: what the advantages are made of, by name, each [T].
         tokens: of each turn, [T]; left out where only the text is known.
         call_advantages: one per call, [m], where calls have their own.
