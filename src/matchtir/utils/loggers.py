@@ -73,9 +73,12 @@ class CsvLogger(loggers.Logger):
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         super().__init__()
         self.path = Path(folder) / METRICS_FILE
-        columns, rows = read_rows(self.path) if self.path.exists() else (["step"], [])
-        self._columns = dict.fromkeys(columns)  # in this order
-        self._rows = {int(row["step"]): row for row in rows}
+        self._columns: list[str] = ["step"]
+        self._rows: dict[int, dict[str, str]] = {}
+        if self.path.exists():
+            self._columns, rows = read_rows(self.path)
+            self._rows = {int(row["step"]): row for row in rows}
+        self._appends = False  # not yet: the last line of a file that is there may be torn
 
     @property
     def experiment(self) -> CsvLogger:
@@ -95,6 +98,7 @@ class CsvLogger(loggers.Logger):
     def resume(self, step: int) -> None:
         """Drop the rows behind `step`: the run goes on from there and measures them anew."""
         self._rows = {number: row for number, row in self._rows.items() if number <= step}
+        self._appends = False
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -105,19 +109,32 @@ class CsvLogger(loggers.Logger):
         """
         if step is None:
             raise ValueError("metrics.csv needs a step for every row")
-        cells = {
-            name: repr(value if isinstance(value, int) else float(value))
-            for name, value in metrics.items()
-            if name != "epoch"
-        }
-        self._columns |= dict.fromkeys(cells)
+        cells = {name: _cell(value) for name, value in metrics.items() if name != "epoch"}
+        new_columns = [name for name in cells if name not in self._columns]
+        self._columns += new_columns
+        is_last = step > max(self._rows, default=-1)
         self._rows.setdefault(step, {"step": str(step)}).update(cells)
-        text = io.StringIO()
-        table = csv.DictWriter(text, [*self._columns], restval="", lineterminator="\n")
-        table.writeheader()
-        table.writerows(self._rows[number] for number in sorted(self._rows))
+        if is_last and self._appends and not new_columns:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(self._text([self._rows[step]]))
+        else:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        head = dict(zip(self._columns, self._columns, strict=True))
+        rows = [self._rows[step] for step in sorted(self._rows)]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(self.path, text.getvalue())
+        replace_text(self.path, self._text([head, *rows]))
+        self._appends = True
+
+    def _text(self, rows: Sequence[Mapping[str, str]]) -> str:
+        lines = io.StringIO()
+        csv.DictWriter(lines, self._columns, restval="", lineterminator="\n").writerows(rows)
+        return lines.getvalue()
+
+
+def _cell(value: float) -> str:
+    return repr(value if isinstance(value, int) else float(value))
 
 
 def _only_watching(act: Callable[..., None]) -> Callable[..., None]:
