@@ -59,9 +59,10 @@ def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str
     """
     _end_with(_unresolved(config))
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    raw: Any = OmegaConf.to_container(config)  # with references as text
     problems = _unknown(plain, "", [*known.split(), *settings.split()])
-    unread = _not_read(config, known.split(), settings.split())
-    found = [*targets(config)]
+    unread = _not_read(raw, known.split(), settings.split())
+    found = [*_targets(plain, raw)]
     _end_with([*problems, *unread, *_misfits(found, _is_light), *also])
     _end_with(_refused(found, _is_light))
 
@@ -197,13 +198,10 @@ def _unknown(node: Mapping[str, Any], prefix: str, known: Collection[str]) -> It
             yield f"  {name}: nothing reads this key{suggest(name, known)}"
 
 
-def _not_read(
-    config: DictConfig, known: Collection[str], settings: Collection[str]
-) -> Iterator[str]:
+def _not_read(raw: Any, known: Collection[str], settings: Collection[str]) -> Iterator[str]:
     """Settings on the command line that nothing in this config refers to."""
     if not HydraConfig.initialized():
         return
-    raw = OmegaConf.to_container(config)  # with references as text
     read: set[str] = set()
     found = set(known)
     while found:
