@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -216,7 +215,8 @@ class VllmServerEngine(VllmBase):
         if writer:
             save_full_weights(policy, self._folder)
         else:
-            deque(full_weights(policy), maxlen=0)  # sharded weights need every process
+            for _ in full_weights(policy):  # sharded weights need every process
+                pass
         wait_for_all()
         if self._client is None:
             own = self._own_folder()

@@ -175,7 +175,8 @@ class Isolation:
         with contextlib.suppress(OSError):
             seccomp_filter(platform.machine(), self.rules.network)
         reading, writing = os.pipe()
-        if os.fork() == 0:
+        child = os.fork()
+        if child == 0:
             try:
                 if name == "landlock":
                     self._ruleset = [], make_ruleset(self.rules, [])
@@ -183,7 +184,7 @@ class Isolation:
             except Exception as caught:
                 os.write(writing, str(caught).encode())
             os._exit(0)
-        os.wait()
+        os.waitpid(child, 0)
         os.close(writing)
         with open(reading, "rb") as file:
             error = file.read().decode()
