@@ -88,3 +88,14 @@ def test_servers_are_under_the_same_rules_unless_trusted(make_sandbox, monkeypat
         assert "KEY_OF_SERVICE" in found[trusted][1].output
     assert found[False][0].status is ResultStatus.EXCEPTION
     assert found[True][0].output == Path("/etc/passwd").read_text()
+
+
+@fault("F MCP replies", "a server answers malformed, with -32000, or structured alone", "typed")
+def test_any_answer_of_a_server_is_a_result_of_its_call(make_sandbox):
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    calls = [(name, {}) for name in ("malformed", "refused", "structured")]
+    tools = read_tools({"command": SERVER})
+    (malformed, refused, structured), _ = in_session(make_sandbox(workers=1), tools, *calls)
+    assert malformed.status is ResultStatus.EXCEPTION
+    assert refused.output == "Error: refused raised quota exceeded"
+    assert structured.output == '{"price": 3}'
