@@ -6,7 +6,18 @@ from matchtir.credit.advantages import RewardBatch
 from matchtir.credit.assignment import HardAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
-from matchtir.types import StopReason, SubAnswer, Task, ToolCall, ToolResult, Trajectory, Turn
+from matchtir.types import (
+    CallStatus,
+    StopReason,
+    SubAnswer,
+    Task,
+    ToolCall,
+    ToolResult,
+    Trajectory,
+    Turn,
+)
+
+MALFORMED = ToolCall("", None, CallStatus.INVALID_JSON, "{")
 
 
 def call(name="f", **arguments):
@@ -46,6 +57,14 @@ def score(trajectory, assignment=None, **options):
     return match_reward(assignment, **options)([trajectory])[0]
 
 
+def scored(trajectories, group=None, **options):
+    """The reward of these options, its credits of trajectories, and a batch of them."""
+    reward = match_reward(**options)
+    credits = reward(trajectories)
+    numbers = group or [0] * len(trajectories)
+    return reward, credits, RewardBatch.from_credits(credits, trajectories, numbers)
+
+
 def assigned(assignment, similarity):
     """The assignment of a single matrix."""
     return assignment([np.asarray(similarity, dtype=float)])[0]
@@ -61,13 +80,7 @@ def batch(rows, group=None, has_calls=None, outcome=None, states=None, actions=N
     calls = mask & ~last if has_calls is None else np.asarray(has_calls, dtype=bool)
     if outcome is None:
         outcome = [row[-1] if len(row) else 0.0 for row in rows]
-    return RewardBatch(
-        rewards,
-        mask,
-        np.zeros(len(rows), dtype=int) if group is None else np.asarray(group),
-        calls,
-        rewards.sum(axis=1),
-        np.asarray(outcome, dtype=float),
-        None if states is None else np.asarray(states),
-        None if actions is None else np.asarray(actions),
-    )
+    group = np.zeros(len(rows), dtype=int) if group is None else np.asarray(group)
+    keys = [None if each is None else np.asarray(each) for each in (states, actions)]
+    paid = rewards.sum(axis=1), np.asarray(outcome, dtype=float)
+    return RewardBatch(rewards, mask, group, calls, *paid, *keys)

@@ -5,15 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from matchtir.credit.advantages import (
-    DualAdvantage,
-    RewardBatch,
-    TrajectoryAdvantage,
-    TurnAdvantage,
-)
+from matchtir.credit.advantages import DualAdvantage, TrajectoryAdvantage, TurnAdvantage
 from matchtir.credit.calls import call_advantages, deviations, with_call_variance
 from matchtir.credit.estimators import ShrinkageAdvantage
 from matchtir.credit.statistics import spread
+from tests.credit import builders
 from tests.credit.builders import attempt, call, match_reward, says, task, turn
 
 A, B, NO = call("a"), call("b"), call("no_tool")
@@ -23,8 +19,7 @@ RIGHT = attempt(OF, turn(A, B), says("red"))
 
 
 def scored(*trajectories, **options):
-    credits = match_reward(**options)(trajectories)
-    batch = RewardBatch.from_credits(credits, trajectories, [0] * len(trajectories))
+    _, credits, batch = builders.scored(trajectories, **options)
     return credits, with_call_variance(batch, credits, trajectories)
 
 

@@ -7,12 +7,11 @@ from matchtir.credit.assignment import (
     PartialAssignment,
     SoftAssignment,
 )
-from matchtir.types import CallStatus, StopReason, ToolCall
-from tests.credit.builders import attempt, call, match_reward, says, score, task, turn
+from matchtir.types import StopReason
+from tests.credit.builders import MALFORMED, attempt, call, match_reward, says, score, task, turn
 
 A, B, C = call("a", x=1), call("b", y="p"), call("c")
 ABC = task(A, B, C)
-MALFORMED = ToolCall("", None, CallStatus.INVALID_JSON, "{")
 ASSIGNMENTS = [
     HardAssignment(),
     SoftAssignment(),

@@ -10,20 +10,15 @@ from matchtir.types import CallStatus, ToolCall
 
 KEYS = st.sampled_from(["a", "b", "c"])
 VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-3, 3)
-    | st.sampled_from([0.0, 1.0, 0.5, "x", "X", "1"]),
+    st.sampled_from([None, True, False, 0.0, 1.0, 0.5, "x", "X", "1"]) | st.integers(-3, 3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=2),
     max_leaves=4,
 )
 CALLS = st.builds(ToolCall, st.sampled_from(["f", "g"]), st.dictionaries(KEYS, VALUES, max_size=3))
 
 
-def pair(predicted, gold, **options):
-    calls = (
-        each if isinstance(each, ToolCall) else ToolCall("f", each) for each in (predicted, gold)
-    )
+def pair(*calls, **options):
+    calls = (each if isinstance(each, ToolCall) else ToolCall("f", each) for each in calls)
     return Similarity(**options)(*([each] for each in calls))[0, 0]
 
 
@@ -79,13 +74,9 @@ def test_case_of_names_counts_unless_told_otherwise():
     ],
 )
 def test_equality_of_values(left, right, as_json, as_python, as_normalized):
-    for values, expected in {
-        "json": as_json,
-        "python": as_python,
-        "normalized": as_normalized,
-    }.items():
-        full = pair({"a": left}, {"a": right}, values=values) == 1
-        assert bool(full) is expected, values
+    kinds = "json", "python", "normalized"
+    equal = [pair({"a": left}, {"a": right}, values=values) == 1 for values in kinds]
+    assert equal == [as_json, as_python, as_normalized]
 
 
 def test_values_nested_beyond_recursion_are_unequal_rather_than_an_error():
