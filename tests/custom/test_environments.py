@@ -26,21 +26,21 @@ from tests.tools.sandbox_helpers import until
 
 # OpenEnv needs an older mcp, so that it may live in another environment than this one.
 PYTHON = os.environ.get("OPENENV_PYTHON", sys.executable)
-OPEN: list[str] = []  # sessions of the server of ours
+OPEN = []  # sessions of the server of ours
 GOLD = [ToolCall("step", {"metres": metres}) for metres in (1, 1, 1)]
 
 
-def free_port() -> int:
+def free_port():
     with socket.create_server(("127.0.0.1", 0)) as free:
         return free.getsockname()[1]
 
 
-def answers(port: int) -> bool:
+def answers(port):
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-async def path_session(request: web.Request) -> web.WebSocketResponse:
+async def path_session(request):
     """The environment `path` of openenv_server.py, as far as the protocol goes."""
     stream = web.WebSocketResponse()
     await stream.prepare(request)
@@ -64,7 +64,7 @@ async def path_session(request: web.Request) -> web.WebSocketResponse:
     return stream
 
 
-async def schema(request: web.Request) -> web.Response:
+async def schema(request):
     properties = {"metres": {"type": "integer"}, "metadata": {"type": "object"}}
     action = {"type": "object", "description": "Walk so far.", "properties": properties}
     return web.json_response({"action": action})
@@ -77,7 +77,7 @@ def protocol():
     application.add_routes([web.get("/ws", path_session), web.get("/schema", schema)])
     runner, thread = web.AppRunner(application, shutdown_timeout=0.1), LoopThread("environment")
 
-    async def start() -> None:
+    async def start():
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
 
@@ -93,7 +93,7 @@ def serve():
         pytest.skip("the extra openenv is not installed here, nor named by OPENENV_PYTHON")
     processes = []
 
-    def start(name: str) -> str:
+    def start(name):
         port = free_port()
         command = [PYTHON, "-m", "uvicorn", f"openenv_server:{name}", "--port", str(port)]
         processes.append(subprocess.Popen(command, cwd=Path(__file__).parent))
@@ -107,7 +107,7 @@ def serve():
         process.wait()
 
 
-def with_gold(folder: Path, url: str, **options) -> OpenEnvTasks:
+def with_gold(folder, url, **options):
     calls = [{"name": call.name, "arguments": call.arguments} for call in GOLD]
     file = folder / "gold.jsonl"
     file.write_text(json.dumps({"id": "openenv/test/0", "gold_calls": calls}))
@@ -115,18 +115,18 @@ def with_gold(folder: Path, url: str, **options) -> OpenEnvTasks:
     return OpenEnvTasks(sandbox, {"test": 2}, gold=str(file), **options)
 
 
-def played(task: Task, calls: list[ToolCall], sandbox: OpenEnvSandbox):
+def played(task, calls, sandbox):
     """The status of each call, its output, and the state in the end."""
     replay = asyncio.run(replay_calls(task, calls, sandbox))
     outputs = [result.output for result in replay.results]
     return [str(result.status) for result in replay.results], outputs, replay.state
 
 
-def earned(reward: float) -> dict[str, dict]:
+def earned(reward):
     return {"<environment>": {"reward": reward, "solved": reward == 1.0}}
 
 
-def check_path(url: str, folder: Path) -> None:
+def check_path(url, folder):
     """One environment of actions, whoever serves it."""
     tasks = with_gold(folder, url, instructions="Walk.")
     first, second = tasks.tasks("test")

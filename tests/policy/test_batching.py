@@ -1,11 +1,12 @@
 """Turns become tokens: literal ids, masks, turn numbers and log-probabilities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from matchtir.policy.batching import collate, micro_batches, spread_over_tokens
 from matchtir.policy.packing import Prefixes, shared_prefixes
@@ -14,42 +15,25 @@ from matchtir.types import Span, SpanKind, StopReason, Task, ToolCall, Trajector
 PAD = 99
 TASK = Task("t", "?", (), (), "")
 
-TWO_TURNS = Trajectory(
-    TASK,
-    prompt_ids=(1, 2, 3),
-    turns=(
-        Turn((10, 11), (-0.5, -0.25), "call", observation_ids=(20, 21, 22)),
-        Turn((12,), (-1.0,), "answer"),
-    ),
-    stop_reason=StopReason.ANSWER,
-)
-ONE_TURN = Trajectory(
-    TASK,
-    prompt_ids=(1, 2),
-    turns=(Turn((13, 14, 15), (-2.0, 0.0, -3.0), "answer"),),
-    stop_reason=StopReason.ANSWER,
-)
+FIRST = Turn((10, 11), (-0.5, -0.25), "call", observation_ids=(20, 21, 22))
+SECOND, ONLY = Turn((12,), (-1.0,), "answer"), Turn((13, 14, 15), (-2.0, 0.0, -3.0), "answer")
+TWO_TURNS = Trajectory(TASK, (1, 2, 3), (FIRST, SECOND), StopReason.ANSWER)
+ONE_TURN = Trajectory(TASK, (1, 2), (ONLY,), StopReason.ANSWER)
 NO_TURN = Trajectory(TASK, (1, 2, 3, 4), (), StopReason.PROMPT_TOO_LONG)
 
 
-def test_trajectories_as_tensors() -> None:
+def test_trajectories_as_tensors():
     batch = collate([TWO_TURNS, ONE_TURN], PAD)
     assert batch.input_ids.tolist() == [
         [1, 2, 3, 10, 11, 20, 21, 22, 12],
         [1, 2, 13, 14, 15, PAD, PAD, PAD, PAD],
     ]
-    assert batch.attention_mask.int().tolist() == [
-        [1, 1, 1, 1, 1, 1, 1, 1, 1],
-        [1, 1, 1, 1, 1, 0, 0, 0, 0],
-    ]
-    assert batch.sampled.int().tolist() == [
-        [0, 0, 0, 1, 1, 0, 0, 0, 1],
-        [0, 0, 1, 1, 1, 0, 0, 0, 0],
-    ]
+    assert batch.attention_mask.equal(batch.input_ids != PAD)
     assert batch.turn_index.tolist() == [
         [-1, -1, -1, 0, 0, -1, -1, -1, 1],
         [-1, -1, 0, 0, 0, -1, -1, -1, -1],
     ]
+    assert batch.sampled.equal(batch.turn_index >= 0)
     assert batch.sampler_logprobs.tolist() == [
         [0, 0, 0, -0.5, -0.25, 0, 0, 0, -1.0],
         [0, 0, -2.0, 0, -3.0, 0, 0, 0, 0],
@@ -57,7 +41,7 @@ def test_trajectories_as_tensors() -> None:
     assert batch.lengths.tolist() == [9, 5]
 
 
-def test_tokens_get_the_number_of_their_turn_or_call() -> None:
+def test_tokens_get_the_number_of_their_turn_or_call():
     reasoning, call = SpanKind.REASONING, SpanKind.CALL
     spans = (Span(reasoning, 0, 1), Span(call, 1, 3), Span(call, 3, 4), Span(reasoning, 4, 5))
     two = Turn((0,) * 5, (0.0,) * 5, "", (ToolCall("f", {}),) * 2, (), (7, 7), spans=spans)
@@ -69,21 +53,19 @@ def test_tokens_get_the_number_of_their_turn_or_call() -> None:
         [0, 0, 3, 3, 3, 0, 0, 0, 0, 0],
     ]
     assert spread_over_tokens([both], turns[:1], None, 10).tolist() == [[0, *[1] * 5, 0, 0, 2, 2]]
-    unknown = Trajectory(
-        TASK, (1,), (Turn((0,), (0.0,), "", (ToolCall("f", {}),)),), StopReason.MAX_TURNS
-    )
+    unknown = Trajectory(TASK, (1,), (replace(one, spans=()),), StopReason.MAX_TURNS)
     with pytest.raises(ValueError, match="t: 0 spans of calls for 1 calls"):
         spread_over_tokens([unknown], turns[:1], [np.zeros(1)], 2)
 
 
-def test_a_trajectory_without_turns_is_its_prompt() -> None:
+def test_a_trajectory_without_turns_is_its_prompt():
     batch = collate([NO_TURN], PAD)
     assert batch.input_ids.tolist() == [[1, 2, 3, 4]]
     assert batch.attention_mask.all() and not batch.sampled.any()
     assert collate([], PAD).input_ids.shape == (0, 0)
 
 
-def test_rows_are_cut_to_the_longest_of_them() -> None:
+def test_rows_are_cut_to_the_longest_of_them():
     batch = collate([TWO_TURNS, ONE_TURN, ONE_TURN], PAD).rows(torch.tensor([2, 1]))
     assert batch.input_ids.tolist() == [[1, 2, 13, 14, 15]] * 2
     assert batch.turn_index.tolist() == [[-1, -1, 0, 0, 0]] * 2
@@ -91,14 +73,10 @@ def test_rows_are_cut_to_the_longest_of_them() -> None:
     assert batch.lengths.tolist() == [5, 5]
 
 
-def test_log_probabilities_that_do_not_fit_the_tokens_are_refused() -> None:
+def test_log_probabilities_that_do_not_fit_the_tokens_are_refused():
     broken = Trajectory(TASK, (1,), (Turn((2, 3), (-1.0,), "x"),), StopReason.ANSWER)
     with pytest.raises((ValueError, RuntimeError)):
         collate([broken], PAD)
-
-
-def as_lengths(lengths: list[int]) -> Tensor:
-    return torch.tensor(lengths, dtype=torch.int64)
 
 
 PROMPTS = torch.tensor([0, 7, 12])  # lengths; the first stands for having none
@@ -110,11 +88,8 @@ PROMPTS = torch.tensor([0, 7, 12])  # lengths; the first stands for having none
     st.integers(1, 100),
     st.booleans(),
 )
-def test_micro_batches_cover_every_row_once_within_the_limit(
-    rows: list[tuple[int, int]], max_tokens: int, packing: bool
-) -> None:
-    number = as_lengths([number for _, number in rows])
-    own = as_lengths([length for length, _ in rows])
+def test_micro_batches_cover_every_row_once_within_the_limit(rows, max_tokens, packing):
+    own, number = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2).T
     lengths = own + PROMPTS[number]
     packed = Prefixes(number, PROMPTS[number]) if packing else None
     groups = [g.tolist() for g in micro_batches(lengths, max_tokens, packed)]
@@ -128,12 +103,12 @@ def test_micro_batches_cover_every_row_once_within_the_limit(
         assert tokens <= max_tokens or len(group) == 1
 
 
-def test_micro_batches_are_filled() -> None:
+def test_micro_batches_are_filled():
     groups = micro_batches(torch.tensor([5, 100, 5, 4, 5]), max_tokens=15)
     assert [group.tolist() for group in groups] == [[3, 0, 2], [4], [1]]
 
 
-def test_attempts_at_one_task_stay_together_and_tokens_are_balanced() -> None:
+def test_attempts_at_one_task_stay_together_and_tokens_are_balanced():
     # Three prompts of 4 tokens with own tokens of 2, 2, 2, of 3, 3 and of 8.
     number = torch.tensor([0, 1, 0, 1, 0, 2])
     packed = Prefixes(number, torch.tensor([4, 4, 4, 4, 4, 0]))
@@ -145,7 +120,7 @@ def test_attempts_at_one_task_stay_together_and_tokens_are_balanced() -> None:
     assert [group.tolist() for group in groups] == [[0, 1], [2, 3]]
 
 
-def test_sequences_that_begin_alike_share_what_stands_before_the_first_sampled_token() -> None:
+def test_sequences_that_begin_alike_share_what_stands_before_the_first_sampled_token():
     ids = torch.tensor([[5, 6, 7, 8], [5, 6, 9, 9], [5, 7, 7, 8], [5, 6, 7, 0], [4, 4, 4, 4]])
     scored = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 0], [0, 0, 1, 1], [0, 0, 0, 0], [1, 0, 1, 1]])
     number, length = shared_prefixes(ids, scored.bool())

@@ -1,20 +1,17 @@
 """Sequences packed into one row have the scores and gradients of padded ones."""
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
-    PreTrainedConfig,
     Qwen2Config,
 )
 
@@ -26,7 +23,7 @@ from tests.policy.tiny_policy import ARCHITECTURE, small
 SIZES = {"vocab_size": 300, **ARCHITECTURE}
 
 
-def batch(lengths: list[int], prompts: list[int] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def batch(lengths, prompts=None):
     """Ids, scored and real tokens [B, L] of sequences padded on the right.
 
     With prompts, sequence b goes on after prompt number `prompts[b]`, which is 3 tokens and as many
@@ -47,7 +44,7 @@ def batch(lengths: list[int], prompts: list[int] | None = None) -> tuple[Tensor,
     return ids, scored, real
 
 
-def outcome(policy: Policy, *sequences: list[int]) -> list[Tensor]:
+def outcome(policy, *sequences):
     """Log-probabilities, entropies and all gradients of a weighted sum of them."""
     ids, scored, real = batch(*sequences)
     policy.zero_grad()
@@ -58,7 +55,7 @@ def outcome(policy: Policy, *sequences: list[int]) -> list[Tensor]:
     return [scores.logprobs.detach(), scores.entropy.detach(), *gradients]
 
 
-def assert_same(one: Policy, other: Policy, *sequences: list[int]) -> None:
+def assert_same(one, other, *sequences):
     found = outcome(one, *sequences), outcome(other, *sequences)
     torch.testing.assert_close(*found, atol=2e-4, rtol=2e-4)
 
@@ -66,7 +63,7 @@ def assert_same(one: Policy, other: Policy, *sequences: list[int]) -> None:
 PADDED, PACKED = small().policy, small(packing=True).policy
 
 
-def test_scores_of_a_packed_row_in_16_bits_are_near_those_in_32() -> None:
+def test_scores_of_a_packed_row_in_16_bits_are_near_those_in_32():
     ids, scored, real = batch([9, 4, 13], prompts=[1, 1, 2])  # the second has the first one's
     exact = PACKED(ids, scored, 1.0, real).logprobs
     with torch.autocast("cpu", torch.bfloat16):
@@ -79,9 +76,7 @@ def test_scores_of_a_packed_row_in_16_bits_are_near_those_in_32() -> None:
     st.lists(st.tuples(st.integers(0, 20), st.integers(0, 2)), min_size=1, max_size=8),
     st.booleans(),
 )
-def test_scores_and_gradients_are_those_of_padded_sequences(
-    sequences: list[tuple[int, int]], share_prompts: bool
-) -> None:
+def test_scores_and_gradients_are_those_of_padded_sequences(sequences, share_prompts):
     lengths, prompts = (list(column) for column in zip(*sequences, strict=True))
     if share_prompts:
         assert_same(PADDED, PACKED, lengths, prompts)
@@ -98,7 +93,7 @@ def test_scores_and_gradients_are_those_of_padded_sequences(
         MistralConfig(**SIZES, sliding_window=None),
     ],
 )
-def test_other_architectures(config: PreTrainedConfig) -> None:
+def test_other_architectures(config):
     torch.manual_seed(0)
     padded = AutoModelForCausalLM.from_config(config)
     packed = AutoModelForCausalLM.from_config(config)
@@ -125,7 +120,7 @@ def by_kernel(query, key, value, query_ends, key_ends, longest_query, longest_ke
 
 
 @pytest.mark.parametrize("package", ["torch", "flash_attn", "flash_attn_interface"])
-def test_one_kernel_for_all_segments(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+def test_one_kernel_for_all_segments(monkeypatch, package):
     """What a GPU's kernel is given: a stand-in of its signature does the work on the CPU."""
 
     def own(*inputs, scale, window_size, enable_gqa):
@@ -149,7 +144,7 @@ def test_one_kernel_for_all_segments(monkeypatch: pytest.MonkeyPatch, package: s
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_kernel_of_a_gpu_does_the_same() -> None:
+def test_the_kernel_of_a_gpu_does_the_same():
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, 40, 32) for heads in (4, 2, 2))
     ids, scored, real = batch([9, 3, 14], [0, 1, 0])
@@ -162,19 +157,7 @@ def test_the_kernel_of_a_gpu_does_the_same() -> None:
     torch.testing.assert_close(found.float().cpu(), plain, atol=2e-2, rtol=2e-2)
 
 
-def test_split_or_unsplit_groups_have_the_same_gradients() -> None:
-    ids, scored, real = batch([5, 9, 2, 7, 4, 6], [0, 1, 0, 1, 0, 2])
-    found = []
-    for parts in ([[0, 1, 2, 3, 4, 5]], [[0, 2, 4], [1, 3], [5]], [[0, 1], [2, 3], [4, 5]]):
-        PACKED.zero_grad()
-        for rows in parts:
-            PACKED(ids[rows], scored[rows], 1.0, real[rows]).logprobs.sum().backward()
-        found.append([weight.grad.clone() for weight in PACKED.parameters()])
-    torch.testing.assert_close(found[1], found[0], atol=2e-4, rtol=2e-4)
-    torch.testing.assert_close(found[2], found[0], atol=2e-4, rtol=2e-4)
-
-
-def test_layers_are_computed_again_for_the_backward_pass() -> None:
+def test_layers_are_computed_again_for_the_backward_pass():
     policy = small(packing=True, activation_checkpointing=True).policy
     assert_same(PADDED, policy, [5, 12, 7], [0, 1, 1])
 
@@ -186,10 +169,8 @@ def test_layers_are_computed_again_for_the_backward_pass() -> None:
         (([30, 2, 3], [0, 1, 0]), 3 + 30 + 3 + 4 + 2),  # the first prompt once, without padding
     ],
 )
-def test_neither_padding_nor_a_prompt_is_computed_again(
-    sequences: tuple[list[int], ...], computed: int
-) -> None:
-    seen: list[tuple[int, ...]] = []
+def test_neither_padding_nor_a_prompt_is_computed_again(sequences, computed):
+    seen = []
     layer = PACKED.model.base_model.layers[0].mlp
     hook = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2]))
     ids, scored, real = batch(*sequences)
@@ -198,7 +179,7 @@ def test_neither_padding_nor_a_prompt_is_computed_again(
     assert seen == [(1, computed)]
 
 
-def test_a_packed_policy_samples_from_a_cache_as_any_other() -> None:
+def test_a_packed_policy_samples_from_a_cache_as_any_other():
     ids, _, _ = batch([9, 9])
     tokens = []
     for policy in (PADDED, PACKED):
@@ -207,7 +188,7 @@ def test_a_packed_policy_samples_from_a_cache_as_any_other() -> None:
     assert tokens[0] == tokens[1]
 
 
-def test_a_packed_policy_is_saved_as_any_other(tmp_path: Path) -> None:
+def test_a_packed_policy_is_saved_as_any_other(tmp_path):
     tokenizer = small().tokenizer
     save_pretrained(LoadedPolicy(PACKED, tokenizer), tmp_path)
     assert "packed" not in (tmp_path / "config.json").read_text()
@@ -219,12 +200,9 @@ def test_a_packed_policy_is_saved_as_any_other(tmp_path: Path) -> None:
     [
         (Gemma3TextConfig(**SIZES), "full attention in every layer"),
         (MistralConfig(**SIZES, sliding_window=8), "full attention in every layer"),
-        (
-            LlamaConfig(**SIZES, attn_implementation="eager"),
-            "flash_attention_2 or flash_attention_3, not eager",
-        ),
+        (LlamaConfig(**SIZES, attn_implementation="eager"), "flash_attention_3, not eager"),
     ],
 )
-def test_models_that_cannot_be_packed_are_refused(config: PreTrainedConfig, message: str) -> None:
+def test_models_that_cannot_be_packed_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         Policy(AutoModelForCausalLM.from_config(config), packing=True)

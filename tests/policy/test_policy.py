@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from matchtir.policy.policy import Policy, TokenScores
 from tests.policy.tiny_policy import small
@@ -11,19 +10,19 @@ LENGTHS = (9, 5, 7)
 PAD = 3
 
 
-def batch(lengths: tuple[int, ...] = LENGTHS) -> tuple[Tensor, Tensor]:
+def batch(lengths=LENGTHS):
     """Ids [B, L] with right padding, and some tokens to be scored (never padding)."""
     generator = torch.Generator().manual_seed(0)
     shape = (len(lengths), max(lengths))
     ids = torch.randint(10, 800, shape, generator=generator)
     real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
     scored = real & (torch.rand(shape, generator=generator) < 0.7)
-    scored[:, 0] = False
+    scored[:, 0] = True  # gets none: nothing stands before it
     return ids.masked_fill(~real, PAD), scored
 
 
 @pytest.mark.parametrize("head_float32", [True, False])
-def test_the_output_layer_computes_in_32_bits_where_it_should(head_float32: bool) -> None:
+def test_the_output_layer_computes_in_32_bits_where_it_should(head_float32):
     model = small().policy.model.bfloat16()
     policy = Policy(model, head_float32=head_float32)
     states = torch.randn(8, 32, dtype=torch.bfloat16)
@@ -35,14 +34,8 @@ def test_the_output_layer_computes_in_32_bits_where_it_should(head_float32: bool
     assert policy.model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-def test_the_first_token_has_no_score() -> None:
-    ids, _ = batch()
-    first = small().policy(ids, torch.ones_like(ids, dtype=torch.bool)).logprobs[:, 0]
-    assert (first == 0).all()  # nothing stands before it
-
-
 @pytest.mark.parametrize("shape", [(2, 6), (1, 1)])
-def test_nothing_to_score(shape: tuple[int, int]) -> None:
+def test_nothing_to_score(shape):
     scores = small().policy(torch.full(shape, 20), torch.zeros(shape, dtype=torch.bool))
     assert scores.logprobs.shape == scores.entropy.shape == shape
     assert not scores.logprobs.any()
@@ -50,9 +43,7 @@ def test_nothing_to_score(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (4, 0.5), (10_000, 2.0)])
-def test_scores_and_gradients_equal_those_of_a_plain_computation(
-    chunk: int, temperature: float
-) -> None:
+def test_scores_and_gradients_equal_those_of_a_plain_computation(chunk, temperature):
     policy, reference = small(head_chunk=chunk).policy, small().policy
     ids, scored = batch()
     found = policy(ids, scored, temperature)
@@ -70,16 +61,16 @@ def test_scores_and_gradients_equal_those_of_a_plain_computation(
         torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-4)
 
 
-def test_without_dropout_layers_still_compute_again_what_they_did_not_keep() -> None:
+def test_without_dropout_layers_still_compute_again_what_they_did_not_keep():
     policy = small(activation_checkpointing=True).policy
     policy.train_without_dropout()
-    calls: list[bool] = []
+    calls = []
     layer = policy.model.base_model.layers[0].mlp
     layer.register_forward_pre_hook(lambda module, _: calls.append(module.training))
     policy(*batch()).logprobs.sum().backward()
     assert calls == [False, False]  # forward, and again in the backward pass
 
 
-def test_a_chunk_must_hold_a_token() -> None:
+def test_a_chunk_must_hold_a_token():
     with pytest.raises(ValueError, match="head_chunk"):
         Policy(small().policy.model, head_chunk=0)

@@ -23,7 +23,7 @@ CARD = (START / "README.md").read_text(encoding="utf-8")
 LIMITS = EpisodeLimits(8, 16_384, 400, 64)
 
 
-def test_the_weights_are_those_of_the_card() -> None:
+def test_the_weights_are_those_of_the_card():
     (stated,) = re.findall(r"`([0-9a-f]{64})`", CARD)
     weights = (START / "model.safetensors").read_bytes()
     assert hashlib.sha256(weights).hexdigest() == stated
@@ -33,7 +33,7 @@ def test_the_weights_are_those_of_the_card() -> None:
     assert loaded.tokenizer.chat_template == tiny_tokenizer().chat_template
 
 
-def test_they_score_what_the_card_says() -> None:
+def test_they_score_what_the_card_says():
     """Success and Solve-F1 of the held-out tasks, on a quarter of them."""
     row = next(line for line in CARD.splitlines() if "these weights" in line)
     stated = [float(cell.strip(" *")) for cell in row.split("|")[2:-1]]
@@ -54,7 +54,7 @@ def test_they_score_what_the_card_says() -> None:
         assert mean == pytest.approx(value, abs=0.12), name  # two standard errors of 64 tasks
 
 
-def test_words_of_other_tasks_join_and_the_known_ones_stay() -> None:
+def test_words_of_other_tasks_join_and_the_known_ones_stay():
     task = Task("t", "Which currency has Oslo?", (), (ToolCall("rate", {"city": "Oslo"}),), "")
     loaded, start = load_start(words_of=SimpleNamespace(tasks=lambda split: [task])), load_start()
     size = len(loaded.tokenizer)

@@ -1,7 +1,6 @@
 """The tiny policy's tokenizer: nothing is lost, every word of its worlds is one token."""
 
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +17,7 @@ from matchtir.policy.tiny.tokenizer import (
 from matchtir.rollout.demonstration import gold_trajectory
 from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.synthetic import SyntheticTasks, laptop_words
-from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
+from matchtir.types import Task, ToolCall, ToolSpec
 from tests.rollout.episode_fakes import qwen3_tokenizer, tool
 
 TOKENIZER = tiny_tokenizer()
@@ -27,7 +26,7 @@ PIECES = st.sampled_from(
 )
 
 
-def encode(text: str) -> list[int]:
+def encode(text):
     return TOKENIZER.encode(text, add_special_tokens=False)
 
 
@@ -37,44 +36,29 @@ def encode(text: str) -> list[int]:
     | st.lists(PIECES | st.text(max_size=3)).map("".join)
     | st.text(alphabet='Oslo a"{}:,.12\n<>/', max_size=40)
 )
-def test_any_text_decodes_to_itself(text: str) -> None:
+def test_any_text_decodes_to_itself(text):
     for tokenizer in (TOKENIZER, NAMES):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def test_words_and_frames_are_one_token_each() -> None:
+def test_words_and_frames_are_one_token_each():
     for word in laptop_words():
         assert (len(encode(word)), len(encode(f" {word}"))) == (1, 1), word
     for piece in (*FRAMES, *SPECIAL_TOKENS, *MARKUP_TOKENS):
         assert len(encode(piece)) == 1, piece
 
 
-def test_a_word_that_is_not_in_the_vocabulary_falls_apart_into_bytes() -> None:
+def test_a_word_that_is_not_in_the_vocabulary_falls_apart_into_bytes():
     assert len(encode("zebra")) == len("zebra")
     assert len(encode("Ärger")) == len("Ärger".encode())
     assert len(encode(" amberish")) == len(" amberish")  # a known word inside does not count
 
 
-def test_an_entity_has_the_same_ids_wherever_it_stands() -> None:
-    name = "amber anchor"
-    contexts = [
-        f'What are the age of "opal otter", the rank of "{name}" and the rank of "pale pine"?',
-        f'<tool_call>\n{{"name": "find_age", "arguments": {{"person": "{name}"}}}}\n</tool_call>',
-        f'{{"person": "{name}", "unit": "feet"}}',
-        f"<answer>42, {name}, pale pine</answer>",
-    ]
-    ids = encode(name)
-    assert len(ids) == 2
-    for text in contexts:
-        found = encode(text)
-        assert any(found[i : i + 2] == ids for i in range(len(found))), text
-
-
-def test_laptop_conversations_need_hardly_any_bytes() -> None:
+def test_laptop_conversations_need_hardly_any_bytes():
     """Quotes and line ends are bytes; all else in a gold conversation is a word or a frame."""
     renderer = Renderer(TOKENIZER, system_prompt="")
     tasks = SyntheticTasks(sizes={"train": 24}).tasks("train")
-    used: set[str] = set()
+    used = set()
     for task in tasks:
         trajectory = gold_trajectory(task, renderer)
         assert len(trajectory.prompt_ids) <= 200
@@ -85,7 +69,7 @@ def test_laptop_conversations_need_hardly_any_bytes() -> None:
     assert {text for text in used if len(text) == 1 and not text.isdigit()} <= {'"', "\n", "a"}
 
 
-def test_control_tokens_are_qwen3s() -> None:
+def test_control_tokens_are_qwen3s():
     theirs = qwen3_tokenizer()
     known = theirs.get_added_vocab()
     assert {*SPECIAL_TOKENS, *MARKUP_TOKENS} <= set(known)
@@ -95,7 +79,7 @@ def test_control_tokens_are_qwen3s() -> None:
     assert (TOKENIZER.eos_token, TOKENIZER.pad_token) == (theirs.eos_token, theirs.pad_token)
 
 
-def test_it_loads_again_from_a_folder(tmp_path: Path) -> None:
+def test_it_loads_again_from_a_folder(tmp_path):
     TOKENIZER.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded.get_vocab() == TOKENIZER.get_vocab()
@@ -110,43 +94,40 @@ def test_it_loads_again_from_a_folder(tmp_path: Path) -> None:
 
 # -- a tokenizer with the words of a task set --------------------------------------------------
 
-OSLO = Task(
-    "t",
-    "Which currency has Oslo for 12 nights?",
-    (ToolSpec("find_currency", "Currency of a city.", {"type": "object"}),),
-    (ToolCall("find_currency", {"city": "Oslo"}),),
-    "krone",
-    sub_answers=(SubAnswer("find_currency", "krone"),),
-)
-
-
+FIND = ToolSpec("find_currency", "Currency of a city.", {"type": "object"})
+OF_OSLO = ToolCall("find_currency", {"city": "Oslo"})
+OSLO = Task("t", "Which currency has Oslo for 12 nights?", (FIND,), (OF_OSLO,), "krone")
 NAMES = tiny_tokenizer_for([OSLO])
 
 
-@pytest.mark.parametrize("name", ["Oslo", "12"])
-def test_a_name_is_the_same_token_wherever_it_stands(name: str) -> None:
-    alone = NAMES.encode(name, add_special_tokens=False)
-    for text in (f"for {name} nights", f'{{"city": "{name}"}}', f"<answer>{name}</answer>"):
-        assert set(alone) <= set(NAMES.encode(text, add_special_tokens=False))
-    if name == "Oslo":
-        assert len(alone) == 1
+@pytest.mark.parametrize(
+    ("tokenizer", "name", "length"),
+    [(TOKENIZER, "amber anchor", 2), (NAMES, "Oslo", 1), (NAMES, "12", 1)],
+)
+def test_a_name_has_the_same_ids_wherever_it_stands(tokenizer, name, length):
+    contexts = [
+        f'What are the age of "opal otter", the rank of "{name}" and the rank of "pale pine"?',
+        f'<tool_call>\n{{"name": "find_age", "arguments": {{"person": "{name}"}}}}\n</tool_call>',
+        f'{{"person": "{name}", "unit": "feet"}}',
+        f"<answer>42, {name}, pale pine</answer>",
+        *[f"for {name} nights"] * (tokenizer is NAMES),
+    ]
+    ids = tokenizer.encode(name, add_special_tokens=False)
+    assert len(ids) == length
+    for text in contexts:
+        found = tokenizer.encode(text, add_special_tokens=False)
+        assert any(found[i : i + length] == ids for i in range(len(found))), text
 
 
 # -- the chat template --------------------------------------------------------------------------
 
 CONTENTS = (
-    "hi",
-    "",
-    "\n\nab\n",
-    "<think>\nre\n</think>\n\nans",
-    "x</think>y",
-    "<think>\n\n</think>\n\n",
-    "<tool_response>\nx\n</tool_response>",
-    "ünï <b>&\"'",
+    *("hi", "", "\n\nab\n", "<think>\nre\n</think>\n\nans", "x</think>y"),
+    *("<think>\n\n</think>\n\n", "<tool_response>\nx\n</tool_response>", "ünï <b>&\"'"),
 )
 
 
-def random_messages(rng: random.Random) -> list[dict]:
+def random_messages(rng):
     """Any order of roles, also those that no conversation has."""
     messages = []
     for role in rng.choices(["system", "user", "assistant", "tool"], k=rng.randint(1, 8)):
@@ -161,7 +142,7 @@ def random_messages(rng: random.Random) -> list[dict]:
     return messages
 
 
-def test_template_writes_what_qwen3s_own_writes() -> None:
+def test_template_writes_what_qwen3s_own_writes():
     tokenizer = qwen3_tokenizer()
     assert tokenizer.chat_template != TOKENIZER.chat_template
     rng = random.Random(0)

@@ -1,11 +1,8 @@
 """A very small policy for tests."""
 
-from typing import Any
-
-from matchtir.policy.loading import LoadedPolicy
 from matchtir.policy.tiny.model import load_tiny
 
-ARCHITECTURE: dict[str, Any] = {  # of any family of transformers; without the vocabulary
+ARCHITECTURE = {  # of any family of transformers; without the vocabulary
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -16,7 +13,7 @@ ARCHITECTURE: dict[str, Any] = {  # of any family of transformers; without the v
 }
 
 
-def small(layers: int = 2, seed: int = 0, **arguments) -> LoadedPolicy:
+def small(layers=2, seed=0, **arguments):
     """Random weights, wide enough apart that next-token distributions are far from uniform."""
     sizes = {"hidden_size": 32, "heads": 2, "key_value_heads": 1, "feed_forward": 64}
     return load_tiny(layers=layers, seed=seed, init_std=0.3, **{**sizes, **arguments})

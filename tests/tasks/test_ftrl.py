@@ -53,7 +53,7 @@ def make_row(**changes):
     return {key: value for key, value in row.items() if value is not ...}
 
 
-def write(path: Path, *rows) -> str:
+def write(path, *rows):
     columns = list(dict.fromkeys(key for row in rows for key in row))
     table = pyarrow.table({key: [row.get(key) for row in rows] for key in columns})
     pyarrow.parquet.write_table(table, path)

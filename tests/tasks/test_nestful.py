@@ -57,7 +57,7 @@ def make_row(**changes):
     return {key: value for key, value in row.items() if value is not ...}
 
 
-def write(folder: Path, *rows, functions=FUNCTIONS) -> str:
+def write(folder, *rows, functions=FUNCTIONS):
     lines = [json.dumps(function) for function in functions]
     (folder / "functions.jsonl").write_text("\n".join(lines))
     path = folder / "rows.jsonl"

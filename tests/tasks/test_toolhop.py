@@ -50,7 +50,7 @@ GOLD = [
 ]
 
 
-def write(path: Path, *rows) -> str:
+def write(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
