@@ -1,20 +1,13 @@
 """A teacher's traces without the calls that they did not need."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from matchtir.collection import TracedCall, clean_trace, gold_task, traced_calls
-from matchtir.types import (
-    ResultStatus,
-    StopReason,
-    Task,
-    ToolCall,
-    ToolResult,
-    ToolSpec,
-    Trajectory,
-    Turn,
-)
+from matchtir.types import ResultStatus, Task, ToolCall, ToolResult, ToolSpec
+from tests.credit import builders
 
 SOURCE = """
 CAPITALS = {"Norway": "Oslo", "Peru": "Lima"}
@@ -59,8 +52,8 @@ def cleaned(sandbox, question, answer, *trace, gold_state=None):
 CHAIN = (step(0, "capital", "Norway", "Oslo"), step(1, "mayor", "Oslo", "Anne"))
 KEPT = [(0, "capital", "Norway"), (1, "mayor", "Oslo")]
 WHO = "Who is the mayor of the capital of Norway?"
-
-
+BOTH = "Who are the mayors of Oslo and Lima?"
+MAYORS = (step(0, "mayor", "Oslo", "Anne"), step(0, "mayor", "Lima", "Jorge"))
 DETOUR = (step(0, "capital", "Peru", "Lima"), step(1, "mayor", "Lima", "Jorge"))
 REPEATED = (step(1, "capital", "Norway", "Oslo"), step(2, "mayor", "Oslo", "Anne"))
 
@@ -72,12 +65,7 @@ REPEATED = (step(1, "capital", "Norway", "Oslo"), step(2, "mayor", "Oslo", "Anne
         (WHO, "Anne", (CHAIN[0], *REPEATED), KEPT),  # turns are numbered anew
         ("Who is the mayor of Oslo in Norway?", "Anne", CHAIN, [(0, "mayor", "Oslo")]),
         # A list needs the output of each part.
-        (
-            "Who are the mayors of Oslo and Lima?",
-            "Anne, Jorge",
-            (step(0, "mayor", "Oslo", "Anne"), step(0, "mayor", "Lima", "Jorge")),
-            [(0, "mayor", "Oslo"), (0, "mayor", "Lima")],
-        ),
+        (BOTH, "Anne, Jorge", MAYORS, [(0, "mayor", "Oslo"), (0, "mayor", "Lima")]),
     ],
 )
 def test_what_was_not_needed_goes(sandbox, question, answer, trace, kept):
@@ -93,19 +81,12 @@ def test_where_the_answer_does_not_tell_its_origin_only_repetitions_go(sandbox, 
 
 
 def test_calls_with_an_effect_stay_where_the_state_needs_them(sandbox):
-    trace = (
-        step(0, "capital", "Norway", "Oslo"),
-        step(1, "add", "Oslo", "added"),
-        step(1, "count", output="1"),
-        step(2, "add", "Oslo", "added"),
-    )
+    first, second = (step(turn, "add", "Oslo", "added") for turn in (1, 2))
+    trace = (CHAIN[0], first, step(1, "count", output="1"), second)
     state = {"List": {"items": ["Oslo", "Oslo"]}}
     question = "Put the capital of Norway on the list, twice."
-    assert cleaned(sandbox, question, "", *trace, gold_state=state) == [
-        (0, "capital", "Norway"),
-        (1, "add", "Oslo"),
-        (2, "add", "Oslo"),
-    ]
+    kept = [KEPT[0], (1, "add", "Oslo"), (2, "add", "Oslo")]
+    assert cleaned(sandbox, question, "", *trace, gold_state=state) == kept
 
 
 def test_a_trace_that_does_not_replay_is_none(sandbox):
@@ -117,9 +98,9 @@ def test_a_trace_that_does_not_replay_is_none(sandbox):
 def test_failed_calls_are_no_part_of_a_trace():
     calls = (ToolCall("capital", {"country": "Norway"}), ToolCall("capital", {"x": 1}))
     results = (ToolResult("Oslo"), ToolResult("Error", ResultStatus.BAD_ARGUMENTS))
-    turns = (Turn((), (), "", calls, results), Turn((), (), "<answer>Oslo</answer>"))
-    trajectory = Trajectory(Task("t", "q", (), (), "Oslo"), (), turns, StopReason.ANSWER)
-    assert traced_calls(trajectory) == (TracedCall(0, calls[0], "Oslo"),)
+    made = replace(builders.turn(*calls), results=results)
+    attempt = builders.attempt(builders.task(answer="Oslo"), made, builders.says("Oslo"))
+    assert traced_calls(attempt) == (TracedCall(0, calls[0], "Oslo"),)
 
 
 def test_the_shortest_trace_is_gold_and_others_are_alternatives():
@@ -130,7 +111,5 @@ def test_the_shortest_trace_is_gold_and_others_are_alternatives():
     assert gold.gold_turns == (0, 1)
     assert [answer.output for answer in gold.sub_answers] == ["Oslo", "Anne"]
     assert gold.alternative_gold_calls == (tuple(item.call for item in long),)
-    assert gold.metadata == {
-        "split": "train",
-        "provenance": {"teacher": "m", "right": 3, "distinct": 2},
-    }
+    told = {"teacher": "m", "right": 3, "distinct": 2}
+    assert gold.metadata == {"split": "train", "provenance": told}

@@ -10,16 +10,15 @@ from aiohttp import web
 from matchtir.rollout.http import EndpointError
 from matchtir.tasks.custom import CustomTasks
 from scripts import collect_traces
-from tests.custom.conftest import make_row
+from tests.custom.conftest import STATE, make_row
 from tests.rollout.chat_fakes import listening
 
 
 def calls(*made):
     """An assistant message with calls, as the protocol has it."""
-    functions = [{"name": name, "arguments": json.dumps(arguments)} for name, arguments in made]
     given = [
-        {"id": f"call_{index}", "type": "function", "function": function}
-        for index, function in enumerate(functions)
+        {"id": f"call_{index}", "type": "function", "function": {"name": name, "arguments": text}}
+        for index, (name, text) in enumerate((name, json.dumps(each)) for name, each in made)
     ]
     return {"role": "assistant", "content": None, "tool_calls": given}
 
@@ -48,9 +47,8 @@ class Teacher:
         if isinstance(turn, int):
             return web.json_response({"error": "busy"}, status=turn, headers={"Retry-After": "0"})
         answer = {"choices": [{"message": turn, "finish_reason": "stop"}]}
-        return web.json_response(
-            {**answer, "usage": {"prompt_tokens": 100, "completion_tokens": 10}}
-        )
+        answer["usage"] = {"prompt_tokens": 100, "completion_tokens": 10}
+        return web.json_response(answer)
 
 
 @pytest.fixture
@@ -93,9 +91,8 @@ def test_right_attempts_become_gold_traces_with_their_provenance(collect, module
     assert (summary["attempts"], summary["input tokens"]) == (3, 600)
     assert summary["cost"] == 0.0012
     (row,) = [json.loads(line) for line in (folder / "gold.jsonl").read_text().splitlines()]
-    assert row["gold_calls"] == [
-        {"name": "price", "arguments": {"item": "tea"}, "turn": 1, "output": "3"}
-    ]
+    kept = {"name": "price", "arguments": {"item": "tea"}, "turn": 1, "output": "3"}
+    assert row["gold_calls"] == [kept]
     told = {"teacher": "m", "temperature": 1.0, "attempts": 3, "right": 2, "distinct": 1}
     assert row["metadata"]["provenance"] == told
     (task,) = CustomTasks(str(folder / "gold.jsonl"), str(module), make_sandbox()).rows()
@@ -103,23 +100,14 @@ def test_right_attempts_become_gold_traces_with_their_provenance(collect, module
 
 
 def test_a_right_final_state_is_what_counts_where_a_row_asks_for_one(collect):
-    row = make_row(
-        id="tidy",
-        question="Tidy up.",
-        tools=["put", "take"],
-        gold_calls=None,
-        answer=None,
-        initial_state={"Basket": {"items": ["milk"]}},
-        gold_state={"Basket": {"items": ["tea"]}},
-    )
+    row = make_row(id="tidy", question="Tidy up.", gold_calls=None, **STATE)
     put, done = ("put", {"item": "tea"}), says("<answer>Done.</answer>")
     good, half = [calls(put, ("take", {"item": "milk"})), done], [calls(put), done]
     with listening(Teacher(Tidy=[half, good]).answer) as url:
         summary, folder = collect(url, row, attempts=2)
     assert summary["right attempts"] == 1
     (row,) = [json.loads(line) for line in (folder / "gold.jsonl").read_text().splitlines()]
-    assert [call["name"] for call in row["gold_calls"]] == ["put", "take"]
-    assert [call["turn"] for call in row["gold_calls"]] == [1, 1]
+    assert [(call["name"], call["turn"]) for call in row["gold_calls"]] == [("put", 1), ("take", 1)]
 
 
 def test_it_goes_on_where_it_stopped(collect):

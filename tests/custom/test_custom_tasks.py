@@ -12,7 +12,7 @@ from matchtir.tasks.custom import CustomTasks, row_from_task, task_from_row
 from matchtir.tasks.rows import SPLITS, RowError
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import SubAnswer
-from tests.custom.conftest import make_row
+from tests.custom.conftest import STATE, make_row
 
 ALL_TRAIN = {"train": 1}
 TRIPS = Path(__file__).parents[2] / "examples" / "trips"
@@ -39,19 +39,13 @@ def test_a_row_is_a_task_whose_gold_calls_were_executed(write, module):
 
 
 def test_a_state_task_asks_for_the_state_that_its_gold_calls_reach(write, module):
-    row = make_row(
-        tools=["put", "take"],
-        gold_calls=[call("put", TEA, turn=1), call("take", {"item": "milk"}, turn=1)],
-        answer=None,
-        initial_state={"Basket": {"items": ["milk"]}},
-        gold_state={"Basket": {"items": ["tea"]}},
-    )
+    calls = [call("put", TEA, turn=1), call("take", {"item": "milk"}, turn=1)]
+    row = make_row(gold_calls=calls, **STATE)
     (task,) = read(write, module, row)
     assert (task.answer, task.gold_turns) == ("", (0, 0))
     assert [answer.output for answer in task.sub_answers] == ["2", "1"]
-    row["gold_state"]["Basket"]["items"] = ["milk"]
     with pytest.raises(RowError, match=r"row 0: gold_state: .*Basket.items is \['tea'\]"):
-        read(write, module, row)
+        read(write, module, {**row, "gold_state": row["initial_state"]})
 
 
 def test_a_gold_call_that_fails_is_a_mistake_in_the_row(write, module):
@@ -66,39 +60,20 @@ def test_without_a_sandbox_outputs_are_taken_as_given(write, module):
     assert task.sub_answers == (SubAnswer("price", '{"price": 4}'),)
 
 
-def test_messages_are_a_history_and_a_question(write, module):
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": "Yes?"},
-        {"role": "user", "content": "What is tea?"},
-    ]
-    (task,) = read(write, module, make_row(question=None, messages=messages))
-    assert task.question == "What is tea?"
-    assert [message.role for message in task.history] == ["system", "user", "assistant"]
-
-
-def test_tools_may_be_written_in_the_row(write):
-    source = "def double(x):\n    return 2 * x\n"
-    schema = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
-    flat = {"name": "double", "description": "Doubles.", "parameters": schema, "source": source}
-    nested = {
-        "type": "function",
-        "function": {k: v for k, v in flat.items() if k != "source"},
-        "source": source,
-    }
-    for entry in (flat, nested):
-        row = make_row(tools=[entry], gold_calls=[call("double", {"x": 4})])
-        (task,) = read(write, None, row, tools=None)
-        assert task.sub_answers == (SubAnswer("double", "8"),)
-
-
 def sourced(source):
     return {"tools": [{"name": "f", "description": "", "parameters": {}, "source": source}]}
 
 
 def messages(*roles):
-    return {"question": None, "messages": [{"role": role, "content": "x"} for role in roles]}
+    said = [{"role": role, "content": f"{role} {place}"} for place, role in enumerate(roles)]
+    return {"question": None, "messages": said}
+
+
+def test_messages_are_a_history_and_a_question(write, module):
+    row = make_row(**messages("system", "user", "assistant", "user"))
+    (task,) = read(write, module, row)
+    assert task.question == "user 3"
+    assert [message.role for message in task.history] == ["system", "user", "assistant"]
 
 
 GOLD = r"gold_calls\[0\]: "
@@ -158,12 +133,9 @@ def test_tasks_become_rows_and_tasks_again(write, module):
         make_row(scenario="a", metadata={"source": "me"}),
         make_row(
             id="b",
-            **messages("system", "user"),
-            gold_calls=[call("put", {"item": "a"}, turn=1)],
-            alternatives=[[call("put", {"item": "b"})]],
-            answer=None,
-            initial_state={"Basket": {"items": []}},
-            gold_state={"Basket": {"items": ["a"]}},
+            **messages("system", "user") | STATE | {"initial_state": {"Basket": {"items": []}}},
+            gold_calls=[call("put", TEA, turn=1)],
+            alternatives=[[call("put", WINE)]],
         ),
     ]
     for task in read(write, module, *rows):

@@ -3,9 +3,9 @@
 import asyncio
 import json
 import os
-import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -21,23 +21,13 @@ from matchtir.tools.openenv import OpenEnvSandbox
 from matchtir.tools.sandbox import replay_calls
 from matchtir.types import StopReason, Task, ToolCall, Trajectory, Turn
 from matchtir.utils.loop_thread import LoopThread
+from tests.custom.conftest import served
 from tests.evaluation.benchmark_helpers import play
-from tests.tools.sandbox_helpers import until
 
 # OpenEnv needs an older mcp, so that it may live in another environment than this one.
 PYTHON = os.environ.get("OPENENV_PYTHON", sys.executable)
 OPEN = []  # sessions of the server of ours
 GOLD = [ToolCall("step", {"metres": metres}) for metres in (1, 1, 1)]
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
-def answers(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def path_session(request):
@@ -73,16 +63,16 @@ async def schema(request):
 @pytest.fixture(scope="module")
 def protocol():
     """The URL of a server of ours that speaks the protocol."""
-    application, port = web.Application(), free_port()
+    application = web.Application()
     application.add_routes([web.get("/ws", path_session), web.get("/schema", schema)])
     runner, thread = web.AppRunner(application, shutdown_timeout=0.1), LoopThread("environment")
 
     async def start():
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", port).start()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
 
     thread.submit(start()).result()
-    yield f"http://127.0.0.1:{port}"
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     thread.stop(runner.cleanup)
 
 
@@ -91,20 +81,14 @@ def serve():
     """Serves an environment of openenv_server.py by OpenEnv's own package, if it is there."""
     if subprocess.run([PYTHON, "-c", "import openenv.core"], capture_output=True).returncode:
         pytest.skip("the extra openenv is not installed here, nor named by OPENENV_PYTHON")
-    processes = []
+    with ExitStack() as running:
 
-    def start(name):
-        port = free_port()
-        command = [PYTHON, "-m", "uvicorn", f"openenv_server:{name}", "--port", str(port)]
-        processes.append(subprocess.Popen(command, cwd=Path(__file__).parent))
-        assert until(lambda: answers(port) or processes[-1].poll() is not None, 60)
-        assert answers(port), "the server ended"
-        return f"http://127.0.0.1:{port}"
+        def start(name):
+            command = PYTHON, "-m", "uvicorn", f"openenv_server:{name}", "--port", "PORT"
+            port = running.enter_context(served(*command, cwd=Path(__file__).parent))
+            return f"http://127.0.0.1:{port}"
 
-    yield start
-    for process in processes:
-        process.terminate()
-        process.wait()
+        yield start
 
 
 def with_gold(folder, url, **options):
@@ -185,7 +169,7 @@ def test_the_gold_solution_is_a_success_and_earns_what_the_environment_gives(pro
 
 
 def test_what_cannot_be_played_is_said(protocol, tmp_path, monkeypatch):
-    lost = OpenEnvTasks(OpenEnvSandbox(f"http://127.0.0.1:{free_port()}"), {"test": 1})
+    lost = OpenEnvTasks(OpenEnvSandbox("http://127.0.0.1:1"), {"test": 1})
     with pytest.raises(ValueError, match="no OpenEnv server answers"):
         lost.tasks("test")
     with pytest.raises(ValueError, match="need sandbox=openenv"):

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +12,9 @@ from aiohttp import web
 from matchtir.tasks.tool_sources import read_tools
 from matchtir.tools.mcp import McpError, server_tools
 from matchtir.types import McpServer, ResultStatus
+from tests.custom.conftest import served
 from tests.rollout.chat_fakes import listening
-from tests.tools.sandbox_helpers import alive, in_session, until
+from tests.tools.sandbox_helpers import alive, in_session
 
 pytest.importorskip("mcp", reason="the extra mcp is not installed")
 
@@ -101,24 +101,13 @@ def test_a_server_that_does_not_hear_of_its_end_is_killed(monkeypatch):
 
 
 def test_servers_over_http_answer_and_fail_as_others_do(make_sandbox, results, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/mcp"
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen([*COMMAND, "--port", str(port)], **quiet)
-
-    def listens():
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        assert until(listens, 60)
-        monkeypatch.setenv("SERVICE_KEY", "key")
-        pool = make_sandbox(timeout_s=30.0, max_output_chars=300)
-        tools, slow = (
-            read_tools({"url": url, **more})
-            for more in ({"token": "SERVICE_KEY"}, {"timeout_s": 1.0})
-        )
+    monkeypatch.setenv("SERVICE_KEY", "key")
+    pool = make_sandbox(timeout_s=30.0, max_output_chars=300)
+    with served(*COMMAND, "--port", "PORT", **quiet) as port:
+        url = f"http://127.0.0.1:{port}/mcp"
+        tools = read_tools({"url": url, "token": "SERVICE_KEY"})
+        slow = read_tools({"url": url, "timeout_s": 1.0})
         assert [tool.name for tool in tools[:3]] == ["increase", "echo", "fail"]
         calls = [("echo", {"text": text}) for text in ("hé", "x" * 400)]
         calls += [("fail", {}), ("increase", {"by": "many"})]
@@ -133,9 +122,6 @@ def test_servers_over_http_answer_and_fail_as_others_do(make_sandbox, results, m
         assert gone.status is ResultStatus.BROKEN_TOOL and url in gone.output
         with pytest.raises(McpError, match="does not start: .*connect"):
             server_tools(McpServer(url=url))
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_a_server_over_http_gets_its_token(monkeypatch):

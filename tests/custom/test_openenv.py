@@ -1,14 +1,12 @@
 """The example served as an OpenEnv environment by the real program, and played by its client."""
 
 import json
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.tools.sandbox_helpers import until
+from tests.custom.conftest import served
 
 pytest.importorskip("openenv.core", reason="the extra openenv is not installed")
 
@@ -22,22 +20,10 @@ def call(name, **arguments):
 
 @pytest.fixture(scope="module")
 def url():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     command = [sys.executable, str(ROOT / "scripts" / "serve_openenv.py"), "data=custom"]
     command += [f"data.path={TRIPS / 'tasks.jsonl'}", f"data.tools={TRIPS / 'tools.py'}"]
-    process = subprocess.Popen([*command, f"port={port}"], cwd=ROOT)
-
-    def answers():
-        with socket.socket() as probe:
-            return process.poll() is not None or probe.connect_ex(("127.0.0.1", port)) == 0
-
-    try:
-        assert until(answers, 60) and process.poll() is None, "the server ended"
+    with served(*command, "port=PORT", cwd=ROOT) as port:
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def place(fits):

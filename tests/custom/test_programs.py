@@ -23,11 +23,9 @@ def test_inspect_data_finds_the_example_sound_and_splits_it_anew(configure, tmp_
     inspect_data.run(configure("inspect_data", *EXAMPLE, *settings))
     output = capsys.readouterr().out
     assert "tasks that share no entities" in output
-    assert "LEAK" not in output
-    assert "Problems" not in output
+    assert "LEAK" not in output and "Problems" not in output
     text = page.read_text()
-    assert "<svg" in text
-    assert "find_currency" in text
+    assert "<svg" in text and "find_currency" in text
     written = [json.loads(line) for line in rows.read_text().splitlines()]
     assert len(written) == len(ROWS)
     assert {row["split"] for row in written} == {"train", "validation", "test"}

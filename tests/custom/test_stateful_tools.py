@@ -5,7 +5,6 @@ import json
 
 import pytest
 
-from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import ResultStatus, ToolCall, ToolSpec
 from tests.tools.sandbox_helpers import in_session
 
@@ -45,10 +44,8 @@ def cart_tools(source=CART, path=""):
 
 
 @pytest.fixture
-def sandbox():
-    pool = ProcessPoolSandbox(workers=2, timeout_s=1.0)
-    yield pool
-    pool.shutdown()
+def sandbox(make_sandbox):
+    return make_sandbox(timeout_s=1.0)
 
 
 def in_cart(sandbox, *calls, tools=None, state=None):
@@ -70,10 +67,8 @@ def test_episodes_never_see_each_other_nor_what_an_earlier_one_left(sandbox, tmp
     async def run():
         sessions = [await sandbox.open(tools, {"Cart": {"owner": str(i)}}) for i in range(6)]
         for turn in range(3):
-            calls = [
-                session.call(ToolCall("add", {"name": f"{owner}/{turn}"}))
-                for owner, session in enumerate(sessions)
-            ]
+            made = [ToolCall("add", {"name": f"{owner}/{turn}"}) for owner in range(6)]
+            calls = [session.call(each) for session, each in zip(sessions, made, strict=True)]
             assert {result.output for result in await asyncio.gather(*calls)} == {str(turn + 1)}
         found = [(await s.state(), await s.call(ToolCall("sold", {}))) for s in sessions]
         for session in sessions:
@@ -89,20 +84,18 @@ def test_episodes_never_see_each_other_nor_what_an_earlier_one_left(sandbox, tmp
 
 
 def test_the_state_is_the_public_attributes_as_json(sandbox):
-    _, state = in_cart(sandbox, state={"Cart": {"lines": [{"name": "tea", "count": 2}]}})
-    assert state == {
-        "Cart": {"owner": "", "lines": [{"name": "tea", "count": 2}], "tags": ["a", "b"]}
-    }
+    lines = [{"name": "tea", "count": 2}]
+    _, state = in_cart(sandbox, state={"Cart": {"lines": lines}})
+    assert state == {"Cart": {"owner": "", "lines": lines, "tags": ["a", "b"]}}
     assert in_cart(sandbox, ("spoil", {}))[1] is None  # no JSON
 
 
 def test_functions_stay_stateless_and_never_run_where_objects_did(sandbox):
     source = "import time\nSEEN = []\ndef one(): SEEN.append(1); time.sleep(0.05); return len(SEEN)"
     tools = [*cart_tools(), ToolSpec("one", "", {}, source)]
+    one = ("one", {})
     for _ in range(3):
-        results, state = in_cart(
-            sandbox, ("one", {}), ("add", {"name": "a"}), ("one", {}), ("one", {}), tools=tools
-        )
+        results, state = in_cart(sandbox, one, ("add", {"name": "a"}), one, one, tools=tools)
         assert [result.output for result in results] == ["1"] * 4
         assert state["Cart"]["lines"] == [{"name": "a", "count": 1}]
 
@@ -121,10 +114,8 @@ def test_a_call_that_takes_the_process_along_loses_the_state_of_its_episode_alon
 
     ended, after, (lost, other) = asyncio.run(run())
     assert ended.status == {"hang": ResultStatus.TIMEOUT, "leave": ResultStatus.CRASHED}[end]
-    assert after.status is ResultStatus.CRASHED
-    assert "state were lost" in after.output
-    assert lost is None
-    assert len(other["Cart"]["lines"]) == 1
+    assert after.status is ResultStatus.CRASHED and "state were lost" in after.output
+    assert lost is None and len(other["Cart"]["lines"]) == 1
 
 
 def test_a_thread_of_an_object_does_not_cost_the_state(sandbox):
@@ -134,9 +125,8 @@ def test_a_thread_of_an_object_does_not_cost_the_state(sandbox):
 
 
 def test_an_initial_state_that_does_not_fit_is_told_at_every_call(sandbox):
-    results, state = in_cart(
-        sandbox, ("add", {"name": "a"}), ("sold", {}), state={"Cart": {"colour": "red"}}
-    )
+    calls = ("add", {"name": "a"}), ("sold", {})
+    results, state = in_cart(sandbox, *calls, state={"Cart": {"colour": "red"}})
     assert {result.status for result in results} == {ResultStatus.BROKEN_TOOL}
     assert "Cart cannot be made with its initial state" in results[0].output
     assert "colour" in results[1].output
@@ -144,10 +134,8 @@ def test_an_initial_state_that_does_not_fit_is_told_at_every_call(sandbox):
 
 
 def test_bad_arguments_and_missing_methods(sandbox):
-    odd = ToolSpec("nothing", "", {}, CART, owner="Cart")
-    results, state = in_cart(
-        sandbox, ("add", {"colour": 1}), ("nothing", {}), tools=[*cart_tools(), odd]
-    )
+    tools = [*cart_tools(), ToolSpec("nothing", "", {}, CART, owner="Cart")]
+    results, state = in_cart(sandbox, ("add", {"colour": 1}), ("nothing", {}), tools=tools)
     assert [r.status for r in results] == [ResultStatus.BAD_ARGUMENTS, ResultStatus.BROKEN_TOOL]
     assert "Cart has no method nothing" in results[1].output
     assert state["Cart"]["lines"] == []

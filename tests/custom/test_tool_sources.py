@@ -15,9 +15,8 @@ def test_public_functions_and_methods_are_tools_with_schemas(module):
     assert price.parameters["required"] == ["item"]
     assert price.parameters["properties"]["currency"]["enum"] == ["euro", "pound"]
     assert [tools[name].owner for name in ("price", "put", "take")] == ["", "Basket", "Basket"]
-    assert tools["put"].parameters["properties"] == {
-        "item": {"type": "string", "description": "the item"}
-    }
+    item = {"type": "string", "description": "the item"}
+    assert tools["put"].parameters["properties"] == {"item": item}
 
 
 def test_one_name_alone(module):
@@ -87,10 +86,8 @@ def test_neighbours_of_the_same_name_are_not_mixed_up(tmp_path, sandbox):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "tables.py").write_text(f"VALUE = '{folder}'\n")
         files.append(tmp_path / folder / "tools.py")
-        files[-1].write_text(
-            f'from tables import VALUE\n\n\ndef of_{folder}() -> str:\n    """Its value."""\n'
-            "    return VALUE\n"
-        )
+        head = f'from tables import VALUE\n\n\ndef of_{folder}() -> str:\n    """Its value."""\n'
+        files[-1].write_text(f"{head}    return VALUE\n")
     tools = read_tools([str(file) for file in files])
     calls = [ToolCall(f"of_{folder}", {}) for folder in "abab"]
     task = Task("t", "q", tools, (), "")
