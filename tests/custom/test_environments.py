@@ -6,21 +6,20 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from matchtir.credit.assignment import HardAssignment
 from matchtir.credit.outcome import succeeds
-from matchtir.credit.rewards import MatchReward
-from matchtir.credit.similarity import Similarity
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.tasks.openenv import OpenEnvTasks
 from matchtir.tools.openenv import OpenEnvSandbox
 from matchtir.tools.sandbox import replay_calls
-from matchtir.types import StopReason, Task, ToolCall, Trajectory, Turn
+from matchtir.types import ToolCall
 from matchtir.utils.loop_thread import LoopThread
+from tests.credit import builders
 from tests.custom.conftest import served
 from tests.evaluation.benchmark_helpers import play
 
@@ -91,10 +90,10 @@ def serve():
         yield start
 
 
-def with_gold(folder, url, **options):
-    calls = [{"name": call.name, "arguments": call.arguments} for call in GOLD]
+def with_gold(folder, url, calls=GOLD, **options):
+    gold = [{"name": call.name, "arguments": call.arguments} for call in calls]
     file = folder / "gold.jsonl"
-    file.write_text(json.dumps({"id": "openenv/test/0", "gold_calls": calls}))
+    file.write_text(json.dumps({"id": "openenv/test/0", "gold_calls": gold}))
     sandbox = OpenEnvSandbox(url, solved=0.75)
     return OpenEnvTasks(sandbox, {"test": 2}, gold=str(file), **options)
 
@@ -159,16 +158,16 @@ def test_the_gold_solution_is_a_success_and_earns_what_the_environment_gives(pro
     assert record["values"]["reward"] == pytest.approx(4.0)  # matched calls, and the success
 
     state = {"<environment>": {"reward": 0.8, "solved": True}}
-    task, turns = tasks.tasks("test")[0], (Turn((), (), "done"),)
-    attempt = Trajectory(task, (), turns, StopReason.ANSWER, final_state=state)
-    reward = MatchReward(Similarity(), HardAssignment(), rewards="outcome", outcome="environment")
-    assert reward([attempt])[0].total == 0.8
+    attempt = builders.attempt(tasks.tasks("test")[0], builders.turn(text="done"))
+    attempt = replace(attempt, final_state=state)
+    paid = {"rewards": "outcome", "outcome": "environment"}
+    assert builders.score(attempt, **paid).total == 0.8
     assert not succeeds(attempt)  # it does not say that it is done
-    with pytest.raises(ValueError, match="outcome=environment: t has no environment"):
-        reward([Trajectory(Task("t", "", (), (), ""), (), attempt.turns, StopReason.ANSWER)])
+    with pytest.raises(ValueError, match="outcome=environment: task has no environment"):
+        builders.score(builders.attempt(builders.task(), builders.turn(text="done")), **paid)
 
 
-def test_what_cannot_be_played_is_said(protocol, tmp_path, monkeypatch):
+def test_what_cannot_be_played_is_said(protocol, tmp_path):
     lost = OpenEnvTasks(OpenEnvSandbox("http://127.0.0.1:1"), {"test": 1})
     with pytest.raises(ValueError, match="no OpenEnv server answers"):
         lost.tasks("test")
@@ -176,9 +175,8 @@ def test_what_cannot_be_played_is_said(protocol, tmp_path, monkeypatch):
         OpenEnvTasks(object(), {"test": 1})
     with pytest.raises(ValueError, match=r"question=metadata\.text: the observation is"):
         with_gold(tmp_path, protocol, question="metadata.text").tasks("test")
-    monkeypatch.setattr(sys.modules[__name__], "GOLD", [*GOLD, GOLD[0]])
     with pytest.raises(ValueError, match=r"gold_calls\[3\]: step fails: Error: .* is over"):
-        with_gold(tmp_path, protocol).tasks("test")
+        with_gold(tmp_path, protocol, [*GOLD, GOLD[0]]).tasks("test")
 
 
 def test_a_step_that_takes_too_long_ends_the_episode(protocol):
