@@ -92,8 +92,6 @@ def test_what_has_no_calls_to_compare_is_refused():
     _, batch = scored(MIXED)
     with pytest.raises(ValueError, match="call_variance"):
         TurnAdvantage(level="call").call_weight(replace(batch, call_variance=None))
-    with pytest.raises(ValueError, match="level='word'"):
-        DualAdvantage(level="word")
     assert not hasattr(TrajectoryAdvantage(), "call_weight")
     assert match_reward(rewards="turn").pays_calls
     assert not match_reward(rewards="outcome").pays_calls

@@ -86,11 +86,6 @@ def test_values_nested_beyond_recursion_are_unequal_rather_than_an_error():
     assert json_equal(deep, deep) is False
 
 
-def test_unknown_options_are_named():
-    with pytest.raises(ValueError, match="names='fuzzy'.*exact, casefold"):
-        Similarity(names="fuzzy")
-
-
 def test_numbers_with_absurdly_many_digits_stay_text():
     assert normalized("9" * 5000) == "9" * 5000
     assert normalized("1e999") == "1e999"

@@ -150,17 +150,3 @@ def test_partial_transport_sends_nothing_below_its_threshold():
     partial = assigned(PartialAssignment(0.7, "transport", "conditional", reg=1e-3), similarity)
     assert partial.plan == pytest.approx(np.array([[0, 0], [0, 0.5]]), abs=1e-6)
     assert partial.rewards == pytest.approx([0, 1], abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"reg": 0.0}, "reg=0.0"),
-        ({"max_iterations": 0}, "max_iterations=0"),
-        ({"cost": "square"}, "cost='square'.*linear, normalized_inversion, exponential"),
-        ({"scale": "sum"}, "scale='sum'.*mass, conditional"),
-    ],
-)
-def test_options_are_checked(options, message):
-    with pytest.raises(ValueError, match=message):
-        SoftAssignment(**options)

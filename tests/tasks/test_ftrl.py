@@ -17,15 +17,11 @@ TOOLS = [
     {"type": "function", "function": {"name": n, "description": n, "parameters": PARAMETERS}}
     for n in ("finder", "counter")
 ]
-
-
 GOLD = [
     {"name": "finder", "parameters": {"city": "Ulm"}},
     {"name": "counter", "parameters": {}},
     {"name": "finder", "parameters": {"city": "Bonn"}},
 ]
-
-
 ROW = {
     "messages": [{"role": "user", "content": "Find it.\nQuestion: When was Ulm founded?"}],
     "tools": TOOLS,
@@ -41,10 +37,8 @@ ROW = {
 
 def in_columns(row):
     """A row as the files have it: some columns are JSON texts."""
-    texts = {
-        key: json.dumps(row[key]) for key in ("tools", "codes", "unsolved_set", "ground_truth")
-    }
-    return row | texts
+    texts = "tools", "codes", "unsolved_set", "ground_truth"
+    return row | {key: json.dumps(row[key]) for key in texts}
 
 
 def make_row(**changes):
@@ -165,10 +159,7 @@ def test_skipping_keeps_the_good_rows_and_their_numbers(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("trace", "message"),
     [
-        (
-            [{"name": "finder", "arguments": {}}],
-            r"t\.parquet, row 0: gold_trace.*turn: is m",
-        ),
+        ([{"name": "finder", "arguments": {}}], r"t\.parquet, row 0: gold_trace.*turn: is m"),
         ([{"name": "finder", "arguments": {}, "turn": 0}], "turn: expected a number from 1, got 0"),
         ([{"name": "x", "arguments": {}, "turn": 1}], "gold_trace.*'x' is none of the row's tools"),
         (None, r"gold\.jsonl, row 0: gold_trace: is null"),
@@ -234,8 +225,7 @@ def test_the_published_files_load_whole():
         gold_traces_path=str(folder / "test_gold_derived.jsonl"),
     )
     training, validation, test = (tasks.tasks(s) for s in ("train", "validation", "test"))
-    assert len(training) + len(validation) == 125
-    assert len(test) == 140
+    assert (len(training) + len(validation), len(test)) == (125, 140)
     scenarios = {"single_hop", "parallel_single_hop", "multi_hop", "parallel_multi_hop"}
     assert {task.scenario for task in test} == scenarios
     for task in (*training, *validation):

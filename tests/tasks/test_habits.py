@@ -35,10 +35,7 @@ CHAINS = Task(
     tools=tuple(map(text_tool, ("find_port", "find_ruler", "age"), ("place", "place", "x"))),
     gold_calls=(*PORTS, *RULERS),
     answer="Ada, Bob",
-    sub_answers=tuple(
-        SubAnswer(each.name, output)
-        for each, output in zip((*PORTS, *RULERS), OUTPUTS, strict=True)
-    ),
+    sub_answers=tuple(map(SubAnswer, (each.name for each in (*PORTS, *RULERS)), OUTPUTS)),
     gold_turns=(0, 0, 1, 1),
 )
 

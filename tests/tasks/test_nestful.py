@@ -42,9 +42,7 @@ def make_row(**changes):
     row = {
         "id": "one",
         "question": "What is (1 + 2) / 2?",
-        "tools": [
-            {"name": name, "description": name, "parameters": NUMBERS} for name in ("add", "divide")
-        ],
+        "tools": [{"name": n, "description": n, "parameters": NUMBERS} for n in ("add", "divide")],
         "executors": {"kind": "python_source", "in": "functions.jsonl", "by": "name"},
         "gold_trace": [
             step("add", {"arg_0": 1, "arg_1": 2}, 3, "var_1"),
@@ -53,8 +51,7 @@ def make_row(**changes):
         "gold_answer": 1.5,
         "meta": {flag: True for flag in ("executed", "answer_ok", "json_args", "gold_tools_pure")},
     }
-    row.update(changes)
-    return {key: value for key, value in row.items() if value is not ...}
+    return {key: value for key, value in (row | changes).items() if value is not ...}
 
 
 def write(folder, *rows, functions=FUNCTIONS):
@@ -99,6 +96,7 @@ def test_rows_without_a_required_flag_are_left_out(tmp_path):
 
 
 OTHER_TOOL = {"name": "other", "description": "", "parameters": {}}
+NO_RESULT = {"name": "add", "arguments": {}}
 
 
 @pytest.mark.parametrize(
@@ -106,10 +104,7 @@ OTHER_TOOL = {"name": "other", "description": "", "parameters": {}}
     [
         ({"tools": [OTHER_TOOL]}, r"tools\[0\]: no source for the tool 'other'"),
         ({"gold_trace": [step("other", {}, 3, "a")]}, "'other' is none of the row's tools"),
-        (
-            {"gold_trace": [{"name": "add", "arguments": {}}]},
-            r"gold_trace\[0\]: result: is missing",
-        ),
+        ({"gold_trace": [NO_RESULT]}, r"gold_trace\[0\]: result: is missing"),
         ({"gold_answer": ...}, "gold_answer: is missing"),
         ({"executors": {"in": "other.jsonl"}}, r"executors: in: there is no file .*other\.jsonl"),
     ],

@@ -21,14 +21,7 @@ from matchtir.rollout.renderer import Renderer
 from matchtir.tasks.rows import value_text
 from matchtir.tasks.synthetic import CopyTasks, SyntheticTasks, laptop_words
 from matchtir.tasks.synthetic.tasks import generate_task, scenario_of
-from matchtir.tasks.synthetic.world import (
-    ADJECTIVES,
-    NOUNS,
-    TOOLSETS,
-    Difficulty,
-    World,
-    split_of,
-)
+from matchtir.tasks.synthetic.world import ADJECTIVES, NOUNS, TOOLSETS, Difficulty, World, split_of
 from matchtir.types import SubAnswer, Task, ToolCall
 
 
@@ -182,9 +175,8 @@ def test_every_gold_trace_reproduces_its_outputs(seed, index, split):
     task = SyntheticTasks(sizes={split: index + 1}, seed=seed).tasks(split)[index]
     outputs = tuple(run(tool_of(call, task), call.arguments) for call in task.gold_calls)
     assert outputs == task.metadata["outputs"]
-    assert task.sub_answers == tuple(
-        SubAnswer(call.name, output) for call, output in zip(task.gold_calls, outputs, strict=True)
-    )
+    names = [call.name for call in task.gold_calls]
+    assert task.sub_answers == tuple(map(SubAnswer, names, outputs))
     metrics = solve_metrics(task.gold_calls, outputs, task.sub_answers)
     assert (metrics.precision, metrics.rate, metrics.f1) == (1, 1, 1)
 
@@ -218,11 +210,8 @@ def test_of_twins_one_knows_and_the_other_refuses():
     for task in some_tasks(40, "test", toolset="twins"):
         for call in task.gold_calls:
             gold = tool_of(call, task)
-            (other,) = (
-                tool
-                for tool in task.tools
-                if tool.description == gold.description and tool is not gold
-            )
+            alike = [tool for tool in task.tools if tool.description == gold.description]
+            (other,) = (tool for tool in alike if tool is not gold)
             assert "not found" in run(other, call.arguments)
             assert "not found" not in run(gold, call.arguments)
 
@@ -238,9 +227,8 @@ def test_scenarios_can_be_chosen_and_are_evenly_spread():
 def test_each_call_goes_on_from_the_question_or_from_the_turn_before():
     for task in some_tasks():
         turns = {}
-        for call, answer, turn in zip(
-            task.gold_calls, task.sub_answers, task.gold_turns, strict=True
-        ):
+        steps = zip(task.gold_calls, task.sub_answers, task.gold_turns, strict=True)
+        for call, answer, turn in steps:
             assert subject_of(call) in turns.get(turn - 1, task.question)
             turns.setdefault(turn, []).append(answer.output)
         assert list(task.gold_turns) == sorted(task.gold_turns)

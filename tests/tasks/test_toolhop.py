@@ -35,8 +35,7 @@ def make_row(**changes):
         },
         "functions": [FIRST, SECOND, COUNT],
     }
-    row.update(changes)
-    return {key: item for key, item in row.items() if item is not ...}
+    return row | changes
 
 
 def step(name, hop, turn, **arguments):
@@ -74,12 +73,18 @@ def test_a_question_is_asked_in_three_scenarios(files):
     assert not ToolHopTasks(**files).tasks("train")
 
 
-def test_tools_that_share_a_name_get_one_each_and_run_their_own_source(files):
-    _, task, _ = ToolHopTasks(**files).tasks("test")
-    assert [tool.name for tool in task.tools] == ["name_of", "name_of_2", "count"]
-    assert list(task.tools[1].parameters["properties"]) == ["person", "part"]
-    assert [call.name for call in task.gold_calls] == ["name_of", "name_of_2", "count"]
-    assert [answer.tool for answer in task.sub_answers] == ["name_of", "name_of_2", "count"]
+@pytest.mark.parametrize("order", [list, sorted])
+def test_tools_that_share_a_name_get_one_each_and_run_their_own_source(files, tmp_path, order):
+    """In some copies of the data the keys of `tools` are sorted; the sources are not."""
+    row = make_row(tools=dict(order(make_row()["tools"].items())))
+    path = write(tmp_path / "ordered.jsonl", row)
+    (task,) = ToolHopTasks(path, files["gold_traces_path"], ["free"]).tasks("test")
+    names = ["name_of", "name_of_2", "count"]
+    assert [tool.name for tool in task.tools] == names
+    properties = [list(tool.parameters["properties"]) for tool in task.tools]
+    assert properties == [["title"], ["person", "part"], ["text"]]
+    assert [call.name for call in task.gold_calls] == names
+    assert [answer.tool for answer in task.sub_answers] == names
 
 
 def test_gold_scores_full_marks(files, tmp_path, sandbox):
@@ -97,21 +102,9 @@ def test_gold_scores_full_marks(files, tmp_path, sandbox):
     assert outputs == ["Anna Bo", "Bo", "2"]
 
 
-def free_task(folder, **changes):
-    path = write(folder / "rows.jsonl", make_row(**changes))
-    (task,) = ToolHopTasks(path, scenarios=["free"]).tasks("test")
-    return task
-
-
-def test_the_order_of_the_sources_is_that_of_the_tools(tmp_path):
-    """In some copies of the data the keys of `tools` are sorted; the sources are not."""
-    task = free_task(tmp_path, tools=dict(sorted(make_row()["tools"].items())))
-    assert [tool.name for tool in task.tools] == ["name_of", "name_of_2", "count"]
-    assert list(task.tools[0].parameters["properties"]) == ["title"]
-
-
 def test_a_source_that_does_not_parse_belongs_to_the_tool_in_its_place(tmp_path):
-    task = free_task(tmp_path, functions=[FIRST, SECOND, "def count(:"])
+    path = write(tmp_path / "rows.jsonl", make_row(functions=[FIRST, SECOND, "def count(:"]))
+    (task,) = ToolHopTasks(path, scenarios=["free"]).tasks("test")
     assert (task.tools[2].name, task.tools[2].source) == ("count", "def count(:")
 
 
@@ -170,11 +163,9 @@ def test_what_is_a_correct_answer(turns, correct):
 @pytest.mark.skipif("MATCHTIR_DATA" not in os.environ, reason="MATCHTIR_DATA is not set")
 def test_published_rows_have_a_source_for_every_tool():
     folder = Path(os.environ["MATCHTIR_DATA"]) / "toolhop"
-    tasks = ToolHopTasks(
-        str(folder / "toolhop.jsonl"), str(folder / "gold_derived.jsonl"), ["mandatory"]
-    ).tasks("test")
-    assert len(tasks) == 60
+    paths = [str(folder / name) for name in ("toolhop.jsonl", "gold_derived.jsonl")]
+    tasks = ToolHopTasks(*paths, ["mandatory"]).tasks("test")
     renamed = [t for t in tasks if any(tool.name.endswith("_2") for tool in t.tools)]
-    assert len(renamed) == 4
+    assert (len(tasks), len(renamed)) == (60, 4)
     assert all(task.gold_calls for task in tasks)
     assert all(len({tool.name for tool in task.tools}) == len(task.tools) for task in tasks)
