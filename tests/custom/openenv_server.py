@@ -12,11 +12,11 @@ class Sums(MCPEnvironment):
     """Add a number of the seed to 5; the sum is submitted."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
+    state = State()
 
     def __init__(self):
         server = FastMCP("sums")
         self.given = None
-        self.state_ = State()
 
         @server.tool
         def add(a: int, b: int) -> int:
@@ -44,10 +44,6 @@ class Sums(MCPEnvironment):
             observation.done, observation.reward = True, float(self.given == self.seed + 5)
         return observation
 
-    @property
-    def state(self):
-        return self.state_
-
 
 class Walk(Action):
     """Walk so far."""
@@ -63,10 +59,7 @@ class Path(Environment):
     """A goal three metres away; a step costs a tenth."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
-
-    def __init__(self):
-        super().__init__()
-        self.state_ = State()
+    state = State()
 
     def reset(self, seed=None, **kwargs):
         self.at = 0
@@ -76,10 +69,6 @@ class Path(Environment):
         self.at += action.metres
         arrived = self.at == 3
         return Place(at=self.at, done=arrived, reward=1.0 if arrived else -0.1)
-
-    @property
-    def state(self):
-        return self.state_
 
 
 sums = create_app(

@@ -53,8 +53,10 @@ def in_cart(sandbox, *calls, tools=None, state=None):
 
 
 def test_calls_of_an_episode_see_each_others_effects_in_their_order(sandbox):
+    """A thread of the object does not cost the state."""
     calls = [("add", {"name": str(index), "count": index}) for index in range(8)]
-    results, state = in_cart(sandbox, *calls)
+    (thread, *results), state = in_cart(sandbox, ("start_thread", {}), *calls)
+    assert thread.output == "null"
     assert [result.output for result in results] == [str(index + 1) for index in range(8)]
     assert [line["count"] for line in state["Cart"]["lines"]] == list(range(8))
 
@@ -116,12 +118,6 @@ def test_a_call_that_takes_the_process_along_loses_the_state_of_its_episode_alon
     assert ended.status == {"hang": ResultStatus.TIMEOUT, "leave": ResultStatus.CRASHED}[end]
     assert after.status is ResultStatus.CRASHED and "state were lost" in after.output
     assert lost is None and len(other["Cart"]["lines"]) == 1
-
-
-def test_a_thread_of_an_object_does_not_cost_the_state(sandbox):
-    results, state = in_cart(sandbox, ("start_thread", {}), ("add", {"name": "a"}))
-    assert [result.output for result in results] == ["null", "1"]
-    assert len(state["Cart"]["lines"]) == 1
 
 
 def test_an_initial_state_that_does_not_fit_is_told_at_every_call(sandbox):

@@ -19,22 +19,19 @@ def test_public_functions_and_methods_are_tools_with_schemas(module):
     assert tools["put"].parameters["properties"] == {"item": item}
 
 
-def test_one_name_alone(module):
-    assert [tool.name for tool in read_tools(f"{module}:Basket")] == ["put", "take"]
-    both = [f"{module}:price", f"{module}:colour"]
-    assert [tool.name for tool in read_tools(both)] == ["price", "colour"]
-
-
 @pytest.mark.parametrize(
-    ("end", "names"),
+    ("end", "named", "expected"),
     [
-        ("__all__ = ['colour']", [("", "colour")]),
-        ("class Bag(Basket):\n    pass\n\n__all__ = ['Bag']", [("Bag", "put"), ("Bag", "take")]),
+        ("", [":Basket"], ["Basket.put", "Basket.take"]),
+        ("", [":price", ":colour"], [".price", ".colour"]),
+        ("__all__ = ['colour']", [""], [".colour"]),
+        ("class Bag(Basket):\n    pass\n\n__all__ = ['Bag']", [""], ["Bag.put", "Bag.take"]),
     ],
 )
-def test_all_names_decide_where_there_are_any_and_methods_are_inherited(module, end, names):
+def test_tools_are_those_that_are_named_and_methods_are_inherited(module, end, named, expected):
     module.write_text(f"{module.read_text()}\n{end}\n")
-    assert [(tool.owner, tool.name) for tool in read_tools(str(module))] == names
+    tools = read_tools([f"{module}{name}" for name in named])
+    assert [f"{tool.owner}.{tool.name}" for tool in tools] == expected
 
 
 def test_an_importable_module_is_found_by_name(module, monkeypatch):

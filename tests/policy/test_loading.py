@@ -34,7 +34,7 @@ def test_the_default_is_of_the_promised_size():
     assert model.config.eos_token_id == loaded.tokenizer.convert_tokens_to_ids("<|im_end|>")
 
 
-def test_a_saved_policy_loads_again(tmp_path):
+def test_a_saved_policy_loads_again_in_the_type_that_is_chosen(tmp_path):
     saved = small(seed=5)
     save_pretrained(saved, str(tmp_path))
     loaded = load_pretrained(str(tmp_path), head_chunk=7)
@@ -43,19 +43,16 @@ def test_a_saved_policy_loads_again(tmp_path):
     assert type(loaded.policy.model).__name__ == "Qwen3ForCausalLM"
     ids = torch.tensor([loaded.tokenizer.encode("What is the age of amber anchor")])
     assert ids.tolist() == [saved.tokenizer.encode("What is the age of amber anchor")]
-    scored = torch.ones_like(ids, dtype=torch.bool)
+    rounded = load_pretrained(str(tmp_path), dtype="bfloat16").policy
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
+    policies, scored = (
+        (saved.policy, loaded.policy, rounded),
+        torch.ones_like(ids, dtype=torch.bool),
+    )
     with torch.no_grad():
-        one, other = saved.policy(ids, scored).logprobs, loaded.policy(ids, scored).logprobs
+        one, other, coarse = (policy(ids, scored).logprobs for policy in policies)
     assert torch.equal(one, other)
-
-
-def test_the_type_of_the_weights_can_be_chosen(tmp_path):
-    save_pretrained(small(layers=1), str(tmp_path))
-    policy = load_pretrained(str(tmp_path), dtype="bfloat16").policy
-    assert {parameter.dtype for parameter in policy.parameters()} == {torch.bfloat16}
-    ids = torch.tensor([[5, 6, 7]])
-    scores = policy(ids, torch.ones_like(ids, dtype=torch.bool))
-    assert scores.logprobs.dtype == torch.float32  # sums of logits are always taken in float32
+    assert coarse.dtype == torch.float32  # sums of logits are always taken in float32
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

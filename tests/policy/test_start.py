@@ -2,25 +2,21 @@
 
 import hashlib
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
-from matchtir.evaluation.metrics import measure
+from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.policy.tiny.model import START, load_start
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
-from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
-from matchtir.rollout.runner import EpisodeRunner
-from matchtir.rollout.speakers import TokenSpeaker
-from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.tasks.synthetic import SyntheticTasks
-from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import Task, ToolCall
+from tests.evaluation.benchmark_helpers import play
 
 CARD = (START / "README.md").read_text(encoding="utf-8")
-LIMITS = EpisodeLimits(8, 16_384, 400, 64)
 
 
 def test_the_weights_are_those_of_the_card():
@@ -33,24 +29,16 @@ def test_the_weights_are_those_of_the_card():
     assert loaded.tokenizer.chat_template == tiny_tokenizer().chat_template
 
 
-def test_they_score_what_the_card_says():
+def test_they_score_what_the_card_says(sandbox, tmp_path):
     """Success and Solve-F1 of the held-out tasks, on a quarter of them."""
     row = next(line for line in CARD.splitlines() if "these weights" in line)
     stated = [float(cell.strip(" *")) for cell in row.split("|")[2:-1]]
-    loaded = load_start()
-    renderer = Renderer(loaded.tokenizer, "")
-    engine = TransformersEngine(renderer.stop_token_ids)
-    engine.sync(loaded.policy.eval(), version=0)
-    sandbox = ProcessPoolSandbox(workers=1)
-    tasks = SyntheticTasks("laptop").tasks("test")[:64]
-    try:
-        runner = EpisodeRunner(TokenSpeaker(engine, renderer), sandbox, LIMITS)
-        groups = runner.run(tasks, 1, SamplingParams(temperature=0.0), seed=0)
-    finally:
-        sandbox.shutdown()
-    measured = [measure(trajectory) for [trajectory] in groups]
+    tasks, limits = SyntheticTasks("laptop"), EpisodeLimits(8, 16_384, 400, 64)
+    quarter = TaskBenchmark("held_out", tasks, {}, limits=limits, max_tasks=64)
+    renderer = partial(Renderer, system_prompt="")
+    records = play(quarter, str(START), sandbox, tmp_path, renderer=renderer).records
     for name, value in zip(("success", "solve_p", "solve_r", "solve_f1"), stated, strict=False):
-        mean = sum(each[name] for each in measured) / len(measured)
+        mean = sum(record["values"][name] for record in records) / 64
         assert mean == pytest.approx(value, abs=0.12), name  # two standard errors of 64 tasks
 
 
