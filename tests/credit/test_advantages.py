@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from matchtir.credit.advantages import (
     DualAdvantage,
@@ -47,22 +48,13 @@ EVERY = [*PER_GROUP, REINFORCE, REINFORCE_BASELINE, *SCALED]
 
 @st.composite
 def batches(draw, smallest=1):
-    rows = draw(
-        st.lists(
-            st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=smallest, max_size=4),
-            min_size=1,
-            max_size=9,
-        )
-    )
+    turns = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=smallest, max_size=4)
+    rows = draw(st.lists(turns, min_size=1, max_size=9))
     rows[0] = rows[0] or [0.5]
     made = batch(rows, draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows))))
-    numbers = st.integers(0, 2)
-    drawn = [
-        np.array([[draw(numbers) for _ in range(made.turn_mask.shape[1])] for _ in rows])
-        for _ in range(2)
-    ]
+    numbers = hnp.arrays(int, made.turn_mask.shape, elements=st.integers(0, 2))
     # States of different groups are different states.
-    return replace(made, states=drawn[0] + 10 * made.group[:, None], actions=drawn[1])
+    return replace(made, states=draw(numbers) + 10 * made.group[:, None], actions=draw(numbers))
 
 
 def rows_of(made, index):

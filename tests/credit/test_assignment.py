@@ -17,7 +17,7 @@ from matchtir.credit.assignment import (
 )
 from tests.credit.builders import assigned
 
-TIED = [0.0, 0.0, 0.25, 0.5, 2 / 3, 0.75, 1.0]
+TIED = [0.0, 0.0, 0.0, 0.25, 0.5, 2 / 3, 0.75, 1.0]
 
 
 def matrices(elements, smallest=0, largest=4):
@@ -28,6 +28,8 @@ def matrices(elements, smallest=0, largest=4):
 FLOATS = st.floats(0, 1, width=32)
 ANY = matrices(FLOATS) | matrices(st.sampled_from(TIED))
 MATCHINGS = [HardAssignment, GreedyAssignment, OrderedAssignment, PartialAssignment]
+TRANSPORTS = [SoftAssignment(), PartialAssignment(kind="transport")]
+ASSIGNMENTS = [*(kind() for kind in MATCHINGS), *TRANSPORTS]
 
 
 def pairings(m, n):
@@ -95,10 +97,7 @@ def test_of_equal_calls_the_first_is_paid(kind, calls):
     assert rewards.tolist() == [0.75] + [-0.5] * (calls - 1)
 
 
-@pytest.mark.parametrize(
-    "assignment",
-    [*(kind() for kind in MATCHINGS), SoftAssignment(), PartialAssignment(kind="transport")],
-)
+@pytest.mark.parametrize("assignment", ASSIGNMENTS)
 def test_empty_sides(assignment):
     shapes = [(0, 0), (0, 3), (3, 0)]
     for shape, result in zip(shapes, assignment([np.zeros(s) for s in shapes]), strict=True):

@@ -9,6 +9,7 @@ from matchtir.types import StopReason
 from tests.credit.builders import attempt, call, says, score, task, turn
 
 GOLD = {"Cart": {"lines": ["tea"], "total": 3}}
+RIGHT = "blue", "blue"  # the answer, and what is said
 
 
 def ended(state, answer="blue", of=None, last="blue"):
@@ -18,28 +19,19 @@ def ended(state, answer="blue", of=None, last="blue"):
 
 
 @pytest.mark.parametrize(
-    ("state", "reached"),
-    [
-        ({"Cart": {"lines": ["tea"], "total": 3.0, "owner": "anyone"}, "Other": {}}, True),
-        ({"Cart": {"lines": ["tea"], "total": True}}, False),
-        ({"Cart": {"lines": ["tea"]}}, False),
-        ({"Cart": {"lines": ["tea", "tea"], "total": 3}}, False),
-        ({}, False),
-        (None, False),
-    ],
-)
-def test_every_attribute_that_is_named_must_have_its_value(state, reached):
-    assert succeeds(ended(state)) is reached
-
-
-@pytest.mark.parametrize(
     ("state", "answer", "said", "expected"),
     [
         (GOLD, "blue", "blue", 1.0),
         (GOLD, "blue", "red", 0.0),
-        ({}, "blue", "blue", 0.0),
         (GOLD, "", "anything", 1.0),
         ({}, "", "anything", 0.0),
+        # every attribute that is named must have its value
+        ({"Cart": {"lines": ["tea"], "total": 3.0, "owner": "anyone"}, "Other": {}}, *RIGHT, 1.0),
+        ({"Cart": {"lines": ["tea"], "total": True}}, *RIGHT, 0.0),
+        ({"Cart": {"lines": ["tea"]}}, *RIGHT, 0.0),
+        ({"Cart": {"lines": ["tea", "tea"], "total": 3}}, *RIGHT, 0.0),
+        ({}, *RIGHT, 0.0),
+        (None, *RIGHT, 0.0),
     ],
 )
 def test_the_outcome_is_paid_where_answer_and_state_are_right(state, answer, said, expected):

@@ -1,25 +1,12 @@
 import pytest
 
-from matchtir.credit.assignment import (
-    GreedyAssignment,
-    HardAssignment,
-    OrderedAssignment,
-    PartialAssignment,
-    SoftAssignment,
-)
+from matchtir.credit.assignment import HardAssignment
 from matchtir.types import StopReason
 from tests.credit.builders import MALFORMED, attempt, call, match_reward, says, score, task, turn
+from tests.credit.test_assignment import ASSIGNMENTS
 
 A, B, C = call("a", x=1), call("b", y="p"), call("c")
 ABC = task(A, B, C)
-ASSIGNMENTS = [
-    HardAssignment(),
-    SoftAssignment(),
-    GreedyAssignment(),
-    PartialAssignment(),
-    PartialAssignment(kind="transport"),
-    OrderedAssignment(),
-]
 
 
 def turn_rewards(*turns, of=ABC, **options):

@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from matchtir.credit.assignment import HardAssignment, PartialAssignment, SoftAssignment
 from tests.credit.builders import assigned
+from tests.credit.test_assignment import TIED, matrices
 
-TIED = [0.0, 0.0, 0.0, 0.25, 0.5, 2 / 3, 0.75, 1.0]
-SHAPES = st.tuples(st.integers(1, 8), st.integers(1, 8))
-MATRICES = SHAPES.flatmap(
-    lambda s: hnp.arrays(np.float64, s, elements=st.sampled_from(TIED) | st.floats(0, 1))
-)
+MATRICES = matrices(st.sampled_from(TIED) | st.floats(0, 1), smallest=1, largest=8)
 REGS = [1e-4, 0.002, 0.01, 0.1, 1.0, 10.0]
 
 
@@ -102,14 +98,12 @@ def test_costs_choose_different_plans_from_the_same_similarity():
         "exponential": np.exp(similarity),
     }
     for cost, score in scores.items():
-        plan = assigned(SoftAssignment(cost=cost), similarity).plan
-        assert plan == pytest.approx(assigned(SoftAssignment(), score).plan, abs=1e-7)
-        assert assigned(SoftAssignment(cost=cost), similarity).rewards == pytest.approx(
-            (plan * similarity).sum(axis=1)  # paid in similarity, whatever the cost
-        )
-        assert assigned(SoftAssignment(cost=cost), np.full((2, 3), 0.5)).plan == (
-            pytest.approx(np.full((2, 3), 1 / 6))
-        )
+        found = assigned(SoftAssignment(cost=cost), similarity)
+        assert found.plan == pytest.approx(assigned(SoftAssignment(), score).plan, abs=1e-7)
+        paid = (found.plan * similarity).sum(axis=1)  # in similarity, whatever the cost
+        assert found.rewards == pytest.approx(paid)
+        even = assigned(SoftAssignment(cost=cost), np.full((2, 3), 0.5)).plan
+        assert even == pytest.approx(np.full((2, 3), 1 / 6))
 
 
 @pytest.mark.parametrize(("scale", "expected"), [("mass", -0.125), ("conditional", -0.25)])

@@ -77,6 +77,7 @@ def test_messages_are_a_history_and_a_question(write, module):
 
 
 GOLD = r"gold_calls\[0\]: "
+TAKES = GOLD + r"arguments: price takes no 'thing' \(it takes item, currency\)"
 
 
 @pytest.mark.parametrize(
@@ -89,10 +90,7 @@ GOLD = r"gold_calls\[0\]: "
         ({"answer": None}, "answer: is missing or empty"),
         ({"gold_calls": None}, "gold_calls: is missing .*collect_traces"),
         ({"gold_calls": [call("prize")]}, GOLD + r"name: 'prize' is none .*tools \(price, colour"),
-        (
-            {"gold_calls": [call("price", {"thing": 1})]},
-            GOLD + r"arguments: price takes no 'thing' \(it takes item, currency\)",
-        ),
+        ({"gold_calls": [call("price", {"thing": 1})]}, TAKES),
         ({"gold_calls": [call("price")]}, GOLD + "arguments: price needs 'item'"),
         ({"gold_calls": [call("price", TEA, turn=0)]}, GOLD + "turn: expected a number from 1"),
         ({"alternatives": [[call("nothing")]]}, r"alternatives\[0\]\[0\]: name: 'nothing' is none"),

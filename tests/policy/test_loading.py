@@ -45,12 +45,9 @@ def test_a_saved_policy_loads_again_in_the_type_that_is_chosen(tmp_path):
     assert ids.tolist() == [saved.tokenizer.encode("What is the age of amber anchor")]
     rounded = load_pretrained(str(tmp_path), dtype="bfloat16").policy
     assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
-    policies, scored = (
-        (saved.policy, loaded.policy, rounded),
-        torch.ones_like(ids, dtype=torch.bool),
-    )
-    with torch.no_grad():
-        one, other, coarse = (policy(ids, scored).logprobs for policy in policies)
+    scored = torch.ones_like(ids, dtype=torch.bool)
+    policies = saved.policy, loaded.policy, rounded
+    one, other, coarse = (policy(ids, scored).logprobs for policy in policies)
     assert torch.equal(one, other)
     assert coarse.dtype == torch.float32  # sums of logits are always taken in float32
 

@@ -18,30 +18,9 @@ from transformers import (
 from matchtir.policy import packing
 from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrained
 from matchtir.policy.policy import Policy
-from tests.policy.tiny_policy import ARCHITECTURE, small
+from tests.policy.tiny_policy import ARCHITECTURE, batch, small
 
 SIZES = {"vocab_size": 300, **ARCHITECTURE}
-
-
-def batch(lengths, prompts=None):
-    """Ids, scored and real tokens [B, L] of sequences padded on the right.
-
-    With prompts, sequence b goes on after prompt number `prompts[b]`, which is 3 tokens and as many
-    more as its number.
-    """
-    generator = torch.Generator().manual_seed(len(lengths))
-    begins = [0 if prompts is None else 3 + number for number in prompts or lengths]
-    whole = torch.tensor(lengths) + torch.tensor(begins)
-    shape = (len(lengths), int(whole.max()))
-    ids = torch.randint(10, 300, shape, generator=generator)
-    real = torch.arange(shape[1]) < whole[:, None]
-    scored = real & (torch.rand(shape, generator=generator) < 0.6)
-    for row, begin in enumerate(begins):
-        ids[row, :begin] = torch.arange(begin) + 10 * begin
-        scored[row, :begin] = False
-        if begin:
-            scored[row, begin : begin + 1] = real[row, begin : begin + 1]
-    return ids, scored, real
 
 
 def outcome(policy, *sequences):

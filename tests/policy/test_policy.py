@@ -4,21 +4,7 @@ import pytest
 import torch
 
 from matchtir.policy.policy import Policy, TokenScores
-from tests.policy.tiny_policy import small
-
-LENGTHS = (9, 5, 7)
-PAD = 3
-
-
-def batch(lengths=LENGTHS):
-    """Ids [B, L] with right padding, and some tokens to be scored (never padding)."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (len(lengths), max(lengths))
-    ids = torch.randint(10, 800, shape, generator=generator)
-    real = torch.arange(shape[1]) < torch.tensor(lengths)[:, None]
-    scored = real & (torch.rand(shape, generator=generator) < 0.7)
-    scored[:, 0] = True  # gets none: nothing stands before it
-    return ids.masked_fill(~real, PAD), scored
+from tests.policy.tiny_policy import batch, small
 
 
 @pytest.mark.parametrize("head_float32", [True, False])
@@ -45,7 +31,8 @@ def test_nothing_to_score(shape):
 @pytest.mark.parametrize(("chunk", "temperature"), [(1, 1.0), (4, 0.5), (10_000, 2.0)])
 def test_scores_and_gradients_equal_those_of_a_plain_computation(chunk, temperature):
     policy, reference = small(head_chunk=chunk).policy, small().policy
-    ids, scored = batch()
+    ids, scored, _ = batch([9, 5, 7])
+    scored[:, 0] = True  # gets none: nothing stands before it
     found = policy(ids, scored, temperature)
     logits = reference.model(input_ids=ids).logits[:, :-1] / temperature
     log_distribution = torch.nn.functional.pad(logits.log_softmax(dim=-1), (0, 0, 1, 0))
@@ -67,7 +54,7 @@ def test_without_dropout_layers_still_compute_again_what_they_did_not_keep():
     calls = []
     layer = policy.model.base_model.layers[0].mlp
     layer.register_forward_pre_hook(lambda module, _: calls.append(module.training))
-    policy(*batch()).logprobs.sum().backward()
+    policy(*batch([9, 5, 7])[:2]).logprobs.sum().backward()
     assert calls == [False, False]  # forward, and again in the backward pass
 
 

@@ -11,6 +11,7 @@ from matchtir.evaluation.statistics import Ratio, value
 from matchtir.tasks.rows import RowError
 from matchtir.tasks.toolhop import ToolHopTasks, answer_correct, mandatory_correct
 from tests.credit import builders
+from tests.credit.builders import call, turn
 from tests.evaluation.benchmark_helpers import play
 
 FIRST = "def name_of(title):\n    return 'Anna Bo'\n"
@@ -133,25 +134,24 @@ def attempt(*turns, scenario="mandatory"):
     return builders.attempt(builders.task(answer="1,204, May", scenario=scenario), *turns)
 
 
-def saying(text):
-    return builders.turn(text=text)
-
-
 def calling(*outputs):
-    return builders.turn(*[builders.call("a") for _ in outputs], outputs=outputs)
+    return turn(*[call("a") for _ in outputs], outputs=outputs)
+
+
+THERE = turn(text="There it is.")
 
 
 @pytest.mark.parametrize(
     ("turns", "correct"),
     [
-        ([saying("It was in MAY 1204.")], True),
-        ([saying("May")], False),
-        ([calling("may 1204"), saying("There it is.")], True),  # the result before counts
-        ([calling("may 1204", "other"), saying("There it is.")], False),  # the last result only
-        ([calling("may 1204"), calling("x"), saying("There it is.")], False),
+        ([turn(text="It was in MAY 1204.")], True),
+        ([turn(text="May")], False),
+        ([calling("may 1204"), THERE], True),  # the result before counts
+        ([calling("may 1204", "other"), THERE], False),  # the last result only
+        ([calling("may 1204"), calling("x"), THERE], False),
         ([calling("may 1204")], False),  # it ended in calls
-        ([calling("may 1204"), saying("  ")], False),
-        ([saying("<think>May 1204</think>")], False),
+        ([calling("may 1204"), turn(text="  ")], False),
+        ([turn(text="<think>May 1204</think>")], False),
         ([], False),
     ],
 )
