@@ -147,14 +147,12 @@ def test_the_scale_of_two_turns_alike_is_noise_unless_others_have_a_say():
     # Groups of two with q = 2e-4 and 2, of three with q = 6, of one; pooled 8.0002 / 4.
     rows = [[0.49], [0.51], [0.0], [2.0], [0.0], [3.0], [0.0], [5.0]]
     made = batch(rows, group=[0, 0, 1, 1, 2, 2, 2, 3])
-    group, wide, shrunk = (
-        TurnAdvantage(turn_scale=scale)(made)[:, 0] for scale in ("group", "batch", "shrunk")
-    )
+    kinds = "group", "batch", "shrunk"
+    group, wide, shrunk = (TurnAdvantage(turn_scale=kind)(made)[:, 0] for kind in kinds)
     assert group[:4] == pytest.approx(np.sqrt([0.5, 0.5, 0.5, 0.5]) * [-1, 1, -1, 1], abs=1e-4)
     pooled = 8.0002 / 4
-    assert wide == pytest.approx(
-        [*(np.array([-0.01, 0.01, -1, 1, -1, 2, -1]) / pooled**0.5), 5], abs=1e-5
-    )
+    differences = np.array([-0.01, 0.01, -1, 1, -1, 2, -1])
+    assert wide == pytest.approx([*(differences / pooled**0.5), 5], abs=1e-5)
     variance = np.array([4 * pooled + 2e-4, 4 * pooled + 2, 4 * pooled + 6]) / [5, 5, 6]
     assert shrunk[[1, 3, 5]] == pytest.approx([0.01, 1, 2] / np.sqrt(variance), abs=1e-5)
     assert shrunk[7] == pytest.approx(5, abs=1e-5)  # alone: raw, whatever the others' spread
@@ -189,11 +187,8 @@ def test_the_sum_and_the_product_of_turns_among_themselves():
 
 
 def test_gigpo_compares_turns_from_the_same_state():
-    made = batch(
-        [[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]],
-        states=[[0, 1], [0, 2], [0, 1]],
-        actions=np.zeros((3, 2), dtype=int),
-    )
+    states = [[0, 1], [0, 2], [0, 1]]
+    made = batch([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]], states=states)
     gigpo = DualAdvantage(gamma=0.0, singleton="zero", turn_groups="state")
     local = gigpo(made) - TrajectoryAdvantage(singleton="zero")(made)
     centred = np.array([-1, 2, -1]) / 3

@@ -80,9 +80,8 @@ def test_spans_and_what_they_get():
     two = long(6, ("call", 0, 2), ("reasoning", 2, 3), ("call", 3, 6), calls=(A, B))
     trajectories = [attempt(AB, two, long(2, ("answer", 0, 2)))]
     advantages = np.array([[1.0, -1.0]])
-    found = diagnostics.by_span(
-        diagnostics.sums_by_span(trajectories, advantages, [np.array([4.0, -1.0])])
-    )
+    of_calls = [np.array([4.0, -1.0])]
+    found = diagnostics.by_span(diagnostics.sums_by_span(trajectories, advantages, of_calls))
     assert found == {
         **{"by/span/call/share": 5 / 8, "by/span/call/advantage": (2 * 4 - 3) / 5},
         **{"by/span/reasoning/share": 1 / 8, "by/span/reasoning/advantage": 1.0},

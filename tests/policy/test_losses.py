@@ -340,21 +340,14 @@ def test_dr_grpo_divides_by_a_constant():
 
 
 @pytest.mark.parametrize("aggregation", NORMALISED)
-def test_parts_with_the_total_of_the_whole_are_parts_of_the_whole(aggregation):
-    total = weight_total(MASK, aggregation)
-    parts = [
-        token_weights(MASK[i : i + 1], TWO[i : i + 1], aggregation, total=total) for i in range(2)
-    ]
-    assert torch.equal(torch.cat(parts), weights(aggregation))
-
-
-@pytest.mark.parametrize("aggregation", NORMALISED)
-def test_sequences_without_sampled_tokens_do_not_count(aggregation):
+def test_weights_are_parts_of_the_whole_and_empty_sequences_do_not_count(aggregation):
+    whole, total = weights(aggregation), weight_total(MASK, aggregation)
+    parts = [token_weights(MASK[[i]], TWO[[i]], aggregation, total=total) for i in range(2)]
+    assert torch.equal(torch.cat(parts), whole)
     empty = torch.full((3, 8), -1)
     turns = torch.cat([TWO, empty])
     padded = token_weights(turns >= 0, turns, aggregation)
-    assert torch.equal(padded[:2], weights(aggregation))
-    assert padded[2:].sum() == 0
+    assert torch.equal(padded[:2], whole) and padded[2:].sum() == 0
     assert token_weights(empty >= 0, empty, aggregation).sum() == 0
 
 

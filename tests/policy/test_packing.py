@@ -92,9 +92,8 @@ def by_kernel(query, key, value, query_ends, key_ends, longest_query, longest_ke
         assert len(own) <= longest_query and len(own) <= len(keys) <= longest_key
         scores = torch.einsum("qhd,khd->hqk", own, keys) * scale
         hidden = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(keys) - len(own) + 1)
-        outputs.append(
-            torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -torch.inf).softmax(-1), values)
-        )
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, values))
     return torch.cat(outputs)
 
 

@@ -219,11 +219,9 @@ def test_a_dataset_id_is_loaded_from_the_hub_or_named(monkeypatch):
 @pytest.mark.skipif("MATCHTIR_DATA" not in os.environ, reason="MATCHTIR_DATA is not set")
 def test_the_published_files_load_whole():
     folder = Path(os.environ["MATCHTIR_DATA"]) / "ftrl"
-    tasks = FtrlTasks(
-        train_path=str(folder / "train_derived.parquet"),
-        test_path=str(folder / "test.parquet"),
-        gold_traces_path=str(folder / "test_gold_derived.jsonl"),
-    )
+    names = {"train_path": "train_derived.parquet", "test_path": "test.parquet"}
+    names["gold_traces_path"] = "test_gold_derived.jsonl"
+    tasks = FtrlTasks(**{key: str(folder / name) for key, name in names.items()})
     training, validation, test = (tasks.tasks(s) for s in ("train", "validation", "test"))
     assert (len(training) + len(validation), len(test)) == (125, 140)
     scenarios = {"single_hop", "parallel_single_hop", "multi_hop", "parallel_multi_hop"}

@@ -25,10 +25,11 @@ FUNCTIONS = [
     {"name": "add", "source": None},
     {"name": "divide", "source": "def divide(a, b):\n    return a / b\n"},
 ]
+NAMES = ["arg_0", "arg_1"]
 NUMBERS = {
     "type": "object",
-    "properties": {"arg_0": {"type": "number"}, "arg_1": {"type": "number"}},
-    "required": ["arg_0", "arg_1"],
+    "properties": {n: {"type": "number"} for n in NAMES},
+    "required": NAMES,
 }
 
 
@@ -167,10 +168,8 @@ def test_published_rows_replay_to_their_gold_answers(sandbox):
     tasks = NestfulTasks(test_path=str(path)).tasks("test")
     assert len(tasks) == 407  # of 409; the arguments of two are bytes
     outputs = [[each.output for each in results] for results in replay_gold(tasks, sandbox)]
-    played = [
-        builders.attempt(task, builders.turn(*task.gold_calls, outputs=said))
-        for task, said in zip(tasks, outputs, strict=True)
-    ]
+    turns = [builders.turn(*t.gold_calls, outputs=o) for t, o in zip(tasks, outputs, strict=True)]
+    played = list(map(builders.attempt, tasks, turns))
     # Two others are marked as wrong in the data; of one the gold answer is rounded to tens.
     failed = [attempt.task.metadata for attempt in played if not win(attempt)]
     assert [each["answer_ok"] for each in failed] == [True, False, False]
