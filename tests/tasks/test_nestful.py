@@ -25,11 +25,10 @@ FUNCTIONS = [
     {"name": "add", "source": None},
     {"name": "divide", "source": "def divide(a, b):\n    return a / b\n"},
 ]
-NAMES = ["arg_0", "arg_1"]
 NUMBERS = {
     "type": "object",
-    "properties": {n: {"type": "number"} for n in NAMES},
-    "required": NAMES,
+    "properties": {"arg_0": {"type": "number"}, "arg_1": {"type": "number"}},
+    "required": ["arg_0", "arg_1"],
 }
 
 
