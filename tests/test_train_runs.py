@@ -231,7 +231,9 @@ def command_line(log_dir, *arguments):
 @pytest.mark.slow
 def test_a_sweep_over_the_methods_choices(tmp_path):
     sweep = ("-m", "iterations=1", "assignment=hard,soft", "advantage=dual,trajectory")
-    subprocess.run(command_line(tmp_path, *sweep), check=True, stdout=subprocess.DEVNULL)
+    command = command_line(tmp_path, *sweep)
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "GPU available" not in said.stdout + said.stderr  # nor any other tip of Lightning's
     results = sorted(tmp_path.glob("smoke/multiruns/*/*/result.json"))
     assert [path.parent.name for path in results] == ["0", "1", "2", "3"]
 

@@ -43,9 +43,16 @@ CHATTER: tuple[tuple[type[Warning], str], ...] = (
 
 
 def quiet() -> None:
-    """Silence these warnings, and where nobody watches the bars of loading and saving weights."""
+    """Silence these warnings, Lightning's tips, and where nobody watches the bars of weights.
+
+    Lightning sets its level when it is imported, later than Hydra sets that of a config; what it
+    warns of is said once, by the root logger.
+    """
     from transformers.utils.logging import disable_progress_bar
 
+    for package in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    logging.getLogger("lightning").handlers.clear()
     for category, beginning in CHATTER:
         warnings.filterwarnings("ignore", beginning, category)
     if not sys.stderr.isatty():
