@@ -32,6 +32,7 @@ from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.custom import row_from_task
 from matchtir.types import Task
 from matchtir.utils.config_check import check, plain_errors
+from matchtir.utils.loggers import quiet
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import keep_config, register_resolvers
 
@@ -44,6 +45,7 @@ FIXED = ("teacher", "endpoint.model", "temperature", "least_outcome", "data.path
 
 def run(config: DictConfig) -> dict[str, object]:
     """Collect, and write what was found."""
+    quiet()
     check(config, KNOWN_KEYS)
     folder = Path(config.out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -42,6 +42,7 @@ from matchtir.training.run import build_module
 from matchtir.training.settings import unfit_settings
 from matchtir.types import StopReason, Task, ToolCall, Trajectory, Turn
 from matchtir.utils.config_check import check, check_packages, plain_errors
+from matchtir.utils.loggers import quiet
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
@@ -175,6 +176,7 @@ def findings(look: Check, config: DictConfig) -> list[Finding]:
 
 def run(config: DictConfig) -> Mapping[str, list[str]]:
     """Print what each check found; returns the problems by check."""
+    quiet()
     check(config, train.KNOWN_KEYS, train.SETTINGS, unfit_settings(config))
     table = Table("check", "", "found", show_lines=True)
     problems: dict[str, list[str]] = {}

@@ -34,6 +34,7 @@ from matchtir.policy.loading import (
     load_pretrained,
     save_pretrained,
 )
+from matchtir.utils.loggers import quiet
 from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, leaves
 
 WEIGHTS = ("end", "best", "last")
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--weights", choices=WEIGHTS, default="end")
     parser.add_argument("--dtype", help="of the exported weights; default: the run's own")
     options = parser.parse_args()
+    quiet()
     out = options.out or options.run / "export"
     try:
         loaded = export(options.run, out, options.weights, options.dtype)

@@ -39,6 +39,7 @@ from matchtir.tasks.rows import SPLITS
 from matchtir.tasks.splits import split_tasks, spread
 from matchtir.types import Task
 from matchtir.utils.config_check import check, plain_errors
+from matchtir.utils.loggers import quiet
 from matchtir.utils.renamed import with_current_names
 from matchtir.utils.run_folder import register_resolvers
 
@@ -47,6 +48,7 @@ KNOWN_KEYS = f"{train.KNOWN_KEYS} {train.SETTINGS} tokenizer max_tasks replay ne
 
 def run(config: DictConfig) -> dict[str, list[Task]]:
     """Print the tables and write the page; returns the tasks by split."""
+    quiet()
     check(config, KNOWN_KEYS)
     task_set = instantiate(config.data)
     found_splits, missing = splits_there(task_set)
