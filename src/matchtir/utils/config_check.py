@@ -130,8 +130,10 @@ def hints_at_keys() -> Iterator[None]:
 
 
 def _of_constructor(error: InstantiationException) -> str:
-    """What Hydra wrapped, behind the key that it gives in its last line."""
+    """What Hydra wrapped, behind the key that it gives in its last line; a file says its own."""
     key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else ""
+    if isinstance(error.__cause__, FileNotFoundError):
+        return str(error.__cause__)
     return f"{key}: {error.__cause__}" if key and error.__cause__ else str(error)
 
 
