@@ -46,6 +46,8 @@ def test_numbers_times_and_shares_of_it():
     assert [clock(59.6), clock(3600 + 62)] == ["0:01:00", "1:01:02"]
     assert time_shares({"time/rollout": 0.0, "time/update": 0.0}) == {}
     assert time_shares({"time/tools": 1.0, "time/update": 3.0}) == {"tools": 0.25, "update": 0.75}
+    overlapping = {"time/rollout": 1.0, "time/tools": 7.0, "time/update": 1.0}
+    assert time_shares(overlapping) == {"rollout": 0.0, "tools": 0.5, "update": 0.5}
 
 
 def test_a_line_has_the_metrics_that_were_measured():

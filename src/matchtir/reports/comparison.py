@@ -276,7 +276,8 @@ def _cost(run: RunData) -> dict[str, Any]:
     stages = {stage: float(np.nansum(measured(f"time/{stage}"))) for stage in STAGES}
     speed, seconds = measured("train/tokens_per_s"), measured("time/rollout")
     tokens = float(np.dot(speed, seconds)) if len(speed) == len(seconds) else None
-    stages["rollout"] = max(0.0, stages["rollout"] - stages["tools"])
+    stages["tools"] = min(stages["tools"], stages["rollout"])  # calls overlap
+    stages["rollout"] -= stages["tools"]
     other = None if run.seconds is None else max(0.0, run.seconds - sum(stages.values()))
     return {"tokens": tokens, **stages, "other": other, "seconds": run.seconds}
 

@@ -127,8 +127,9 @@ def panel(
 def time_shares(metrics: Mapping[str, float]) -> dict[str, float]:
     """The share of each phase in the time of the last iteration; empty where none was measured."""
     seconds = {phase: metrics[f"time/{phase}"] for phase in PHASES if f"time/{phase}" in metrics}
-    if "rollout" in seconds and "tools" in seconds:  # tools run while the rollout goes on
-        seconds["rollout"] = max(0.0, seconds["rollout"] - seconds["tools"])
+    if "rollout" in seconds and "tools" in seconds:  # calls overlap, and are part of the rollout
+        seconds["tools"] = min(seconds["tools"], seconds["rollout"])
+        seconds["rollout"] -= seconds["tools"]
     total = sum(seconds.values())
     return {phase: value / total for phase, value in seconds.items()} if total > 0 else {}
 
