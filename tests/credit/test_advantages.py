@@ -253,6 +253,12 @@ def test_states_are_what_is_known_and_actions_what_is_done():
     assert states[3, 1] == actions[3, 1] == -1  # padding
 
 
+def test_what_a_user_replies_is_known_from_then_on():
+    asks = replace(turn(text="Which order?"), reply="It is number 17.")
+    (states,) = scored(attempt(task(call("a")), asks, turn(call("a")), says("blue"))).states
+    assert len(set(states)) == 3
+
+
 def test_the_parts_of_an_advantage_make_it_up():
     made = batch([[1.0, 0.5], [0.25, 0.75, 0.0], [0.5]])
     dual = DualAdvantage(trajectory_weight=2.0, turn_weight=0.5)

@@ -76,24 +76,27 @@ def turn_keys(
 ) -> tuple[list[int], list[int]]:
     """Number of the state before every turn and of its action, equal ones alike.
 
-    The state before a turn is its group and the set of calls made so far, each with its result:
-    tool sets that answer the same call alike leave a policy that knows the same with the same
-    choices, whatever the order in which it learned it. (GiGPO, 2505.10978, takes the observation
-    of an environment with a visible state; a conversation has none, so this is our reading.)
+    The state before a turn is its group, the set of calls made so far, each with its result, and
+    what a user has replied: tool sets that answer the same call alike leave a policy that knows the
+    same with the same choices, whatever the order in which it learned it. (GiGPO, 2505.10978, takes
+    the observation of an environment with a visible state; a conversation has none, so this is our
+    reading.)
     The action is the turn's set of calls, or, without calls, its whole text.
 
     Args:
         numbers: those of states and actions met before; new ones are added.
     """
     known: frozenset[Hashable] = frozenset()
+    replies: tuple[str, ...] = ()
     states, actions = [], []
     for turn in trajectory.turns:
         # The text as written: cheap, and another spelling of a call only means fewer comparisons.
         calls = [call.text or (call.name, repr(call.arguments)) for call in turn.calls]
         action = frozenset(calls) if calls else turn.text
-        states.append(numbers.setdefault(("state", group, known), len(numbers)))
+        states.append(numbers.setdefault(("state", group, known, replies), len(numbers)))
         actions.append(numbers.setdefault(("action", action), len(numbers)))
         known = known.union(zip(calls, (result.output for result in turn.results), strict=False))
+        replies += (turn.reply,) if turn.reply else ()
     return states, actions
 
 
