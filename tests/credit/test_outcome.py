@@ -52,6 +52,21 @@ def test_what_a_state_alone_is_worth():
 
 
 @pytest.mark.parametrize(
+    ("stop", "state", "paid"),
+    [
+        (StopReason.ANSWER, GOLD, 1.0),
+        (StopReason.ANSWER, {}, 0.0),
+        (StopReason.MAX_TURNS, GOLD, -0.5),
+    ],
+)
+def test_a_conversation_that_its_user_ends_misses_no_answer(stop, state, paid):
+    of = task(call("add"), answer="", gold_state=GOLD, user=("Two, please.",))
+    trajectory = attempt(of, turn(call("add")), turn(text="done"), stop=stop)
+    credit = score(replace(trajectory, final_state=state), no_answer_penalty=0.5)
+    assert credit.outcome_reward == paid
+
+
+@pytest.mark.parametrize(
     ("predicted", "gold", "f1", "match"),
     [
         ("alan, turing!", "Alan Turing", 1, 1),

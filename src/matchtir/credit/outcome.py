@@ -113,21 +113,27 @@ def missed(gold: State, reached: State | None) -> str:
     return ""
 
 
+def needs_no_answer(trajectory: Trajectory) -> bool:
+    """Whether its user had no more to say, and the task wants a state of its tools alone."""
+    task = trajectory.task
+    state_alone = task.gold_state is not None and not task.answer
+    return task.has_user and state_alone and trajectory.stop_reason == StopReason.ANSWER
+
+
 def outcome_score(
     trajectory: Trajectory, answer: str | None, score: Callable[[str | None, str], float]
 ) -> float:
     """The score of an answer where the gold state is reached, else 0.
 
-    A task may have a gold state and no gold answer: then any answer scores 1, none scores 0; with a
-    user it is enough that the conversation has come to its end.
+    A task may have a gold state and no gold answer: then any answer scores 1, and none scores 0
+    where one is needed (`needs_no_answer`).
     """
     task = trajectory.task
     if task.gold_state is not None:
         if missed(task.gold_state, trajectory.final_state):
             return 0.0
         if not task.answer:
-            ended = task.has_user and trajectory.stop_reason == StopReason.ANSWER
-            return float(answer is not None or ended)
+            return float(answer is not None or needs_no_answer(trajectory))
     return 0.0 if answer is None else score(answer, task.answer)
 
 

@@ -60,7 +60,7 @@ class MatchReward:
             environment of others gave, answer or not.
         outcome_turns: ``final``, or ``every`` turn that has an answer (release).
         no_answer_penalty: taken from the last turn where the outcome is rewarded and the episode
-            ends without an answer; 0 in the paper.
+            ends without an answer that it needs; 0 in the paper.
         malformed_calls: ``unmatched``: a call that does not parse counts as a call of similarity
             0; ``ignored``: it counts for nothing (release).
     """
@@ -159,7 +159,7 @@ class MatchReward:
         outcome = self._outcome(trajectory, last)
         if self.rewards == "turn":
             return outcome, 0.0
-        answered = last is not None
+        answered = last is not None or answers.needs_no_answer(trajectory)
         for index, turn in enumerate(trajectory.turns[:-1] if every else ()):
             answer = extract_answer(turn.text)
             if answer is not None:
