@@ -277,6 +277,13 @@ def test_new_weights_are_used_at_once_in_the_same_loop(rejoin_after: int | None)
     assert found[0] != naive(POLICY, talk, SAMPLED)[0]
 
 
+def test_a_copy_computes_what_the_policy_computes() -> None:
+    policy = Policy(small(layers=1).policy.model, head_float32=True).eval()
+    shared, copied = (engine(policy, own_weights=own) for own in (False, True))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run_all(shared, talks(2), SAMPLED) == run_all(copied, talks(2), SAMPLED)
+
+
 def sliding_window() -> Policy:
     sizes = {"vocab_size": 50, **ARCHITECTURE, "num_hidden_layers": 6}
     return Policy(Gemma3ForCausalLM(Gemma3TextConfig(**sizes)))

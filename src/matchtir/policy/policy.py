@@ -79,6 +79,7 @@ class Policy(nn.Module):
         self.model = model
         self.head_chunk = head_chunk
         self.packing = packing
+        self.head_float32 = head_float32
 
     def train_without_dropout(self) -> None:
         """Ready for gradients, and computing as at rest; checkpointed layers compute again."""

@@ -135,7 +135,7 @@ class TransformersEngine(Engine):
             config, weight = policy.model.config, next(policy.parameters())
             with torch.device(weight.device), torch.random.fork_rng(devices=[]):
                 model = AutoModelForCausalLM.from_config(config, dtype=weight.dtype)
-            own = Policy(model, policy.head_chunk).eval().requires_grad_(False)
+            own = Policy(model, head_float32=policy.head_float32).eval().requires_grad_(False)
         load_full_weights(own, policy)
         return own
 
