@@ -101,6 +101,12 @@ def test_processes_share_training_lists_and_held_out_tasks() -> None:
     ]
 
 
+@pytest.mark.parametrize(("overfit", "count"), [(None, 4), (3, 3)])
+def test_a_stage_may_have_the_first_tasks_alone(overfit: int | None, count: int) -> None:
+    module = TaskDataModule([Stage(Named("a", train=9), 1, 1, first=4)], None, 1, overfit=overfit)
+    assert len(module.stages[0].training_tasks) == count
+
+
 def test_held_out_tasks_come_in_order_in_lists_of_the_batch_size() -> None:
     module = data_module(Named("h", validation=5, test=3), eval_batch_size=2)
     assert ids(module.val_dataloader()) == [

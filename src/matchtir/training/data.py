@@ -195,7 +195,9 @@ class TaskDataModule(LightningDataModule):
                     validation.name,
                 )
         # Hydra hands records over as configs of their fields.
-        self.stages = [Stage(s.tasks, s.iterations, s.batch_size, overfit) for s in stages]
+        self.stages = [
+            Stage(s.tasks, s.iterations, s.batch_size, overfit or s.first) for s in stages
+        ]
         self.validation = validation
         self.attempts, self.sampling = attempts, SamplingParams(temperature)
         if validation is not None:
