@@ -8,6 +8,7 @@ import torch
 from lightning import LightningModule
 
 from matchtir.credit.advantages import DualAdvantage, RewardBatch, TrajectoryAdvantage
+from matchtir.training import parallel
 from matchtir.training.parallel import ShardedStrategy, joined, mini_batch_rows
 
 
@@ -41,6 +42,17 @@ def test_what_is_normalised_over_the_batch_sees_all_of_it() -> None:
     advantage = TrajectoryAdvantage(baseline="none", scale="batch")
     whole = advantage(joined(parts))
     assert not np.allclose(whole[:2], advantage(parts[0]))
+
+
+def test_an_advantage_is_made_up_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [batch([0, 0], 2, seed=1), batch([0, 0], 3, seed=2)]
+    monkeypatch.setattr(parallel, "gathered", lambda own: batches)
+    for rank, own in enumerate(batches):
+        monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
+        dual = DualAdvantage(trajectory_scale="batch", turn_scale="batch")
+        values, parts = parallel.advantages_of(dual, own)
+        assert values.shape == own.turn_mask.shape
+        assert np.allclose(values, parts["trajectory_advantage"] + parts["turn_advantage"])
 
 
 def test_a_process_without_trajectories_adds_none() -> None:

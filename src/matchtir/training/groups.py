@@ -59,6 +59,7 @@ class ScoredRollout:
     credits: list[Credit]
     rewards: RewardBatch
     advantages: Float[np.ndarray, "N T"]
+    parts: dict[str, Float[np.ndarray, "N T"]] = field(default_factory=dict)  # see `parts_of`
     call_advantages: list[Float[np.ndarray, " _"]] | None = None  # with advantage_level=call
     metrics: dict[str, float] = field(default_factory=dict)  # of what shaped rewards, advantages
 

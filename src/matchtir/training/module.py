@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from matchtir.credit import diagnostics
-from matchtir.credit.advantages import Advantage, RewardBatch, parts_of
+from matchtir.credit.advantages import Advantage, RewardBatch
 from matchtir.credit.calls import call_advantages, with_call_variance
 from matchtir.credit.rewards import Reward
 from matchtir.policy import losses
@@ -155,7 +155,7 @@ class PolicyGradientModule(PolicyModule):
         if self.objective.kl_in == "reward":
             pad, score = self.renderer.pad_id, self.reference_logprobs
             batch, metrics["train/kl"] = less_kl(batch, trajectories, self.objective, pad, score)
-        advantages, calls = parallel.advantages_of(self.advantage, batch), None
+        (advantages, parts), calls = parallel.advantages_of(self.advantage, batch), None
         if self.hindsight is not None:
             advantages, took = self.hindsight(
                 advantages, trajectories, batch.group, self.renderer, self.reference_logprobs
@@ -163,9 +163,9 @@ class PolicyGradientModule(PolicyModule):
             metrics |= took
         if self.call_weight is not None:
             batch = with_call_variance(batch, credits, trajectories)
-            weight = parallel.advantages_of(self.call_weight, batch)
+            weight, _ = parallel.advantages_of(self.call_weight, batch)
             calls = call_advantages(advantages, weight, credits, trajectories)
-        return ScoredRollout(trajectories, credits, batch, advantages, calls, metrics)
+        return ScoredRollout(trajectories, credits, batch, advantages, parts, calls, metrics)
 
     def loss(self, inputs: LossInputs) -> LossOutput:
         """The objective on a part of a mini-batch."""
@@ -369,7 +369,7 @@ class PolicyGradientModule(PolicyModule):
             self.reward, trajectories, scored.credits, scored.rewards, advantages
         )
         places = diagnostics.sums_by_place(
-            parts_of(self.advantage, scored.rewards).get("trajectory_advantage"),
+            scored.parts.get("trajectory_advantage"),
             getattr(self.advantage, "trajectory_weight", 1.0),
             *(trajectories, advantages, self.turn_sums),
         )

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
-from matchtir.credit.advantages import Advantage, RewardBatch
+from matchtir.credit.advantages import Advantage, RewardBatch, parts_of
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import adapter_parameters
 from matchtir.utils.processes import gathered, rank, world_size
@@ -40,14 +40,16 @@ SUMMED = (
 )
 
 
-def advantages_of(advantage: Advantage, own: RewardBatch) -> Float[np.ndarray, "N T"]:
-    """The advantages of a process' own trajectories among those of all processes."""
-    parts = gathered(own)
-    if len(parts) == 1:
-        return advantage(own)
-    first = sum(len(part.group) for part in parts[: rank()])
-    everyone = advantage(joined(parts))
-    return everyone[first : first + len(own.group), : own.turn_mask.shape[1]]
+def advantages_of(
+    advantage: Advantage, own: RewardBatch
+) -> tuple[Float[np.ndarray, "N T"], dict[str, Float[np.ndarray, "N T"]]]:
+    """The advantages of a process' own trajectories among those of all processes; their parts."""
+    batches = gathered(own)
+    everyone = joined(batches) if len(batches) > 1 else own
+    first = sum(len(batch.group) for batch in batches[: rank()])
+    here = slice(first, first + len(own.group)), slice(own.turn_mask.shape[1])
+    parts = parts_of(advantage, everyone)
+    return advantage(everyone)[here], {name: part[here] for name, part in parts.items()}
 
 
 def joined(parts: Sequence[RewardBatch]) -> RewardBatch:

@@ -11,7 +11,7 @@ import numpy as np
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from matchtir.credit.advantages import PARTS, parts_of
+from matchtir.credit.advantages import PARTS
 from matchtir.evaluation.traces import TurnTokens, trace_record, write_traces
 from matchtir.training.module import PolicyGradientModule
 from matchtir.utils.options import check_at_least
@@ -122,7 +122,6 @@ def rollout_records(
     scored = module.last_rollout
     _, numbers = np.unique(scored.rewards.group, return_inverse=True)
     shown = scored.trajectories[: None if groups is None else int((numbers < groups).sum())]
-    parts = parts_of(module.advantage, scored.rewards)
     ratios = module.log_ratios(shown) if tokens else []
     of_calls = scored.call_advantages
     attempts: Counter[int] = Counter()
@@ -136,7 +135,7 @@ def rollout_records(
                 scored.advantages[row, : len(turns)],
                 group=module.global_rank * len(numbers) + group,
                 attempt=attempts[group],
-                parts={name: values[row] for name, values in parts.items()},
+                parts={name: values[row] for name, values in scored.parts.items()},
                 tokens=[
                     TurnTokens(module.renderer.pieces(turn.token_ids), log_ratios)
                     for turn, log_ratios in zip(turns, ratios[row], strict=True)
