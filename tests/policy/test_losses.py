@@ -201,6 +201,16 @@ def test_tokens_are_chosen_by_their_covariance():
     assert {sum(each) for each in drawn} == {2} and len(drawn) > 1
 
 
+def test_tokens_are_chosen_alike_in_whatever_order_they_come():
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(6, 9, generator=generator) for _ in range(2)]
+    given.append(torch.rand(6, 9, generator=generator) < 0.8)
+    found = CovarianceControl(share=0.2, bounds=(-1.0, 9.0)).choose(*given, seed=3)
+    turned = (each.flip(0) for each in given)
+    again = CovarianceControl(share=0.2, bounds=(-1.0, 9.0)).choose(*turned, seed=3)
+    assert torch.equal(again.flip(0), found)
+
+
 def test_chosen_tokens_leave_the_surrogate_or_pay():
     inputs = draw()
     left = PolicyLoss(**PLAIN, covariance=CovarianceControl(bounds=(1.0, 5.0)))

@@ -63,7 +63,9 @@ class CovarianceControl:
             places = covariances.topk(count).indices
         else:
             low, high = self.bounds
-            within = ((covariances >= low) & (covariances <= high)).nonzero()[:, 0]
+            # In an order that does not depend on which process has which tokens.
+            order = covariances.argsort(stable=True)
+            within = order[(covariances[order] >= low) & (covariances[order] <= high)]
             generator = torch.Generator().manual_seed(seed)
             places = within[torch.randperm(len(within), generator=generator)[:count]]
         chosen = torch.zeros(len(covariances), dtype=torch.bool)
