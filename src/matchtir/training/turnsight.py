@@ -95,7 +95,7 @@ class TurnSight:
         evidence = self._evidence(scored, trajectories, group, advantages.shape)
         metrics = {
             "train/hindsight_sequences": float(len(views)),
-            "train/hindsight_tokens": float(tokens.lengths.sum()),
+            "train/hindsight_tokens": float(tokens.lengths.sum() if views else 0),
             "time/hindsight": time.perf_counter() - started,
         }
         return self.modulated(advantages, evidence), metrics
