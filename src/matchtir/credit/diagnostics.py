@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 
 from matchtir.credit.advantages import RewardBatch, turn_groups
 from matchtir.credit.rewards import Credit, Reward
-from matchtir.credit.statistics import centred
+from matchtir.credit.statistics import ZERO, centred
 from matchtir.types import CallStatus, SpanKind, ToolCall, ToolResult, Trajectory, Turn
 
 Sums = dict[str, dict[str, float]]  # by place and name
@@ -153,7 +153,7 @@ def signal(batch: RewardBatch, advantages: Float[np.ndarray, "N T"]) -> dict[str
     ):
         largest = np.zeros(len(numbers))
         np.maximum.at(largest, group, size)
-        shares[name] = float((largest < 1e-9).mean())
+        shares[name] = float((largest < ZERO).mean())
     return shares
 
 

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 
 from matchtir.utils.options import check_option
 
+ZERO = 1e-6  # advantages below are the rounding of a zero
 PRIOR_FREEDOM = 4.0  # degrees of freedom that the batch's variance has in a `shrunk` one
 
 

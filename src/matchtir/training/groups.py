@@ -25,6 +25,7 @@ from torch import Tensor
 from matchtir import types
 from matchtir.credit.advantages import RewardBatch
 from matchtir.credit.rewards import Credit
+from matchtir.credit.statistics import ZERO
 from matchtir.evaluation.metrics import measure
 from matchtir.policy.losses import turn_sums
 from matchtir.rollout.engine import SamplingParams
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ZERO = 1e-6  # advantages below are the rounding of a zero
 MAX_ROUNDS = 3  # of replacements in one iteration
 
 # Groups under way are in checkpoints, which load with `weights_only`: so may these records.
