@@ -94,7 +94,7 @@ class GroupSource:
         zero_advantage: "replace": a group without any advantage gives way to one of another task,
             up to three times (DAPO's dynamic sampling, 2503.14476).
         ahead: the next iteration's groups are sampled, in a thread, while the policy is updated.
-        partial_groups: so many groups are left under way at the end of an iteration.
+        partial_groups: so many groups each process leaves under way at the end of an iteration.
         max_partial_iterations: how often a group may be left; it is waited for then.
 
     Raises:
