@@ -147,7 +147,14 @@ def test_partial_groups_outlive_an_interruption(tmp_path: Path) -> None:
 @pytest.mark.parametrize("differ_from", [0, 1, 99])
 def test_groups_without_advantages_are_replaced_by_others(tmp_path: Path, differ_from: int) -> None:
     """All attempts at a task are alike until a rollout in which they differ."""
-    module = policy_gradient(zero_advantage="replace")
+
+    class Drops(Recorder):
+        def rollout(self, *given: Any) -> Any:
+            groups = super().rollout(*given)
+            self.episodes.dropped = ["an attempt"]
+            return groups
+
+    module = policy_gradient(Drops, zero_advantage="replace")
     rollouts = []
 
     def alike(session: str, turn: int) -> str:
@@ -159,6 +166,7 @@ def test_groups_without_advantages_are_replaced_by_others(tmp_path: Path, differ
     fit(module, tmp_path, tasks(8))
     rounds = min(differ_from, 3)
     assert logged(tmp_path, "train/replaced") == [2.0 * rounds]
+    assert logged(tmp_path, "train/dropped") == [1.0 + rounds]
     assert len(dict.fromkeys(rollouts)) == 1 + rounds
     (groups,) = module.groups[-1:]
     assert len(groups) == 2

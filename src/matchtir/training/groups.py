@@ -49,6 +49,7 @@ _RECORDS = [
 torch.serialization.add_safe_globals([Attempt, SamplingParams, *_RECORDS])
 
 Groups = list[list[Trajectory]]
+Sampled = tuple[Groups, float, int]  # the seconds that it took, and how many attempts were dropped
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +128,10 @@ class GroupSource:
                 "sleep (rollout.engine.own_weights=true, or rollout=vllm with sleep_level=0)"
             )
         self.seconds = 0.0  # of sampling the groups of this iteration
+        self.dropped = 0  # attempts at them
         self.rounds = self.replaced = 0  # of replacements in it; groups that were replaced
         self.partial: list[tuple[int, PartialGroup]] = []  # how often it was left, and the group
-        self._next: Future[tuple[Groups, float]] | None = None  # sampled ahead
+        self._next: Future[Sampled] | None = None  # sampled ahead
 
     def sample(self, tasks: Sequence[Task]) -> Groups:
         """The groups of this iteration; with `ahead` those of the next one are begun with."""
@@ -141,7 +143,7 @@ class GroupSource:
                 taken = self._rollout(tasks, module.iteration)
         if self.ahead:
             self._begin(module.trainer.datamodule.tasks_of(module.iteration + 1))  # type: ignore[attr-defined]
-        groups, self.seconds = taken
+        groups, self.seconds, self.dropped = taken
         self.rounds = self.replaced = 0
         return groups
 
@@ -160,16 +162,19 @@ class GroupSource:
         place = module.iteration, self.rounds
         tasks = module.trainer.datamodule.spare_tasks(*place, missing)  # type: ignore[attr-defined]
         with module.rollouts():
-            others, seconds = self._rollout(tasks, *place)
+            others, seconds, dropped = self._rollout(tasks, *place)
         self.seconds += seconds
+        self.dropped += dropped
         return [*kept, *others]
 
-    def _rollout(self, tasks: Sequence[Task], *place: int) -> tuple[Groups, float]:
-        """Groups of tasks and the seconds they took; seeds depend on iteration and round."""
+    def _rollout(self, tasks: Sequence[Task], *place: int) -> Sampled:
+        """Groups of tasks; seeds depend on iteration and round."""
+        if not tasks:
+            return [], 0.0, 0
         sequence = np.random.SeedSequence((self.module.seed, *place))
         started = time.perf_counter()
-        groups = self.module.rollout(tasks, int(sequence.generate_state(1)[0])) if tasks else []
-        return groups, time.perf_counter() - started
+        groups = self.module.rollout(tasks, int(sequence.generate_state(1)[0]))
+        return groups, time.perf_counter() - started, len(self.module.episodes.dropped)
 
     def _begin(self, tasks: Sequence[Task]) -> None:
         """Sample the next iteration's groups in a thread; only one rollout is ever under way."""
@@ -181,7 +186,7 @@ class GroupSource:
         # that does not wait for the sync.
         stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
-        def sample() -> tuple[Groups, float]:
+        def sample() -> Sampled:
             with torch.cuda.stream(stream), module.trainer.precision_plugin.forward_context():
                 return self._rollout(tasks, iteration)
 
@@ -189,8 +194,8 @@ class GroupSource:
         self._next = executor.submit(sample)
         executor.shutdown(wait=False)  # no more than this one
 
-    def wait(self) -> tuple[Groups, float] | None:
-        """The groups sampled ahead and their seconds, if any; raises what sampling did."""
+    def wait(self) -> Sampled | None:
+        """The groups sampled ahead, if any; raises what sampling did."""
         return self._next.result() if self._next else None
 
     def complete(self, fresh: Sequence[Sequence[Attempt]]) -> Groups:

@@ -382,7 +382,7 @@ class PolicyGradientModule(PolicyModule):
             **self.phases.metrics(),
             "train/partial_groups": float(len(self.source.partial)),
             "train/replaced": float(self.source.replaced),
-            "train/dropped": float(len(self.episodes.dropped)),
+            "train/dropped": float(self.source.dropped),
         }
 
     def log_ratios(self, trajectories: Sequence[Trajectory]) -> list[list[list[float]]]:
