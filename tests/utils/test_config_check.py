@@ -166,7 +166,7 @@ def test_a_missing_package_is_named_with_how_to_install_it():
             "not installed",
         ),
         (lambda: Path("/no/such/file").read_text(), "/no/such/file"),
-        (lambda: instantiate({"a": [{"_target_": "os.stat", "path": "/no/file"}]}), "^.Errno 2. No"),
+        (lambda: instantiate({"a": [{"_target_": "os.stat", "path": "/no/f"}]}), "^.Errno 2. No"),
         (
             lambda: instantiate(OmegaConf.create({"a": {"b": engine(tokens=-1)}})),
             "a.b: tokens=-1 is",
