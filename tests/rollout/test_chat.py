@@ -2,11 +2,9 @@
 
 import asyncio
 import json
-from contextlib import contextmanager
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.chat_server import ChatServer
@@ -17,37 +15,11 @@ from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.speakers import ChatEndpoint, api_url
 from matchtir.types import CallStatus, StopReason
-from tests.rollout.chat_fakes import listening
-from tests.rollout.episode_fakes import Engine, FakeSandbox, call_text, task
+from tests.rollout.chat_fakes import answering, says
+from tests.rollout.episode_fakes import ANSWER, Engine, FakeSandbox, call_text, task
 
 GREEDY = SamplingParams(temperature=0.0)
 LIMITS = EpisodeLimits(max_turns=4)
-
-
-@contextmanager
-def answering(*answers):
-    """The URL of a server that gives these answers in turn, and the requests that it got."""
-    waiting, requests = list(answers), []
-
-    async def complete(request):
-        requests.append({**await request.json(), "headers": dict(request.headers)})
-        status, body = waiting.pop(0)
-        return web.json_response(body, status=status)
-
-    with listening(complete) as url:
-        yield url, requests
-
-
-def says(content, *calls, reason=None, **more):
-    message = {"role": "assistant", "content": content, **more}
-    if calls:
-        functions = [{"name": name, "arguments": arguments} for name, arguments in calls]
-        message["tool_calls"] = [
-            {"id": f"id{index}", "type": "function", "function": function}
-            for index, function in enumerate(functions)
-        ]
-    reason = reason or ("tool_calls" if calls else "stop")
-    return 200, {"choices": [{"index": 0, "message": message, "finish_reason": reason}]}
 
 
 def play(endpoint, played=None):
@@ -67,7 +39,6 @@ def test_an_episode_over_the_protocol(monkeypatch):
         trajectory = play(endpoint)
     assert trajectory.stop_reason is StopReason.ANSWER
     assert [(turn.token_ids, turn.observation_ids) for turn in trajectory.turns] == [((), ())] * 2
-    assert not endpoint._said  # messages are forgotten with their episode
     assert [call.arguments for call in trajectory.calls] == [{"city": "alpha"}, {"city": "beta"}]
     assert trajectory.final_text == "<think>\nclear\n</think>\n\n<answer>beta</answer>"
 
@@ -101,29 +72,35 @@ def test_calls_left_in_the_text_are_found_and_broken_ones_answered():
     assert last["messages"][-1]["tool_call_id"] == "id0"
 
 
-def test_failures_of_the_network_are_tried_again_and_counted(monkeypatch):
+BUSY = (529, {"error": "busy"})
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Waits for nothing before it asks again."""
     monkeypatch.setattr("matchtir.rollout.http._LONGEST_WAIT_S", 0.0)
-    busy = (529, {"error": "busy"})
-    with answering(busy, (429, {}), says("<answer>beta</answer>")) as (url, _):
+
+
+def test_failures_of_the_network_are_tried_again_and_counted(impatient):
+    with answering(BUSY, (429, {}), says(ANSWER)) as (url, _):
         endpoint = ChatEndpoint(url, model="m")
         assert play(endpoint).stop_reason is StopReason.ANSWER
         assert endpoint.client.counts == {"requests": 3, "retries": 2}
-    with answering(busy, busy) as (url, _), pytest.raises(EndpointError, match="failed 2 times"):
-        play(ChatEndpoint(url, model="m", retries=1))
     with pytest.raises(EndpointError, match=r"127\.0\.0\.1:9/v1.* failed 2 times; last: Client"):
         play(ChatEndpoint("http://127.0.0.1:9", model="m", retries=1))
 
 
 @pytest.mark.parametrize(
-    ("answer", "words"),
+    ("answers", "words"),
     [
-        ((401, {"error": "no key"}), "status 401.*no key"),
-        ((200, {"choices": []}), "answered {'choices': \\[\\]}"),
+        ([BUSY, BUSY], "failed 2 times"),
+        ([(401, {"error": "no key"})], "status 401.*no key"),
+        ([(200, {"choices": []})], "answered {'choices': \\[\\]}"),  # no answer of the protocol
     ],
 )
-def test_a_refusal_or_an_answer_of_no_protocol_stops_the_evaluation(answer, words):
-    with answering(answer) as (url, _), pytest.raises(EndpointError, match=words):
-        play(ChatEndpoint(url, model="m"))
+def test_what_does_not_pass_stops_the_evaluation(impatient, answers, words):
+    with answering(*answers) as (url, _), pytest.raises(EndpointError, match=words):
+        play(ChatEndpoint(url, model="m", retries=1))
 
 
 def test_a_full_context_stops_only_the_episode():
@@ -131,8 +108,7 @@ def test_a_full_context_stops_only_the_episode():
     with answering(full) as (url, _):
         endpoint = ChatEndpoint(url, model="m")
         trajectory = play(endpoint)
-    assert trajectory.stop_reason is StopReason.TURN_LENGTH
-    assert trajectory.final_text == ""
+    assert (trajectory.stop_reason, trajectory.final_text) == (StopReason.TURN_LENGTH, "")
     assert endpoint.client.counts["beyond_context"] == 1
 
 
@@ -144,8 +120,6 @@ def test_urls_without_a_path_get_the_usual_one():
 
 
 # -- our server --------------------------------------------------------------------------------
-
-
 def scripted(texts, limits=LIMITS):
     renderer = Renderer(tiny_tokenizer(), system_prompt="")
     engine = Engine(script=turn_by_sample(replay({"t": texts})), renderer=renderer)
@@ -183,10 +157,12 @@ def test_our_server_refuses_what_it_cannot_serve():
     _, serving = scripted(("hello",), EpisodeLimits(max_prompt_tokens=20))
     user = {"role": "user", "content": "Hi " * 30}
     with serving as server:
-        status, answer = post(server.url, {"messages": [user], "user": "t"})
-        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
-        status, answer = post(server.url, {"prompt": "Hi"})
-        assert (status, answer["error"]["code"]) == (400, "invalid_request_error")
+        for body, code in (
+            ({"messages": [user], "user": "t"}, "context_length_exceeded"),
+            ({"prompt": "Hi"}, "invalid_request_error"),
+        ):
+            status, answer = post(server.url, body)
+            assert (status, answer["error"]["code"]) == (400, code)
         status, answer = post(server.url, {"messages": [{**user, "content": "Hi"}], "user": "t"})
     assert answer["choices"][0]["message"] == {"role": "assistant", "content": "hello"}
     assert answer["choices"][0]["finish_reason"] == "stop"

@@ -18,40 +18,36 @@ from tests.rollout.episode_fakes import call_text, small_tokenizer, task
 RENDERER = Renderer(small_tokenizer(), "", thinking=False)
 
 
-def gold(*cities: str, **fields):
+def gold(*cities, **fields):
     calls = tuple(ToolCall("mayor_of", {"city": city}) for city in cities)
     sub_answers = tuple(SubAnswer("mayor_of", f"mayor of {city}") for city in cities)
     return task(gold_calls=calls, sub_answers=sub_answers, **fields)
 
 
-def test_calls_are_grouped_by_gold_turns():
-    assert gold_turn_texts(gold("alpha", "beta", "gamma", gold_turns=(0, 0, 2))) == (
-        f"{call_text('alpha')}\n{call_text('beta')}",
-        call_text("gamma"),
-        "<answer>beta</answer>",
-    )
-
-
-def test_results_follow_their_calls_through_the_turns():
-    trajectory = gold_trajectory(gold("alpha", "beta", "gamma", gold_turns=(1, 0, 1)), RENDERER)
-    assert [call.arguments["city"] for call in trajectory.calls] == ["beta", "alpha", "gamma"]
+def test_calls_are_grouped_by_gold_turns_and_their_results_follow_them():
+    trajectory = gold_trajectory(gold("alpha", "beta", "gamma", gold_turns=(2, 0, 2)), RENDERER)
+    first, second, last = trajectory.turns
+    assert first.text == call_text("beta")
+    assert second.text == f"{call_text('alpha')}\n{call_text('gamma')}"
+    assert last.text == "<answer>beta</answer>"
     outputs = [result.output for result in trajectory.results]
     assert outputs == ["mayor of beta", "mayor of alpha", "mayor of gamma"]
-    first = trajectory.turns[0]
+    assert [call.arguments["city"] for call in trajectory.calls] == ["beta", "alpha", "gamma"]
     assert first.observation_ids == RENDERER.observation_ids([ToolResult("mayor of beta")])
     assert first.logprobs == (0.0,) * len(first.token_ids)
 
 
-def test_turns_of_another_length_are_refused():
-    with pytest.raises(ValueError, match="task t: 1 gold turns for 2 gold calls"):
-        gold_turn_texts(gold("alpha", "beta", gold_turns=(0,)))
-
-
-@pytest.mark.parametrize("sub_answers", [(), (SubAnswer("other", "x"), SubAnswer("mayor_of", "x"))])
-def test_missing_or_misaligned_outputs_are_refused(sub_answers):
-    wanted = replace(gold("alpha", "beta"), sub_answers=sub_answers)
-    with pytest.raises(ValueError, match="task t: sub_answers"):
-        gold_trajectory(wanted, RENDERER)
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"gold_turns": (0,)}, "1 gold turns for 2 gold calls"),
+        ({"sub_answers": ()}, "sub_answers"),
+        ({"sub_answers": (SubAnswer("other", "x"), SubAnswer("mayor_of", "x"))}, "sub_answers"),
+    ],
+)
+def test_turns_and_outputs_that_do_not_fit_the_calls_are_refused(fields, named):
+    with pytest.raises(ValueError, match=f"task t: {named}"):
+        gold_trajectory(replace(gold("alpha", "beta"), **fields), RENDERER)
 
 
 @pytest.mark.parametrize("thinking", [True, False])

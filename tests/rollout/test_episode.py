@@ -13,6 +13,7 @@ from tests.rollout.episode_fakes import (
     FakeSandbox,
     call_text,
     echo,
+    hangs_on,
     runner_of,
     small_tokenizer,
     task,
@@ -28,13 +29,11 @@ def run_one(engine, sandbox=None, **limits):
     return trajectory
 
 
-def tokens(text: str) -> int:
+def tokens(text):
     return len(RENDERER.encode_turn(text))
 
 
 # -- what a trajectory records ---------------------------------------------------------------
-
-
 def test_whole_episode():
     turns = (f"{call_text('alpha')}\n{call_text('beta')}", call_text("gamma"), ANSWER)
     engine = Engine(*turns)
@@ -85,8 +84,6 @@ def test_sampled_ids_are_kept_where_their_text_encodes_otherwise():
 
 
 # -- stop reasons ----------------------------------------------------------------------------
-
-
 def test_the_final_state_is_read_where_the_task_asks_for_one(sandbox):
     source = "class Box:\n    def __init__(self, city):\n        self.city = city\n"
     source += "    def mayor_of(self, city):\n        self.city += city\n        return city\n"
@@ -134,13 +131,10 @@ def test_max_turns_executes_the_last_calls():
 
 def test_prompt_too_long(caplog):
     short, long = task("short"), task("long", question="What is alpha " * 50)
-    limit = len(RENDERER.prompt_ids(short))
-    sandbox = FakeSandbox()
-    engine = Engine(ANSWER)
+    engine, limit = Engine(ANSWER), len(RENDERER.prompt_ids(short))
+    runner = runner_of(engine, max_prompt_tokens=limit)
     with caplog.at_level(logging.WARNING):
-        groups = runner_of(engine, sandbox, max_prompt_tokens=limit).run(
-            [long, short], 3, SAMPLING, seed=0
-        )
+        groups = runner.run([long, short], 3, SAMPLING, seed=0)
     assert [t.stop_reason for t in groups[0]] == [StopReason.PROMPT_TOO_LONG] * 3
     assert [t.stop_reason for t in groups[1]] == [StopReason.ANSWER] * 3
     assert groups[0][0].turns == () and groups[0][0].prompt_ids == RENDERER.prompt_ids(long)
@@ -151,23 +145,19 @@ def test_prompt_too_long(caplog):
 
 
 # -- order, seeds, concurrency ---------------------------------------------------------------
-
-
 def test_groups_sessions_and_seeds_are_in_order():
     def requests(seed):
         engine = Engine(call_text("alpha"), ANSWER)
         tasks = [task("a/1"), task("b"), task("c")]
         groups = runner_of(engine).run(tasks, 2, SAMPLING, seed)
-        assert [[t.task.task_id for t in group] for group in groups] == [
-            ["a/1"] * 2, ["b"] * 2, ["c"] * 2,
-        ]  # fmt: skip
+        found = [[trajectory.task.task_id for trajectory in group] for group in groups]
+        assert found == [["a/1"] * 2, ["b"] * 2, ["c"] * 2]
         assert len(engine.released) == 6
         return engine.requests
 
     first, again, other = requests(0), requests(0), requests(1)
-    starts = [request.session for request in first[:6]]
-    assert starts == [session_name(0, p, n, name) for p, name in enumerate(["a/1", "b", "c"])
-                      for n in range(2)]  # fmt: skip
+    starts, names = [request.session for request in first[:6]], enumerate(["a/1", "b", "c"])
+    assert starts == [session_name(0, p, n, name) for p, name in names for n in range(2)]
     assert task_id_of(starts[0]) == "a/1"
     assert first == again
     seeds = {request.seed for request in first}
@@ -177,21 +167,13 @@ def test_groups_sessions_and_seeds_are_in_order():
 
 def test_slow_tool_delays_no_other_trajectory():
     """The tool of the first task returns only when the second task's episode is over."""
-    finished = asyncio.Event()
-
-    class Watcher(Engine):
-        def release(self, session):
-            super().release(session)
-            if task_id_of(session) == "fast":
-                finished.set()
 
     async def answer(call):
-        if call.arguments["city"] == "slow":
-            await finished.wait()
+        while call.arguments["city"] == "slow" and not engine.released:
+            await asyncio.sleep(0)
         return await echo(call)
 
-    engine = Watcher()
-    engine.script = lambda session, turn: (ANSWER, call_text(task_id_of(session)))[turn == 0]
+    engine = Engine(script=replay({name: [call_text(name), ANSWER] for name in ("slow", "fast")}))
     runner = runner_of(engine, FakeSandbox(answer))
     tasks = [task("slow"), task("fast")]
     groups = asyncio.run(asyncio.wait_for(runner.run_async(tasks, 1, SAMPLING, 0), 20))
@@ -199,13 +181,12 @@ def test_slow_tool_delays_no_other_trajectory():
 
 
 def test_calls_of_one_turn_run_concurrently_and_keep_their_order():
-    arrived = asyncio.Event()
+    arrived = []
 
     async def answer(call):
-        if call.arguments["city"] == "alpha":
-            await arrived.wait()
-        else:
-            arrived.set()
+        arrived.append(call)
+        while call.arguments["city"] == "alpha" and len(arrived) < 2:
+            await asyncio.sleep(0)
         return await echo(call)
 
     runner = runner_of(Engine(call_text("alpha") + call_text("beta"), ANSWER), FakeSandbox(answer))
@@ -214,26 +195,16 @@ def test_calls_of_one_turn_run_concurrently_and_keep_their_order():
 
 
 # -- failures --------------------------------------------------------------------------------
-
-
-class FailingEngine(Engine):
-    """Fails at the second turn of the first task, while the others wait for their tools."""
-
-    async def generate(self, session, context, sampling, seed):
-        if task_id_of(session) == "fails" and session in {r.session for r in self.requests}:
-            raise OSError("device lost")
-        return await super().generate(session, context, sampling, seed)
-
-
 def test_engine_failure_ends_all_episodes_and_is_raised_as_itself():
-    async def only_alpha_returns(call):
-        if call.arguments["city"] != "alpha":
-            await asyncio.Event().wait()
-        return await echo(call)
+    """It fails at the second turn of the second task, while the others wait for their tools."""
 
-    engine, sandbox = FailingEngine(), FakeSandbox(only_alpha_returns)
+    async def fail(session):
+        if task_id_of(session) == "fails" and session in {r.session for r in engine.requests}:
+            raise OSError("device lost")
+
     cities = {"fails": "alpha", "waits": "beta"}
-    engine.script = lambda session, turn: call_text(cities[task_id_of(session)])
+    engine = Engine(script=lambda s, turn: call_text(cities[task_id_of(s)]), before=fail)
+    sandbox = FakeSandbox(hangs_on("beta"))
     tasks = [task(name) for name in ("waits", "fails", "waits")]
     with pytest.raises(OSError, match="device lost"):
         runner_of(engine, sandbox).run(tasks, 2, SAMPLING, seed=0)
@@ -245,15 +216,13 @@ def test_engine_failure_ends_all_episodes_and_is_raised_as_itself():
 def test_session_is_closed_to_the_end_when_cancelled_meanwhile():
     closing = asyncio.Event()
 
-    class SlowToClose(FakeSandbox):
-        async def before_close(self):
-            closing.set()
-            for _ in range(5):
-                await asyncio.sleep(0)
+    async def slowly():
+        closing.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
 
-    sandbox = SlowToClose()
-
-    engine = Engine(call_text("alpha"), ANSWER)
+    engine, sandbox = Engine(call_text("alpha"), ANSWER), FakeSandbox()
+    sandbox.before_close = slowly
 
     async def interrupted():
         run = asyncio.create_task(runner_of(engine, sandbox).run_async([task()], 1, SAMPLING, 0))

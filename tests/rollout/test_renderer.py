@@ -7,13 +7,8 @@ from tokenizers.normalizers import Prepend
 from matchtir.policy.tiny.tokenizer import build_tokenizer
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
 from matchtir.types import ToolResult
-from tests.rollout.episode_fakes import (
-    TOKENIZERS,
-    WORDS,
-    call_text,
-    task,
-    tool,
-)
+from tests.rollout.episode_fakes import TOKENIZERS, WORDS, call_text, task, tool
+from tests.scale.templates import FAMILIES
 
 TEXTS = (
     "", " ", "\n", "alpha", " beta\n", "\n\ngamma  ", "{\"a\": [1, 2.5]}", "12345",
@@ -21,10 +16,9 @@ TEXTS = (
     "\t\x00", "e\u0301", "a" * 300,
 )  # fmt: skip
 CONTENTS = ("", "alpha", "let me see: ", "北京 is", "<answer>beta</answer>", "two\n\nlines ")
-EMPTY_THINKING = "<think>\n\n</think>\n\n"
 
 
-def random_conversation(rng: random.Random, thinking: bool):
+def random_conversation(rng, thinking):
     """Messages after the question, and the pieces of the same: turn texts and results."""
     messages, pieces = [], []
     for _ in range(rng.randint(1, 4)):
@@ -75,7 +69,7 @@ def test_conversation_equals_chat_template_id_for_id(load, thinking):
         forced += [renderer.observation_ids(results) for _, results in pieces]
         if not thinking:
             # The template drops the empty think block from turns that have become history.
-            empty = tuple(load().encode(EMPTY_THINKING))
+            empty = tuple(load().encode("<think>\n\n</think>\n\n"))
             assert all(ids[-len(empty) :] == empty for ids in forced)
             forced[:-1] = [ids[: -len(empty)] for ids in forced[:-1]]
         whole = [*forced[0]]
@@ -102,7 +96,7 @@ def test_a_turn_that_stops_at_its_call_is_ended_by_the_observation(load):
     assert stopping.observation_ids(results, turn) == whole.observation_ids(results, turn)
 
 
-@TOKENIZERS
+@FAMILIES
 def test_control_tokens_in_data_are_plain_text(load):
     tokenizer = load()
     control = tokenizer.get_added_vocab()
@@ -126,26 +120,7 @@ def test_control_tokens_in_data_are_plain_text(load):
     assert tokenizer.decode(prompt).count(nasty) == 6
 
 
-@TOKENIZERS
-@pytest.mark.parametrize(
-    "text", ["", "alpha", f"x\n{call_text('é')}", "<think>\n\n</think>\n\nyes "]
-)
-def test_turn_text_survives_the_round_trip(load, text):
-    renderer = Renderer(load())
-    ids = renderer.encode_turn(text)
-    assert ids[-1] == load().convert_tokens_to_ids("<|im_end|>")
-    assert renderer.decode(ids) == text
-    assert renderer.decode(ids[:-1]) == text  # cut before its end
-    assert renderer.decode([]) == ""
-    assert renderer.decode([*ids[:-1], renderer.stop_token_ids[1]]) == text
-
-
-IGNORES_TOOL_MESSAGES = (
-    "{% for m in messages if m.role != 'tool' %}"
-    "{{ '<|im_start|>' + m.role + '\n' + m.content }}{% for call in m.tool_calls %}"
-    "{{ '<tool_call>\n' + call.function | tojson + '\n</tool_call>' }}{% endfor %}"
-    "{{ '<|im_end|>\n' }}{% endfor %}"
-)
+ENDLESS = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
 SWALLOWS = AddedToken("<|im_end|>", rstrip=True, special=True)  # what follows a turn
 
 
@@ -153,10 +128,7 @@ SWALLOWS = AddedToken("<|im_end|>", rstrip=True, special=True)  # what follows a
     ("spoil", "message"),
     [
         (lambda it: setattr(it, "chat_template", None), "lacks a chat template"),
-        (
-            lambda it: setattr(it, "chat_template", IGNORES_TOOL_MESSAGES),
-            "does not render tool messages",
-        ),
+        (lambda it: setattr(it, "chat_template", ENDLESS), "a policy has no token that does so"),
         (lambda it: it.add_tokens(SWALLOWS, special_tokens=True), "in parts"),
         # It marks where a text begins.
         (lambda it: setattr(it.backend_tokenizer, "normalizer", Prepend("_")), "in parts"),
@@ -169,20 +141,11 @@ def test_tokenizers_that_do_not_do_are_refused(spoil, message):
         Renderer(tokenizer)
 
 
-@TOKENIZERS
-def test_the_pieces_of_a_turn_make_up_its_text(load):
-    renderer = Renderer(load())
-    ids = renderer.encode_turn("<think>Grüße 😀</think> zwölf")
-    pieces = renderer.pieces(ids)
-    assert len(pieces) == len(ids)
-    assert "".join(pieces) == renderer.decode(ids) + "<|im_end|>"
-    assert "😀" in "".join(pieces) and "\ufffd" not in "".join(pieces)
-
-
 def spans_of(renderer, ids):
     """The spans as (kind, text of their tokens)."""
     pieces = renderer.pieces(ids)
     spans = renderer.spans(renderer.decode(ids), ids)
+    assert len(pieces) == len(ids)
     assert [0, *(span.end for span in spans)] == [*(span.start for span in spans), len(ids)]
     return [(str(span.kind), "".join(pieces[span.start : span.end])) for span in spans]
 
@@ -206,7 +169,7 @@ END, ALPHA, BETA = "<|im_end|>", call_text("alpha"), call_text("beta")
             ],
         ),
         ("<tool_call>{" + ALPHA, [("call", "<tool_call>{"), ("call", ALPHA), ("reasoning", END)]),
-        ("b<tool_call>北京", [("reasoning", "b"), ("call", "<tool_call>北京"), ("reasoning", END)]),
+        ("b<tool_call>北😀", [("reasoning", "b"), ("call", "<tool_call>北😀"), ("reasoning", END)]),
     ],
 )  # fmt: skip
 def test_spans_are_what_the_reader_of_calls_read(load, text, expected):

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 
+from matchtir.rollout.engine import replay, task_id_of
 from matchtir.rollout.episode import Attempt, EpisodeLimits, response_tokens
 from matchtir.rollout.runner import EpisodeRunner, conversations_at_once, is_complete
 from matchtir.types import StopReason, ToolSpec, Trajectory
@@ -16,6 +17,7 @@ from tests.rollout.episode_fakes import (
     FakeSandbox,
     call_text,
     echo,
+    hangs_on,
     runner_of,
     task,
 )
@@ -32,17 +34,6 @@ class Resumed(Engine):
         return await super().generate(session, context, sampling, seed)
 
 
-def hangs_on(city):
-    """A tool that never answers for one city."""
-
-    async def answer(call):
-        if call.arguments["city"] == city:
-            await asyncio.Event().wait()
-        return await echo(call)
-
-    return answer
-
-
 # -- deadlines ------------------------------------------------------------------------------------
 def test_an_episode_ends_at_its_deadline_with_the_turns_it_has():
     sandbox = FakeSandbox(hangs_on("beta"))
@@ -56,44 +47,35 @@ def test_an_episode_ends_at_its_deadline_with_the_turns_it_has():
 
 
 def test_a_time_out_of_the_engine_is_no_deadline():
-    class TimesOut(Engine):
-        async def generate(self, session, context, sampling, seed):
-            raise TimeoutError("no answer")
+    async def times_out(session):
+        raise TimeoutError("no answer")
 
     with pytest.raises(TimeoutError, match="no answer"):
-        runner_of(TimesOut(), max_seconds=100).run([task()], 1, SAMPLING, seed=0)
+        runner_of(Engine(before=times_out), max_seconds=100).run([task()], 1, SAMPLING, seed=0)
 
 
 # -- going on -------------------------------------------------------------------------------------
 def test_enough_groups_end_and_the_others_keep_their_turns():
+    async def until_the_slow_are_at_their_second_turn(session):
+        while "fast" in session and sum("slow" in each.session for each in engine.requests) < 4:
+            await asyncio.sleep(0)
+
     sandbox = FakeSandbox(hangs_on("delta"))
-
-    class Patient(Engine):
-        async def generate(self, session, context, sampling, seed):
-            asked = sum("slow" in request.session for request in self.requests)
-            while "fast" in session and asked < 4:  # the slow ones are at their second turn
-                await asyncio.sleep(0)
-                asked = sum("slow" in request.session for request in self.requests)
-            return await super().generate(session, context, sampling, seed)
-
-    engine = Patient()
     turns = {"slow": [CALL, call_text("delta"), ANSWER], "fast": [ANSWER]}
-    engine.script = lambda session, turn: turns[session.split("/")[2]][turn]
+    engine = Engine(script=replay(turns), before=until_the_slow_are_at_their_second_turn)
     runner = runner_of(engine, sandbox)
     groups = runner.attempts([task("slow"), task("fast")], 2, SAMPLING, seed=3)
     slow, fast = asyncio.run(runner.go_on(groups, enough=1))
     assert is_complete(fast) and not is_complete(slow)
-    assert all(isinstance(each, Attempt) for each in slow)
     for attempt in slow:  # interrupted in the second turn's tools
-        assert [turn.text for turn in attempt.turns] == [CALL]
+        assert isinstance(attempt, Attempt) and [turn.text for turn in attempt.turns] == [CALL]
         assert attempt.turns[0].observation_ids
     assert len(engine.released) == 4
     assert all(session.is_closed for session in sandbox.sessions)
 
     after = Resumed(CALL, call_text("beta"), ANSWER)
     after.version = 1
-    again = runner_of(after)
-    (slow,) = asyncio.run(again.go_on([slow], enough=1))
+    (slow,) = asyncio.run(runner_of(after).go_on([slow], enough=1))
     for trajectory in slow:
         assert isinstance(trajectory, Trajectory)
         assert trajectory.stop_reason is StopReason.ANSWER
@@ -106,20 +88,15 @@ def test_enough_groups_end_and_the_others_keep_their_turns():
 
 
 def test_urgent_groups_are_waited_for():
-    order = []
+    async def late(session):
+        while task_id_of(session) == "first" and len(engine.requests) < 2:
+            await asyncio.sleep(0)
 
-    class Late(Engine):
-        async def generate(self, session, context, sampling, seed):
-            if "/first" in session:
-                while len(order) < 2:
-                    await asyncio.sleep(0)
-            order.append(session.split("/")[2])
-            return await super().generate(session, context, sampling, seed)
-
-    runner = runner_of(Late(ANSWER))
+    engine = Engine(ANSWER, before=late)
+    runner = runner_of(engine)
     groups = runner.attempts([task("first"), task("b"), task("c")], 1, SAMPLING, seed=0)
     done = asyncio.run(runner.go_on(groups, enough=1, urgent=1))
-    assert is_complete(done[0]) and order[-1] == "first"
+    assert is_complete(done[0]) and task_id_of(engine.requests[-1].session) == "first"
 
 
 def test_a_stateful_tool_has_its_state_back(sandbox):
@@ -137,9 +114,6 @@ def test_a_stateful_tool_has_its_state_back(sandbox):
         assert trajectory.final_state == {"Box": {"n": 2}}
 
 
-# -- the watchdog ---------------------------------------------------------------------------------
-
-
 def test_it_names_the_stage_and_the_episode_that_hangs(caplog):
     """Also where what hangs is the event loop itself."""
     named = "in stage 'tools of turn 0' for more than 0.05 s: 7.0/0/slow one"
@@ -155,9 +129,6 @@ def test_it_names_the_stage_and_the_episode_that_hangs(caplog):
     assert named in caplog.text
 
 
-# -- what is refused ------------------------------------------------------------------------------
-
-
 def test_settings_below_one_are_refused():
     for limit in ("max_turns", "max_prompt_tokens", "max_response_tokens", "max_turn_tokens"):
         with pytest.raises(ValueError, match=f"{limit} must be at least 1"):
@@ -171,33 +142,23 @@ def test_settings_below_one_are_refused():
 
 
 # -- how many at once -----------------------------------------------------------------------------
-
-
 class Counting(Engine):
     """Knows how many episodes are under way at most, and in which order they began."""
 
     def __init__(self, *turns, cache_tokens=None):
-        super().__init__(*turns)
-        self.cache_tokens = cache_tokens
-        self.running, self.most, self.begun = set(), 0, []
+        super().__init__(*turns, before=self.count)
+        self.cache_tokens, self.most, self.begun = cache_tokens, 0, []
 
-    async def generate(self, session, context, sampling, seed):
-        if session not in self.running:
-            self.begun.append(session)
-        self.running.add(session)
-        self.most = max(self.most, len(self.running))
+    async def count(self, session):
+        self.begun += [session] if session not in self.begun else []
+        self.most = max(self.most, len(self.begun) - len(self.released))
         await asyncio.sleep(0)
-        return await super().generate(session, context, sampling, seed)
-
-    def release(self, session):
-        self.running.discard(session)
-        super().release(session)
 
 
 def test_no_more_episodes_at_once_than_allowed_the_oldest_first():
     engine = Counting(CALL, ANSWER)
     runner_of(engine, max_concurrent=3).run([task(str(i)) for i in range(4)], 4, SAMPLING, seed=0)
-    assert engine.most == 3 and not engine.running
+    assert engine.most == 3 and len(engine.released) == 16
     assert engine.begun == [f"0.{p}/{n}/{p}" for p in range(4) for n in range(4)]
 
 

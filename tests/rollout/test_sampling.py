@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.slot_decoder import sample_tokens
@@ -13,7 +12,7 @@ DRAWS = 2000
 LOGITS = torch.tensor([1.0, -1.0, 2.0, 0.5, -torch.inf, 0.0])
 
 
-def shares(logits: Tensor, params: SamplingParams) -> Tensor:
+def shares(logits, params):
     """How often each token comes up where the random numbers cover [0, 1) evenly."""
     uniforms = [(draw + 0.5) / DRAWS for draw in range(DRAWS)]
     rows = logits.expand(DRAWS, -1)
@@ -25,14 +24,14 @@ def shares(logits: Tensor, params: SamplingParams) -> Tensor:
     return found
 
 
-def test_greedy_is_the_likeliest_token_with_its_log_probability_at_temperature_1() -> None:
+def test_greedy_is_the_likeliest_token_with_its_log_probability_at_temperature_1():
     tokens, logprobs = sample_tokens(LOGITS[None], [SamplingParams(temperature=0)], [0.999])
     assert tokens.tolist() == [2]
     torch.testing.assert_close(logprobs, LOGITS.log_softmax(dim=-1)[2:3])
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-53])
-def test_the_ends_of_the_unit_interval_draw_a_possible_token(uniform: float) -> None:
+def test_the_ends_of_the_unit_interval_draw_a_possible_token(uniform):
     logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
     tokens, logprobs = sample_tokens(logits, [SamplingParams()], [uniform])
     assert tokens.tolist() == [1 if uniform == 0 else 2]
@@ -53,7 +52,7 @@ ROW = st.tuples(
 
 @settings(deadline=None)
 @given(st.lists(ROW, min_size=1, max_size=5))
-def test_a_row_depends_on_itself_alone(rows: list[tuple]) -> None:
+def test_a_row_depends_on_itself_alone(rows):
     values, params, uniforms = map(list, zip(*rows, strict=True))
     logits = torch.tensor(values, dtype=torch.float32)
     both = torch.stack(sample_tokens(logits, params, uniforms))
@@ -62,7 +61,7 @@ def test_a_row_depends_on_itself_alone(rows: list[tuple]) -> None:
         assert both[:, index].tolist() == alone[:, 0].tolist()
 
 
-def test_a_row_without_truncation_is_untouched_by_one_with_it() -> None:
+def test_a_row_without_truncation_is_untouched_by_one_with_it():
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 3000, generator=generator) * 6
     params = [SamplingParams(), SamplingParams(top_p=0.5)]
@@ -73,7 +72,7 @@ def test_a_row_without_truncation_is_untouched_by_one_with_it() -> None:
         assert [one[0].item() for one in both] == [one[0].item() for one in alone]
 
 
-def test_half_precision_logits_are_summed_in_float32() -> None:
+def test_half_precision_logits_are_summed_in_float32():
     logits = torch.zeros(1, 5000, dtype=torch.bfloat16)
     _, logprobs = sample_tokens(logits, [SamplingParams()], [0.5])
     assert logprobs.dtype == torch.float32
@@ -95,7 +94,7 @@ def test_half_precision_logits_are_summed_in_float32() -> None:
         ({"top_p": 0.9, "temperature": 0.1}, [0]),  # of the distribution at the temperature
     ],
 )
-def test_truncation_keeps_the_likeliest_tokens(settings: dict, kept: list[int]) -> None:
+def test_truncation_keeps_the_likeliest_tokens(settings, kept):
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     params = SamplingParams(**settings)
     scaled = (probabilities.log() / params.temperature).softmax(-1)

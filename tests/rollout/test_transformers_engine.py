@@ -4,35 +4,24 @@ import asyncio
 import gc
 import logging
 import random
-from collections.abc import Callable
-from typing import Any
+from itertools import count
 
 import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from matchtir.policy.policy import Policy
-from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.transformers_engine import TransformersEngine
 from tests.policy.tiny_policy import ARCHITECTURE, small
-from tests.rollout.engine_helpers import (
-    STOP,
-    Talk,
-    assert_equal,
-    converse,
-    naive,
-    run_all,
-    talks,
-)
+from tests.rollout.engine_helpers import STOP, Talk, assert_equal, converse, naive, run_all, talks
 
 SAMPLED = SamplingParams(temperature=1.0, max_new_tokens=9)
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=9)
 POLICY = small(layers=1, seed=3).policy.eval()
 
 
-def engine(
-    policy: Policy = POLICY, stop: tuple[int, ...] = STOP, **options: Any
-) -> TransformersEngine:
+def engine(policy=POLICY, stop=STOP, **options):
     made = TransformersEngine(stop, **options)
     made.sync(policy, version=0)
     return made
@@ -42,19 +31,12 @@ LONG = tuple(random.Random(0).choices(range(10, 800), k=300))  # more than one s
 GROWING = [Talk((50, 51, 52), ((60,), LONG)), Talk((53, 54), ((61, 62), (63,)))]
 
 
-def assert_all_equal(
-    found: list[list[Generation]],
-    conversations: list[Talk],
-    sampling: SamplingParams = SAMPLED,
-    policy: Policy = POLICY,
-) -> None:
+def assert_all_equal(found, conversations, sampling=SAMPLED, policy=POLICY):
     for talk, generations in zip(conversations, found, strict=True):
         assert_equal(generations, naive(policy, talk, sampling))
 
 
 # -- what is sampled ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("conversations", "sampling", "options"),
     [
@@ -69,40 +51,18 @@ def assert_all_equal(
         *((talks(5, seed=6, group=2), SAMPLED, {"max_sessions": places}) for places in (1, 2, 3)),
     ],
 )
-def test_turns_of_many_conversations_equal_a_loop_without_a_cache(
-    conversations: list[Talk], sampling: SamplingParams, options: dict[str, Any]
-) -> None:
+def test_turns_of_many_conversations_equal_a_loop_without_a_cache(conversations, sampling, options):
     found = run_all(engine(**options), conversations, sampling)
     assert_all_equal(found, conversations, sampling)
     lengths = {len(generation.token_ids) for turns in found for generation in turns}
     assert len(lengths) > 2 or len(conversations) < 4  # rows joined and left at different times
 
 
-def test_log_probabilities_equal_the_trainers() -> None:
-    sampling = SamplingParams(temperature=0.8, max_new_tokens=9)
-    conversations = talks(4, seed=1)
-    for talk, generations in zip(
-        conversations, run_all(engine(), conversations, sampling), strict=True
-    ):
-        ids, sampled, expected = list(talk.prompt), [False] * len(talk.prompt), []
-        for turn, generation in enumerate(generations):
-            forced = talk.observations[turn] if turn < len(talk.observations) else ()
-            ids += [*generation.token_ids, *forced]
-            sampled += [True] * len(generation.token_ids) + [False] * len(forced)
-            expected += generation.logprobs
-        mask = torch.tensor([sampled])
-        with torch.no_grad():
-            scores = POLICY(torch.tensor([ids]), mask, temperature=0.8)
-        torch.testing.assert_close(scores.logprobs[mask], torch.tensor(expected), atol=2e-5, rtol=0)
-
-
 # -- the cache -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "conversations", [talks(1, turns=3, seed=4), talks(8, turns=1, group=4)], ids=["turns", "group"]
 )
-def test_only_new_tokens_are_read_and_the_prompt_of_a_group_once(conversations: list[Talk]) -> None:
+def test_only_new_tokens_are_read_and_the_prompt_of_a_group_once(conversations):
     single = engine()
     found = run_all(single, conversations, SAMPLED)
     prompts = {talk.prompt for talk in conversations}
@@ -112,12 +72,12 @@ def test_only_new_tokens_are_read_and_the_prompt_of_a_group_once(conversations: 
     assert_all_equal(found, conversations)
 
 
-def test_a_group_waits_for_a_prompt_that_is_read_in_pieces() -> None:
+def test_a_group_waits_for_a_prompt_that_is_read_in_pieces():
     """Also where one of the group was moved to a slot before that of the reader."""
     prompt = tuple(range(100, 140))
     moved = engine(stop=(), prefill_tokens=8, rejoin_after=None)
 
-    async def main() -> None:
+    async def main():
         short = converse(moved, "s", Talk((50, 51)), SamplingParams(max_new_tokens=3))
         group = [converse(moved, f"g{n}", Talk(prompt, seed=n), SAMPLED) for n in range(2)]
         await asyncio.gather(short, *group)
@@ -127,16 +87,14 @@ def test_a_group_waits_for_a_prompt_that_is_read_in_pieces() -> None:
 
 
 # -- who waits for whom --------------------------------------------------------------------------
-
-
-def test_nobody_waits_for_anothers_tools() -> None:
+def test_nobody_waits_for_anothers_tools():
     """Without rendezvous: neither a running conversation nor one that comes later."""
 
-    async def main() -> None:
+    async def main():
         shared = engine(rejoin_after=None)
         tools, finished = asyncio.Event(), []
 
-        async def one(session: str, talk: Talk) -> None:
+        async def one(session, talk):
             await converse(shared, session, talk, SAMPLED, delay=tools.wait)
             finished.append(session)
 
@@ -153,17 +111,17 @@ def test_nobody_waits_for_anothers_tools() -> None:
 
 
 @pytest.mark.parametrize("max_sessions", [64, 3])
-def test_results_are_the_same_to_the_last_bit_however_long_tools_take(max_sessions: int) -> None:
+def test_results_are_the_same_to_the_last_bit_however_long_tools_take(max_sessions):
     """Also those of an engine that was used before."""
     conversations = talks(8, turns=4, seed=7, group=2)
     used = engine(max_sessions=max_sessions)
     run_all(used, [Talk(tuple(range(20, 400)), ((5,),)), *talks(9, seed=9)], SAMPLED)
     used.sync(POLICY, version=1)
 
-    def with_jitter(shared: TransformersEngine, seed: int) -> list[list[Generation]]:
+    def with_jitter(shared, seed):
         rng = random.Random(seed)
 
-        async def delay() -> None:
+        async def delay():
             for _ in range(rng.choice([0, 0, 1, 2, 30])):
                 await asyncio.sleep(0)
             if rng.random() < 0.2:
@@ -177,19 +135,13 @@ def test_results_are_the_same_to_the_last_bit_however_long_tools_take(max_sessio
 
 
 # -- things that go wrong ------------------------------------------------------------------------
-
-
-def test_an_error_in_the_model_reaches_everybody_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_error_in_the_model_reaches_everybody_once(monkeypatch, caplog):
     broken = small(layers=1, seed=3).policy.eval()
     shared = engine(broken, max_sessions=2)  # two run, one waits for a place
-    forward, passes = broken.model.base_model.forward, 0
+    forward, passes = broken.model.base_model.forward, count(1)
 
     def fail(*args, **kwargs):
-        nonlocal passes
-        passes += 1
-        if passes == 3:
+        if next(passes) == 3:
             raise ZeroDivisionError("out of luck")
         return forward(*args, **kwargs)
 
@@ -208,23 +160,19 @@ def test_an_error_in_the_model_reaches_everybody_once(
 
 
 @pytest.mark.parametrize(("ticks", "rejoin_after"), [(0, 4), (3, 4), (3, None)])
-def test_a_turn_that_is_cancelled_leaves_the_others_alone(
-    ticks: int, rejoin_after: int | None
-) -> None:
+def test_a_turn_that_is_cancelled_leaves_the_others_alone(ticks, rejoin_after):
     conversations = talks(4, seed=10, group=2)
 
-    async def main() -> list[list[Generation]]:
+    async def main():
         shared = engine(stop=(), max_sessions=4, rejoin_after=rejoin_after)
-        endless = SamplingParams(max_new_tokens=10**4)
-        prompts = (conversations[0].prompt, (5, 6, 7))
-        cancelled = [
-            asyncio.create_task(converse(shared, f"c{n}", Talk(prompt, seed=50 + n), endless))
-            for n, prompt in enumerate(prompts)
-        ]
-        running = [
-            asyncio.create_task(converse(shared, f"s{n}", talk, SAMPLED))
-            for n, talk in enumerate(conversations)
-        ]
+
+        def begun(name, talks, sampling):
+            conversations = [converse(shared, f"{name}{t.seed}", t, sampling) for t in talks]
+            return [asyncio.create_task(each) for each in conversations]
+
+        others = [Talk(conversations[0].prompt, seed=50), Talk((5, 6, 7), seed=51)]
+        cancelled = begun("c", others, SamplingParams(max_new_tokens=10**4))
+        running = begun("s", conversations, SAMPLED)
         for _ in range(2 + 2 * ticks):
             await asyncio.sleep(0)
         for task in cancelled:
@@ -238,30 +186,13 @@ def test_a_turn_that_is_cancelled_leaves_the_others_alone(
         assert_equal(generations, alone)
 
 
-def test_a_context_that_does_not_extend_the_session_is_refused() -> None:
-    async def main() -> None:
-        shared = engine()
-        context = (50, 51, 52)
-        first = await shared.generate("s", context, SAMPLED, 0)
-        whole = context + first.token_ids
-        for wrong in (context, (99, *whole[1:], 7), whole[:-1], (*whole[:-1], 99, 7)):
-            with pytest.raises(ValueError, match="session s: the context does not extend"):
-                await shared.generate("s", wrong, SAMPLED, 1)
-        await shared.generate("s", (*whole, 7), SAMPLED, 1)  # the session is none the worse
-        shared.release("s")
-
-    asyncio.run(main())
-
-
 # -- weights --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("rejoin_after", [4, None])
-def test_new_weights_are_used_at_once_in_the_same_loop(rejoin_after: int | None) -> None:
+def test_new_weights_are_used_at_once_in_the_same_loop(rejoin_after):
     """Nothing of the old weights is left, not even a prompt that another session has read."""
     policy, talk = small(layers=1, seed=3).policy.eval(), Talk((50, 51, 52, 53))
 
-    async def main() -> list[Generation]:
+    async def main():
         shared = engine(policy, rejoin_after=rejoin_after)
         await shared.generate("s", talk.prompt, SAMPLED, 0)
         await asyncio.sleep(0.01)  # the engine waits for the session's next turn
@@ -277,19 +208,19 @@ def test_new_weights_are_used_at_once_in_the_same_loop(rejoin_after: int | None)
     assert found[0] != naive(POLICY, talk, SAMPLED)[0]
 
 
-def test_a_copy_computes_what_the_policy_computes() -> None:
+def test_a_copy_computes_what_the_policy_computes():
     policy = Policy(small(layers=1).policy.model, head_float32=True).eval()
     shared, copied = (engine(policy, own_weights=own) for own in (False, True))
     with torch.autocast("cpu", torch.bfloat16):
         assert run_all(shared, talks(2), SAMPLED) == run_all(copied, talks(2), SAMPLED)
 
 
-def sliding_window() -> Policy:
+def sliding_window():
     sizes = {"vocab_size": 50, **ARCHITECTURE, "num_hidden_layers": 6}
     return Policy(Gemma3ForCausalLM(Gemma3TextConfig(**sizes)))
 
 
-def eager_attention() -> Policy:
+def eager_attention():
     policy = small().policy
     policy.model.set_attn_implementation("eager")
     return policy
@@ -303,27 +234,30 @@ def eager_attention() -> Policy:
         (eager_attention, ValueError, "eager"),  # reads the mask otherwise
     ],
 )
-def test_what_it_cannot_sample_from_is_refused(
-    make: Callable[[], torch.nn.Module], error: type[Exception], message: str
-) -> None:
+def test_what_it_cannot_sample_from_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         TransformersEngine(STOP).sync(make(), version=0)
 
 
-def test_requests_and_options_that_make_no_sense_are_refused() -> None:
-    async def refused(shared: TransformersEngine, context, room=5, match="session s") -> None:
+def test_requests_and_options_that_make_no_sense_are_refused():
+    async def refused(shared, context, room=5, match="session s"):
         with pytest.raises((ValueError, RuntimeError), match=match):
             await shared.generate("s", context, SamplingParams(max_new_tokens=room), 0)
 
-    async def main() -> None:
+    async def main():
         shared = engine()
         await refused(TransformersEngine(STOP), (50,), match="sync")
         await refused(shared, ())
         await refused(shared, (50,), room=0)
-        turn = asyncio.create_task(shared.generate("s", (50, 51), SAMPLED, 0))
+        context = (50, 51, 52)
+        turn = asyncio.create_task(shared.generate("s", context, SAMPLED, 0))
         await asyncio.sleep(0)
-        await refused(shared, (50, 51, 52), match="already generating")
-        await turn
+        await refused(shared, (*context, 53), match="already generating")
+        whole = context + (await turn).token_ids
+        for wrong in (context, (99, *whole[1:], 7), whole[:-1], (*whole[:-1], 99, 7)):
+            await refused(shared, wrong, match="session s: the context does not extend")
+        await shared.generate("s", (*whole, 7), SAMPLED, 1)  # the session is none the worse
+        await asyncio.sleep(0)  # the engine waits for its next turn
         with pytest.raises(RuntimeError, match="1 sessions are open"):
             shared.sync(POLICY, version=1)
         shared.release("s")

@@ -1,10 +1,8 @@
 """A user answers turns without calls: written in the task, or played behind an endpoint."""
 
-import asyncio
 import json
 
 import pytest
-from aiohttp import web
 
 from matchtir.credit.outcome import succeeds
 from matchtir.evaluation.benchmark import TaskBenchmark
@@ -14,7 +12,7 @@ from matchtir.rollout.speakers import ChatEndpoint, EndpointUser
 from matchtir.tasks.custom import CustomTasks, row_from_task, task_from_row
 from matchtir.types import StopReason
 from tests.evaluation.benchmark_helpers import play
-from tests.rollout.chat_fakes import listening
+from tests.rollout.chat_fakes import answering, says
 from tests.rollout.episode_fakes import (
     ANSWER,
     RENDERER,
@@ -57,6 +55,10 @@ def episode(engine, player=None, **fields):
     runner.user = player
     ((trajectory,),) = runner.run([task(**fields)], 1, SAMPLING, seed=0)
     return trajectory
+
+
+def said(request):
+    return [(message["role"], message["content"]) for message in request["messages"]]
 
 
 def test_the_user_is_heard_until_there_is_nothing_more_to_say():
@@ -123,21 +125,13 @@ def test_a_task_with_a_user_is_a_success_where_its_state_is_reached(sandbox, tmp
 
 
 def test_a_model_behind_an_endpoint_plays_the_user():
-    asked = []
-
-    async def complete(request):
-        body = await request.json()
-        asked.append([(m["role"], m["content"]) for m in body["messages"]])
-        text = "<think>\nhm\n</think>\n\nalpha" if len(asked) == 1 else "###STOP###"
-        return web.json_response({"choices": [{"message": {"content": text}}]})
-
-    with listening(complete) as url:
+    with answering(says("<think>\nhm\n</think>\n\nalpha"), says("###STOP###")) as (url, requests):
         user = EndpointUser(ChatEndpoint(url))
         engine = Engine("<think>\nso\n</think>\n\ncity ?", call_text("alpha"), "beta")
         trajectory = episode(engine, user, user_goal="Find the mayor of alpha.", gold_state={})
     assert [turn.reply for turn in trajectory.turns] == ["alpha", "", ""]
     assert trajectory.stop_reason is StopReason.ANSWER
-    (rules, *first), (_, *second) = asked
+    (rules, *first), (_, *second) = map(said, requests)
     assert rules[0] == "system" and rules[1].endswith("Your goal: Find the mayor of alpha.")
     assert first == [("assistant", "What is alpha ?"), ("user", "city ?")]  # no thoughts
     assert second == [*first, ("assistant", "alpha"), ("user", "beta")]
@@ -146,16 +140,9 @@ def test_a_model_behind_an_endpoint_plays_the_user():
 
 
 def test_an_endpoint_hears_what_its_user_said():
-    heard = []
-
-    async def complete(request):
-        heard.append((await request.json())["messages"])
-        message = {"role": "assistant", "content": "city ?" if len(heard) == 1 else ANSWER}
-        return web.json_response({"choices": [{"message": message, "finish_reason": "stop"}]})
-
-    with listening(complete) as url:
+    with answering(says("city ?"), says(ANSWER)) as (url, requests):
         runner = runner_of(Engine())
         runner.speaker = ChatEndpoint(url, system_prompt="")
-        asyncio.run(runner.run_async([task(user=("alpha",))], 1, SAMPLING, seed=0))
-    assert [m["content"] for m in heard[1]] == ["What is alpha ?", "city ?", "alpha"]
-    assert [m["role"] for m in heard[1]] == ["user", "assistant", "user"]
+        runner.run([task(user=("alpha",))], 1, SAMPLING, seed=0)
+    heard = [("user", "What is alpha ?"), ("assistant", "city ?"), ("user", "alpha")]
+    assert said(requests[1]) == heard

@@ -1,9 +1,7 @@
 """Real vLLM, in this process and as a server, against the trainer's own numbers."""
 
 import asyncio
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +9,7 @@ import torch
 from aiohttp import web
 
 from matchtir.policy.losses import MismatchCorrection
-from matchtir.policy.policy import Policy
-from matchtir.rollout.engine import Generation, SamplingParams
+from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.http import HttpClient
 from matchtir.rollout.renderer import Renderer
@@ -26,21 +23,21 @@ from tests.training.training_parts import fit, logged, policy_gradient
 SETTINGS = {"max_num_seqs": 16}
 SIZES = {"layers": 2, "hidden_size": 64}  # heads of 32: the smallest that vLLM has on a CPU
 SAMPLED = SamplingParams(temperature=1.0, max_new_tokens=12)
-GREEDY = SamplingParams(temperature=0.0, max_new_tokens=12)
 PROMPT = tuple(range(50, 90))
 
-Engines = VllmEngine | VllmServerEngine
+
+ENGINES = [pytest.param(each, marks=needs_vllm) for each in (VllmEngine, VllmServerEngine)]
 
 
-@pytest.fixture(scope="module", params=[VllmEngine, VllmServerEngine], ids=["process", "server"])
-def engine(request) -> Iterator[Engines]:
+@pytest.fixture(scope="module", params=ENGINES, ids=["process", "server"])
+def engine(request):
     made = request.param(STOP, 256, SETTINGS)
     made.sync(policy(0), version=0)
     yield made
     made.close()
 
 
-def policy(shift: float) -> Policy:
+def policy(shift):
     """The tiny policy, its weights moved by noise of this size."""
     made = small(**SIZES).policy.eval()
     generator = torch.Generator().manual_seed(0)
@@ -50,8 +47,8 @@ def policy(shift: float) -> Policy:
     return made
 
 
-def one(engine: Engines, context=PROMPT, sampling=SAMPLED, seed=0, session="s") -> Generation:
-    async def main() -> Generation:
+def one(engine, context=PROMPT, sampling=SAMPLED, seed=0, session="s"):
+    async def main():
         try:
             return await engine.generate(session, context, sampling, seed)
         finally:
@@ -60,16 +57,15 @@ def one(engine: Engines, context=PROMPT, sampling=SAMPLED, seed=0, session="s") 
     return asyncio.run(main())
 
 
-def trainers_logprobs(policy: Policy, context, generation: Generation, temperature=1.0):
+def trainers_logprobs(policy, context, generation, temperature=1.0):
     ids = torch.tensor([[*context, *generation.token_ids]])
     scored = torch.arange(ids.shape[1])[None] >= len(context)
     with torch.no_grad():
         return policy(ids, scored, temperature).logprobs[0, len(context) :].numpy()
 
 
-@needs_vllm
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_after_a_sync_the_log_probabilities_are_the_trainers(engine: Engines, temperature) -> None:
+def test_after_a_sync_the_log_probabilities_are_the_trainers(engine, temperature):
     """Also for a context that was cached under the weights before."""
     sampling = SamplingParams(temperature, max_new_tokens=30)
     for version, shift in enumerate((0.0, 0.05, 0.0), start=1):
@@ -84,8 +80,7 @@ def test_after_a_sync_the_log_probabilities_are_the_trainers(engine: Engines, te
             assert difference.mean() < 1e-5 and difference.max() < 1e-4
 
 
-@needs_vllm
-def test_a_seed_means_the_same_alone_and_among_others(engine: Engines) -> None:
+def test_a_seed_means_the_same_alone_and_among_others(engine):
     conversations = talks(9, turns=3)
     together = run_all(engine, conversations, SAMPLED)
     alone = [asyncio.run(converse(engine, "s", talk, SAMPLED)) for talk in conversations]
@@ -95,15 +90,13 @@ def test_a_seed_means_the_same_alone_and_among_others(engine: Engines) -> None:
     assert one(engine, seed=1).token_ids != one(engine, seed=2).token_ids
 
 
-@needs_vllm
-def test_many_long_prompts_at_once(engine: Engines) -> None:
+def test_many_long_prompts_at_once(engine):
     """More tokens than one step of vLLM reads."""
     long = [Talk(tuple([10 + n] * 240), seed=n) for n in range(40)]
     assert all(generation.token_ids for (generation,) in run_all(engine, long, SAMPLED))
 
 
-@needs_vllm
-def test_a_turn_ends_with_its_stop_token_or_is_cut(engine: Engines) -> None:
+def test_a_turn_ends_with_its_stop_token_or_is_cut(engine):
     stopped = [one(engine, sampling=SamplingParams(max_new_tokens=100), seed=n) for n in range(3)]
     for generation in stopped:
         assert generation.stopped and generation.token_ids[-1] in STOP
@@ -115,8 +108,7 @@ def test_a_turn_ends_with_its_stop_token_or_is_cut(engine: Engines) -> None:
     assert cut.token_ids == longest.token_ids[:-1]
 
 
-@needs_vllm
-def test_turns_and_groups_share_what_was_read(engine: Engines) -> None:
+def test_turns_and_groups_share_what_was_read(engine):
     engine.sync(policy(0), version=100)
     prompt = tuple(range(60, 188))
     before = engine.prefill_count
@@ -127,16 +119,14 @@ def test_turns_and_groups_share_what_was_read(engine: Engines) -> None:
     assert engine.prefill_count - before < 1.5 * len(prompt)
 
 
-@needs_vllm
-def test_a_conversation_ends_where_the_model_does(engine: Engines) -> None:
+def test_a_conversation_ends_where_the_model_does(engine):
     with pytest.raises(ValueError, match="max_model_len=256"):
         one(engine, tuple([50] * 256))
     assert len(one(engine, tuple([50] * 250)).token_ids) <= 6
 
 
-@needs_vllm
-def test_a_cancelled_turn_leaves_nothing_behind(engine: Engines) -> None:
-    async def cancelled() -> None:
+def test_a_cancelled_turn_leaves_nothing_behind(engine):
+    async def cancelled():
         long = SamplingParams(max_new_tokens=200)
         task = asyncio.create_task(engine.generate("gone", PROMPT, long, 0))
         # Long enough for a request to be under way, not for a turn to end by itself.
@@ -152,7 +142,7 @@ def test_a_cancelled_turn_leaves_nothing_behind(engine: Engines) -> None:
 
 
 @needs_vllm
-def test_a_server_that_does_not_start_says_why() -> None:
+def test_a_server_that_does_not_start_says_why():
     server = VllmServerEngine(STOP, 256, {"max_num_seqs": 0})
     with pytest.raises(RuntimeError, match="did not start:\n(.|\n)*max_num_seqs"):
         server.sync(policy(0), version=0)
@@ -161,20 +151,15 @@ def test_a_server_that_does_not_start_says_why() -> None:
 
 @needs_vllm
 @pytest.mark.parametrize("ahead", [False, True])
-def test_training_with_vllm(tmp_path: Path, ahead: bool) -> None:
+def test_training_with_vllm(tmp_path, ahead):
     """On policy sampler and trainer agree; one step off they are one step apart."""
     loaded = small(**SIZES)
     renderer = Renderer(loaded.tokenizer, system_prompt="")
     engine = VllmEngine(renderer.stop_token_ids, 512, SETTINGS)
-    module = policy_gradient(
-        scripted=False,
-        policy=loaded.policy,
-        renderer=renderer,
-        engine=engine,
-        ahead=ahead,
-        loss={"correction": MismatchCorrection(cap=2.0)},
-        limits=EpisodeLimits(max_turns=2, max_turn_tokens=12),
-    )
+    own = {"policy": loaded.policy, "renderer": renderer, "engine": engine, "ahead": ahead}
+    loss = {"correction": MismatchCorrection(cap=2.0)}
+    limits = EpisodeLimits(max_turns=2, max_turn_tokens=12)
+    module = policy_gradient(scripted=False, loss=loss, limits=limits, **own)
     fit(module, tmp_path, iterations=4)
     engine.close()
     staleness, mismatch = (logged(tmp_path, f"train/{n}") for n in ("staleness", "mismatch_kl"))
@@ -182,7 +167,7 @@ def test_training_with_vllm(tmp_path: Path, ahead: bool) -> None:
     assert mismatch[0] < 1e-8 and (max(mismatch[1:]) > 1e-7) is ahead
 
 
-def test_engines_of_one_machine_do_not_share_what_they_compile(monkeypatch) -> None:
+def test_engines_of_one_machine_do_not_share_what_they_compile(monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", "/cache")
     folders = [own_cache(local_rank).get("VLLM_CACHE_ROOT", "/cache") for local_rank in range(8)]
     assert folders[0] == "/cache" and len(set(folders)) == 8
@@ -198,7 +183,7 @@ def test_engines_of_one_machine_do_not_share_what_they_compile(monkeypatch) -> N
         (VllmServerEngine, None, "call sync first"),
     ],
 )
-def test_what_is_not_free_is_refused(make, settings, words: str) -> None:
+def test_what_is_not_free_is_refused(make, settings, words):
     with pytest.raises((ValueError, RuntimeError), match=words):
         one(make(STOP, 256, settings))
 
@@ -208,38 +193,32 @@ def test_what_is_not_free_is_refused(make, settings, words: str) -> None:
 CONTROLS = ["pause", "collective_rpc", "reset_prefix_cache", "update_weight_version", "resume"]
 
 
-async def agrees(request: web.Request) -> web.Response:
-    return web.json_response({"success": True})
+def test_the_time_limit_is_of_the_service_and_not_of_the_queue():
+    serving, free = [], asyncio.Semaphore(1)
 
-
-def test_the_time_limit_is_of_the_service_and_not_of_the_queue() -> None:
-    serving, most = 0, 0
-
-    async def answer(request: web.Request) -> web.Response:
-        nonlocal serving, most
-        serving += 1
-        most = max(most, serving)
-        await asyncio.sleep(0.2)
-        serving -= 1
+    async def answer(request):
+        serving.append(free.locked())
+        async with free:
+            await asyncio.sleep(0.2)
         return web.json_response(1)
 
     with listening(ask=answer) as url:
         client = HttpClient(url, timeout_s=1.0, retries=0, at_once=1)
 
-        async def several() -> list[int]:
+        async def several():
             return await asyncio.gather(*(client.request("POST", "/ask", {}) for _ in range(8)))
 
         assert asyncio.run(several()) == [1] * 8
-    assert most == 1
+    assert serving == [False] * 8  # one at a time
 
 
 @pytest.mark.parametrize("level", [0, 2])
-def test_sampling_sleep_wake_sync_are_the_only_order(tmp_path: Path, level: int) -> None:
+def test_sampling_sleep_wake_sync_are_the_only_order(tmp_path, level):
     asked = []
 
-    async def control(request: web.Request) -> web.Response:
+    async def control(request):
         asked.append(request.path_qs)
-        return await agrees(request)
+        return web.json_response({"success": True})
 
     with listening(**dict.fromkeys([*CONTROLS, "sleep", "wake_up"], control)) as url:
         engine = VllmServerEngine(STOP, 256, sleep_level=level, weights_folder=str(tmp_path))
@@ -265,8 +244,7 @@ def test_sampling_sleep_wake_sync_are_the_only_order(tmp_path: Path, level: int)
         assert asked[-1] == "/wake_up?tags=kv_cache" and "/resume" not in asked
 
 
-@needs_vllm
-def test_asleep_and_awake_again(engine: Engines) -> None:
+def test_asleep_and_awake_again(engine):
     engine.sync(policy(0), version=200)
     before = one(engine)
     engine.sleep_level = 2

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from typing import Any
 
 from matchtir.training.module import PolicyGradientModule
 
@@ -13,7 +12,7 @@ FAILS = "TEST_FAILS"  # "<rank>:<iteration>", or "<rank>:<iteration>/hangs" or "
 class FailingModule(PolicyGradientModule):
     """Raises in one process and one iteration, where the environment says so."""
 
-    def score(self, groups: Any) -> Any:
+    def score(self, groups):
         where, _, how = os.environ.get(FAILS, "").partition("/")
         if where == f"{self.global_rank}:{self.iteration}":
             if how == "hangs":

@@ -1,37 +1,27 @@
 """Chat templates of model families in small, with a tokenizer that has their control tokens."""
 
-from collections.abc import Sequence
 from functools import cache
 
-from transformers import PreTrainedTokenizerFast
+import pytest
 
 from matchtir.policy.tiny.tokenizer import build_tokenizer
-from tests.rollout.episode_fakes import WORDS
+from tests.rollout.episode_fakes import WORDS, qwen3_tokenizer, small_tokenizer
 
 # Qwen2.5: ChatML with <tool_call>; a system message of its own where there is none.
 QWEN2_5 = """
-{%- if messages[0].role == 'system' -%}
-  {%- set system, rest = messages[0].content, messages[1:] -%}
-{%- else -%}
-  {%- set system, rest = 'You are a helpful assistant.', messages -%}
-{%- endif -%}
-{{- '<|im_start|>system\n' + system -}}
-{%- if tools -%}
-  {{- '\n\n# Tools\n\n<tools>' -}}
-  {%- for tool in tools -%}{{- '\n' + (tool | tojson) -}}{%- endfor -%}
-  {{- '\n</tools>' -}}
-{%- endif -%}
+{%- set own = messages[0].role == 'system' -%}
+{%- set rest = messages[1:] if own else messages -%}
+{{- '<|im_start|>system\n' -}}
+{{- messages[0].content if own else 'You are a helpful assistant.' -}}
+{{- '\n\n# Tools\n\n<tools>\n' + (tools | map('tojson') | join('\n')) + '\n</tools>' if tools -}}
 {{- '<|im_end|>\n' -}}
 {%- for message in rest -%}
   {%- if message.role == 'tool' -%}
-    {%- if loop.first or rest[loop.index0 - 1].role != 'tool' -%}
-      {{- '<|im_start|>user' -}}
-    {%- endif -%}
+    {{- '<|im_start|>user' if loop.first or rest[loop.index0 - 1].role != 'tool' -}}
     {{- '\n<tool_response>\n' + message.content + '\n</tool_response>' -}}
-    {%- if loop.last or rest[loop.index0 + 1].role != 'tool' -%}{{- '<|im_end|>\n' -}}{%- endif -%}
+    {{- '<|im_end|>\n' if loop.last or rest[loop.index0 + 1].role != 'tool' -}}
   {%- elif message.tool_calls -%}
-    {{- '<|im_start|>assistant' -}}
-    {%- if message.content -%}{{- '\n' + message.content -}}{%- endif -%}
+    {{- '<|im_start|>assistant' + ('\n' + message.content if message.content else '') -}}
     {%- for call in message.tool_calls -%}
       {{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' -}}
       {{- (call.function.arguments | tojson) + '}\n</tool_call>' -}}
@@ -48,14 +38,11 @@ QWEN2_5 = """
 # in the first user message.
 LLAMA3_1 = """
 {{- '<|begin_of_text|>' -}}
-{%- if messages[0].role == 'system' -%}
-  {%- set system, rest = messages[0].content, messages[1:] -%}
-{%- else -%}
-  {%- set system, rest = '', messages -%}
-{%- endif -%}
+{%- set own = messages[0].role == 'system' -%}
+{%- set rest = messages[1:] if own else messages -%}
 {{- '<|start_header_id|>system<|end_header_id|>\n\n' -}}
-{%- if tools -%}{{- 'Environment: ipython\n' -}}{%- endif -%}
-{{- 'Today Date: 26 Jul 2024\n\n' + system + '<|eot_id|>' -}}
+{{- 'Environment: ipython\n' if tools -}}
+{{- 'Today Date: 26 Jul 2024\n\n' + (messages[0].content if own else '') + '<|eot_id|>' -}}
 {%- for message in rest -%}
   {%- if message.role in ('tool', 'ipython') -%}
     {{- '<|start_header_id|>ipython<|end_header_id|>\n\n' -}}
@@ -76,30 +63,26 @@ LLAMA3_1 = """
     {{- message.content + '<|eot_id|>' -}}
   {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}
-  {{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}
-{%- endif -%}
+{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' if add_generation_prompt -}}
 """
 
 # Qwen3.5 and later: functions in tags, the thought begun by the prompt, results trimmed.
 QWEN3_5 = """
 {%- for message in messages -%}
   {%- if message.role == 'tool' -%}
-    {%- if loop.previtem.role != 'tool' -%}{{- '<|im_start|>user' -}}{%- endif -%}
+    {{- '<|im_start|>user' if loop.previtem.role != 'tool' -}}
     {{- '\n<tool_response>\n' + (message.content | trim) + '\n</tool_response>' -}}
-    {%- if loop.last or loop.nextitem.role != 'tool' -%}{{- '<|im_end|>\n' -}}{%- endif -%}
+    {{- '<|im_end|>\n' if loop.last or loop.nextitem.role != 'tool' -}}
   {%- else -%}
     {{- '<|im_start|>' + message.role + '\n' -}}
-    {%- if message.role == 'assistant' -%}{{- '<think>\n\n</think>\n\n' -}}{%- endif -%}
-    {%- if loop.first and tools -%}{{- (tools | tojson) + '\n' -}}{%- endif -%}
+    {{- '<think>\n\n</think>\n\n' if message.role == 'assistant' -}}
+    {{- (tools | tojson) + '\n' if loop.first and tools -}}
     {{- message.content -}}
     {%- for call in message.tool_calls or [] -%}
-      {{- ('' if loop.first else '\n') + '<tool_call>\n<function=' -}}
-      {{- call.function.name + '>\n' -}}
+      {{- '\n' if not loop.first -}}
+      {{- '<tool_call>\n<function=' + call.function.name + '>\n' -}}
       {%- for name, value in call.function.arguments | items -%}
-        {{- '<parameter=' + name + '>\n' -}}
-        {{- VALUE -}}
-        {{- '\n</parameter>\n' -}}
+        {{- '<parameter=' + name + '>\n' + (VALUE) + '\n</parameter>\n' -}}
       {%- endfor -%}
       {{- '</function>\n</tool_call>' -}}
     {%- endfor -%}
@@ -119,7 +102,7 @@ LLAMA_TOKENS = (
 )
 
 
-def _with(template: str, special: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def _with(template, special=()):
     tokenizer = build_tokenizer(WORDS)
     tokenizer.chat_template = template
     if special:
@@ -132,3 +115,6 @@ qwen2_5 = cache(lambda: _with(QWEN2_5))
 llama3_1 = cache(lambda: _with(LLAMA3_1, LLAMA_TOKENS))
 qwen3_5 = cache(lambda: _with(QWEN3_5.replace("VALUE", PYTHON_VALUES)))
 qwen3_6 = cache(lambda: _with(QWEN3_5.replace("VALUE", JSON_VALUES)))
+FAMILIES = pytest.mark.parametrize(
+    "load", [qwen2_5, llama3_1, small_tokenizer, qwen3_tokenizer, qwen3_5, qwen3_6]
+)

@@ -4,8 +4,6 @@ import json
 import runpy
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,19 +14,17 @@ from tests.scale.whole_runs import ROOT, TINY, run_here
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     run_here(folder, *TINY, "model.lora={r: 4}", "iterations=2")
     return folder
 
 
 @pytest.fixture
-def export(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
+def export(monkeypatch, capsys):
     """Runs the command line in this process; what it says."""
 
-    def run(*arguments: str) -> str:
+    def run(*arguments):
         script = ROOT / "scripts" / "export_hf.py"
         monkeypatch.setattr(sys, "argv", [str(script), *arguments])
         runpy.run_path(str(script), run_name="__main__")
@@ -37,16 +33,14 @@ def export(
     return run
 
 
-def program(script: str, *arguments: str) -> str:
+def program(script, *arguments):
     command = [sys.executable, script, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
 
-def test_transformers_alone_loads_it_and_computes_the_same(
-    run: Path, tmp_path: Path, export: Callable[..., str]
-) -> None:
+def test_transformers_alone_loads_it_and_computes_the_same(run, tmp_path, export):
     out = tmp_path / "export"
     said = export(str(run), "--out", str(out))
     assert "differ from the run's by at most" in said
@@ -67,9 +61,7 @@ def test_transformers_alone_loads_it_and_computes_the_same(
     assert "`model.lora.r` | `4`" in card
 
 
-def test_weights_of_a_checkpoint_and_in_another_precision(
-    run: Path, tmp_path: Path, export: Callable[..., str]
-) -> None:
+def test_weights_of_a_checkpoint_and_in_another_precision(run, tmp_path, export):
     out = tmp_path / "export"
     export(str(run), "--out", str(out), "--weights", "last", "--dtype", "bfloat16")
     exported = load_pretrained(str(out)).policy.model.state_dict()
@@ -79,15 +71,13 @@ def test_weights_of_a_checkpoint_and_in_another_precision(
     assert "not to these weights (last)" in (out / "README.md").read_text(encoding="utf-8")
 
 
-def test_a_run_without_such_weights_says_which_there_may_be(
-    tmp_path: Path, export: Callable[..., str]
-) -> None:
+def test_a_run_without_such_weights_says_which_there_may_be(tmp_path, export):
     with pytest.raises(SystemExit, match=r"--weights best or last\?"):
         export(str(tmp_path))
 
 
 @pytest.mark.slow
-def test_the_evaluation_of_the_export_is_that_of_the_run(run: Path, tmp_path: Path) -> None:
+def test_the_evaluation_of_the_export_is_that_of_the_run(run, tmp_path):
     program("scripts/export_hf.py", str(run), "--out", str(tmp_path / "export"))
     tables = []
     for policy in (run, tmp_path / "export"):

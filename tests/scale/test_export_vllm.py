@@ -3,10 +3,7 @@
 import asyncio
 import runpy
 import sys
-from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
 
 from matchtir.policy.loading import load_pretrained
@@ -22,7 +19,7 @@ SETTINGS = {"dtype": "float32", "max_model_len": 512, "enforce_eager": True, "bl
 
 
 @needs_vllm
-def test_a_server_of_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_of_the_export(tmp_path, monkeypatch):
     run, out = tmp_path / "run", tmp_path / "export"
     succeeded(run, "model.hidden_size=64", "model.lora={r: 4}", "iterations=2")  # heads of 32
     monkeypatch.setattr(sys, "argv", ["export_hf.py", str(run), "--out", str(out)])
@@ -35,7 +32,7 @@ def test_a_server_of_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     settings = {"model": str(out), "served_model_name": "it", **SETTINGS}
 
-    def post(path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(path, body):
         return asyncio.run(HttpClient(server.url, 60, 0).request("POST", path, body))
 
     server = VllmProcess(settings, kv_cache_gib=1, folder=tmp_path, timeout_s=600)
@@ -45,20 +42,10 @@ def test_a_server_of_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "tools": [spec.schema() for spec in asked.tools],
         }
         assert tuple(post("/tokenize", {"model": "it", **chat})["tokens"]) == prompt
-        sampled = post(
-            "/v1/completions",
-            {
-                "model": "it",
-                "prompt": prompt,
-                "max_tokens": 20,
-                "ignore_eos": True,
-                "temperature": 1.0,
-                "seed": 0,
-                "prompt_logprobs": 0,
-                "logprobs": 0,
-                "return_token_ids": True,
-            },
-        )
+        sampling = {"max_tokens": 20, "ignore_eos": True, "temperature": 1.0, "seed": 0}
+        wanted = {"prompt_logprobs": 0, "logprobs": 0, "return_token_ids": True}
+        body = {"model": "it", "prompt": prompt, **sampling, **wanted}
+        sampled = post("/v1/completions", body)
     finally:
         server.stop()
     (choice,) = sampled["choices"]

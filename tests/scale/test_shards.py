@@ -1,13 +1,12 @@
 """Two processes shard a policy that only the first of them has loaded."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, distributed
+from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing import spawn
@@ -19,15 +18,10 @@ from matchtir.policy.weights import full_tensor
 from matchtir.training.parallel import ShardedStrategy, frozen_copy, sum_gradients
 from matchtir.training.phases import HostShelf
 from tests.policy.tiny_policy import ARCHITECTURE, small
-
-IDS = torch.randint(300, (2, 12), generator=torch.Generator().manual_seed(1))
-
-
-def scores(policy: Policy) -> Tensor:
-    return policy.eval()(IDS, torch.ones_like(IDS, dtype=torch.bool)).logprobs.detach()
+from tests.scale.test_adapters import IDS, scores
 
 
-def sharding(processes: int) -> ShardedStrategy:
+def sharding(processes):
     strategy = ShardedStrategy(processes)
     strategy.parallel_devices = [torch.device("cpu")] * processes
     strategy.cluster_environment = LightningEnvironment()
@@ -36,7 +30,7 @@ def sharding(processes: int) -> ShardedStrategy:
     return strategy
 
 
-def process(rank: int, folders: list[Path]) -> None:
+def process(rank, folders):
     """What both processes do; a failed assertion in one fails the test."""
     os.environ |= {"LOCAL_RANK": str(rank)}
     rank_zero_only.rank = rank
@@ -47,7 +41,7 @@ def process(rank: int, folders: list[Path]) -> None:
         adapted(rank, folder)
 
 
-def loaded_once(rank: int, folder: Path, tied: bool) -> None:
+def loaded_once(rank, folder, tied):
     expected = load_pretrained(str(folder)).policy
     policy = load_pretrained(str(folder), load_once=True).policy
     assert all(each.is_meta == (rank > 0) for each in policy.parameters())
@@ -75,7 +69,7 @@ def loaded_once(rank: int, folder: Path, tied: bool) -> None:
     assert torch.equal(scores(policy), then)
 
 
-def adapted(rank: int, folder: Path) -> None:
+def adapted(rank, folder):
     """Adapters in 32 bits beside shards in 16: whole in both processes, trained and merged."""
     settings = {"dtype": "bfloat16", "lora": {"r": 4}}
     alone = load_pretrained(str(folder), **settings)
@@ -107,7 +101,7 @@ def adapted(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_all_weights_come_from_the_first_process(tmp_path: Path) -> None:
+def test_all_weights_come_from_the_first_process(tmp_path):
     tokenizer = small().tokenizer
     folders = [tmp_path / "tied", tmp_path / "untied"]
     for folder in folders:

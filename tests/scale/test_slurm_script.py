@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import pytest
 
@@ -14,10 +13,10 @@ SCRIPT = ROOT / "scripts" / "slurm_train.sbatch"
 
 
 @pytest.fixture
-def start(tmp_path: Path):
+def start(tmp_path):
     """Starts the script in an empty folder; `srun` is the given shell command."""
 
-    def run(srun: str) -> subprocess.Popen[str]:
+    def run(srun):
         commands = tmp_path / "bin"
         commands.mkdir()
         for name, body in {"srun": srun, "scontrol": "echo scontrol $@"}.items():
@@ -35,31 +34,23 @@ def start(tmp_path: Path):
     return run
 
 
-def test_the_command_of_a_first_start(start) -> None:
+@pytest.mark.parametrize("more", [[], ["ckpt_path=last"]], ids=["first", "queued again"])
+def test_the_command_of_a_job(start, tmp_path, more):
+    if more:
+        last = tmp_path / "logs" / "slurm" / "7" / "checkpoints" / "last.ckpt"
+        last.parent.mkdir(parents=True)
+        last.touch()
     job = start("echo $@; exit 3")
     said, _ = job.communicate(timeout=20)
     assert job.returncode == 3  # a failure is the job's
     assert said.split() == [
-        "--cpus-per-task=1",
-        "--kill-on-bad-exit=1",
-        ".venv/bin/python",
-        "src/train.py",
-        "experiment=grpo",
-        "trainer.num_nodes=2",
-        "trainer.devices=8",
-        "paths.run_dir=logs/slurm/7",
+        *("--cpus-per-task=1", "--kill-on-bad-exit=1", ".venv/bin/python", "src/train.py"),
+        *("experiment=grpo", "trainer.num_nodes=2", "trainer.devices=8"),
+        *("paths.run_dir=logs/slurm/7", *more),
     ]
 
 
-def test_a_requeued_job_goes_on(start, tmp_path: Path) -> None:
-    last = tmp_path / "logs" / "slurm" / "7" / "checkpoints" / "last.ckpt"
-    last.parent.mkdir(parents=True)
-    last.touch()
-    said, _ = start("echo $@").communicate(timeout=20)
-    assert said.split()[-1] == "ckpt_path=last"
-
-
-def test_a_job_whose_time_is_nearly_up_is_queued_again(start, tmp_path: Path) -> None:
+def test_a_job_whose_time_is_nearly_up_is_queued_again(start, tmp_path):
     job = start("touch started; until [[ -e end ]]; do sleep 0.05; done; exit 4")
     while not (tmp_path / "started").exists():
         time.sleep(0.05)

@@ -6,14 +6,12 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import open_dict, read_write
 
 import train as program
 from matchtir.utils.run_folder import register_resolvers
@@ -47,7 +45,7 @@ COPYING = (
 TOLERANCE = 1e-5
 
 
-def composed(folder: Path, *overrides: str, name: str = "train") -> DictConfig:
+def composed(folder, *overrides, name="train"):
     """The config of a program's command line as it gets it, with a given run folder."""
     register_resolvers()
     with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
@@ -60,7 +58,7 @@ def composed(folder: Path, *overrides: str, name: str = "train") -> DictConfig:
     return config
 
 
-def run_here(folder: Path, *overrides: str) -> float:
+def run_here(folder, *overrides):
     """A command line in this process; gives its objective."""
     try:
         return program.run(composed(folder, *overrides))
@@ -68,7 +66,7 @@ def run_here(folder: Path, *overrides: str) -> float:
         HydraConfig.instance().cfg = None
 
 
-def forked(target: Callable[..., None], *given: Any) -> Any:
+def forked(target, *given):
     """A process that has begun; one that has imported everything forks it.
 
     That takes a second, where imports take longer than a small run.
@@ -82,7 +80,7 @@ def forked(target: Callable[..., None], *given: Any) -> Any:
     return process
 
 
-def told(folder: Path) -> None:
+def told(folder):
     """Let what this process says go to a file beside the folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{folder}.log").open("a", encoding="utf-8") as said:
@@ -90,7 +88,7 @@ def told(folder: Path) -> None:
         os.dup2(said.fileno(), 2)
 
 
-def together(folder: Path, *overrides: str, processes: int = 1) -> list[dict[str, float]]:
+def together(folder, *overrides, processes=1):
     """The rows of a run of so many processes, which must end well."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -105,16 +103,14 @@ def together(folder: Path, *overrides: str, processes: int = 1) -> list[dict[str
     return rows(folder)
 
 
-def _one_of(folder: Path, overrides: tuple[str, ...], place: dict[str, str]) -> None:
+def _one_of(folder, overrides, place):
     told(folder)
     os.environ |= place
     rank_zero_only.rank = int(place.get("LOCAL_RANK", "0"))
     run_here(folder, *TINY, *overrides)
 
 
-def train(
-    folder: Path, *overrides: str, fails: str = "", seconds: float = 240
-) -> subprocess.CompletedProcess[str]:
+def train(folder, *overrides, fails="", seconds=240):
     """One command line; raises where it does not end in time."""
     return subprocess.run(
         [sys.executable, "src/train.py", *TINY, f"paths.run_dir={folder}", *overrides],
@@ -126,7 +122,7 @@ def train(
     )
 
 
-def running(folder: Path) -> list[str]:
+def running(folder):
     """Command lines of processes that still work for runs below a folder."""
     lines = []
     for file in Path("/proc").glob("[0-9]*/cmdline"):
@@ -139,14 +135,14 @@ def running(folder: Path) -> list[str]:
     return lines
 
 
-def succeeded(folder: Path, *overrides: str) -> list[dict[str, float]]:
+def succeeded(folder, *overrides):
     """The rows of a run that must end well."""
     done = train(folder, *overrides)
     assert done.returncode == 0, done.stderr[-3000:]
     return rows(folder)
 
 
-def rows(folder: Path) -> list[dict[str, float]]:
+def rows(folder):
     """The rows of metrics.csv, without what differs between any two runs."""
     with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
         return [
@@ -155,10 +151,10 @@ def rows(folder: Path) -> list[dict[str, float]]:
         ]
 
 
-def differences(one: list[dict[str, float]], other: list[dict[str, float]]) -> dict[str, float]:
+def differences(one, other):
     """The largest difference of each metric, relative where it is above 1."""
     assert [row.keys() for row in one] == [row.keys() for row in other]
-    found: dict[str, float] = {}
+    found = {}
     for left, right in zip(one, other, strict=True):
         for name in left:
             difference = abs(left[name] - right[name]) / max(1.0, abs(left[name]))

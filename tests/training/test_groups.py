@@ -3,9 +3,7 @@
 import asyncio
 import threading
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +17,8 @@ from tests.credit.builders import match_reward
 from tests.rollout.episode_fakes import task
 from tests.training.training_parts import (
     ATTEMPTS,
-    Breaking,
     Recorder,
+    broken_and_resumed,
     fit,
     logged,
     policy_gradient,
@@ -33,12 +31,12 @@ CORRECTED = {"correction": MismatchCorrection(cap=2.0)}
 
 
 # -- ahead ----------------------------------------------------------------------------------------
-def ahead_module(kind: type[Recorder] = Recorder) -> Recorder:
+def ahead_module(kind=Recorder):
     engine = TransformersEngine(policy_gradient().renderer.stop_token_ids, own_weights=True)
     return policy_gradient(kind, scripted=False, loss=CORRECTED, engine=engine, ahead=True)
 
 
-def test_ahead_is_one_step_behind_and_learns_from_its_own_tasks(tmp_path: Path) -> None:
+def test_ahead_is_one_step_behind_and_learns_from_its_own_tasks(tmp_path):
     module = ahead_module()
     fit(module, tmp_path, tasks(8), iterations=4)
     assert logged(tmp_path, "train/staleness") == [0, 1, 1, 1]
@@ -51,20 +49,16 @@ def test_ahead_is_one_step_behind_and_learns_from_its_own_tasks(tmp_path: Path) 
     assert versions == {1}
 
 
-def test_a_run_with_groups_ahead_repeats_and_resumes(tmp_path: Path) -> None:
+def test_a_run_with_groups_ahead_repeats_and_resumes(tmp_path):
     unbroken = ahead_module()
     fit(unbroken, tmp_path / "unbroken", tasks(8), iterations=4, validate=True)
-    broken = ahead_module()
-    checkpoint = tmp_path / "broken.ckpt"
-    fit(broken, tmp_path / "b", tasks(8), iterations=4, callbacks=[Breaking(checkpoint, 2)])
-    resumed = ahead_module()
-    fit(resumed, tmp_path / "r", tasks(8), iterations=4, checkpoint=checkpoint)
+    broken, resumed = broken_and_resumed(ahead_module, tmp_path, tasks(8))
     assert [len(module.groups) for module in (unbroken, broken, resumed)] == [4, 2, 2]
     expected = weights(unbroken)
     assert all(torch.equal(expected[name], each) for name, each in weights(resumed).items())
 
 
-def test_what_sampling_ahead_raises_ends_the_run(tmp_path: Path) -> None:
+def test_what_sampling_ahead_raises_ends_the_run(tmp_path):
     class Fails(Recorder):
         def rollout(self, tasks, seed):
             if self.groups:
@@ -76,7 +70,7 @@ def test_what_sampling_ahead_raises_ends_the_run(tmp_path: Path) -> None:
 
 
 # -- partial rollouts -----------------------------------------------------------------------------
-def partial_module() -> Recorder:
+def partial_module():
     """The second sample of task t0 hangs in its first two iterations."""
     module = policy_gradient(loss=CORRECTED, partial_groups=1, max_partial_iterations=9)
     engine = module.engine
@@ -95,18 +89,19 @@ def partial_module() -> Recorder:
     return module
 
 
-def test_a_group_that_takes_long_is_carried_over_with_its_turns(tmp_path: Path) -> None:
-    module = partial_module()
-    fit(module, tmp_path, tasks(6), iterations=3, batch_size=2)
-    counts = [len(groups) for groups in module.groups]
-    assert counts[0] == 1 and sum(counts) + len(module.source.partial) == 6
-    assert logged(tmp_path, "train/partial_groups")[:2] == [1, 1]
-    late = [t for groups in module.groups for g in groups for t in g if t.policy_version == 1]
-    assert late and max(logged(tmp_path, "train/staleness")) > 0
+def test_a_group_that_takes_long_is_carried_over_with_its_turns_and_by_a_checkpoint(tmp_path):
+    broken, resumed = broken_and_resumed(partial_module, tmp_path, tasks(6), 3, behind=1)
+    assert len(broken.groups[0]) == len(broken.source.partial) == 1
+    counts = [len(groups) for module in (broken, resumed) for groups in module.groups]
+    assert sum(counts) + len(resumed.source.partial) == 6
+    for folder in ("broken", "resumed"):
+        assert logged(tmp_path / folder, "train/partial_groups")[0] == 1
+    late = [t for groups in resumed.groups for g in groups for t in g if t.policy_version == 1]
+    assert late and max(logged(tmp_path / "resumed", "train/staleness")) > 0
 
 
 @pytest.mark.parametrize("max_partial_iterations", [1, 2, 99])
-def test_a_group_is_waited_for_in_the_end(tmp_path: Path, max_partial_iterations: int) -> None:
+def test_a_group_is_waited_for_in_the_end(tmp_path, max_partial_iterations):
     """An attempt that is slower than all others is left until its group may be left no more."""
     module = policy_gradient(
         loss=CORRECTED, partial_groups=1, max_partial_iterations=max_partial_iterations
@@ -132,69 +127,44 @@ def test_a_group_is_waited_for_in_the_end(tmp_path: Path, max_partial_iterations
     assert trained == ([max_partial_iterations] if max_partial_iterations < 4 else [])
 
 
-def test_partial_groups_outlive_an_interruption(tmp_path: Path) -> None:
-    broken = partial_module()
-    checkpoint = tmp_path / "broken.ckpt"
-    fit(broken, tmp_path / "b", tasks(6), iterations=3, callbacks=[Breaking(checkpoint, 1)])
-    assert len(broken.source.partial) == 1
-    resumed = partial_module()
-    fit(resumed, tmp_path / "r", tasks(6), iterations=3, checkpoint=checkpoint)
-    counts = [len(groups) for module in (broken, resumed) for groups in module.groups]
-    assert sum(counts) + len(resumed.source.partial) == 6
-
-
 # -- replaced -------------------------------------------------------------------------------------
-@pytest.mark.parametrize("differ_from", [0, 1, 99])
-def test_groups_without_advantages_are_replaced_by_others(tmp_path: Path, differ_from: int) -> None:
-    """All attempts at a task are alike until a rollout in which they differ."""
+@pytest.mark.parametrize(
+    ("differ_from", "places", "replaced"),
+    [(0, "01", 0), (1, "01", 2), (99, "01", 6), (1, "1", 1)],
+)
+def test_groups_without_advantages_are_replaced_and_others_are_kept(
+    tmp_path, differ_from, places, replaced
+):
+    """All attempts at the tasks in these places are alike until a rollout in which they differ."""
 
     class Drops(Recorder):
-        def rollout(self, *given: Any) -> Any:
+        def rollout(self, *given):
             groups = super().rollout(*given)
             self.episodes.dropped = ["an attempt"]
             return groups
 
-    module = policy_gradient(Drops, zero_advantage="replace")
-    rollouts = []
+    module, rollouts = policy_gradient(Drops, zero_advantage="replace"), {}
 
-    def alike(session: str, turn: int) -> str:
-        rollouts.append(session.partition(".")[0])
-        round_ = len(dict.fromkeys(rollouts)) - 1
-        return script(session, turn) if round_ >= differ_from else ATTEMPTS[0][turn]
+    def alike(session, turn):
+        rollout, place = session.partition("/")[0].split(".")
+        number = rollouts.setdefault(rollout, len(rollouts))
+        is_alike = number < differ_from and place in places
+        return ATTEMPTS[0][turn] if is_alike else script(session, turn)
 
     module.engine.script = alike
     fit(module, tmp_path, tasks(8))
     rounds = min(differ_from, 3)
-    assert logged(tmp_path, "train/replaced") == [2.0 * rounds]
+    assert len(rollouts) == 1 + rounds and logged(tmp_path, "train/replaced") == [replaced]
     assert logged(tmp_path, "train/dropped") == [1.0 + rounds]
-    assert len(dict.fromkeys(rollouts)) == 1 + rounds
-    (groups,) = module.groups[-1:]
-    assert len(groups) == 2
-    assert logged(tmp_path, "train/zero_advantage") == [
-        1.0 if differ_from == 99 else pytest.approx(0)
-    ]
+    assert logged(tmp_path, "train/zero_advantage") == [pytest.approx(float(differ_from == 99))]
+    before, after = module.groups[0], module.groups[-1]
+    kept = [one is other for one, other in zip(before, after, strict=True)]
+    assert kept == [not rounds or place not in places for place in "01"]
 
 
-def test_groups_with_advantages_are_kept(tmp_path: Path) -> None:
-    module = policy_gradient(zero_advantage="replace")
-    first: set[str] = set()
-
-    def script_of(session: str, turn: int) -> str:
-        first.add(session.partition(".")[0])
-        position = session.partition("/")[0].partition(".")[2]
-        alike = len(first) == 1 and position == "1"
-        return ATTEMPTS[0][turn] if alike else script(session, turn)
-
-    module.engine.script = script_of
-    fit(module, tmp_path, tasks(8))
-    before, after = module.groups
-    assert after[0] is before[0] and after[1] is not before[1]
-    assert logged(tmp_path, "train/replaced") == [1.0]
-
-
-def test_the_thread_that_samples_ahead_is_on_the_trainers_stream(monkeypatch) -> None:
-    events: list[Any] = []
-    source: Any = object.__new__(GroupSource)
+def test_the_thread_that_samples_ahead_is_on_the_trainers_stream(monkeypatch):
+    events = []
+    source = object.__new__(GroupSource)
     source.module = SimpleNamespace(
         iteration=1,
         policy=None,
@@ -211,18 +181,18 @@ def test_the_thread_that_samples_ahead_is_on_the_trainers_stream(monkeypatch) ->
 
 
 # -- what is measured of them ---------------------------------------------------------------------
-def scored(trajectories: list[Trajectory]) -> ScoredRollout:
+def scored(trajectories):
     credits = match_reward()(trajectories)
     rewards = RewardBatch.from_credits(credits, trajectories, [0] * len(trajectories))
     return ScoredRollout(trajectories, credits, rewards, rewards.turn_rewards)
 
 
-def turn(tokens: int, *results: ToolResult) -> Turn:
+def turn(tokens, *results):
     calls = tuple(ToolCall("f", {}) for _ in results)
     return Turn((1,) * tokens, (0.0,) * tokens, "", calls, results, observation_ids=(2,) * 9)
 
 
-def test_rollout_metrics() -> None:
+def test_rollout_metrics():
     good, late = ToolResult("x", seconds=0.5), ToolResult("", ResultStatus.TIMEOUT, 2.0)
     trajectories = [
         Trajectory(task(), (1,), (turn(10, good, good), turn(5)), StopReason.ANSWER),
@@ -243,9 +213,5 @@ def test_rollout_metrics() -> None:
     for kind in ("train/stop/", "train/tool/"):
         shares = [value for name, value in metrics.items() if name.startswith(kind)]
         assert sum(shares) == pytest.approx(1.0)
-
-
-def test_nothing_was_sampled() -> None:
-    metrics = rollout_metrics(scored([]), seconds=0.0, iteration=0)
-    assert set(metrics.values()) == {0.0}
-    assert set(metrics) == set(rollout_metrics(scored([]), seconds=1.0, iteration=0))
+    nothing = rollout_metrics(scored([]), seconds=0.0, iteration=0)
+    assert nothing == {name: 0.0 for name in metrics}

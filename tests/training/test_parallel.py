@@ -12,7 +12,7 @@ from matchtir.training import parallel
 from matchtir.training.parallel import ShardedStrategy, joined, mini_batch_rows
 
 
-def batch(groups: list[int], turns: int, seed: int) -> RewardBatch:
+def batch(groups, turns, seed):
     rng = np.random.default_rng(seed)
     count = len(groups)
     mask = np.arange(turns)[None, :] < rng.integers(1, turns + 1, count)[:, None]
@@ -29,22 +29,22 @@ def batch(groups: list[int], turns: int, seed: int) -> RewardBatch:
     )
 
 
-@pytest.mark.parametrize("advantage", [DualAdvantage(), DualAdvantage(turn_groups="state")])
-def test_groups_of_different_processes_stay_apart(advantage) -> None:
+@pytest.mark.parametrize(
+    ("advantage", "apart"),
+    [
+        (DualAdvantage(), True),
+        (DualAdvantage(turn_groups="state"), True),
+        (TrajectoryAdvantage(baseline="none", scale="batch"), False),
+    ],
+)
+def test_groups_of_different_processes_stay_apart_unless_the_batch_is_the_scale(advantage, apart):
     parts = [batch([0, 0, 1, 1], 3, seed=1), batch([0, 0, 0], 5, seed=2)]
     whole = advantage(joined(parts))
-    assert np.allclose(whole[:4, :3], advantage(parts[0]))
-    assert np.allclose(whole[4:], advantage(parts[1]))
+    assert np.allclose(whole[:4, :3], advantage(parts[0])) is apart
+    assert np.allclose(whole[4:], advantage(parts[1])) is apart
 
 
-def test_what_is_normalised_over_the_batch_sees_all_of_it() -> None:
-    parts = [batch([0, 0], 2, seed=1), batch([0, 0], 2, seed=2)]
-    advantage = TrajectoryAdvantage(baseline="none", scale="batch")
-    whole = advantage(joined(parts))
-    assert not np.allclose(whole[:2], advantage(parts[0]))
-
-
-def test_an_advantage_is_made_up_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_advantage_is_made_up_of_its_parts(monkeypatch):
     batches = [batch([0, 0], 2, seed=1), batch([0, 0], 3, seed=2)]
     monkeypatch.setattr(parallel, "gathered", lambda own: batches)
     for rank, own in enumerate(batches):
@@ -55,21 +55,21 @@ def test_an_advantage_is_made_up_of_its_parts(monkeypatch: pytest.MonkeyPatch) -
         assert np.allclose(values, parts["trajectory_advantage"] + parts["turn_advantage"])
 
 
-def test_a_process_without_trajectories_adds_none() -> None:
+def test_a_process_without_trajectories_adds_none():
     some, none = batch([0, 0], 2, seed=1), batch([], 0, seed=1)
     both = joined([none, some])
     for field in fields(RewardBatch):
         assert np.array_equal(getattr(both, field.name), getattr(some, field.name))
 
 
-def of_processes(processes: int, lengths: list[int]) -> tuple[list[list[int]], list[list[int]]]:
+def of_processes(processes, lengths):
     """Groups of one row each, of these lengths, and what each process has of them."""
     shares = [lengths[process::processes] for process in range(processes)]
     return [list(range(len(share))) for share in shares], shares
 
 
 @pytest.mark.parametrize("processes", [2, 4, 8])
-def test_mini_batches_are_those_of_one_process(processes: int) -> None:
+def test_mini_batches_are_those_of_one_process(processes):
     lengths = np.random.default_rng(0).integers(500, 1000, 64).tolist()
     alone = mini_batch_rows(*of_processes(1, lengths), 0, 4)
     assert sorted(np.concatenate(alone)) == list(range(64))
@@ -86,22 +86,20 @@ def test_mini_batches_are_those_of_one_process(processes: int) -> None:
         assert max(tokens) < 1.2 * np.mean(tokens)
 
 
-def test_a_group_stays_whole() -> None:
-    parts = mini_batch_rows([[0, 0, 1, 1, 1]], [[5, 5, 1, 2, 3]], 0, 9)
-    assert [rows.tolist() for rows in parts] == [[0, 1], [2, 3, 4]]
+@pytest.mark.parametrize(
+    ("groups", "lengths", "expected"),
+    [
+        ([[0, 0, 1, 1, 1]], [[5, 5, 1, 2, 3]], [[[0, 1], [2, 3, 4]]]),
+        # Of the iteration: group 0; none; 2 and 5.
+        ([[0], [], [0, 1]], [[9], [], [8, 7]], [[[0], [], []], [[], [], []], [[], [0], [1]]]),
+    ],
+)
+def test_groups_stay_whole_and_every_process_has_as_many_mini_batches(groups, lengths, expected):
+    parts = [mini_batch_rows(groups, lengths, process, 9) for process in range(len(groups))]
+    assert [[rows.tolist() for rows in mine] for mine in parts] == expected
 
 
-def test_there_are_as_many_mini_batches_in_every_process() -> None:
-    groups = [[0], [], [0, 1]]  # of the iteration: 0; 2 and 5
-    of_each = [mini_batch_rows(groups, [[9], [], [8, 7]], process, 8) for process in range(3)]
-    assert [[rows.tolist() for rows in parts] for parts in of_each] == [
-        [[0], [], []],
-        [[], [], []],
-        [[], [0], [1]],
-    ]
-
-
-def test_shards_in_host_memory_compute_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_in_host_memory_compute_on_the_device(monkeypatch):
     """A device of its own is played by "meta"."""
     monkeypatch.setattr(ShardedStrategy, "root_device", torch.device("meta"))
     module, strategy = LightningModule(), ShardedStrategy(2, cpu_offload=True)

@@ -1,7 +1,6 @@
 """Trainer and engine take turns: the order of events, and what leaves the device."""
 
-from pathlib import Path
-from typing import Any
+from itertools import groupby
 
 import pytest
 import torch
@@ -15,15 +14,15 @@ class Sleeper:
 
     own_weights = True
 
-    def __init__(self, **tensors: torch.Tensor) -> None:
+    def __init__(self, **tensors):
         self.tensors = tensors
-        self.events: list[tuple[str, str]] = []
+        self.events = []
 
-    def _tell(self, event: str) -> None:
+    def _tell(self, event):
         here = [name for name, each in self.tensors.items() if each.untyped_storage().nbytes()]
         self.events.append((event, " ".join(here)))
 
-    def __getattr__(self, event: str) -> Any:
+    def __getattr__(self, event):
         return lambda *_, **__: self._tell(event)
 
 
@@ -35,12 +34,10 @@ class Sleeper:
         ("all", "weights", ""),
     ],
 )
-def test_what_is_on_the_device_in_each_phase(
-    monkeypatch: pytest.MonkeyPatch, offload: str, at_wake: str, at_sleep: str
-) -> None:
+def test_what_is_on_the_device_in_each_phase(monkeypatch, offload, at_wake, at_sleep):
     tensors = {"weights": torch.randn(3, 4), "moments": torch.randn(5)}
     before = {name: each.clone() for name, each in tensors.items()}
-    engine: Any = Sleeper(**tensors)
+    engine = Sleeper(**tensors)
     device = Colocation(engine, offload, lambda: [tensors["moments"]], lambda: [tensors["weights"]])
     monkeypatch.setattr(torch.cuda, "empty_cache", engine.empty_cache)
     for _ in range(2):
@@ -55,35 +52,27 @@ def test_what_is_on_the_device_in_each_phase(
     "phases",
     [["rollout"], ["update"], ["sync", "update"], ["sync", "sync"], ["sync", "rollout"] * 2],
 )
-def test_another_order_is_an_error(phases: list[str]) -> None:
-    engine: Any = Sleeper()
+def test_another_order_is_an_error(phases):
+    engine = Sleeper()
     device = Colocation(engine, "none", list, list)
     with pytest.raises(RuntimeError, match="is followed by"):
         for phase in phases:
             device.enter(phase)
 
 
-def test_an_iteration_and_a_validation_wake_sync_sample_sleep(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = policy_gradient()
-    events: list[str] = []
+def test_an_iteration_and_a_validation_wake_sync_sample_sleep(tmp_path):
+    module, events = policy_gradient(), []
+
+    def telling(event, plain):
+        return lambda *given, **named: events.append(event) or plain(*given, **named)
+
     for event in ("wake", "sync", "generate", "sleep"):
-        plain = getattr(module.engine, event)
-
-        def told(*given: Any, _event: str = event, _plain: Any = plain, **named: Any) -> Any:
-            events.append(_event)
-            return _plain(*given, **named)
-
-        setattr(module.engine, event, told)
+        setattr(module.engine, event, telling(event, getattr(module.engine, event)))
     fit(module, tmp_path, tasks(2), validate=True)
-    assert [e for e, then in zip(events, [*events[1:], ""], strict=True) if e != then] == [
-        *("wake", "sync", "generate", "sleep"),
-        *("wake", "sync", "generate", "sleep"),
-    ]
+    assert [event for event, _ in groupby(events)] == ["wake", "sync", "generate", "sleep"] * 2
 
 
-def test_tensors_that_share_memory_leave_together_and_copies_are_used_again() -> None:
+def test_tensors_that_share_memory_leave_together_and_copies_are_used_again():
     shelf, tensor = HostShelf(), torch.randn(4, 6)
     view, before = tensor.t(), tensor.clone()
     for _ in range(2):
@@ -94,7 +83,7 @@ def test_tensors_that_share_memory_leave_together_and_copies_are_used_again() ->
     assert len(shelf._copies) == 1
 
 
-def test_memory_of_a_phase_is_without_what_an_engine_asleep_has_given_back(monkeypatch) -> None:
+def test_memory_of_a_phase_is_without_what_an_engine_asleep_has_given_back(monkeypatch):
     """Of 80 GiB: 50 asleep, which PyTorch still counts, 6 at most of the trainer, 2 of CUDA's."""
     gib = 2**30
     numbers = {

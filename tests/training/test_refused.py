@@ -1,9 +1,6 @@
 """Options of training that are out of range, have no effect or do not go together."""
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,11 +20,12 @@ from matchtir.training.optim import AdamW, MuonAdamW
 from matchtir.training.phases import Colocation, Trainer
 from matchtir.training.shaping import OverlongPenalty
 from matchtir.training.turnsight import TurnSight
+from tests.policy.tiny_policy import small
 from tests.training.training_parts import policy_gradient, trainer
 
 CORRECTED = {"correction": MismatchCorrection(cap=2.0)}
 OUTCOME = MatchReward(Similarity(), HardAssignment(), rewards="outcome")
-MODULE: list[tuple[dict[str, Any], str]] = [
+MODULE = [
     ({"group_size": 0}, "group_size"),
     ({"mini_batches": 0}, "mini_batches"),
     ({"micro_batch_tokens": 0}, "micro_batch_tokens"),
@@ -46,6 +44,7 @@ MODULE: list[tuple[dict[str, Any], str]] = [
     ({"partial_groups": -1}, "0 or more"),
     ({"zero_advantage": "other"}, "zero_advantage='other'"),
     ({"masked_stops": ["answer"]}, "masked_stops='answer'"),
+    ({"policy": small(lora={"r": 4, "lora_dropout": 0.1}).policy}, "lora_dropout=0.1"),
     ({"reference_reset_every": 0}, "reference_reset_every=0"),
     (
         {"reference_reset_every": 5, "loss": {"kl_coefficient": 0.0}},
@@ -56,7 +55,8 @@ MODULE: list[tuple[dict[str, Any], str]] = [
         "covariance.coefficient.*mini_batches=1",
     ),
 ]
-OTHERS: list[tuple[Callable[[], Any], str]] = [
+PERIODIC = (Progress, Samples, *(partial(each, "f") for each in (Curves, Traces, LastCheckpoint)))
+OTHERS = [
     (partial(OverlongPenalty, limit=100, buffer=101), "overlong"),
     (partial(OverlongPenalty, limit=100, buffer=5, penalty=0.0), "overlong"),
     (partial(OverlongPenalty, limit=100, penalty=2.0), "overlong"),
@@ -69,34 +69,29 @@ OTHERS: list[tuple[Callable[[], Any], str]] = [
     (partial(AdamW, 1.0, warmup=-1), "warmup=-1"),
     (partial(MuonAdamW, 1.0, 1.0, decay="cosine"), "decay.*constant.*linear"),
     (partial(MuonAdamW, 1.0, 1.0, warmup=-1), "warmup=-1"),
-    (partial(Progress, every_n_iterations=0), "every_n_iterations=0"),
-    (partial(Samples, every_n_iterations=0), "every_n_iterations=0"),
-    *(
-        (partial(each, "f", every_n_iterations=0), "every_n_iterations=0")
-        for each in (Curves, Traces, LastCheckpoint)
-    ),
+    *((partial(each, every_n_iterations=0), "every_n_iterations=0") for each in PERIODIC),
     (partial(Trainer, offload="some"), "trainer.offload='some'"),
 ]
 MODULES = [(partial(policy_gradient, **options), named) for options, named in MODULE]
 
 
 @pytest.mark.parametrize(("make", "named"), [*MODULES, *OTHERS])
-def test_options_are_refused_by_name(make: Callable[[], Any], named: str) -> None:
+def test_options_are_refused_by_name(make, named):
     with pytest.raises(ValueError, match=named):
         make()
 
 
-def test_an_engine_that_sleeps_or_has_no_weights_of_its_own_cannot_go_on_alone() -> None:
+def test_an_engine_that_sleeps_or_has_no_weights_of_its_own_cannot_go_on_alone():
     module = policy_gradient(scripted=False)
     with pytest.raises(ValueError, match="samples from the trainer's weights"):
         Colocation(module.engine, "all", list, list)
-    engine: Any = TransformersEngine(module.renderer.stop_token_ids, own_weights=True)
+    engine = TransformersEngine(module.renderer.stop_token_ids, own_weights=True)
     engine.sleep_level = 2
     with pytest.raises(ValueError, match="sleep_level=0"):
         policy_gradient(scripted=False, loss=CORRECTED, engine=engine, ahead=True)
 
 
-def test_settings_of_the_trainer_that_would_spoil_it_are_refused(tmp_path: Path) -> None:
+def test_settings_of_the_trainer_that_would_spoil_it_are_refused(tmp_path):
     spoilt = trainer(tmp_path, max_epochs=2)
     spoilt.strategy.precision_plugin.scaler = object()  # of 16-mixed; it needs a GPU
     with pytest.raises(ValueError, match=r"max_epochs=2(.|\n)*bf16-mixed"):

@@ -4,21 +4,18 @@ from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from matchtir.policy.loading import LoadedPolicy
 from matchtir.training import run as module_under_test
 from matchtir.training.data import Stage, TaskDataModule
 from matchtir.training.run import fingerprint, policy_hashes, task_hashes
-from matchtir.types import Task
 from tests.policy.tiny_policy import small
 from tests.training.training_parts import TaskList, tasks
 
 SETTINGS = {"model": {"layers": 1}, "seed": 1}
 
 
-def test_the_hashes_of_tasks_and_policy_are_of_their_content() -> None:
-    def data(*given: Task) -> TaskDataModule:
+def test_the_hashes_of_tasks_and_policy_are_of_their_content():
+    def data(*given):
         return TaskDataModule([Stage(TaskList(given), 1, 1)], TaskList(given), seed=1)
 
     first, second = tasks(2)
@@ -37,9 +34,9 @@ def test_the_hashes_of_tasks_and_policy_are_of_their_content() -> None:
     assert not known.items() & policy_hashes(loaded).items()
 
 
-def test_the_fingerprint_is_of_settings_code_and_libraries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fingerprint_is_of_settings_code_and_libraries(tmp_path, monkeypatch):
+    root = Path(module_under_test.matchtir.__file__).parent
+    assert all([*(root / folder).glob("*.py")] for folder in module_under_test.SOURCES)
     monkeypatch.setattr(module_under_test.matchtir, "__file__", str(tmp_path / "__init__.py"))
     source = tmp_path / "policy" / "policy.py"
     source.parent.mkdir()
@@ -56,12 +53,7 @@ def test_the_fingerprint_is_of_settings_code_and_libraries(
     assert len({*found, fingerprint(SETTINGS)}) == len(found) + 1
 
 
-def test_every_source_folder_is_there() -> None:
-    root = Path(module_under_test.matchtir.__file__).parent
-    assert all([*(root / folder).glob("*.py")] for folder in module_under_test.SOURCES)
-
-
-def test_the_fingerprint_is_of_the_files_that_settings_name(tmp_path: Path) -> None:
+def test_the_fingerprint_is_of_the_files_that_settings_name(tmp_path):
     file = tmp_path / "tools.py"
     file.write_text("one")
     tasks = {"path": str(file), "tools": [f"{file}:Name"], "quarantine": str(tmp_path / "bad")}

@@ -1,7 +1,6 @@
 """What changes rewards before they become advantages, which trajectories learn, the reference."""
 
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,10 +13,10 @@ from matchtir.policy.losses import PolicyLoss
 from matchtir.training.shaping import OverlongPenalty, less_kl
 from matchtir.types import StopReason, Trajectory, Turn
 from tests.rollout.episode_fakes import task
-from tests.training.training_parts import Breaking, fit, logged, policy_gradient, trained, weights
+from tests.training.training_parts import broken_and_resumed, fit, logged, policy_gradient, trained
 
 
-def trajectory(*lengths: int, stop: StopReason = StopReason.ANSWER) -> Trajectory:
+def trajectory(*lengths, stop=StopReason.ANSWER):
     """Turns of so many tokens, the first with an observation of one; the sampler's log p is -1."""
     turns = [
         Turn((5,) * n, (-1.0,) * n, "", observation_ids=(6,) * (not i))
@@ -37,7 +36,7 @@ def trajectory(*lengths: int, stop: StopReason = StopReason.ANSWER) -> Trajector
         (trajectory(), 0.0),
     ],
 )
-def test_long_responses_are_punished_softly(given: Trajectory, taken: float) -> None:
+def test_long_responses_are_punished_softly(given, taken):
     rewards = np.arange(1.0, 1 + len(given.turns))
     credit = Credit(np.zeros((0, 0)), np.zeros((0, 0)), np.zeros(0), rewards, 1.0, 1.0, 3.0)
     found = OverlongPenalty(limit=100, buffer=40, penalty=2.0)(credit, given)
@@ -46,17 +45,10 @@ def test_long_responses_are_punished_softly(given: Trajectory, taken: float) -> 
     assert OverlongPenalty(limit=100)(credit, given) is credit
 
 
-def test_a_turn_pays_for_the_kl_of_its_tokens() -> None:
+def test_a_turn_pays_for_the_kl_of_its_tokens():
     given = [trajectory(2, 1), trajectory(), trajectory(1)]
-    none = np.zeros((3, 2))
-    rewards = RewardBatch(
-        none,
-        np.array([[1, 1], [0, 0], [1, 0]]) > 0,
-        np.zeros(3, int),
-        none > 0,
-        none[:, 0],
-        none[:, 0],
-    )
+    none, mask = np.zeros((3, 2)), np.array([[1, 1], [0, 0], [1, 0]]) > 0
+    rewards = RewardBatch(none, mask, np.zeros(3, int), none > 0, none[:, 0], none[:, 0])
     loss = PolicyLoss(kl_coefficient=8.0, kl_estimator="k2", kl_in="reward")
     # d = 1/2 everywhere, which k2 makes 1/8
     shaped, kl = less_kl(rewards, given, loss, 0, lambda tokens: tokens.sampler_logprobs - 0.5)
@@ -65,7 +57,7 @@ def test_a_turn_pays_for_the_kl_of_its_tokens() -> None:
     assert kl == pytest.approx(1 / 8)
 
 
-def test_a_policy_is_paid_for_staying_at_its_reference(tmp_path: Path) -> None:
+def test_a_policy_is_paid_for_staying_at_its_reference(tmp_path):
     loss = {"kl_coefficient": 5.0, "kl_in": "reward", "entropy_coefficient": 0.0}
     module = trained(tmp_path, iterations=3, loss=loss, advantage=TrajectoryAdvantage(scale="none"))
     assert all(inputs.reference_logprobs is None for inputs in module.inputs)
@@ -75,7 +67,7 @@ def test_a_policy_is_paid_for_staying_at_its_reference(tmp_path: Path) -> None:
     assert logged(tmp_path, "train/kl")[-1] > 0
 
 
-def test_masked_stops_are_in_the_baseline_and_carry_no_loss(tmp_path: Path) -> None:
+def test_masked_stops_are_in_the_baseline_and_carry_no_loss(tmp_path):
     module = policy_gradient(masked_stops=["turn_length"], loss={"kl_coefficient": 0.0})
     whole = module.engine.script
     module.engine.script = lambda session, turn: (
@@ -89,33 +81,28 @@ def test_masked_stops_are_in_the_baseline_and_carry_no_loss(tmp_path: Path) -> N
     assert logged(tmp_path, "train/masked") == [2 / 8]
 
 
-def test_the_reference_is_reset_and_a_resumed_run_has_it(tmp_path: Path) -> None:
-    module = policy_gradient(reference_reset_every=2, loss={"kl_coefficient": 0.1})
-    seen = []
+def test_the_reference_is_reset_and_a_resumed_run_has_it(tmp_path):
+    make = partial(policy_gradient, reference_reset_every=2, loss={"kl_coefficient": 0.1})
+    module, seen = make(), []
     step = module.training_step
 
-    def watched(*given: Any) -> None:
+    def watched(*given):
         step(*given)
         seen.append([each.detach().clone() for each in module.policies[1].parameters()])
 
     module.training_step = watched
-    start = list(weights(module).values())
+    start = [each.detach().clone() for each in module.policy.parameters()]
     fit(module, tmp_path / "whole", iterations=4)
     assert all(map(torch.equal, seen[0], start)) and all(map(torch.equal, seen[1], start))
     assert not any(map(torch.equal, seen[2], start)) and all(map(torch.equal, seen[2], seen[3]))
     kl = logged(tmp_path / "whole", "train/kl")
     assert kl[1] > 1e-8 and kl[2] == pytest.approx(0, abs=1e-9)
-    broken, resumed = (
-        policy_gradient(reference_reset_every=2, loss={"kl_coefficient": 0.1}) for _ in range(2)
-    )
-    checkpoint = tmp_path / "broken.ckpt"
-    fit(broken, tmp_path / "broken", iterations=4, callbacks=[Breaking(checkpoint, 3)])
-    fit(resumed, tmp_path / "resumed", iterations=4, checkpoint=checkpoint)
+    _, resumed = broken_and_resumed(make, tmp_path, behind=3)
     assert all(map(torch.equal, resumed.policies[1].parameters(), seen[3]))
     assert logged(tmp_path / "resumed", "train/kl") == [pytest.approx(kl[3])]
 
 
-def test_tokens_are_held_back_in_every_mini_batch(tmp_path: Path) -> None:
+def test_tokens_are_held_back_in_every_mini_batch(tmp_path):
     control = CovarianceControl(share=0.1, coefficient=1.0)
     module = trained(tmp_path, mini_batches=2, micro_batch_tokens=1, loss={"covariance": control})
     chosen = sum(int(inputs.chosen.sum()) for inputs in module.inputs)

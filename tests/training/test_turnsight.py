@@ -1,21 +1,17 @@
 """Advantages weighted by hindsight: which contexts are scored, exact numbers, a run."""
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from matchtir.policy.batching import TokenBatch
 from matchtir.policy.packing import shared_prefixes
+from matchtir.rollout.demonstration import written_trajectory
 from matchtir.rollout.renderer import Renderer
 from matchtir.training.turnsight import TurnSight, strongest
-from matchtir.types import StopReason, ToolResult, Trajectory, Turn
+from matchtir.types import ToolResult
 from tests.policy.tiny_policy import small
 from tests.rollout.episode_fakes import call_text, task
 from tests.training.training_parts import logged, trained
@@ -23,28 +19,24 @@ from tests.training.training_parts import logged, trained
 RENDERER = Renderer(small(layers=1).tokenizer, system_prompt="")
 
 
-def attempt(*outputs: str, policy: float = -1.0) -> Trajectory:
+def attempt(*outputs, policy=-1.0):
     """A turn of one call for each output, and an answer; log-probabilities of the sampler alike."""
-    turns = []
-    for output in outputs:
-        ids, results = RENDERER.encode_turn(call_text("alpha")), (ToolResult(output),)
-        observed = RENDERER.observation_ids(results, ids)
-        turns.append(Turn(ids, (policy,) * len(ids), "", (), results, observed))
-    ids = RENDERER.encode_turn("<answer>beta</answer>")
-    turns.append(Turn(ids, (policy,) * len(ids), ""))
-    given = task("t", "What is it ?")
-    return Trajectory(given, RENDERER.prompt_ids(given), tuple(turns), StopReason.ANSWER)
+    texts = [*[call_text("alpha")] * len(outputs), "<answer>beta</answer>"]
+    results = [[ToolResult(output)] for output in outputs]
+    written = written_trajectory(task("t", "What is it ?"), texts, results, RENDERER)
+    turns = [replace(turn, logprobs=(policy,) * len(turn.token_ids)) for turn in written.turns]
+    return replace(written, turns=tuple(turns))
 
 
 class Scorer:
     """Stands for a reference: the log-probability of a sequence's tokens, by its text."""
 
-    def __init__(self, of: Callable[[str], float] = lambda text: -1.0) -> None:
+    def __init__(self, of=lambda text: -1.0):
         self.of = of
-        self.texts: list[str] = []
-        self.batch: Any = None
+        self.texts = []
+        self.batch = None
 
-    def __call__(self, batch: TokenBatch) -> Tensor:
+    def __call__(self, batch):
         self.batch = batch
         texts = [
             RENDERER.decode(ids[:n])
@@ -54,14 +46,14 @@ class Scorer:
         return torch.tensor([[self.of(text)] for text in texts]) * batch.sampled
 
 
-def run(given: list[Trajectory], scorer: Scorer, advantages: Any = None, **options: Any) -> Any:
+def run(given, scorer, advantages=None, **options):
     if advantages is None:
         advantages = np.ones((len(given), max(len(each.turns) for each in given)))
     group = np.zeros(len(given), dtype=int)
     return TurnSight(**options)(advantages, given, group, RENDERER, scorer)
 
 
-def test_a_view_is_the_turn_behind_the_results_of_it_and_those_after_it() -> None:
+def test_a_view_is_the_turn_behind_the_results_of_it_and_those_after_it():
     scorer, given = Scorer(), attempt("amber", "beta", "gamma")
     _, metrics = run([given], scorer)
     first, second, third = (
@@ -81,7 +73,7 @@ def test_a_view_is_the_turn_behind_the_results_of_it_and_those_after_it() -> Non
     assert (prefixes.length[:5] > 0).all()
 
 
-def test_exact_numbers() -> None:
+def test_exact_numbers():
     """Two attempts of a call and an answer; only the first's call is likelier in hindsight."""
     given = [attempt("amber"), attempt("beta")]
     scorer = Scorer(lambda text: -0.5 if "amber" in text else -2.0)
@@ -98,7 +90,7 @@ def test_exact_numbers() -> None:
     assert opposed == pytest.approx(np.array([[-factor, -1.0], [factor, 0.0]]), abs=1e-5)
 
 
-def test_the_reference_may_be_compared_with_itself() -> None:
+def test_the_reference_may_be_compared_with_itself():
     given = [attempt("amber", policy=-9.0), attempt("beta", policy=-1.0)]
     scorer = Scorer(lambda text: -0.5 if "amber" in text else -2.0)
     by_itself, _ = run(given, scorer, without="reference")
@@ -108,13 +100,13 @@ def test_the_reference_may_be_compared_with_itself() -> None:
     assert run(given, alike)[0][0, 0] > 1  # the gap to the policy, which found it unlikely
 
 
-def test_the_majority_decides_the_sign_and_the_largest_is_taken() -> None:
+def test_the_majority_decides_the_sign_and_the_largest_is_taken():
     given = {(0.1, 0.3, -9.0): 1, (-0.4, 0.3, -0.1): 0, (0.0, 0.0, -1.0): 0, (-2.0, 1.0): 1}
     assert {means: strongest(means) for means in given} == given
 
 
 @pytest.mark.parametrize("option", ["mixing", "bound"])
-def test_without_mixing_or_bound_nothing_changes(option: str) -> None:
+def test_without_mixing_or_bound_nothing_changes(option):
     given = [attempt("amber", "beta"), attempt("beta")]
     advantages = np.random.default_rng(0).normal(size=(2, 3))
     scorer = Scorer(lambda text: -float(len(text)))
@@ -122,7 +114,7 @@ def test_without_mixing_or_bound_nothing_changes(option: str) -> None:
     assert np.allclose(run(given, scorer, advantages, **{option: 0.0})[0], advantages, atol=1e-12)
 
 
-def test_signs_stay_and_weights_are_bounded() -> None:
+def test_signs_stay_and_weights_are_bounded():
     given = [attempt("amber", "beta"), attempt("beta"), replace(attempt(), turns=())]
     advantages = np.random.default_rng(0).normal(size=(3, 3))
     found, _ = run(given, Scorer(lambda text: -float(hash(text) % 97)), advantages)
@@ -135,8 +127,8 @@ def test_signs_stay_and_weights_are_bounded() -> None:
     assert metrics["train/hindsight_tokens"] == 0  # padding is none
 
 
-def test_a_run_has_a_reference_and_weighs_its_advantages(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"loss": {"kl_coefficient": 0.0}, "iterations": 2}
+def test_a_run_has_a_reference_and_weighs_its_advantages(tmp_path):
+    settings = {"loss": {"kl_coefficient": 0.0}, "iterations": 2}
     plain = trained(tmp_path / "plain", policy=small(1, packing=True).policy, **settings)
     own = {"policy": small(1, packing=True).policy, "hindsight": TurnSight()}
     module = trained(tmp_path, **settings, **own)

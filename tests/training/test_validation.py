@@ -1,7 +1,6 @@
 """A benchmark validates in place of the validation split, with its own tasks, limits, measures."""
 
 import logging
-from pathlib import Path
 
 import pytest
 
@@ -13,21 +12,10 @@ from matchtir.training.data import TaskDataModule
 from tests.training.training_parts import TaskList, fit, policy_gradient, tasks, trainer
 
 
-class OneSplit(TaskList):
-    """Tasks in one split alone."""
-
-    def __init__(self, count: int, split: str) -> None:
-        super().__init__(tasks(count))
-        self.split = split
-
-    def tasks(self, split: str):
-        return self.given if split == self.split else ()
-
-
-def benchmark(split: str | None = None, **settings) -> TaskBenchmark:
+def benchmark(split=None, **settings):
     return TaskBenchmark(
         "three",
-        OneSplit(3, "validation"),
+        TaskList(tasks(3), "validation"),
         {},
         split=split,
         limits=EpisodeLimits(max_turns=1),
@@ -37,7 +25,7 @@ def benchmark(split: str | None = None, **settings) -> TaskBenchmark:
     )
 
 
-def validated(folder: Path, validation: TaskBenchmark | None, **options) -> dict[str, float]:
+def validated(folder, validation, **options):
     module = policy_gradient()
     datamodule = TaskDataModule([], TaskList(tasks(2)), seed=1, validation=validation, **options)
     validating = trainer(folder)
@@ -48,7 +36,7 @@ def validated(folder: Path, validation: TaskBenchmark | None, **options) -> dict
     return metrics
 
 
-def test_its_tasks_limits_and_measures(tmp_path: Path) -> None:
+def test_its_tasks_limits_and_measures(tmp_path):
     own = validated(tmp_path, None)
     metrics = validated(tmp_path, benchmark())
     # The script calls once and then answers: one turn is not enough for that.
@@ -58,7 +46,7 @@ def test_its_tasks_limits_and_measures(tmp_path: Path) -> None:
     assert "val/errors" not in own
 
 
-def test_several_attempts_at_each_task(tmp_path: Path) -> None:
+def test_several_attempts_at_each_task(tmp_path):
     warm = SamplingParams(temperature=1.0)
     metrics = validated(tmp_path, benchmark(attempts=3, sampling=warm))
     assert metrics["val/pass@3"] == metrics["val/pass@1"] == metrics["val/success"]
@@ -70,20 +58,20 @@ def test_several_attempts_at_each_task(tmp_path: Path) -> None:
         TaskDataModule([], None, seed=1, attempts=2, temperature=1.0, validation=benchmark())
 
 
-def test_it_is_the_validation_split_unless_told_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+def test_it_is_the_validation_split_unless_told_otherwise(caplog):
     with pytest.raises(ValueError, match="three: the split 'test' has no tasks"):
         TaskDataModule([], None, seed=1, validation=benchmark("test"))
     with caplog.at_level(logging.WARNING):
         TaskDataModule([], None, seed=1, validation=benchmark(max_tasks=2))
         assert not caplog.records
-        tested = TaskBenchmark("three", OneSplit(3, "test"), {}, split="test")
+        tested = TaskBenchmark("three", TaskList(tasks(3), "test"), {}, split="test")
         TaskDataModule([], None, seed=1, validation=tested)
     assert "must not be tested on them" in caplog.text
 
 
-def test_numbers_are_logged_without_a_device(tmp_path: Path, monkeypatch) -> None:
+def test_numbers_are_logged_without_a_device(tmp_path, monkeypatch):
     """Lightning sums tensors over processes where they are; NCCL has no sums on a CPU."""
-    kinds: set[type] = set()
+    kinds = set()
     module = policy_gradient()
     monkeypatch.setattr(module, "log_dict", lambda row, **_: kinds.update(map(type, row.values())))
     fit(module, tmp_path, validate=True)

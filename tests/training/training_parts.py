@@ -1,31 +1,25 @@
 """Training modules of the smallest size, and the tasks and trainers to run them."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from lightning.pytorch.loggers import Logger
 from torch.optim.lr_scheduler import LambdaLR
 
 from matchtir.credit.advantages import DualAdvantage
 from matchtir.credit.assignment import HardAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
-from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss
+from matchtir.policy.losses import PolicyLoss
 from matchtir.rollout.engine import SamplingParams, ScriptedEngine
 from matchtir.rollout.episode import EpisodeLimits
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.rollout.transformers_engine import TransformersEngine
 from matchtir.training.data import Stage, TaskDataModule
-from matchtir.training.groups import Groups, ScoredRollout
 from matchtir.training.module import PolicyGradientModule
 from matchtir.training.optim import Scheduled
-from matchtir.types import Task, ToolCall
+from matchtir.types import ToolCall
 from matchtir.utils.loggers import CsvLogger
 from matchtir.utils.run_folder import read_metrics
 from tests.policy.tiny_policy import small
@@ -35,7 +29,7 @@ LIMITS = EpisodeLimits(max_turns=3, max_response_tokens=300, max_turn_tokens=80)
 GOLD = ToolCall("mayor_of", {"city": "alpha"})
 
 
-def tasks(count: int) -> list[Task]:
+def tasks(count):
     """One call to make, and the answer beta."""
     return [
         task(f"t{n}", f"What is {'the ' * n}mayor of a place ?", gold_calls=(GOLD,))
@@ -52,36 +46,36 @@ ATTEMPTS = (
 )
 
 
-def script(session: str, turn: int) -> str:
+def script(session, turn):
     _, sample, _ = session.split("/")
     return ATTEMPTS[int(sample) % len(ATTEMPTS)][turn]
 
 
 class TaskList:
-    """The same tasks in every split."""
+    """The same tasks in every split, or in one alone."""
 
-    def __init__(self, given: Sequence[Task]) -> None:
-        self.given = given
+    def __init__(self, given, split=None):
+        self.given, self.split = given, split
 
-    def tasks(self, split: str) -> Sequence[Task]:
-        return self.given
+    def tasks(self, split):
+        return self.given if self.split in (None, split) else ()
 
 
-def sgd(lr: float = 0.1):
+def sgd(lr=0.1):
     """Plain gradient steps, from which gradients can be read off."""
 
-    def make(policy: torch.nn.Module, iterations: int) -> list[Scheduled]:
+    def make(policy, iterations):
         optimizer = torch.optim.SGD(policy.parameters(), lr=lr)
         return [Scheduled(optimizer, LambdaLR(optimizer, lambda iteration: 1.0))]
 
     return make
 
 
-def parts(scripted: bool = True, limits: EpisodeLimits = LIMITS, **settings: Any) -> dict[str, Any]:
+def parts(scripted=True, limits=LIMITS, **settings):
     """The arguments of a `PolicyModule`."""
     loaded = small(layers=1)
     renderer = Renderer(loaded.tokenizer, system_prompt="")
-    engine: Any = TransformersEngine(renderer.stop_token_ids)
+    engine = TransformersEngine(renderer.stop_token_ids)
     if scripted:
         engine = ScriptedEngine(renderer, script)
     return {
@@ -100,28 +94,23 @@ def parts(scripted: bool = True, limits: EpisodeLimits = LIMITS, **settings: Any
 class Recorder(PolicyGradientModule):
     """Keeps what the hooks got and gave."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, **settings):
         super().__init__(**settings)
-        self.groups: list[Groups] = []
-        self.scored: list[ScoredRollout] = []
-        self.inputs: list[LossInputs] = []
+        self.groups = []
+        self.scored = []
+        self.inputs = []
 
-    def score(self, groups: Any) -> ScoredRollout:
+    def score(self, groups):
         self.groups.append(groups)
         self.scored.append(super().score(groups))
         return self.scored[-1]
 
-    def loss(self, inputs: LossInputs) -> LossOutput:
+    def loss(self, inputs):
         self.inputs.append(inputs)
         return super().loss(inputs)
 
 
-def policy_gradient(
-    kind: type[Any] = Recorder,
-    scripted: bool = True,
-    loss: Mapping[str, Any] | None = None,
-    **settings: Any,
-) -> Any:
+def policy_gradient(kind=Recorder, scripted=True, loss=None, **settings):
     given = {
         "reward": MatchReward(Similarity(), HardAssignment(0.25), no_answer_penalty=0.5),
         "advantage": DualAdvantage(),
@@ -132,42 +121,32 @@ def policy_gradient(
     return kind(**{**given, **parts(scripted, **settings)})
 
 
-def trained(
-    folder: Path, given: Sequence[Task] | None = None, iterations: int = 1, **settings: Any
-) -> Any:
+def trained(folder, given=None, iterations=1, **settings):
     """A policy gradient module of these settings after so many iterations."""
     module = policy_gradient(**settings)
     fit(module, folder, given, iterations)
     return module
 
 
-def trainer(folder: Path, **settings: Any) -> Trainer:
+def trainer(folder, **settings):
     """One that shows and keeps nothing by itself."""
-    given = {
-        "accelerator": "cpu",
-        "max_epochs": 1,
-        "logger": False,
-        "log_every_n_steps": 1,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "num_sanity_val_steps": 0,
-        "default_root_dir": folder,
-    }
-    return Trainer(**{**given, **settings})
+    nothing = ("enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger")
+    given = {"accelerator": "cpu", "max_epochs": 1, "default_root_dir": folder}
+    given |= {"log_every_n_steps": 1, "num_sanity_val_steps": 0}
+    return Trainer(**{**dict.fromkeys(nothing, False), **given, **settings})
 
 
 def fit(
-    module: Any,
-    folder: Path,
-    given: Sequence[Task] | None = None,
-    iterations: int = 1,
-    batch_size: int = 2,
-    validate: bool = False,
-    callbacks: Sequence[Callback] = (),
-    loggers: Sequence[Logger] = (),
-    checkpoint: Path | None = None,
-) -> Trainer:
+    module,
+    folder,
+    given=None,
+    iterations=1,
+    batch_size=2,
+    validate=False,
+    callbacks=(),
+    loggers=(),
+    checkpoint=None,
+):
     """Train; metrics go to `<folder>/metrics.csv`."""
     task_set = TaskList(tasks(2) if given is None else given)
     fitting = trainer(
@@ -184,24 +163,27 @@ def fit(
 class Breaking(Callback):
     """Stops a run behind an iteration, with a checkpoint, as a killed run leaves it."""
 
-    def __init__(self, path: Path, iteration: int) -> None:
+    def __init__(self, path, iteration):
         self.path, self.iteration = path, iteration
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer, pl_module, *_):
         if pl_module.iteration == self.iteration:
             trainer.save_checkpoint(self.path)
             trainer.should_stop = True
 
 
-def logged(folder: Path, name: str) -> list[float]:
+def broken_and_resumed(make, folder, given=None, iterations=4, behind=2):
+    """A module whose run was stopped behind an iteration, and one that went on from there."""
+    broken, resumed, checkpoint = make(), make(), folder / "broken.ckpt"
+    fit(broken, folder / "broken", given, iterations, callbacks=[Breaking(checkpoint, behind)])
+    fit(resumed, folder / "resumed", given, iterations, checkpoint=checkpoint)
+    return broken, resumed
+
+
+def logged(folder, name):
     """The values of a metric, row after row."""
     return read_metrics(folder / "metrics.csv")[name][1]
 
 
-def weights(module: Any) -> dict[str, torch.Tensor]:
+def weights(module):
     return {name: each.detach().clone() for name, each in module.policy.named_parameters()}
-
-
-def long_task() -> Task:
-    """A prompt that is over 400 tokens."""
-    return replace(tasks(1)[0], task_id="long", question="? " * 500)
