@@ -1,6 +1,5 @@
 """Whole runs of src/train.py: what they leave behind, and how they fail and go on."""
 
-import csv
 import json
 import re
 import subprocess
@@ -14,19 +13,12 @@ from hydra.utils import instantiate
 from matchtir.policy.loading import load_policy, load_pretrained
 from matchtir.training import run as run_parts
 from matchtir.utils.config_check import ConfigError
-from tests.scale.whole_runs import (
-    COPYING,
-    NOT_REPEATED,
-    ROOT,
-    SMALL_MODEL,
-    SMALL_RUN,
-    composed,
-    run_here,
-)
+from tests.scale.whole_runs import COPYING, ROOT, SMALL_MODEL, SMALL_RUN, composed, rows, run_here
 from tests.training.token_reward import PAID
 
-CONFIGS = ROOT / "configs"
 RANDOM = (*SMALL_MODEL, "model.layers=1")
+SWA = "lightning.pytorch.callbacks.StochasticWeightAveraging"
+AVERAGING = f"+callbacks.swa={{_target_: {SWA}, swa_lrs: 0.001}}"
 FEW_TASKS = "data.sizes={train: 8, validation: 2, test: 2}"
 
 
@@ -40,15 +32,6 @@ def words(*overrides):
 def run(folder, *overrides):
     """Such a command line in this process; gives its objective."""
     return run_here(folder, *words(*overrides))
-
-
-def table(folder):
-    """The rows of metrics.csv, without what differs between any two runs."""
-    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        return [
-            {name: cell for name, cell in row.items() if not name.startswith(NOT_REPEATED)}
-            for row in csv.DictReader(file)
-        ]
 
 
 def result(folder):
@@ -77,10 +60,10 @@ def test_the_smoke_experiment_leaves_everything_behind(whole):
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "_target_: matchtir" in (whole / "config.yaml").read_text(encoding="utf-8")
 
-    rows, facts = table(whole), result(whole)
-    assert [row["step"] for row in rows if row["train/reward"]] == ["1", "2", "3"]
-    (validated,) = [row for row in rows if row["val/solve_f1"]]
-    assert validated["step"] == "2" and float(validated["val/solve_f1"]) == facts["objective"]
+    found, facts = rows(whole), result(whole)
+    assert [row["step"] for row in found if "train/reward" in row] == [1, 2, 3]
+    (validated,) = [row for row in found if "val/solve_f1" in row]
+    assert (validated["step"], validated["val/solve_f1"]) == (2, facts["objective"])
     assert (facts["iterations"], facts["seed"], facts["tasks"]) == (3, 1, 2)
     assert facts["before"].keys() == facts["after"].keys() == facts["gain"].keys()
 
@@ -90,9 +73,6 @@ def test_the_policy_of_a_run_loads_as_a_hugging_face_model(whole):
     last = torch.load(whole / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert {f"policy.{name}" for name in trained} == set(last)
     assert all(torch.equal(weight, last[f"policy.{name}"]) for name, weight in trained.items())
-
-
-# -- interrupted runs ------------------------------------------------------------------------------
 
 
 class Interrupted(BaseException):
@@ -112,7 +92,7 @@ def test_a_run_interrupted_in_its_last_test_ends_like_an_unbroken_one(tmp_path, 
         with pytest.raises(Interrupted):
             run(tmp_path / "broken", PAID)
     assert run(tmp_path / "broken", PAID, "ckpt_path=last") == result(whole)["objective"]
-    assert table(tmp_path / "broken") == table(whole)
+    assert rows(tmp_path / "broken") == rows(whole)
 
 
 # -- other choices ---------------------------------------------------------------------------------
@@ -122,15 +102,15 @@ def test_another_matching_runs_and_what_it_measures_is_documented(tmp_path):
     run(tmp_path / "run", "iterations=1", "trainer.val_check_interval=1", "assignment=soft")
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     names = [re.sub(r"<\w+>", "[^/]+", name) for name in re.findall(r"`([^` ]+/[^` ]+)`", text)]
-    columns = table(tmp_path / "run")[0]
-    assert {"train/loss", "val/solve_f1", "test/solve_f1"} <= columns.keys()
-    assert [c for c in columns if not any(re.fullmatch(name, c) for name in names)] == ["step"]
+    columns = set().union(*rows(tmp_path / "run"))
+    assert {"train/loss", "val/solve_f1", "test/solve_f1"} <= columns
+    assert {c for c in columns if not any(re.fullmatch(name, c) for name in names)} == {"step"}
 
 
 OPTIONS = [
     f"{group}={path.stem}"
     for group in ("assignment", "reward", "advantage", "loss")
-    for path in sorted((CONFIGS / group).glob("*.yaml"))
+    for path in sorted((ROOT / "configs" / group).glob("*.yaml"))
 ]
 
 
@@ -138,14 +118,13 @@ OPTIONS = [
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_the_method_runs(tmp_path, option):
     run(tmp_path / "run", "iterations=2", "mini_batches=2", option)
-    row = table(tmp_path / "run")[-2]
-    assert all(abs(float(row[f"train/{name}"])) < 1e6 for name in ("loss", "grad_norm", "reward"))
+    row = rows(tmp_path / "run")[-2]
+    assert all(abs(row[f"train/{name}"]) < 1e6 for name in ("loss", "grad_norm", "reward"))
 
 
 def test_fine_tuning_is_an_experiment_of_its_own(tmp_path):
     run(tmp_path / "run", "experiment=sft", f"datamodule.stages=[{COPYING}]")
-    rows = table(tmp_path / "run")
-    assert [row["step"] for row in rows if row["train/loss"]] == ["1", "2"]
+    assert [row["step"] for row in rows(tmp_path / "run") if "train/loss" in row] == [1, 2]
     assert result(tmp_path / "run")["iterations"] == 2
 
 
@@ -156,8 +135,8 @@ def test_both_stages_of_the_starting_weights_train_them(tmp_path):
     run(skill, "experiment=skill", *stages)
     run(habits, "experiment=habits", f"model.folder={skill}/policy", stages[0])
     for folder, iterations in ((skill, 4), (habits, 2)):
-        rows = [row for row in table(folder) if row["train/loss"]]
-        assert len(rows) == result(folder)["iterations"] == iterations
+        trained = [row for row in rows(folder) if "train/loss" in row]
+        assert len(trained) == result(folder)["iterations"] == iterations
     first, second = (load_policy(str(folder)).policy.state_dict() for folder in (skill, habits))
     assert any(not first[name].equal(second[name]) for name in first)
 
@@ -174,8 +153,7 @@ def test_a_warm_start_is_made_once_and_only_as_a_whole(tmp_path):
         ["group_size=2", "data.sizes.test=3"],
         # A training that is cut short does not cut its warm start: it would begin with raw weights.
         ["trainer.limit_train_batches=1"],
-        # Where a run goes on does not make other weights.
-        ["trainer.limit_val_batches=2"],
+        ["trainer.limit_val_batches=2"],  # where a run goes on does not make other weights
     ):
         config = composed(tmp_path / "other", *words(*warm, *others))
         run_parts.start_warm(config, instantiate(config.model), instantiate(config.sandbox))
@@ -188,10 +166,7 @@ def test_weights_and_biases_without_a_network(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     run(tmp_path / "run", "iterations=1", "logger=wandb", "logger.wandb.offline=true")
     assert [*(tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb")]
-    assert len(table(tmp_path / "run")) == 2  # beside the table
-
-
-# -- bad input: said before a model is loaded ------------------------------------------------------
+    assert len(rows(tmp_path / "run")) == 2  # beside the table
 
 
 @pytest.mark.parametrize(
@@ -202,6 +177,7 @@ def test_weights_and_biases_without_a_network(tmp_path, monkeypatch):
         (["data.sizes.test=0"], ValueError, "no test tasks"),
         (["ckpt_path=last"], FileNotFoundError, "ckpt_path=last: no interrupted run"),
         (["ckpt_path=no/such.ckpt"], FileNotFoundError, "there is no no/such.ckpt"),
+        ([AVERAGING], ValueError, "StochasticWeightAveraging: it averages over epochs"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -223,26 +199,25 @@ def test_mistakes_are_found_before_a_model_is_loaded(
 # -- the command line itself -----------------------------------------------------------------------
 
 
-def command_line(log_dir, *arguments):
-    program = [sys.executable, str(ROOT / "src" / "train.py")]
-    return [*program, *arguments, *SMALL_RUN, *RANDOM, FEW_TASKS, f"paths.log_dir={log_dir}"]
+def swept(log_dir, *arguments):
+    """The results of a sweep's jobs by their number."""
+    program = [sys.executable, str(ROOT / "src" / "train.py"), "-m", "iterations=1", *arguments]
+    command = [*program, *SMALL_RUN, *RANDOM, FEW_TASKS, f"paths.log_dir={log_dir}"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "GPU available" not in said.stdout + said.stderr  # nor any other tip of Lightning's
+    folders = [file.parent for file in log_dir.glob("smoke/multiruns/*/*/result.json")]
+    return {folder.name: result(folder) for folder in sorted(folders)}
 
 
 @pytest.mark.slow
 def test_a_sweep_over_the_methods_choices(tmp_path):
-    sweep = ("-m", "iterations=1", "assignment=hard,soft", "advantage=dual,trajectory")
-    command = command_line(tmp_path, *sweep)
-    said = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "GPU available" not in said.stdout + said.stderr  # nor any other tip of Lightning's
-    results = sorted(tmp_path.glob("smoke/multiruns/*/*/result.json"))
-    assert [path.parent.name for path in results] == ["0", "1", "2", "3"]
+    results = swept(tmp_path, "assignment=hard,soft", "advantage=dual,trajectory")
+    assert [*results] == ["0", "1", "2", "3"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["submitit_local", "processes"])
 def test_jobs_in_processes_of_their_own(tmp_path, launcher):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="no extra `sweep`")
-    sweep = ("-m", f"hydra/launcher={launcher}", "iterations=1", "seed=1,2")
-    subprocess.run(command_line(tmp_path, *sweep), check=True, stdout=subprocess.DEVNULL)
-    results = sorted(tmp_path.glob("smoke/multiruns/*/*/result.json"))
-    assert [json.loads(path.read_text())["seed"] for path in results] == [1, 2]
+    results = swept(tmp_path, f"hydra/launcher={launcher}", "seed=1,2")
+    assert [each["seed"] for each in results.values()] == [1, 2]

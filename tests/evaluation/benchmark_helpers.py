@@ -1,5 +1,6 @@
 """A task with one tool, task sets of given tasks, and benchmarks of them played to the end."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from matchtir.credit.assignment import HardAssignment
@@ -25,22 +26,15 @@ class Listed:
         return self._tasks if split == "test" else ()
 
 
-def plain_task(source: str = LOOK, gold: str = "found 1902", **changes) -> Task:
-    schema = {"type": "object", "properties": {}}
-    fields = {
-        "task_id": "t",
-        "question": "When?",
-        "tools": (ToolSpec("look", "Looks.", schema, source),),
-        "gold_calls": (ToolCall("look", {}),),
-        "answer": "1902",
-        "sub_answers": (SubAnswer("look", gold),),
-        "scenario": "single",
-    }
-    return Task(**{**fields, **changes})
+def plain_task(**changes) -> Task:
+    tools = (ToolSpec("look", "Looks.", {"type": "object", "properties": {}}, LOOK),)
+    calls, outputs = (ToolCall("look", {}),), (SubAnswer("look", "found 1902"),)
+    made = Task("t", "When?", tools, calls, "1902", sub_answers=outputs, scenario="single")
+    return replace(made, **changes)
 
 
-def benchmark(*tasks: Task, name: str = "one", **settings) -> TaskBenchmark:
-    return TaskBenchmark(name, Listed(*tasks), COLUMNS, **settings)
+def benchmark(*tasks: Task, columns=COLUMNS, **settings) -> TaskBenchmark:
+    return TaskBenchmark("one", Listed(*tasks), columns, **settings)
 
 
 def play(

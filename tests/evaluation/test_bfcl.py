@@ -54,15 +54,9 @@ def test_what_is_no_gold_call_is_named(text):
 
 
 def make_row(**changes):
-    parameters = {
-        "type": "dict",
-        "properties": {
-            "folder": {"type": "string"},
-            "sizes": {"type": "array", "items": {"type": "float"}},
-            "type": {"type": "any"},
-        },
-        "required": ["folder"],
-    }
+    sizes = {"type": "array", "items": {"type": "float"}}
+    properties = {"folder": {"type": "string"}, "sizes": sizes, "type": {"type": "any"}}
+    parameters = {"type": "dict", "properties": properties, "required": ["folder"]}
     row = {
         "id": "multi_turn_base_0",
         "category": "multi_turn_base",

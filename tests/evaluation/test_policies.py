@@ -8,12 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.evaluation.policies import (
-    find_policy,
-    model_policy,
-    random_turn_texts,
-    random_value,
-)
+from matchtir.evaluation.policies import find_policy, random_turn_texts, random_value
 from matchtir.tools.formats import extract_answer, parse_calls
 from matchtir.types import CallStatus, Task, ToolCall, ToolSpec
 from matchtir.utils.options import UserError
@@ -81,8 +76,5 @@ def test_a_model_that_is_in_no_hub_is_named(monkeypatch):
         raise OSError(f"{name} is not a local folder\nand much more")
 
     monkeypatch.setattr("matchtir.evaluation.policies.load_policy", nowhere)
-    policy = model_policy("logs/nothing", lambda tokenizer: None, lambda stop_token_ids: None)
-    with pytest.raises(
-        UserError, match="^policy=logs/nothing: logs/nothing is not a local folder$"
-    ):
-        policy.speaker({})
+    with pytest.raises(UserError, match="^policy=no/model: no/model is not a local folder$"):
+        find_policy("no/model").speaker({})

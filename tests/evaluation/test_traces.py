@@ -1,14 +1,12 @@
 """The record of an attempt; the file of records is that of an interrupted evaluation too."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from matchtir.credit.rewards import Credit
-from matchtir.evaluation.traces import TurnTokens, trace_record, write_traces
+from matchtir.evaluation.traces import TurnTokens, trace_record
 from matchtir.types import ResultStatus, StopReason, ToolCall, ToolResult, Trajectory, Turn
 from tests.reports.trace_files import GOLD, TASK, answering, calling, malformed
 
@@ -74,8 +72,7 @@ def test_a_call_whose_tool_answers_with_an_error_has_not_succeeded():
     }
     turn = Turn((1,), (0.0,), "", (ToolCall("a", {}),) * 3, tuple(results))
     trajectory = Trajectory(TASK, (), (turn, answering("<answer>3</answer>")), StopReason.ANSWER)
-    credit = Credit(np.ones((3, 2)), np.ones((3, 2)), np.ones(3), np.ones(2), 0.0, 0.0, 1.0)
-    record = trace_record(trajectory, credit, [0.0, 0.0])
+    record = trace_record(trajectory, replace(CREDIT, turn_rewards=np.ones(2)), [0.0, 0.0])
     assert [call["succeeded"] for call in calls_of(record)] == [*results.values()]
     assert record["answer"] == "3"
 
@@ -95,21 +92,12 @@ def test_the_whole_matrices_the_parts_and_the_tokens():
     assert "pieces" not in trace_record(TRAJECTORY, CREDIT, NO_ADVANTAGES)["turns"][0]
 
 
-def test_a_file_has_a_record_per_line_and_replaces_an_earlier_one(tmp_path: Path):
-    path = tmp_path / "traces" / "iteration_000001.jsonl"
-    record = trace_record(TRAJECTORY, CREDIT, NO_ADVANTAGES)
-    write_traces(path, [record] * 3)
-    write_traces(path, [record, record])
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [record, record]
-
-
 def test_an_episode_without_turns_and_a_task_without_gold_calls():
     nothing = np.zeros((0, 2))
     credit = Credit(nothing, nothing, np.zeros(0), np.zeros(0), 0.0, 0.0, 0.0)
-    trajectory = Trajectory(TASK, (1,), (), StopReason.PROMPT_TOO_LONG)
-    assert trace_record(trajectory, credit, [])["turns"] == []
+    assert trace_record(replace(TRAJECTORY, turns=()), credit, [])["turns"] == []
     bare = replace(TRAJECTORY, task=replace(TASK, gold_calls=()))
-    credit = Credit(np.zeros((3, 0)), np.zeros((3, 0)), np.zeros(3), np.zeros(3), 0.0, 0.0, 0.0)
+    credit = replace(CREDIT, similarity=np.zeros((3, 0)), plan=np.zeros((3, 0)))
     calls = calls_of(trace_record(bare, credit, NO_ADVANTAGES))
     assert [call["gold"] for call in calls] == [None] * 3
 

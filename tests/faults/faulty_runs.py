@@ -13,16 +13,14 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 import train
-from matchtir.policy.losses import LossInputs, LossOutput
 from matchtir.rollout.episode import Episode
 from matchtir.training.module import PolicyGradientModule
 from matchtir.training.optim import Muon
@@ -31,15 +29,12 @@ from tests.training.token_reward import PAID
 
 COMMAND = (
     *(*SMALL_RUN, *SMALL_MODEL, "model.layers=1", PAID, "iterations=5", "mini_batches=2"),
-    *(
-        "optimizer=muon_adamw",
-        "optimizer.decay=constant",
-        "callbacks.last_checkpoint.every_n_iterations=2",
-    ),
+    *("optimizer=muon_adamw", "optimizer.decay=constant"),
+    "callbacks.last_checkpoint.every_n_iterations=2",
     *("data.sizes={train: 8, validation: 2, test: 2}", "trainer.val_check_interval=3"),
     "module._target_=tests.faults.faulty_runs.RandomModule",
 )
-PHASES: Mapping[str, tuple[Any, str]] = {
+PHASES = {
     "rollout": (Episode, "hear"),  # of validation and test, too
     "credit": (PolicyGradientModule, "score"),
     "backward": (torch.Tensor, "backward"),
@@ -53,7 +48,7 @@ COUNTS_FILE = "counts.json"
 class RandomModule(PolicyGradientModule):
     """Depends on every global random generator, as a layer with dropout would."""
 
-    def loss(self, inputs: LossInputs) -> LossOutput:
+    def loss(self, inputs):
         noise = torch.rand(()).item() + np.random.random() + random.random()
         return super().loss(replace(inputs, advantages=inputs.advantages * noise))
 
@@ -66,7 +61,7 @@ class Moment(NamedTuple):
     fault: str = "kill"
 
 
-def run(folder: Path, *overrides: str, moment: Moment | None = None) -> tuple[int, str]:
+def run(folder, *overrides, moment=None):
     """Exit status of a run, negative for a signal, and what it said."""
     process = start(folder, *overrides, moment=moment)
     process.join(timeout=300)
@@ -75,12 +70,12 @@ def run(folder: Path, *overrides: str, moment: Moment | None = None) -> tuple[in
     return process.exitcode, said
 
 
-def start(folder: Path, *overrides: str, moment: Moment | None = None) -> Any:
+def start(folder, *overrides, moment=None):
     """A run that has begun."""
     return forked(_play, folder, overrides, moment)
 
 
-def outcome(folder: Path) -> dict[str, Any]:
+def outcome(folder):
     """All that must be the same of two runs, whatever befell them."""
     last, best = (
         torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
@@ -101,7 +96,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return _plain({**states, "traces": traces, "result": result, "metrics": rows(folder)})
 
 
-def _plain(value: Any) -> Any:
+def _plain(value):
     """With tensors as their bytes, which can be compared."""
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
@@ -110,10 +105,10 @@ def _plain(value: Any) -> Any:
     return value.numpy().tobytes() if isinstance(value, torch.Tensor) else value
 
 
-def _play(folder: Path, overrides: tuple[str, ...], moment: Moment | None) -> None:
+def _play(folder, overrides, moment):
     """The process of a run."""
     told(folder)
-    counts: Counter[str] = Counter()
+    counts = Counter()
     for phase, (owner, name) in PHASES.items():
         setattr(owner, name, _watched(getattr(owner, name), phase, counts, moment, folder))
     try:
@@ -124,10 +119,8 @@ def _play(folder: Path, overrides: tuple[str, ...], moment: Moment | None) -> No
     (folder / COUNTS_FILE).write_text(json.dumps(counts), encoding="utf-8")
 
 
-def _watched(
-    act: Callable[..., Any], phase: str, counts: Counter[str], moment: Moment | None, folder: Path
-) -> Callable[..., Any]:
-    def watched(*args: Any, **kwargs: Any) -> Any:
+def _watched(act, phase, counts, moment, folder):
+    def watched(*args, **kwargs):
         counts[phase] += 1
         if moment is None or (phase, counts[phase]) != (moment.phase, moment.number):
             return act(*args, **kwargs)
@@ -146,21 +139,20 @@ def _watched(
     return watched
 
 
-def _wait(folder: Path) -> None:
+def _wait(folder):
     (folder / "waits").touch()
     time.sleep(300)
 
 
-def _interrupt_twice(_: Path) -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)
+def _signalled(*signals):
+    return lambda _: [os.kill(os.getpid(), each) for each in signals]
 
 
-FAULTS: Mapping[str, Callable[[Path], None]] = {
-    "kill": lambda _: os.kill(os.getpid(), signal.SIGKILL),
-    "interrupt": lambda _: os.kill(os.getpid(), signal.SIGINT),
-    "terminate": lambda _: os.kill(os.getpid(), signal.SIGTERM),
-    "interrupt twice": _interrupt_twice,
+FAULTS = {
+    "kill": _signalled(signal.SIGKILL),
+    "interrupt": _signalled(signal.SIGINT),
+    "terminate": _signalled(signal.SIGTERM),
+    "interrupt twice": _signalled(signal.SIGINT, signal.SIGINT),
     "full disk": lambda _: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)),
     "wait": _wait,
 }

@@ -2,11 +2,10 @@
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.tools.sandbox_helpers import until
+from tests.tools.sandbox_helpers import processes, until
 
 DEADLINE_S = 1.5
 TOOL_PROCESSES = 3  # generations below us: a worker outside, the worker inside, and its children
@@ -33,14 +32,8 @@ def fault(case: str, what: str, expected: str) -> pytest.MarkDecorator:
 
 def descendants(pid: int | None = None, depth: int = 1) -> set[int]:
     """The living processes below one (this one), so many generations down, and theirs."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue  # gone meanwhile, or no process
-        if folder.name.isdigit() and fields[0] != "Z":
-            parents[int(folder.name)] = int(fields[1])
+    found = processes().items()
+    parents = {child: parent for child, (parent, command) in found if command is not None}
     level, found = {os.getpid() if pid is None else pid}, set()
     for generation in range(1, len(parents) + 1):
         level = {child for child, parent in parents.items() if parent in level}

@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import time
-from pathlib import Path
 
 import pytest
 import wandb
@@ -100,7 +99,7 @@ def test_a_run_goes_on_without_wandb(tmp_path, monkeypatch, caplog):
     assert caplog.text.count("The run goes on.") == 2  # online, then offline
 
 
-def shards(folder: Path) -> Path:
+def shards(folder):
     """A checkpoint as two processes leave it."""
     folder.mkdir(parents=True)
     for name in ("__0_0.distcp", "__0_1.distcp", "__1_0.distcp", ".metadata", "meta.pt"):

@@ -5,8 +5,6 @@ import random
 import re
 import signal
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from tests.scale.whole_runs import rows
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(tmp_path_factory):
     """The folder of the run that all others are held against."""
     folder = tmp_path_factory.mktemp("unbroken") / "run"
     status, said = run(folder)
@@ -26,7 +24,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def go_on(folder: Path, *overrides: str) -> str:
+def go_on(folder, *overrides):
     """Resume a run to its end; one that was never saved begins again. Gives what it said."""
     last = [] if not any((folder / name).exists() for name in CHECKPOINTS) else ["ckpt_path=last"]
     status, said = run(folder, *last, *overrides)
@@ -34,14 +32,14 @@ def go_on(folder: Path, *overrides: str) -> str:
     return said
 
 
-def killed(folder: Path, moment: Moment) -> Path:
+def killed(folder, moment):
     """The folder of a run that was killed."""
     status, said = run(folder, moment=moment)
     assert status == -signal.SIGKILL, said
     return folder
 
 
-def random_moments(counts: dict[str, int], number: int, seed: int) -> list[Moment]:
+def random_moments(counts, number, seed):
     """Moments of all phases in turn, each anywhere in the run."""
     generator = random.Random(seed)
     phases = [list(PHASES)[index % len(PHASES)] for index in range(number)]
@@ -58,9 +56,7 @@ RARER = [pytest.param(moment, marks=pytest.mark.slow) for moment in (("backward"
     "checkpoints whole, resumed bit for bit",
 )
 @pytest.mark.parametrize("moment", [*MOMENTS, *RARER], ids=str)
-def test_a_killed_run_goes_on_to_the_same_numbers(
-    tmp_path: Path, unbroken: Path, moment: tuple[str, int]
-) -> None:
+def test_a_killed_run_goes_on_to_the_same_numbers(tmp_path, unbroken, moment):
     folder = killed(tmp_path / "run", Moment(*moment))
     saved = [folder / name for name in CHECKPOINTS if (folder / name).exists()]
     assert all(is_whole(checkpoint) for checkpoint in saved)
@@ -72,9 +68,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(
 @fault("E kill -9 anywhere", "20 random moments", "resumed bit for bit")
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(20))
-def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(
-    tmp_path: Path, unbroken: Path, seed: int
-) -> None:
+def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(tmp_path, unbroken, seed):
     counts = json.loads((unbroken / COUNTS_FILE).read_text())
     moment = random_moments(counts, 20, 1)[seed]
     print(f"\n{moment.phase} {moment.number} of {counts[moment.phase]}", end="")
@@ -91,9 +85,7 @@ def test_a_run_killed_anywhere_goes_on_to_the_same_numbers(
 @pytest.mark.parametrize(
     ("fault", "status"), [("interrupt", 130), ("terminate", 143), ("interrupt twice", -2)]
 )
-def test_a_run_that_is_asked_to_end_saves_its_iteration(
-    tmp_path: Path, unbroken: Path, fault: str, status: int
-) -> None:
+def test_a_run_that_is_asked_to_end_saves_its_iteration(tmp_path, unbroken, fault, status):
     folder = tmp_path / "run"
     ended, said = run(folder, moment=Moment("credit", 3, fault))
     assert ended == status, said
@@ -106,9 +98,7 @@ def test_a_run_that_is_asked_to_end_saves_its_iteration(
 
 
 @fault("E damage", "last.ckpt truncated, a bit flipped, removed", "named, the one before is taken")
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    tmp_path: Path, unbroken: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, unbroken, caplog):
     folder = killed(tmp_path / "run", Moment("credit", 5))
     last, previous = (folder / "checkpoints" / f"{name}.ckpt" for name in ("last", "previous"))
     whole = last.read_bytes()
@@ -124,7 +114,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 
 
 @fault("E full disk", "in a save", "the run ends by name, and can go on")
-def test_a_full_disk_ends_a_run_that_can_go_on(tmp_path: Path, unbroken: Path) -> None:
+def test_a_full_disk_ends_a_run_that_can_go_on(tmp_path, unbroken):
     folder = tmp_path / "run"
     status, said = run(folder, moment=Moment("save", 3, "full disk"))
     assert status == 1 and "could not be saved; once it can, ckpt_path=last goes on" in said
@@ -135,7 +125,7 @@ def test_a_full_disk_ends_a_run_that_can_go_on(tmp_path: Path, unbroken: Path) -
 
 
 @fault("E live run", "ckpt_path=last beside it", "refused, with its process")
-def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+def test_one_run_at_a_time_writes_into_a_folder(tmp_path):
     folder = tmp_path / "run"
     living = start(folder, moment=Moment("credit", 4, "wait"))
     try:
@@ -151,7 +141,7 @@ def test_one_run_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
 
 
 @fault("E length", "more iterations; fewer than are done", "goes on; refused")
-def test_a_run_may_become_longer_and_not_shorter_than_it_is(tmp_path: Path, unbroken: Path) -> None:
+def test_a_run_may_become_longer_and_not_shorter_than_it_is(tmp_path, unbroken):
     folder = tmp_path / "run"
     status, said = run(folder, "iterations=3", moment=Moment("credit", 3))
     assert status == -signal.SIGKILL, said
@@ -162,9 +152,9 @@ def test_a_run_may_become_longer_and_not_shorter_than_it_is(tmp_path: Path, unbr
 
 
 @fault("E inputs", "other rows, weights, tokenizer", "refused by name, before training")
-def test_a_run_does_not_go_on_with_other_inputs(tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_inputs(tmp_path):
     folder = killed(tmp_path / "run", Moment("credit", 3))
-    inputs: dict[str, Any] = json.loads((folder / "inputs.json").read_text())
+    inputs = json.loads((folder / "inputs.json").read_text())
     changed = dict.fromkeys(("validation tasks", "model weights", "tokenizer"), "other")
     assert changed.keys() <= inputs.keys()
     (folder / "inputs.json").write_text(json.dumps(inputs | changed))
@@ -173,7 +163,7 @@ def test_a_run_does_not_go_on_with_other_inputs(tmp_path: Path) -> None:
 
 
 @fault("E best.ckpt", "as ckpt_path", "a new run from its weights")
-def test_the_best_checkpoint_is_a_start(tmp_path: Path, unbroken: Path) -> None:
+def test_the_best_checkpoint_is_a_start(tmp_path, unbroken):
     best = unbroken / "checkpoints" / "best.ckpt"
     folder = tmp_path / "run"
     status, said = run(folder, f"ckpt_path={best}", "iterations=1")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, NotFiniteError, Speaker
 from matchtir.rollout.episode import Utterance as Said
 from matchtir.tools.formats import HERMES, LLAMA3, extract_answer
-from matchtir.types import CallStatus, ResultStatus, StopReason, Trajectory
+from matchtir.types import CallStatus, ResultStatus, StopReason
 from tests.faults.helpers import fault
 from tests.rollout.episode_fakes import (
     ANSWER,
@@ -34,23 +34,18 @@ PIECES = [
 ]  # fmt: skip
 
 
-def with_arguments(text: str) -> str:
+def with_arguments(text):
     return f'<tool_call>{{"name": "mayor_of", "arguments": {text}}}</tool_call>'
 
 
-def played(*texts: str) -> Trajectory:
-    """An episode of these turns, then an answer."""
-
-    async def play() -> Trajectory:
-        attempt = Attempt(task(), (), SAMPLING, 0, 0, 0)
-        limits = EpisodeLimits(max_turns=len(texts) + 1)
-        episode = Episode(attempt, Speaker(), FakeSandbox(), limits)
-        reasons = [await episode.hear(Said(text, stopped=True)) for text in (*texts, ANSWER)]
-        await episode.close()
-        assert reasons[:-1] == [None] * len(texts)
-        return await episode.end(reasons[-1])
-
-    return asyncio.run(play())
+async def played(text):
+    """An episode of this turn and an answer."""
+    attempt = Attempt(task(), (), SAMPLING, 0, 0, 0)
+    episode = Episode(attempt, Speaker(), FakeSandbox(), EpisodeLimits(max_turns=2))
+    assert await episode.hear(Said(text, stopped=True)) is None
+    reason = await episode.hear(Said(ANSWER, stopped=True))
+    await episode.close()
+    return await episode.end(reason)
 
 
 @fault(
@@ -72,8 +67,8 @@ def played(*texts: str) -> Trajectory:
     ],
     ids=["unclosed", "nested", "500", "duplicate", "NaN", "1MB", "tags", "forged"],
 )
-def test_each_call_is_answered_and_the_episode_goes_on(text: str, statuses: list[str]) -> None:
-    trajectory = played(text)
+def test_each_call_is_answered_and_the_episode_goes_on(text, statuses):
+    trajectory = asyncio.run(played(text))
     assert [str(call.status) for call in trajectory.calls] == statuses
     assert len(trajectory.results) == len(statuses)
     assert trajectory.stop_reason is StopReason.ANSWER
@@ -84,7 +79,7 @@ def test_each_call_is_answered_and_the_episode_goes_on(text: str, statuses: list
 @fault("B any text", "any text of tags, cut anywhere", "read; no call is added")
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
-def test_whatever_is_written_is_read_and_cut_anywhere_adds_no_call(text: str) -> None:
+def test_whatever_is_written_is_read_and_cut_anywhere_adds_no_call(text):
     for written in (HERMES, LLAMA3):
         for call in written.parse(text, {"mayor_of"}):
             if call.status is CallStatus.OK:
@@ -102,7 +97,7 @@ def test_whatever_is_written_is_read_and_cut_anywhere_adds_no_call(text: str) ->
 class Sick(Engine):
     """Says that the last token of some attempts has no probability."""
 
-    def __init__(self, sick: set[str], value: float) -> None:
+    def __init__(self, sick, value):
         super().__init__(CALL, ANSWER)
         self.sick, self.value = sick, value
 
@@ -116,9 +111,7 @@ class Sick(Engine):
 
 @fault("B log-probabilities", "NaN or -inf of the engine", "the attempt is dropped, named, counted")
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
-def test_an_attempt_without_finite_log_probabilities_is_dropped_named_and_counted(
-    value: float, caplog
-) -> None:
+def test_an_attempt_without_finite_log_probabilities_is_dropped_named_and_counted(value, caplog):
     engine, sandbox = Sick({"0.7/1/seventh"}, value), FakeSandbox()
     tasks = [task("seventh" if n == 7 else str(n)) for n in range(50)]
     runner = runner_of(engine, sandbox)
@@ -134,7 +127,7 @@ def test_an_attempt_without_finite_log_probabilities_is_dropped_named_and_counte
 
 
 @fault("B many log-probabilities", "more than 1 % of an iteration", "the run ends")
-def test_more_than_one_per_cent_of_them_end_the_run() -> None:
+def test_more_than_one_per_cent_of_them_end_the_run():
     sick = {f"0.{n}/0/{n}" for n in (3, 4)}
     with pytest.raises(NotFiniteError, match="not finite.*0.3/0/3"):
         runner_of(Sick(sick, math.nan)).run([task(str(n)) for n in range(100)], 1, SAMPLING, seed=0)

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import json
-from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -29,42 +28,36 @@ def own_row(**changes):
     return row | changes
 
 
-def custom(folder: Path, lines, **options):
+def custom(folder, lines, **options):
     path = folder / "rows.jsonl"
     path.write_bytes(b"\n".join(lines))
     return CustomTasks(str(path), shares={"test": 1}, **options)
 
 
-def nestful(folder: Path, lines, **options):
+def nestful(folder, lines, **options):
     test_nestful.write(folder)
     (folder / "rows.jsonl").write_bytes(b"\n".join(lines))
     return NestfulTasks(test_path=str(folder / "rows.jsonl"), **options)
 
 
-def toolhop(folder: Path, lines, **options):
+def toolhop(folder, lines, **options):
     (folder / "rows.jsonl").write_bytes(b"\n".join(lines))
     return ToolHopTasks(str(folder / "rows.jsonl"), scenarios=["free"], **options)
 
 
-def ftrl(folder: Path, lines, **options):
+def ftrl(folder, lines, **options):
     rows = [test_ftrl.in_columns(json.loads(line)) for line in lines]
     return FtrlTasks(test_path=test_ftrl.write(folder / "rows.parquet", *rows), **options)
 
 
-def toolhop_with_traces(folder: Path, lines, **options):
+def toolhop_with_traces(folder, lines, **options):
     rows = [json.loads(line) for line in lines]
     traces = [{"gold_trace": row.pop("gold_trace")} for row in rows]
-    path = test_toolhop.write(folder / "gold.jsonl", *traces)
-    return toolhop(
-        folder, [json.dumps(row).encode() for row in rows], gold_traces_path=path, **options
-    )
+    options["gold_traces_path"] = test_toolhop.write(folder / "gold.jsonl", *traces)
+    return toolhop(folder, [json.dumps(row).encode() for row in rows], **options)
 
 
-LOADERS = {
-    custom: own_row(),
-    nestful: test_nestful.make_row(),
-    toolhop: test_toolhop.make_row(),
-}
+LOADERS = {custom: own_row(), nestful: test_nestful.make_row(), toolhop: test_toolhop.make_row()}
 STATE = {"alternatives": [[{"name": "f", "arguments": {"x": 1}}]], "metadata": {"a": 1}}
 TALK = {"question": None, "messages": [{"role": "user", "content": "?"}]}
 ROWS = [
@@ -96,11 +89,9 @@ def test_bad_lines_are_quarantined_and_the_others_used(tmp_path, load):
     for entry, reason in zip(entries, BAD_LINES.values(), strict=True):
         assert entry["file"].endswith("rows.jsonl") and reason in entry["reason"]
 
-    stops = load(tmp_path, lines, quarantine=str(quarantine))
-    with pytest.raises(
-        RowError, match=r"rows\.jsonl, row 1: .*broken JSON.*there are 5, .*bad_rows"
-    ):
-        stops.tasks("test")
+    first = r"rows\.jsonl, row 1: .*broken JSON.*there are 5, .*bad_rows"
+    with pytest.raises(RowError, match=first):
+        load(tmp_path, lines, quarantine=str(quarantine)).tasks("test")
     load(tmp_path, [good], quarantine=str(quarantine)).tasks("test")
     assert quarantine.read_text() == ""  # the file is whole again
 

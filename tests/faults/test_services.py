@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,13 +24,13 @@ FAKE = (sys.executable, str(Path(__file__).with_name("fake_vllm.py")))
 SAMPLING = SamplingParams(max_new_tokens=5)
 
 
-def gone(start: dict) -> bool:
+def gone(start):
     """A server and its engine core."""
     return not alive(start["pid"]) and not alive(start["core"])
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+def server(tmp_path, monkeypatch):
     """Makes engines whose server is the stand-in; `faults` are those of its next requests."""
     log, faults = tmp_path / "log", tmp_path / "faults"
     monkeypatch.setenv("FAKE_VLLM_LOG", str(log))
@@ -39,13 +38,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNa
     monkeypatch.setattr(VllmProcess, "program", FAKE)
     pause = asyncio.sleep
 
-    async def no_pause(seconds: float) -> None:
+    async def no_pause(seconds):
         await pause(min(seconds, 0.01))
 
     monkeypatch.setattr("matchtir.rollout.http.asyncio.sleep", no_pause)
     made = []
 
-    def engine(**options) -> VllmServerEngine:
+    def engine(**options):
         made.append(VllmServerEngine((9,), 256, **options))
         made[-1].sync(small(layers=1).policy, version=1)
         return made[-1]
@@ -59,22 +58,22 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNa
         each.close()
 
 
-def sample(engine: VllmServerEngine, *seeds: int) -> list[Generation]:
-    async def main() -> list[Generation]:
-        turns = [
-            engine.generate(f"s{n}", (1, 2, 3), SAMPLING, seed) for n, seed in enumerate(seeds)
-        ]
-        return await asyncio.gather(*turns)
+def sample(engine, *seeds):
+    async def turn(number, seed):
+        return await engine.generate(f"s{number}", (1, 2, 3), SAMPLING, seed)
+
+    async def main():
+        return await asyncio.gather(*map(turn, range(len(seeds)), seeds))
 
     return asyncio.run(main())
 
 
-def asked(server: SimpleNamespace, part: str) -> list[dict]:
+def asked(server, part):
     return [note["body"] for note in server.notes() if part in note.get("path", "")]
 
 
 @fault("F vLLM busy", "the server answers 503", "asked again with the same seed, counted")
-def test_a_busy_server_is_asked_again_with_the_same_seed(server) -> None:
+def test_a_busy_server_is_asked_again_with_the_same_seed(server):
     engine = server.engine()
     server.fail("503", "503")
     assert sample(engine, 7) == [Generation((7, 9), (-0.5, -0.5), stopped=True)]
@@ -90,7 +89,7 @@ def test_a_busy_server_is_asked_again_with_the_same_seed(server) -> None:
 
 @fault("F vLLM lost in a turn", "the server dies or hangs", "replaced, counted; samples the same")
 @pytest.mark.parametrize("fault", ["die", "hang"])
-def test_a_server_lost_in_mid_turn_is_replaced_and_samples_the_same(server, fault: str) -> None:
+def test_a_server_lost_in_mid_turn_is_replaced_and_samples_the_same(server, fault):
     engine = server.engine()
     before = sample(engine, 1, 2, 3)
     engine._client.timeout_s = 5.0 if fault == "die" else 0.5
@@ -103,7 +102,7 @@ def test_a_server_lost_in_mid_turn_is_replaced_and_samples_the_same(server, faul
 
 
 @fault("F vLLM lost in a sync", "the server dies", "replaced, and has the new weights")
-def test_a_server_lost_in_a_weight_sync_is_replaced(server) -> None:
+def test_a_server_lost_in_a_weight_sync_is_replaced(server):
     engine = server.engine()
     server.fail("collective_rpc die")
     engine.sync(small(layers=1).policy, version=2)
@@ -113,7 +112,7 @@ def test_a_server_lost_in_a_weight_sync_is_replaced(server) -> None:
 
 
 @fault("F vLLM lost again and again", "every server dies", "the run ends after a few")
-def test_replacements_are_bounded(server) -> None:
+def test_replacements_are_bounded(server):
     engine = server.engine()
     server.fail(*["inference/v1/generate die"] * 20)
     with pytest.raises(EndpointError, match="inference/v1/generate failed 3 times"):
@@ -122,7 +121,7 @@ def test_replacements_are_bounded(server) -> None:
 
 
 @fault("F vLLM stale", "an answer of older weights", "raised at once")
-def test_a_refusal_and_an_answer_of_other_weights_are_raised_at_once(server) -> None:
+def test_a_refusal_and_an_answer_of_other_weights_are_raised_at_once(server):
     engine = server.engine()
     server.fail("400", "stale")
     with pytest.raises(EndpointError, match="status 400: why"):
@@ -133,7 +132,7 @@ def test_a_refusal_and_an_answer_of_other_weights_are_raised_at_once(server) -> 
 
 
 @fault("F vLLM deaf", "the server ignores SIGTERM", "ended with its engine core")
-def test_a_server_that_ignores_sigterm_is_ended_all_the_same(server) -> None:
+def test_a_server_that_ignores_sigterm_is_ended_all_the_same(server):
     server.fail("deaf")
     engine = server.engine()
     (start,) = (note for note in server.notes() if "start" in note)
@@ -142,7 +141,7 @@ def test_a_server_that_ignores_sigterm_is_ended_all_the_same(server) -> None:
     assert until(lambda: gone(start))
 
 
-def trainer(folder: Path) -> None:
+def trainer(folder):
     """Starts a server in a thread, which ends."""
     http._connections.cache_clear()  # a fork has none of the threads
     thread = threading.Thread(target=lambda: VllmProcess({}, 1, folder, 60))
@@ -153,14 +152,11 @@ def trainer(folder: Path) -> None:
 
 
 @fault("F vLLM trainer killed", "the trainer is killed", "the server and its engine core end, too")
-def test_a_server_ends_with_a_trainer_that_is_killed_and_not_with_a_thread(
-    server, tmp_path
-) -> None:
+def test_a_server_ends_with_a_trainer_that_is_killed_and_not_with_a_thread(server, tmp_path):
     folder = tmp_path / "f"
     folder.mkdir()
-    process = multiprocessing.get_context("fork").Process(
-        target=trainer, args=(folder,), daemon=True
-    )
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=trainer, args=(folder,), daemon=True)
     process.start()
     assert until((tmp_path / "started").exists)
     (start,) = server.notes()
@@ -168,12 +164,11 @@ def test_a_server_ends_with_a_trainer_that_is_killed_and_not_with_a_thread(
     assert alive(start["pid"]) and alive(start["core"])  # the thread that started it has ended
     process.kill()
     process.join()
-    assert until(lambda: gone(start))
-    assert until(lambda: not folder.exists())
+    assert until(lambda: gone(start) and not folder.exists())
 
 
 @fault("F vLLM connections", "300 turns", "a handful of descriptors; a socket of this user alone")
-def test_many_turns_need_few_descriptors_and_nobody_else_reaches_the_server(server) -> None:
+def test_many_turns_need_few_descriptors_and_nobody_else_reaches_the_server(server):
     engine = server.engine()
     before = len(os.listdir("/proc/self/fd"))
     for seeds in (*[(seed,) for seed in range(20)], range(260), *[(seed,) for seed in range(20)]):

@@ -19,7 +19,6 @@ TOOLS = '''
     import os
     import socket
 
-
     def connect(port: int) -> str:
         """Connects.
 
@@ -29,11 +28,9 @@ TOOLS = '''
         socket.create_connection(("127.0.0.1", port), 5).close()
         return "connected"
 
-
     def variables() -> list:
         """Names of variables."""
         return sorted(os.environ)
-
 
     def neighbour() -> str:
         """A file beside this one."""

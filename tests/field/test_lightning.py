@@ -2,8 +2,6 @@
 
 import json
 import warnings
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,15 +27,12 @@ CALLBACKS = "lightning.pytorch.callbacks"
 class Watcher(Callback):
     """Logs as callbacks do, and asks the logger for what is behind it."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer, pl_module, *_):
         pl_module.log("watched/batch", 2.0)
-        assert trainer.logger is not None and trainer.logger.experiment is not None  # type: ignore[attr-defined]
+        assert trainer.logger.experiment is not None
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with callbacks of Lightning's and of one's own."""
-    folder = tmp_path_factory.mktemp("watched") / "run"
+def test_what_callbacks_log_stands_beside_the_iteration_in_which_they_log(tmp_path):
     callbacks = {
         "rates": f"{{_target_: {CALLBACKS}.LearningRateMonitor}}",
         "device_stats": f"{{_target_: {CALLBACKS}.DeviceStatsMonitor, cpu_stats: true}}",
@@ -46,12 +41,8 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "own": f"{{_target_: {__name__}.Watcher}}",
     }
     given = [f"+callbacks.{name}={node}" for name, node in callbacks.items()]
-    run_here(folder, *SHORT, SIZES, "iterations=3", "tags=[dev]", *given)
-    return folder
-
-
-def test_what_callbacks_log_stands_beside_the_iteration_in_which_they_log(watched: Path) -> None:
-    curves = read_metrics(watched / "metrics.csv")
+    run_here(tmp_path / "run", *SHORT, SIZES, "iterations=3", "tags=[dev]", *given)
+    curves = read_metrics(tmp_path / "run" / "metrics.csv")
     device = [name for name in curves if name.startswith("DeviceStatsMonitor.on_train_batch_end")]
     for name in ("train/reward", "lr-AdamW", "watched/batch", *device[:3]):
         assert curves[name][0] == [1, 2, 3], name
@@ -59,7 +50,7 @@ def test_what_callbacks_log_stands_beside_the_iteration_in_which_they_log(watche
     assert device and curves["test/success"][0] == [0, 3] and curves["val/success"][0] == [2]
 
 
-def test_early_stopping_ends_a_run(tmp_path: Path) -> None:
+def test_early_stopping_ends_a_run(tmp_path):
     stopping = f"{{_target_: {CALLBACKS}.EarlyStopping, monitor: val/calls, patience: 1}}"
     often = ("iterations=6", "trainer.val_check_interval=1", f"+callbacks.stopping={stopping}")
     run_here(tmp_path / "run", *SHORT, SIZES, "optimizer.lr=0", *often)
@@ -68,7 +59,7 @@ def test_early_stopping_ends_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["debug=fdr", "logger=none"])
-def test_a_run_may_leave_nothing_but_its_result(tmp_path: Path, what: str) -> None:
+def test_a_run_may_leave_nothing_but_its_result(tmp_path, what):
     nothing = ["callbacks=none", "iterations=1"] if what == "logger=none" else []
     folder = tmp_path / "run"
     run_here(folder, *SHORT, SIZES, what, *nothing)
@@ -76,7 +67,7 @@ def test_a_run_may_leave_nothing_but_its_result(tmp_path: Path, what: str) -> No
     assert not (folder / "metrics.csv").exists() and not (folder / "checkpoints").exists()
 
 
-def test_overfitting_repeats_the_tasks_of_the_first_iteration(tmp_path: Path) -> None:
+def test_overfitting_repeats_the_tasks_of_the_first_iteration(tmp_path):
     run_here(tmp_path / "run", *SHORT, SIZES, "debug=overfit", "data.sizes.train=100")
     of_iterations = [
         {json.loads(line)["task"] for line in file.read_text().splitlines()}
@@ -85,16 +76,16 @@ def test_overfitting_repeats_the_tasks_of_the_first_iteration(tmp_path: Path) ->
     assert len(of_iterations) == 3 and len(set.union(*of_iterations)) == 2
 
 
-def test_the_profiler_says_where_the_time_goes(tmp_path: Path) -> None:
+def test_the_profiler_says_where_the_time_goes(tmp_path):
     run_here(tmp_path / "run", *SHORT, SIZES, "debug=profiler")
     assert "run_training_batch" in (tmp_path / "run" / "fit-profile.txt").read_text()
 
 
 @pytest.mark.parametrize("debug", ["fdr", "limit", "overfit", "profiler"])
-def test_debugging_has_no_warm_start(tmp_path: Path, debug: str) -> None:
-    assert composed(tmp_path, "experiment=matchtir_soft", "data=custom", "data.path=x").warm_start
-    config = composed(tmp_path, "data=custom", "data.path=x", f"debug={debug}")
-    assert not config.get("warm_start")
+def test_debugging_has_no_warm_start(tmp_path, debug):
+    data = ("data=custom", "data.path=x")
+    assert composed(tmp_path, "experiment=matchtir_soft", *data).warm_start
+    assert not composed(tmp_path, *data, f"debug={debug}").get("warm_start")
 
 
 @pytest.mark.parametrize(
@@ -112,34 +103,20 @@ def test_debugging_has_no_warm_start(tmp_path: Path, debug: str) -> None:
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )
-def test_what_would_do_nothing_or_harm_is_refused(settings: dict[str, Any], named: str) -> None:
-    given: dict[str, Any] = {"accelerator": "cpu", "logger": False, "max_epochs": 1} | settings
+def test_what_would_do_nothing_or_harm_is_refused(settings, named):
+    given = {"accelerator": "cpu", "logger": False, "max_epochs": 1} | settings
     with pytest.raises(ValueError, match=named):
         check_trainer(Trainer(**given))
 
 
-def test_refusals_come_before_a_model_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def load(**_: Any) -> None:
-        raise AssertionError("a model was loaded")
-
-    monkeypatch.setattr("matchtir.policy.tiny.model.load_tiny", load)
-    averaging = f"{{_target_: {CALLBACKS}.StochasticWeightAveraging, swa_lrs: 0.001}}"
-    with pytest.raises(ValueError, match="StochasticWeightAveraging: it averages over epochs"):
-        run_here(tmp_path / "run", *SHORT, SIZES, f"+callbacks.swa={averaging}")
-
-
-def test_the_config_may_be_shown_as_a_tree(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_config_may_be_shown_as_a_tree(tmp_path, capsys):
     with pytest.raises(Exception, match="no such file"):
         run_here(tmp_path / "run", *SHORT, "extras.print_config=true", "data=ftrl", "model=tiny")
     shown = capsys.readouterr().out
     assert shown.startswith("run folder: ") and "├── optimizer" in shown
 
 
-def test_a_schedule_may_begin_with_an_iteration_that_learns_nothing() -> None:
+def test_a_schedule_may_begin_with_an_iteration_that_learns_nothing():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda iteration: 1.0)
     with warnings.catch_warnings(record=True) as said:
@@ -153,14 +130,10 @@ def test_a_schedule_may_begin_with_an_iteration_that_learns_nothing() -> None:
     ("data", "benchmark"),
     [
         ({"_target_": "matchtir.tasks.ftrl.FtrlTasks"}, "benchmark=ftrl policy="),
-        (
-            {"_target_": "matchtir.tasks.custom.CustomTasks", "path": "a.jsonl", "tools": "b.py"},
-            "=custom benchmark.custom.tasks.path=a.jsonl benchmark.custom.tasks.tools=b.py policy=",
-        ),
+        ({"_target_": "matchtir.tasks.custom.CustomTasks", "path": "a.jsonl", "tools": "b.py"},
+         "=custom benchmark.custom.tasks.path=a.jsonl benchmark.custom.tasks.tools=b.py policy="),
     ],
-)
-def test_hints_at_the_end_are_of_the_tasks_that_were_learned(
-    tmp_path: Path, data: dict[str, str], benchmark: str
-) -> None:
+)  # fmt: skip
+def test_hints_at_the_end_are_of_the_tasks_that_were_learned(tmp_path, data, benchmark):
     (tmp_path / "config.yaml").write_text(json.dumps({"data": data}))
     assert any(benchmark in command for command in next_commands(tmp_path))

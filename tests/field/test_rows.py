@@ -10,21 +10,14 @@ from matchtir.tasks.rows import RowError
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from tests.evaluation.benchmark_helpers import play
 
-TOOL = {
-    "name": "stock_of",
-    "description": "Pieces of an item.",
-    "parameters": {
-        "type": "object",
-        "properties": {"item": {"type": "string"}},
-        "required": ["item"],
-    },
-    "source": "def stock_of(item):\n    return {'ink': 4, 'rope': 11}.get(item, item)\n",
-}
+ITEM = {"type": "object", "properties": {"item": {"type": "string"}}, "required": ["item"]}
+SOURCE = "def stock_of(item):\n    return {'ink': 4, 'rope': 11}.get(item, item)\n"
+TOOL = {"name": "stock_of", "description": "Pieces of an item.", "parameters": ITEM}
 CODE = {"type": "object", "properties": {"code": {"type": "integer"}}, "required": ["code"]}
 
 
-def row(item="ink", answer=4, schema=None, **fields):
-    tool = TOOL if schema is None else {**TOOL, "parameters": schema}
+def row(item="ink", answer=4, schema=ITEM, **fields):
+    tool = {**TOOL, "parameters": schema, "source": SOURCE}
     calls = [{"name": "stock_of", "arguments": {"item": item}}]
     made = {"question": f"How many {item}?", "tools": [tool], "gold_calls": calls}
     return {**made, "answer": answer, "split": "test", **fields}
@@ -38,22 +31,16 @@ def read(tmp_path, *rows, **options):
     return CustomTasks(str(path), **options)
 
 
+STRICT = {"type": "function", "function": {**TOOL, "strict": True}, "source": SOURCE}
 NULLS = ("id", "messages", "alternatives", "scenario", "metadata", "initial_state", "gold_state")
-STRICT = {key: value for key, value in TOOL.items() if key != "source"} | {"strict": True}
 
 
 @pytest.mark.parametrize(
     "good",
     [
         pytest.param(row(**dict.fromkeys(NULLS)), id="null is absent, as Arrow fills it"),
-        pytest.param(
-            row(schema={"type": "object", "anyOf": [TOOL["parameters"], CODE]}),
-            id="any schema of an object",
-        ),
-        pytest.param(
-            row(tools=[{"type": "function", "function": STRICT, "source": TOOL["source"]}]),
-            id="strict, as OpenAI has it",
-        ),
+        pytest.param(row(schema={"type": "object", "anyOf": [ITEM, CODE]}), id="any schema"),
+        pytest.param(row(tools=[STRICT]), id="strict, as OpenAI has it"),
         pytest.param(row(gold_calls=[], question="Say 4."), id="a task that needs no call"),
         pytest.param(row("the <think> tag"), id="thinking in an argument"),
         pytest.param(row("a <|im_end|> b"), id="an end of turn in an argument"),

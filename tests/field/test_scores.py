@@ -4,26 +4,26 @@ import pytest
 
 from matchtir.credit.outcome import answer_match, succeeds
 from matchtir.evaluation.metrics import measure
-from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult, Trajectory, Turn
+from matchtir.types import CallStatus, ResultStatus, ToolCall, ToolResult, Turn
 from tests.credit import builders
 
 SYMBOLS = ["+", "👍", "∞", "C++", "-5", "?", "…", "42"]
 
 
-def saying(gold: str, said: str) -> Trajectory:
+def saying(gold, said):
     return builders.attempt(builders.task(answer=gold), builders.says(said))
 
 
 @pytest.mark.parametrize("gold", [*SYMBOLS, ""])
 @pytest.mark.parametrize("said", ["", " ", "\n"])
-def test_an_empty_answer_is_never_right(gold: str, said: str) -> None:
+def test_an_empty_answer_is_never_right(gold, said):
     assert answer_match(said, gold) == 0.0
     trajectory = saying(gold, said)
     assert not succeeds(trajectory) and measure(trajectory)["answer_f1"] == 0.0
 
 
 @pytest.mark.parametrize("gold", SYMBOLS)
-def test_an_answer_of_symbols_can_be_earned(gold: str) -> None:
+def test_an_answer_of_symbols_can_be_earned(gold):
     right = saying(gold, f" {gold} ")
     assert succeeds(right) and measure(right)["answer_f1"] == 1.0
 
@@ -37,7 +37,7 @@ def test_an_answer_of_symbols_can_be_earned(gold: str) -> None:
         *[("[0, 1)", "(0, 1]"), ("[0, 1)", "[0, 1]"), ("x < y", "x > y"), ("10 20", "20 10")],
     ],
 )
-def test_success_does_not_merge_answers_that_differ(first: str, second: str) -> None:
+def test_success_does_not_merge_answers_that_differ(first, second):
     for gold, said in ((first, second), (second, first)):
         assert not succeeds(saying(gold, said))
 
@@ -50,7 +50,7 @@ def test_success_does_not_merge_answers_that_differ(first: str, second: str) -> 
         ("Oslo", "- Oslo"),
     ],
 )
-def test_success_forgives_how_an_answer_is_written(gold: str, said: str) -> None:
+def test_success_forgives_how_an_answer_is_written(gold, said):
     assert succeeds(saying(gold, said))
 
 
@@ -72,8 +72,8 @@ CALL = ToolCall("find", {"place": "Paris"})
         (CALL, ToolResult("Error: no place called Paris")),
     ],
 )
-def test_a_call_that_failed_solves_nothing(gold: str, call: ToolCall, result: ToolResult) -> None:
-    def solved(call: ToolCall, result: ToolResult) -> list[float]:
+def test_a_call_that_failed_solves_nothing(gold, call, result):
+    def solved(call, result):
         task = builders.task(sub_answers=builders.sub_answers(("find", gold)))
         values = measure(builders.attempt(task, Turn((1,), (0.0,), "", (call,), (result,))))
         return [values[name] for name in ("solve_p", "solve_r", "solve_f1")]

@@ -1,11 +1,8 @@
-"""Tools as people write them: decorated, static, with odd signatures; what they return is JSON."""
-
-import json
+"""Tools as people write them: decorated, static, with odd signatures."""
 
 import pytest
 
 from matchtir.tasks.tool_sources import ToolSourceError, read_tools
-from matchtir.tools.formats import parse_calls
 from matchtir.tools.sandbox import replay_all
 from matchtir.types import Task, ToolCall
 
@@ -72,12 +69,3 @@ def test_a_signature_that_no_call_fits_is_refused_by_name(tmp_path, signature, k
     text = f'def odd({signature}) -> str:\n    """Odd.\n\n    Args:\n        items: x\n    """\n'
     with pytest.raises(ToolSourceError, match=f"the tool odd: no call by name fits its {kind}"):
         read_tools(write(tmp_path, text))
-
-
-def test_what_a_tool_returns_is_json_that_the_parser_takes(tmp_path, sandbox):
-    text = 'def odd() -> dict:\n    """Odd."""\n    return {"x": [float("nan"), float("inf")]}\n'
-    tools = read_tools(write(tmp_path, text))
-    (result,) = called(sandbox, tools, ToolCall("odd", {}))
-    call = f'<tool_call>{{"name": "f", "arguments": {result.output}}}</tool_call>'
-    assert json.loads(result.output, parse_constant=pytest.fail)
-    assert parse_calls(call, {"f"})[0].status == "ok"

@@ -10,7 +10,6 @@ from matchtir.reports.task_statistics import (
     shared_with_training,
     tool_use,
 )
-from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
 
 TOOL = ToolSpec("double", "", {}, "def double(x):\n    return 2 * x\n")
@@ -30,21 +29,12 @@ def test_profiles_are_of_each_scenario_then_of_the_split():
         task("b", "one two three four", 2, 3, scenario="long", gold_turns=(0, 0)),
     ]
     found = profiles({"train": tasks, "test": []}, lambda task: 7)
-    assert [(p.split, p.scenario, p.tasks) for p in found] == [
-        ("train", "long", 1),
-        ("train", "short", 1),
-        ("train", "", 2),
-    ]
+    counts = [(p.split, p.scenario, p.tasks) for p in found]
+    assert counts == [("train", "long", 1), ("train", "short", 1), ("train", "", 2)]
     means = {name: found[-1].mean(name) for name in found[-1].values}
-    assert means == {
-        "hops": 1.0,
-        "gold calls": 1.5,
-        "gold outputs": 1.5,
-        "tools offered": 2.0,
-        "arguments per call": 1.0,
-        "question words": 3.0,
-        "prompt tokens": 7.0,
-    }
+    of_gold = {"hops": 1.0, "gold calls": 1.5, "gold outputs": 1.5, "arguments per call": 1.0}
+    others = {"tools offered": 2.0, "question words": 3.0, "prompt tokens": 7.0}
+    assert means == of_gold | others
 
 
 def test_tasks_without_gold_calls_are_no_part_of_the_means_over_gold_calls():
@@ -79,15 +69,10 @@ def test_the_same_question_and_the_same_solution_in_two_splits_are_leaks():
         task("e", "Something else", 2),
         task("f", "Nothing of the kind", 7),
     ]
-    pairs = {
-        (p.kind, p.first[1], p.second[1], p.is_leak)
-        for p in find_pairs({"train": train, "test": test}, near=0.6)
-    }
-    assert pairs == {
-        ("question", "a", "c", True),
-        ("near", "b", "d", True),
-        ("solution", "a", "e", True),
-    }
+    pairs = find_pairs({"train": train, "test": test}, near=0.6)
+    found = {(pair.kind, pair.first[1], pair.second[1]) for pair in pairs if pair.is_leak}
+    assert found == {("question", "a", "c"), ("near", "b", "d"), ("solution", "a", "e")}
+    assert len(pairs) == 3
     (pair,) = find_pairs({"train": [task("a", "Same", 1), task("b", "same", 2)]})
     assert pair.kind == "question" and not pair.is_leak
 
@@ -97,26 +82,19 @@ def test_what_is_shared_with_training():
         call = ToolCall("double", {"x": city})
         return replace(task(name, f"Where is {city}?"), gold_calls=(call,))
 
-    train, test = [about("a", "Oslo")], [about("b", "Oslo"), about("c", "Lima")]
-    shared = {
-        (split, what): share
-        for split, what, share, _ in shared_with_training({"train": train, "test": test})
-    }
-    assert shared == {("test", "a called tool"): 1.0, ("test", "an entity of the question"): 0.5}
+    splits = {"train": [about("a", "Oslo")], "test": [about("b", "Oslo"), about("c", "Lima")]}
+    shared = {row[:3] for row in shared_with_training(splits)}
+    assert shared == {("test", "a called tool", 1.0), ("test", "an entity of the question", 0.5)}
 
 
-def test_gold_replay_names_what_does_not_come_out():
-    sandbox = ProcessPoolSandbox(workers=1)
+def test_gold_replay_names_what_does_not_come_out(sandbox):
     tasks = [
         task("good", "q", 2),
         task("odd", "q", 3, sub_answers=(SubAnswer("double", "77"),)),
         replace(task("broken", "q", 2), gold_calls=(ToolCall("double", {"y": 1}),)),
         task("none", "q"),
     ]
-    try:
-        found = replay_gold(tasks, sandbox)
-    finally:
-        sandbox.shutdown()
+    found = replay_gold(tasks, sandbox)
     assert (found.tasks, found.solved, found.answered) == (3, (1, 3), (1, 3))
     assert dict(found.statuses) == {"ok": 2, "bad_arguments": 1}
     assert [name for name, _ in found.problems] == ["odd", "broken"]

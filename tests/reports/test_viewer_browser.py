@@ -56,13 +56,21 @@ def test_the_list_and_its_filters(page, url):
     page.goto("about:blank")
     opened(page, again)
     assert shown(page) == ["10/0/2"]
+    page.click("[data-key='10/0/2']")
+    page.wait_for_selector(".row[aria-current][data-key='10/0/2']")
     page.fill("input[type=search]", "nowhere")
     assert page.inner_text(".empty") == "No attempt fits these filters."
 
 
-def test_an_attempt_shows_its_turns_and_their_credit(page, url):
+def test_the_first_attempt_is_shown_with_its_turns_and_their_credit_above_the_fold(page, url):
+    page.set_viewport_size({"width": 1280, "height": 800})
     opened(page, url)
-    page.click("[data-key='1/0/0']")
+    assert page.get_attribute(".row[aria-current]", "data-key") == "1/0/0"
+    box = page.locator(".credit").bounding_box()
+    assert box["y"] + box["height"] < 800
+    # the attempts at a task stand under its question
+    assert page.locator(".task").count() == 2
+    assert page.locator(".task:first-child .row").count() == 3
     assert page.inner_text(".detail h2") == "How heavy is it?"
     assert len(page.query_selector_all(".turn")) == 2
     measures = page.inner_text("#turn-1 .measures")
@@ -85,19 +93,7 @@ def test_an_attempt_shows_its_turns_and_their_credit(page, url):
     assert facts == "answer 3 kg gold 3 kg reward +1.50 outcome 0.50 answer"
 
 
-def test_the_first_attempt_is_shown_and_its_credit_is_above_the_fold(page, url):
-    page.set_viewport_size({"width": 1280, "height": 800})
-    opened(page, url)
-    assert page.inner_text(".detail h2") == "How heavy is it?"
-    assert page.get_attribute(".row[aria-current]", "data-key") == "1/0/0"
-    box = page.locator(".credit").bounding_box()
-    assert box["y"] + box["height"] < 800
-    # the attempts at a task stand under its question
-    assert page.locator(".task").count() == 2
-    assert page.locator(".task:first-child .row").count() == 3
-
-
-def test_a_tools_error_and_penalties_are_named(page, tmp_path):
+def test_a_tools_error_penalties_and_mass_without_similarity_are_named(page, tmp_path):
     error = calling("find", '{"error": "no such place"}')
     unlike = record([error, malformed("{"), answering("so?")], similarity=0.0)
     unlike["turns"][1]["calls"][0]["reward"] = -0.25
@@ -113,21 +109,12 @@ def test_a_tools_error_and_penalties_are_named(page, tmp_path):
         "Unmatched: p2 −0.25, the penalty for a call that no gold call pays.",
         "No answer: −0.50 in the last turn.",
     ]
-    page.select_option("select[name=error]", "tool error")
-    assert shown(page) == ["1/0/0"]
-
-
-def test_mass_without_similarity_is_shown_as_unpaid(page, tmp_path):
-    made = record([calling("weigh", "beta"), answering("3 kg")], similarity=0.0)
-    write_traces(tmp_path / "traces" / "iteration_000001.jsonl", [made])
-    (file,) = write_viewer(tmp_path, tmp_path / "view.html")
-    opened(page, f"{file.as_uri()}#/1/0/0")
-    assert made["plan"] == [[1.0, 0.0]]
+    assert unlike["plan"] == [[1.0, 0.0], [0.0, 1.0]]
     assert page.inner_text("#turn-1 .call-facts .missing") == "unpaid: like no gold call"
     assert not page.query_selector_all(".matrix .paid")
-    assert [item.inner_text() for item in page.query_selector_all(".gold .missing")] == [
-        "not matched"
-    ] * 2
+    assert page.locator(".gold .missing").all_text_contents() == ["not matched"] * 2
+    page.select_option("select[name=error]", "tool error")
+    assert shown(page) == ["1/0/0"]
 
 
 def test_tokens_are_coloured_by_advantage_or_log_ratio(page, url):
@@ -148,20 +135,12 @@ SHOWN = "new Promise(done => setTimeout(() => requestAnimationFrame(() => setTim
 
 def test_keys_and_links(page, url):
     opened(page, url)
-    for key, address in (
-        ("j", "#/1/0/0"),
-        ("j", "#/1/0/1"),
-        ("l", "#/1/0/2"),
-        ("h", "#/1/0/1"),
-        ("n", "#/1/0/1?turn=1"),
-        ("n", "#/1/0/1?turn=2"),
-        ("g", "#/1/0/1?view=group"),
-    ):
+    places = ["0", "1", "2", "1", "1?turn=1", "1?turn=2", "1?view=group"]
+    for key, place in zip("jjlhnng", places, strict=True):
+        address = f"#/1/0/{place}"
         page.keyboard.press(key)
         page.wait_for_function("address => location.hash === address", arg=address)
-        page.evaluate(
-            SHOWN
-        )  # a key means something once the page shows what the last one asked for
+        page.evaluate(SHOWN)  # a key means something once what the last one asked for is shown
     assert len(page.query_selector_all("table.group thead th")) == 1 + 3
     page.click("table.group thead th:nth-child(2) a")
     page.wait_for_function("location.hash === '#/1/0/0'")

@@ -37,30 +37,17 @@ def malformed(text):
     return Turn((4,), (-0.1,), text, (call,), (ToolResult("not JSON", ResultStatus.REJECTED),))
 
 
-def record(
-    turns,
-    total=1.0,
-    iteration=1,
-    group=0,
-    attempt=0,
-    task=TASK,
-    stop=StopReason.ANSWER,
-    similarity=0.8,
-):
+def record(turns, total=1.0, iteration=1, task=TASK, similarity=0.8, **place):
     """One attempt in the format of the trace files; call k is matched to gold call k."""
-    trajectory = Trajectory(task, (0,), tuple(turns), stop, policy_version=iteration)
-    made, gold = len(trajectory.calls), len(task.gold_calls)
-    plan = np.eye(made, gold)
+    trajectory = Trajectory(task, (0,), tuple(turns), StopReason.ANSWER, policy_version=iteration)
+    plan = np.eye(len(trajectory.calls), len(task.gold_calls))
     rewards = np.full(len(turns), total / max(len(turns), 1))
-    credit = Credit(
-        similarity * plan, plan, similarity * plan.sum(axis=1), rewards, 0.5, 0.5, total
-    )
+    of_calls = similarity * plan.sum(axis=1)
+    credit = Credit(similarity * plan, plan, of_calls, rewards, 0.5, 0.5, total)
     advantages = [total - index for index in range(len(turns))]
     tokens = [TurnTokens([turn.text, "."], [0.2, -0.1]) for turn in turns]
     parts = {"return": advantages, "trajectory_advantage": advantages}
-    return trace_record(
-        trajectory, credit, advantages, group=group, attempt=attempt, parts=parts, tokens=tokens
-    )
+    return trace_record(trajectory, credit, advantages, parts=parts, tokens=tokens, **place)
 
 
 def a_run(folder):

@@ -3,11 +3,13 @@
 import asyncio
 import textwrap
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from matchtir.tools.sandbox import replay_calls
 from matchtir.types import Task, ToolCall, ToolResult, ToolSpec
 
+WORKER = b"tools import worker"  # in the command of a worker
 LONG = 60.0  # a deadline that a test which is not about deadlines never meets
 
 
@@ -18,12 +20,8 @@ def tool(source: str, name: str = "f") -> ToolSpec:
 async def call_all(sandbox, *calls: tuple[ToolSpec, dict]) -> list[ToolResult]:
     """The results of concurrent calls, each in a session of its own."""
     sessions = [await sandbox.open([spec]) for spec, _ in calls]
-    return await asyncio.gather(
-        *(
-            session.call(ToolCall(spec.name, arguments))
-            for session, (spec, arguments) in zip(sessions, calls, strict=True)
-        )
-    )
+    made = [ToolCall(spec.name, arguments) for spec, arguments in calls]
+    return await asyncio.gather(*(s.call(c) for s, c in zip(sessions, made, strict=True)))
 
 
 def in_session(sandbox, tools, *calls, state=None):
@@ -38,26 +36,25 @@ def run(sandbox, source: str, /, **arguments) -> ToolResult:
     return result
 
 
-def worker_pids(parent: int) -> set[int]:
-    """The workers of a process, dead but unreaped ones included."""
-    found = set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-                command = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue  # gone meanwhile
-            if int(fields[1]) == parent and (b"tools import worker" in command or fields[0] == "Z"):
-                found.add(int(folder.name))
+def processes() -> dict[int, tuple[int, bytes | None]]:
+    """Parent and command of every process; those that are dead but unreaped have no command."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # gone meanwhile
+            state, parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            command = None if state == "Z" else (folder / "cmdline").read_bytes()
+            found[int(folder.name)] = int(parent), command
     return found
 
 
+def worker_pids(parent: int) -> set[int]:
+    """The workers of a process, dead but unreaped ones included."""
+    children = {pid: command for pid, (above, command) in processes().items() if above == parent}
+    return {pid for pid, command in children.items() if command is None or WORKER in command}
+
+
 def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
+    return processes().get(pid, (0, None))[1] is not None
 
 
 def until(condition, seconds: float = 20.0) -> bool:

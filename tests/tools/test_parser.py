@@ -25,10 +25,6 @@ def nested(depth: int) -> str:
     return block(f'{{"name": "add", "arguments": {{"a": {"[" * depth}1{"]" * depth}}}}}')
 
 
-def test_a_call_has_name_arguments_and_its_text():
-    assert only(GOOD) == ToolCall("add", {"a": 1}, OK, '\n{"name": "add", "arguments": {"a": 1}}\n')
-
-
 def test_calls_come_in_order_with_or_without_text_between():
     text = "So: " + GOOD + GOOD.replace("1", "2") + "\nand\n" + GOOD.replace("1", "3") + " done"
     calls = parse_calls(text, {"add"})
@@ -53,6 +49,7 @@ def test_calls_come_in_order_with_or_without_text_between():
         ('{"name": "x", "name": "add", "arguments": {}}', BAD_JSON, '"name" stands'),
         ('{"name": "add", "arguments": {"a": "\\ud800"}}', BAD_JSON, "surrogate"),
         ('{"name": "add", "arguments": {"\\udc00": 1}}', BAD_JSON, "surrogate"),
+        ('{"name": "add", "arguments": {"a": "\ud800"}}', BAD_JSON, "surrogate"),
         ('{"name": "\\ud800", "arguments": {}}', BAD_JSON, "surrogate"),
         ('{"\\ud800": 1, "\\ud800": 2}', BAD_JSON, "stands twice"),
         ('{"name": "add", "arguments": ' + "9" * 5000 + "}", BAD_JSON, "digits"),
@@ -76,6 +73,7 @@ def test_what_is_refused_and_in_which_words(content, status, words):
     assert call.status is status
     assert call.text == f"\n{content}\n"
     assert words in error_text(call)
+    error_text(call).encode()
 
 
 def test_a_call_that_was_not_refused_has_no_error_text():
@@ -133,12 +131,6 @@ def test_depth_is_bounded_wherever_the_reader_itself_gives_up():
         call = only(nested(depth))
         assert call.status is CallStatus.INVALID_JSON
         assert f"deeper than {MAX_DEPTH}" in error_text(call)
-
-
-def test_half_a_pair_in_the_text_itself_is_refused_and_its_error_encodable():
-    call = only(block('{"name": "add", "arguments": {"a": "\ud800"}}'))
-    assert call.status is BAD_JSON
-    error_text(call).encode()
 
 
 strings = st.text(st.characters(codec="utf-8", exclude_characters="<"))  # tags are structure

@@ -70,24 +70,19 @@ def test_sources_may_import_and_have_helpers_classes_and_examples(sandbox):
     source = """
         from __future__ import annotations
         import math
-        from collections import Counter
         from dataclasses import dataclass
-
         SCALE = 2
-
         @dataclass
         class Point:
             x: float
             y: float = 0.0
-
         def helper(point): return math.hypot(point.x, point.y) * SCALE
-        def f(x, y): return {"length": helper(Point(x, y)), "n": Counter("aab")["a"]}
-
+        def f(x, y): return helper(Point(x, y))
         print(f(3, 4))
         if __name__ == "__main__":
             raise SystemExit("examples do not run")
     """
-    assert json.loads(run(sandbox, source, x=3, y=4).output) == {"length": 10.0, "n": 2}
+    assert run(sandbox, source, x=3, y=4).output == "10.0"
 
 
 def test_neither_globals_outlive_a_call_nor_do_tools_share_them(make_sandbox):
@@ -206,21 +201,10 @@ def test_a_closed_session_takes_no_calls(sandbox):
         asyncio.run(late())
 
 
-@pytest.mark.parametrize(
-    ("output", "is_error"),
-    [
-        ('{"error": "no such city"}', True),
-        ("Error: no such city", True),
-        (" error", True),
-        ('{"error": ""}', False),
-        ('{"error": null, "value": 1}', False),
-        ('["error"]', False),
-        ("no error", False),
-        ("", False),
-    ],
-)
-def test_a_tool_that_reports_an_error(output, is_error):
-    assert reports_error(output) is is_error
+def test_a_tool_that_reports_an_error():
+    errors = ['{"error": "no such city"}', "Error: no such city", " error"]
+    others = ['{"error": ""}', '{"error": null, "value": 1}', '["error"]', "no error", ""]
+    assert [text for text in [*errors, *others] if reports_error(text)] == errors
 
 
 def test_calls_that_ran_to_their_end():

@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import warnings
-from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -32,16 +32,12 @@ def write(folder, *rows, resume=None):
     ("rows", "text"),
     [
         # Metrics of a step share a row, a new metric adds a column.
-        (
-            [(0, {"a": 1.5}), (1, {"a": 2.0}), (1, {"b": 3}), (2, {"a": 4.0})],
-            "step,a,b\n0,1.5,\n1,2.0,3\n2,4.0,\n",
-        ),
+        ([(0, {"a": 1.5}), (1, {"a": 2.0}), (1, {"b": 3}), (2, {"a": 4.0})],
+         "step,a,b\n0,1.5,\n1,2.0,3\n2,4.0,\n"),
         ([(0, {"a": 1.5, "epoch": 0})], "step,a\n0,1.5\n"),  # Lightning adds it
         # An earlier step takes nothing away.
-        (
-            [(1, {"a": 1.0}), (2, {"a": 2.0}), (1, {"b": 3.0}), (0, {"b": 4.0}), (3, {"a": 5.0})],
-            "step,a,b\n0,,4.0\n1,1.0,3.0\n2,2.0,\n3,5.0,\n",
-        ),
+        ([(1, {"a": 1.0}), (2, {"a": 2.0}), (1, {"b": 3.0}), (0, {"b": 4.0}), (3, {"a": 5.0})],
+         "step,a,b\n0,,4.0\n1,1.0,3.0\n2,2.0,\n3,5.0,\n"),
     ],
 )  # fmt: skip
 def test_the_table(tmp_path, rows, text):
@@ -88,43 +84,21 @@ def test_a_foreign_file_and_a_row_without_a_step_are_refused(tmp_path):
 # -- W&B ------------------------------------------------------------------------------------------
 
 
-class Run:
-    """A run of W&B that breaks when it is told to."""
-
-    id = "abc"
-
-    def __init__(self):
-        self.broken = self.finished = False
-        self.logged: list[dict[str, Any]] = []
-        self.artifacts: dict[str, str] = {}
-        self.summary: dict[str, Any] = {}
-        self.metrics: dict[str, Any] = {}
-
-    def log(self, values):
-        if self.broken:
-            raise ConnectionError("no route to host")
-        self.logged.append(values)
-
-    def define_metric(self, name, summary=None, **_):
-        self.metrics[name] = summary
-
-    def log_artifact(self, artifact):
-        self.artifacts[artifact.name] = artifact.type
-
-    def finish(self):
-        self.finished = True
+def given_to(method):
+    """The first arguments of the calls of a Mock."""
+    return [call.args[0] for call in method.call_args_list]
 
 
 @pytest.fixture
 def begun(monkeypatch):
-    """What `wandb.init` was called with, the runs under "run"; modes in "failing" are refused."""
-    calls: list[dict[str, Any]] = []
+    """What `wandb.init` was called with, the runs under "run"; modes in FAILING are refused."""
+    calls = []
 
     def init(**given):
         calls.append(given)
         if given["mode"] in os.environ.get("FAILING", ""):
             raise TimeoutError("90 s")
-        given["run"] = Run()
+        given["run"] = Mock(id="abc", summary={})
         return given["run"]
 
     monkeypatch.setattr(wandb, "init", init)
@@ -136,14 +110,15 @@ def test_a_network_that_fails_under_way_is_counted_and_said_once(tmp_path, begun
     logger = WandbLogger(str(tmp_path), "p")
     logger.log_metrics({"train/loss": 1.0, "epoch": 0}, step=3)
     run = begun[0]["run"]
-    assert run.logged == [{"train/loss": 1.0, "iteration": 3}]
-    assert run.metrics["train/*"] == "min,max,last" and "*" in run.metrics
-    run.broken = True
+    assert given_to(run.log) == [{"train/loss": 1.0, "iteration": 3}]
+    run.define_metric.assert_any_call("*", step_metric="iteration")
+    run.define_metric.assert_any_call("train/*", step_metric="iteration", summary="min,max,last")
+    run.log.side_effect = ConnectionError("no route to host")
     with caplog.at_level(logging.WARNING):
         logger.log_metrics({"train/loss": 2.0}, step=4)
         logger.log_metrics({"train/loss": 2.0}, step=5)
         logger.close()
-    assert logger.failures == 2 and run.finished
+    assert logger.failures == 2 and run.finish.called
     said = [record.message for record in caplog.records]
     assert len(said) == 2 and "no route to host" in said[0] and "2 failures" in said[1]
 
@@ -159,8 +134,8 @@ def test_without_a_network_at_the_start_it_logs_offline_or_gives_up(
     logger.close()
     assert [each["mode"] for each in begun] == ["online", "offline"]
     assert logger.failures == len(failing.split())
-    logged = begun[1]["run"].logged if "run" in begun[1] else []
-    assert len(logged) == (3 if failing == "online" else 0)
+    logged = begun[1]["run"].log.call_count if "run" in begun[1] else 0
+    assert logged == (3 if failing == "online" else 0)
 
 
 def test_its_names_and_variables_are_those_of_wandb(tmp_path, begun, monkeypatch):
@@ -190,10 +165,11 @@ def test_the_end_has_gains_and_what_the_run_leaves(tmp_path, begun, log_model):
     (tmp_path / "result.json").write_text(json.dumps({"gain": gain}))
     logger.close()
     run = begun[0]["run"]
-    assert run.finished and logger.failures == 0
+    assert run.finish.called and logger.failures == 0
     assert run.summary == {"gain/success": gain["success"]}
-    assert run.artifacts == ({"policy-abc": "model", "traces-abc": "traces"} if log_model else {})
-    assert run.logged[1]["samples"].data == [[1], [2]]  # of which only the second row is sent
+    left = {artifact.name: artifact.type for artifact in given_to(run.log_artifact)}
+    assert left == ({"policy-abc": "model", "traces-abc": "traces"} if log_model else {})
+    assert given_to(run.log)[1]["samples"].data == [[1], [2]]  # the second row alone is sent
 
 
 @pytest.mark.slow
@@ -226,10 +202,8 @@ def test_listed_messages_are_silent_and_bars_are_for_terminals(monkeypatch, watc
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         quiet()
-        warnings.warn(
-            "`isinstance(treespec, LeafSpec)` is deprecated, use ...", FutureWarning, stacklevel=2
-        )
-        warnings.warn("something else is deprecated", FutureWarning, stacklevel=2)
+        for what in ("`isinstance(treespec, LeafSpec)`", "something else"):
+            warnings.warn(f"{what} is deprecated", FutureWarning, stacklevel=2)
     assert transformers_logging.is_progress_bar_enabled() == watched
     transformers_logging.enable_progress_bar()
     assert [str(warning.message) for warning in heard] == ["something else is deprecated"]

@@ -34,11 +34,8 @@ class Program:
     """What it was run with; `fails`, `stops` and `unmeasured` name group sizes."""
 
     def __init__(self):
-        self.ran: list[int] = []
-        self.started_from: list[str | None] = []
-        self.fails: set[int] = set()
-        self.stops: set[int] = set()
-        self.unmeasured: set[int] = set()
+        self.ran, self.started_from = [], []
+        self.fails, self.stops, self.unmeasured = set(), set(), set()
 
     def __call__(self, config):
         size, folder = config.group_size, Path(config.paths.run_dir)
@@ -71,12 +68,11 @@ def job(tmp_path, program):
     """Runs a job of a sweep, always in the same folder."""
     sweeper = {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"}
     config = OmegaConf.create({"hydra": {"mode": RunMode.MULTIRUN, "sweeper": sweeper}})
-    folders = {"paths": {"run_dir": str(tmp_path)}}
+    given = {"group_size": 2, "ckpt_path": None, "paths": {"run_dir": str(tmp_path)}}
 
     def run(**settings):
-        HydraConfig.instance().cfg = config  # type: ignore[assignment]
-        given = {"group_size": 2, "ckpt_path": None, **folders, **settings}
-        return run_job(program, OmegaConf.create(given))
+        HydraConfig.instance().cfg = config
+        return run_job(program, OmegaConf.create(given | settings))
 
     return run
 
