@@ -66,7 +66,7 @@ def test_it_is_refused(command, named):
         "advantage=gigpo turn_scale=shrunk",
         "assignment=soft penalties.unmatched=0.1",
         "reward.outcome_turns=every reward.malformed_calls=ignored",
-        "experiment=grpo penalties.no_answer=0.1 turn_groups=index",
+        "experiment=grpo penalties.no_answer=0.1",
         "experiment=sft datamodule.eval_batch_size=3",
         "objective=train/reward",
         "benchmark@validation=ftrl objective=val/solve_p",
