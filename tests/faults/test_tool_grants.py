@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 
 from matchtir.tasks.tool_sources import read_tools
+from matchtir.tools import mcp
+from matchtir.tools.process import isolated_command
 from matchtir.types import ResultStatus
 from tests.faults.helpers import fault, linux, need_isolation
 from tests.tools.sandbox_helpers import in_session
 
+UNSET = "KEY_THAT_IS_NOT_SET"
 SERVER = [sys.executable, str(Path(__file__).parents[1] / "custom" / "mcp_server.py")]
 TOOLS = '''
     """Tools that need something."""
@@ -66,8 +69,8 @@ def test_a_source_gets_what_it_asks_for_and_no_more(sandbox, module, monkeypatch
 
 
 def test_a_variable_that_is_not_set_is_named(sandbox, module):
-    tools = read_tools({"module": str(module), "environment": ["KEY_THAT_IS_NOT_SET"]})
-    with pytest.raises(ValueError, match="KEY_THAT_IS_NOT_SET, which is not set"):
+    tools = read_tools({"module": str(module), "environment": [UNSET]})
+    with pytest.raises(ValueError, match=f"{UNSET}, which is not set"):
         in_session(sandbox, tools, ("variables", {}))
 
 
@@ -77,7 +80,15 @@ def test_servers_are_under_the_same_rules_unless_trusted(make_sandbox, monkeypat
     pytest.importorskip("mcp", reason="the extra mcp is not installed")
     pool = make_sandbox(workers=1)
     need_isolation(pool)
-    monkeypatch.setenv("KEY_OF_SERVICE", "key")
+    monkeypatch.setenv("KEY_OF_SERVICE", "a secret")
+    commands = []  # which anybody may read
+    monkeypatch.setattr(
+        mcp,
+        "isolated_command",
+        lambda *name, **arguments: (
+            commands.extend(made := isolated_command(*name, **arguments)) or made
+        ),
+    )
     source, found = {"command": SERVER, "environment": ["KEY_OF_SERVICE"]}, {}
     for trusted in (False, True):
         tools = read_tools({**source, "trusted": trusted})
@@ -85,6 +96,13 @@ def test_servers_are_under_the_same_rules_unless_trusted(make_sandbox, monkeypat
         assert "KEY_OF_SERVICE" in found[trusted][1].output
     assert found[False][0].status is ResultStatus.EXCEPTION
     assert found[True][0].output == Path("/etc/passwd").read_text()
+    assert commands and "a secret" not in " ".join(commands)
+    for source in (
+        {"command": SERVER, "environment": [UNSET]},
+        {"url": "http://x", "token": UNSET},
+    ):
+        with pytest.raises(mcp.McpError, match=f"{UNSET}, which is not set"):
+            read_tools(source)
 
 
 @fault("F MCP replies", "a server answers malformed, with -32000, or structured alone", "typed")

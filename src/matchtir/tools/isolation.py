@@ -40,10 +40,11 @@ NETWORK_READS = (
     "/etc/ssl", "/usr/share/ca-certificates",
 )  # fmt: skip
 ADVICE = {
-    "user": "sysctl user.max_user_namespaces > 0, kernel.apparmor_restrict_unprivileged_userns=0; "
+    "user": "; needs sysctl user.max_user_namespaces > 0, "
+    "kernel.apparmor_restrict_unprivileged_userns=0; "
     "in a container, unshare allowed by its seccomp profile",
-    "landlock": "a kernel of 5.13 or later, started with landlock among lsm=",
-    "seccomp": "a kernel with CONFIG_SECCOMP_FILTER",
+    "landlock": "; needs a kernel of 5.13 or later, started with landlock among lsm=",
+    "seccomp": "; needs a kernel with CONFIG_SECCOMP_FILTER",
 }
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -95,10 +96,7 @@ class Isolation:
         found = [f"{'+'.join(self.entered)} namespaces"] if self.entered else []
         found += [f"landlock {landlock_abi()}"] if "landlock" in self._steps else []
         found += ["seccomp"] if "seccomp" in self._steps else []
-        missing = dict(self.missing)
-        for name in missing:
-            if advice := ADVICE.get(name.split()[0]):
-                missing[name] += f"; needs {advice}"
+        missing = {n: why + ADVICE.get(n.split()[0], "") for n, why in self.missing.items()}
         return {"in_force": ", ".join(found), "missing": missing}
 
     def fork(self, folders):
@@ -192,7 +190,7 @@ class Isolation:
         return not error
 
 
-def run(rules, command, reads, environment):
+def run(rules, command, reads, environment, granted):
     """Become a program that is confined, below this process; for servers of tools."""
     isolation = Isolation(Rules(**rules))
     if isolation.missing and isolation.rules.isolation == "require":
@@ -201,7 +199,8 @@ def run(rules, command, reads, environment):
     isolation._prepare(reads)
     isolation.confine()
     os.chdir(place)
-    os.execvpe(command[0], command, environment)
+    # Values that it is granted are not among the arguments: anybody may read a command line.
+    os.execvpe(command[0], command, environment | {name: os.environ[name] for name in granted})
 
 
 def check(result, step):

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from matchtir.tools.calls import cut
 from matchtir.tools.isolation import Rules
-from matchtir.tools.process import Reply, environment, isolated_command
+from matchtir.tools.process import Reply, environment, isolated_command, variables
 from matchtir.types import McpServer, ResultStatus, ToolSpec
 from matchtir.utils.loop_thread import LoopThread
 
@@ -207,7 +207,7 @@ class McpConnection:
         from mcp.client.streamable_http import streamable_http_client
 
         url, token = self._server.url, self._server.token
-        headers = {"Authorization": f"Bearer {os.environ[token]}"} if token else {}
+        headers = {"Authorization": f"Bearer {variables([token])[token]}"} if token else {}
         async with (
             httpx2.AsyncClient(headers=headers, timeout=None) as client,  # calls have their own
             streamable_http_client(url, http_client=client) as streams,
@@ -217,7 +217,7 @@ class McpConnection:
     def _stdio(self, said: TextIO) -> Any:
         from mcp import StdioServerParameters, stdio_client
 
-        granted = {name: os.environ[name] for name in self._server.environment}
+        granted = variables(self._server.environment)
         shell, *arguments = [*_SHELL, f"{self._folder.name}/pid", *self._command()]
         parameters = StdioServerParameters(command=shell, args=arguments, env=granted)
         return stdio_client(parameters, errlog=said)
@@ -239,7 +239,8 @@ class McpConnection:
             rules=asdict(rules),
             command=[program, *server.command[1:]],
             reads=[os.path.realpath(program), *map(os.path.dirname, files)],
-            environment=environment(server.environment, rules.scratch),
+            environment=environment((), rules.scratch),
+            granted=server.environment,
         )
 
     def _fail(self, reason: str) -> None:

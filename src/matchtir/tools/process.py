@@ -232,15 +232,21 @@ def isolated_command(function: str, **arguments: Any) -> list[str]:
     return [*command, _START.format(function=function), _SOURCES, json.dumps(arguments)]
 
 
+def variables(names: Sequence[str]) -> dict[str, str]:
+    """The values of variables that a tool is granted; ValueError for one that is not set."""
+    for name in names:
+        if name not in os.environ:
+            raise ValueError(f"a tool asks for the environment variable {name}, which is not set")
+    return {name: os.environ[name] for name in names}
+
+
 def environment(names: Sequence[str], folder: str) -> dict[str, str]:
     """A tool process's environment: what it may know of ours, one thread, the same hashes always.
 
-    Raises ValueError for a variable that is not set.
+    Raises ValueError as `variables`.
     """
-    unset = [name for name in names if name not in os.environ]
-    if unset:
-        raise ValueError(f"a tool asks for the environment variable {unset[0]}, which is not set")
-    kept = {key: os.environ[key] for key in ("LD_LIBRARY_PATH", *names) if key in os.environ}
+    kept = {key: os.environ[key] for key in ("LD_LIBRARY_PATH",) if key in os.environ}
+    kept |= variables(names)
     fixed = {"PYTHONHASHSEED": "0", "LANG": "C.UTF-8", "HOME": folder, "TMPDIR": folder}
     return {**kept, **fixed, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
