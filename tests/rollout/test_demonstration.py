@@ -12,6 +12,7 @@ from matchtir.rollout.speakers import TokenSpeaker
 from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.habits import Habits
 from matchtir.tasks.synthetic import SyntheticTasks
+from matchtir.tools.formats import LLAMA3
 from matchtir.types import StopReason, SubAnswer, ToolCall, ToolResult
 from tests.rollout.episode_fakes import call_text, small_tokenizer, task
 
@@ -22,6 +23,12 @@ def gold(*cities, **fields):
     calls = tuple(ToolCall("mayor_of", {"city": city}) for city in cities)
     sub_answers = tuple(SubAnswer("mayor_of", f"mayor of {city}") for city in cities)
     return task(gold_calls=calls, sub_answers=sub_answers, **fields)
+
+
+def test_in_a_format_of_one_call_a_turn_the_user_waits_for_the_last_of_a_gold_turn():
+    asked = gold("alpha", "beta", "gamma", gold_turns=(0, 0, 2), user=("more",))
+    _, second, talk, *_ = gold_turn_texts(asked, LLAMA3)
+    assert talk == "<answer>beta</answer>" and "beta" in second
 
 
 def test_calls_are_grouped_by_gold_turns_and_their_results_follow_them():

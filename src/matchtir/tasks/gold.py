@@ -98,16 +98,14 @@ def gold_turn_texts(task: Task, calls: CallFormat = HERMES) -> tuple[str, ...]:
     Raises:
         ValueError: `gold_turns` has another length than `gold_calls`.
     """
-    turns = [
-        calls.write([task.gold_calls[index] for index in turn])
-        for turn in gold_calls_by_turn(task, calls)
-    ]
-    said = answer_text(gold_answer(task))
-    first = set(task.gold_turns) if task.user else ()
-    talk = [number for number in range(max(first, default=-1)) if number not in first]
-    for number in talk[: len(task.user)]:
-        turns.insert(number, said)  # where the gold calls wait for the user
-    return (*turns, *[said] * (len(task.user) + 1 - min(len(talk), len(task.user))))
+    said, unheard, reached = answer_text(gold_answer(task)), len(task.user), 0
+    turns: list[str] = []
+    for group in gold_calls_by_turn(task, calls):
+        number = task.gold_turns[group[0]] if task.gold_turns else 0
+        talk = min(unheard, max(number - reached, 0))  # where the gold calls wait for the user
+        turns += [said] * talk + [calls.write([task.gold_calls[index] for index in group])]
+        unheard, reached = unheard - talk, number + 1
+    return (*turns, *[said] * (unheard + 1))
 
 
 def gold_answer(task: Task) -> str:
