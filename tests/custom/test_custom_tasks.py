@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from matchtir.reports.task_statistics import find_pairs
 from matchtir.tasks.custom import CustomTasks, row_from_task, task_from_row
+from matchtir.tasks.gold import gold_outputs
 from matchtir.tasks.rows import SPLITS, RowError
 from matchtir.tools.sandbox import ProcessPoolSandbox
 from matchtir.types import SubAnswer
@@ -97,6 +99,7 @@ TAKES = GOLD + r"arguments: price takes no 'thing' \(it takes item, currency\)"
         ({"gold_state": {"Cart": {}}}, r"gold_state: 'Cart' is no class .*\(Basket\)"),
         ({"initial_state": {"Basket": 3}}, "initial_state: Basket: expected an object, got int"),
         ({"split": "dev"}, "split: 'dev' is none of train, validation, test"),
+        ({"metadata": {"split": "dev"}}, "metadata: split: has a field of its own"),
     ],
 )
 def test_what_is_wrong_with_a_row_is_named(write, module, fields, message):
@@ -124,7 +127,7 @@ def test_splits_are_in_all_rows_or_in_none(write, module):
 
 def test_tasks_become_rows_and_tasks_again(write, module):
     rows = [
-        make_row(scenario="a", metadata={"source": "me"}),
+        make_row(scenario="a", metadata={"outputs": "mine"}),
         make_row(
             id="b",
             **messages("system", "user") | STATE | {"initial_state": {"Basket": {"items": []}}},
@@ -138,6 +141,10 @@ def test_tasks_become_rows_and_tasks_again(write, module):
         assert task_from_row(written, "", offered) == task
         alone = json.loads(json.dumps(row_from_task(task)))
         assert task_from_row(alone, "", {}).gold_calls == task.gold_calls
+        assert gold_outputs(task) == tuple(answer.output for answer in task.sub_answers)
+        others = [replace(answer, tool="another") for answer in task.sub_answers]
+        (written,) = row_from_task(replace(task, sub_answers=tuple(others)))["gold_calls"]
+        assert "output" not in written  # it is no output of this call
 
 
 def test_tools_of_an_mcp_server(write):

@@ -187,6 +187,8 @@ def task_from_row(
     if not answer.strip() and gold_state is None:
         raise RowError("answer: is missing or empty, and there is no gold_state")
     metadata = dict(read_field(row, "metadata", dict, optional=True) or {})
+    if "split" in metadata:
+        raise RowError("metadata: split: has a field of its own")
     if (split := read_field(row, "split", str, optional=True)) is not None:
         if split not in SPLITS:
             raise RowError(f"split: {split!r} is none of {', '.join(SPLITS)}")
@@ -234,13 +236,12 @@ def row_from_task(task: Task, named: Collection[str] = ()) -> dict[str, Any]:
     Args:
         named: tools that are written as their names; the others get their schemas and sources.
     """
-    outputs = [item.output for item in task.sub_answers]
-    if len(outputs) != len(task.gold_calls):
-        outputs = []
+    called = [call.name for call in task.gold_calls]
+    known = [item.tool for item in task.sub_answers] == called
     calls = [
         _call_entry(call)
         | ({"turn": task.gold_turns[index] + 1} if task.gold_turns else {})
-        | ({"output": outputs[index]} if outputs else {})
+        | ({"output": task.sub_answers[index].output} if known else {})
         for index, call in enumerate(task.gold_calls)
     ]
     messages = [{"role": m.role, "content": m.content} for m in task.history]

@@ -127,8 +127,7 @@ def gold_outputs(task: Task) -> tuple[str, ...]:
     called = [call.name for call in task.gold_calls]
     if [sub_answer.tool for sub_answer in task.sub_answers] != called:
         raise ValueError(f"task {task.task_id}: sub_answers are not the outputs of its gold calls")
-    # The outputs in full, where the task knows more than what an output must contain.
-    return tuple(task.metadata.get("outputs") or [answer.output for answer in task.sub_answers])
+    return tuple(answer.output for answer in task.sub_answers)
 
 
 def task_words(tasks: Iterable[Task]) -> tuple[str, ...]:
