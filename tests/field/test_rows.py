@@ -33,12 +33,17 @@ def read(tmp_path, *rows, **options):
 
 STRICT = {"type": "function", "function": {**TOOL, "strict": True}, "source": SOURCE}
 NULLS = ("id", "messages", "alternatives", "scenario", "metadata", "initial_state", "gold_state")
+FILLED = {  # with what the schemas of other rows have
+    **{"type": "object", "enum": None, "required": ["item"]},
+    "properties": {"item": {"type": "string", "enum": None, "default": None}, "code": None},
+}
 
 
 @pytest.mark.parametrize(
     "good",
     [
         pytest.param(row(**dict.fromkeys(NULLS)), id="null is absent, as Arrow fills it"),
+        pytest.param(row(schema=FILLED, initial_state={"Other": None}), id="also in what it holds"),
         pytest.param(row(schema={"type": "object", "anyOf": [ITEM, CODE]}), id="any schema"),
         pytest.param(row(tools=[STRICT]), id="strict, as OpenAI has it"),
         pytest.param(row(gold_calls=[], question="Say 4."), id="a task that needs no call"),
@@ -51,6 +56,8 @@ def test_a_good_row_is_taken_and_its_gold_solution_scores_full_marks(tmp_path, s
     tasks = read(tmp_path, good, sandbox=ProcessPoolSandbox(workers=1))
     benchmark = TaskBenchmark("custom", tasks, {"success": "success"})
     (record,) = play(benchmark, "gold", sandbox, tmp_path).records
+    schemas = [tool.parameters for task in tasks.tasks("test") for tool in task.tools]
+    assert '"enum": null' not in json.dumps(schemas)
     expected = {"success": 1.0, "answered": 1.0, "solve_f1": float(bool(good["gold_calls"]))}
     assert {name: record["values"][name] for name in expected} == expected
 

@@ -381,9 +381,8 @@ def _read_calls(field: str, items: Any, tools: Mapping[str, ToolSpec]) -> tuple[
 def _read_state(
     row: Mapping[str, Any], field: str, tools: Mapping[str, ToolSpec]
 ) -> dict[str, Any] | None:
-    state = read_field(row, field, dict, optional=True)
-    if state is None:
-        return None
+    given = read_field(row, field, dict, optional=True) or {}
+    state = {owner: item for owner, item in given.items() if item is not None}  # as Arrow fills it
     owners = sorted({tool.owner for tool in tools.values() if tool.owner})
     for owner, attributes in state.items():
         if owner not in owners:
@@ -391,4 +390,4 @@ def _read_state(
             raise RowError(f"{field}: {owner!r} is no class of the row's tools ({there})")
         if not isinstance(attributes, dict):
             raise RowError(f"{field}: {owner}: expected an object, got {type(attributes).__name__}")
-    return state
+    return state or None

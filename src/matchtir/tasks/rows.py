@@ -248,10 +248,11 @@ def tools_by_name(entries: Sequence[Any], read: Callable[[Any], ToolSpec]) -> di
 def read_tool(entry: Mapping[str, Any]) -> ToolSpec:
     """A tool by its schema, without its source.
 
-    In the schema properties are named schemas, and what is required is a list of names.
+    In the schema properties are named schemas, and what is required is a list of names. What is
+    null there is absent, but for a default or constant.
     """
     name, description = read_field(entry, "name", str), read_field(entry, "description", str)
-    parameters = read_field(entry, "parameters", dict)
+    parameters = _without_nulls(read_field(entry, "parameters", dict))
     with within("parameters"):
         properties = read_field(parameters, "properties", dict, optional=True) or {}
         for key, item in properties.items():
@@ -262,6 +263,19 @@ def read_tool(entry: Mapping[str, Any]) -> ToolSpec:
         if not all(isinstance(key, str) for key in required):
             raise RowError("required: expected a list of names")
     return ToolSpec(name, description, parameters)
+
+
+def _without_nulls(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_without_nulls(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    values = ("default", "const")
+    return {
+        key: item if key in values else _without_nulls(item)
+        for key, item in schema.items()
+        if item is not None or key in values
+    }
 
 
 def read_calls(
