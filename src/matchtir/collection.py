@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -20,8 +20,8 @@ from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import derive_seed
 from matchtir.rollout.http import EndpointError
 from matchtir.rollout.runner import EpisodeRunner
-from matchtir.tools.sandbox import Sandbox, replay_calls, reports_error
-from matchtir.types import ResultStatus, SubAnswer, Task, ToolCall, Trajectory
+from matchtir.tools.sandbox import Sandbox, replay_calls, succeeded
+from matchtir.types import SubAnswer, Task, ToolCall, Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +49,13 @@ def traced_calls(trajectory: Trajectory) -> Trace:
         TracedCall(index, call, result.output)
         for index, turn in enumerate(trajectory.turns)
         for call, result in zip(turn.calls, turn.results, strict=True)
-        if result.status is ResultStatus.OK and not reports_error(result.output)
+        if succeeded(result)
     )
 
 
-async def clean_trace(task: Task, trace: Trace, sandbox: Sandbox) -> Trace | None:
+async def clean_trace(
+    task: Task, trace: Trace, sandbox: Sandbox, talk: Collection[int] = ()
+) -> Trace | None:
     """The trace without failed, repeated and redundant calls, each removal tried by execution.
 
     A call is redundant if the others, executed without it, return what they returned before, reach
@@ -61,8 +63,11 @@ async def clean_trace(task: Task, trace: Trace, sandbox: Sandbox) -> Trace | Non
     Where the answer is not found in the outputs, or stands in the question already ("which of the
     two ..."), nobody can tell what it was drawn from: then only repetitions are removed.
 
+    Args:
+        talk: the turns that a user answered.
+
     Returns:
-        the trace, its turns numbered anew; None where even the whole one does not replay.
+        the trace, its turns and those of the talk numbered anew; None where even the whole one does not replay.
     """
     if not await _replays(task, trace, sandbox):
         return None
@@ -74,7 +79,7 @@ async def clean_trace(task: Task, trace: Trace, sandbox: Sandbox) -> Trace | Non
         needless = repeated or (explained and _supports(task, rest, trace))
         if needless and await _replays(task, rest, sandbox):
             del kept[position]
-    turns = sorted({step.turn for step in kept.values()})
+    turns = sorted({*talk, *(step.turn for step in kept.values())})
     return tuple(TracedCall(turns.index(s.turn), s.call, s.output) for s in kept.values())
 
 
@@ -239,7 +244,8 @@ class Collector:
         self._in_a_row = 0
         outcome = outcome_score(said, final_answer(said), answer_f1)
         right, told, made = outcome >= self.least_outcome, traced_calls(said), len(said.calls)
-        trace = await clean_trace(task, told, self.runner.sandbox) if right else None
+        talk = [number for number, turn in enumerate(said.turns) if turn.reply]
+        trace = await clean_trace(task, told, self.runner.sandbox, talk) if right else None
         return Attempt(name, outcome, right, str(said.stop_reason), made, made - len(told), trace)
 
 

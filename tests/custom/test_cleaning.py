@@ -2,10 +2,13 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
-from matchtir.collection import TracedCall, clean_trace, gold_task, traced_calls
+from matchtir.collection import Collector, TracedCall, clean_trace, gold_task, traced_calls
+from matchtir.evaluation.traces import AttemptLog
+from matchtir.rollout.engine import SamplingParams
 from matchtir.types import ResultStatus, Task, ToolCall, ToolResult, ToolSpec
 from tests.credit import builders
 
@@ -96,11 +99,32 @@ def test_a_trace_that_does_not_replay_is_none(sandbox):
 
 
 def test_failed_calls_are_no_part_of_a_trace():
-    calls = (ToolCall("capital", {"country": "Norway"}), ToolCall("capital", {"x": 1}))
+    calls = (
+        ToolCall("capital", {"country": "Norway"}),
+        ToolCall("capital", {"x": 1}),
+        ToolCall("age", {}),
+    )
     results = (ToolResult("Oslo"), ToolResult("Error", ResultStatus.BAD_ARGUMENTS))
+    results += (ToolResult("A lo", ResultStatus.TRUNCATED),)
     made = replace(builders.turn(*calls), results=results)
     attempt = builders.attempt(builders.task(answer="Oslo"), made, builders.says("Oslo"))
-    assert traced_calls(attempt) == (TracedCall(0, calls[0], "Oslo"),)
+    long = TracedCall(0, calls[2], "A lo")  # which ran to its end
+    assert traced_calls(attempt) == (TracedCall(0, calls[0], "Oslo"), long)
+
+
+def test_turns_count_the_talk_with_the_user_before_them(sandbox, tmp_path):
+    made = [replace(builders.turn(s.call), results=(ToolResult(s.output),)) for s in CHAIN[:2]]
+    asks = replace(builders.turn(text="Where?"), reply="Norway")
+    task = Task("t", "Who is the mayor?", tuple(TOOLS), (), "Anne", user=("Norway",))
+
+    async def run_async(tasks, *_):
+        return [[builders.attempt(tasks[0], asks, *made, builders.says("Anne"))]]
+
+    runner = SimpleNamespace(run_async=run_async, sandbox=sandbox)
+    log = AttemptLog(tmp_path / "log.jsonl")
+    collector = Collector(runner, SamplingParams(), log, attempts=1)
+    collector.run([task], lambda _: None)
+    assert [step.turn for step in collector.of(task)[0].trace] == [1, 2]
 
 
 def test_the_shortest_trace_is_gold_and_others_are_alternatives():
