@@ -1,10 +1,11 @@
 """Policies on benchmarks of tasks, through tokenizer, parser, sandbox and scorer."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from matchtir.evaluation.benchmark import TaskBenchmark
+from matchtir.evaluation.benchmark import Setting, TaskBenchmark
 from matchtir.evaluation.metrics import MEASURES
 from matchtir.evaluation.policies import renderer_of_run
 from matchtir.evaluation.tables import report
@@ -52,6 +53,11 @@ def test_a_benchmark_that_cannot_be_run_says_so(sandbox, tmp_path, settings, mes
     unknown = plain_task(gold_calls=(), metadata={"gold_unknown": True})
     with pytest.raises(ValueError, match=message):
         play(benchmark(unknown, **settings), "gold", sandbox, tmp_path)
+
+
+def test_no_episode_at_once_is_refused():
+    with pytest.raises(ValueError, match="max_concurrent=0 must be 1 or more"):
+        Setting(Path(), None, None, max_concurrent=0)
 
 
 @pytest.fixture

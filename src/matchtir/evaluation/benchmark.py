@@ -43,6 +43,9 @@ class Setting:
     max_concurrent: int = 64
     user: User | None = None  # who answers turns without calls, where tasks have a user
 
+    def __post_init__(self) -> None:
+        check_at_least(1, max_concurrent=self.max_concurrent)
+
     def attempts(self, benchmark: str) -> AttemptLog:
         """The attempts made so far."""
         return AttemptLog(self.folder / "traces" / f"{benchmark}.jsonl")
