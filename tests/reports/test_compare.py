@@ -194,6 +194,10 @@ def test_what_is_no_curve_of_a_parameter_is_said(sweep, tmp_path):
     make_run(tmp_path / "none", finished=False)
     with pytest.raises(ValueError, match="no run has come to its end: there is no curve of lr"):
         curve_points(find_runs([tmp_path / "none"]), "lr")
+    make_run(tmp_path / "list", lr=[1, 2])
+    assert {point.value for point in curve_points(find_runs([tmp_path / "list"]), "lr")} == {
+        "[1, 2]"
+    }
 
 
 def test_other_test_tasks_have_no_difference(tmp_path):

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from matchtir.utils.run_folder import keep_config, register_resolvers
+from matchtir.utils.run_folder import keep_config, one_parameter, register_resolvers
 from matchtir.utils.sweep import run_job
 
 # What a sweep needs of configs/train.yaml, whose whole takes far longer to compose.
@@ -160,6 +160,7 @@ def test_a_curve_sweeps_over_its_parameter_and_no_other(program, sweep, capsys):
     assert program.ran == [] and "Key 'grupp_size' is not in struct" in capsys.readouterr().err
     sweep(*curve, "curve.parameter=group_size", "seed=1")
     assert program.ran == [1, 2]
+    assert one_parameter("limit", [None, 1]) == {"limit": "null,1"}
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def _named(found: Sequence[Method], name: str) -> Method:
 
 
 def curve(method: Method, metric: str) -> dict[str, list[Any]] | None:
-    """Mean over runs at each step where all that got so far measured it, and its 95 % interval.
+    """Mean at each step over the runs that measured it there, and its 95 % interval.
 
     The interval is Student's, from three runs on. `seeds` has the single curves.
     """

@@ -80,7 +80,8 @@ def curve_points(runs: Sequence[RunData], parameter: str) -> list[Point]:
 
 def _value(run: RunData, parameter: str) -> Any:
     if parameter in run.settings:
-        return run.settings[parameter]
+        value = run.settings[parameter]
+        return str(value) if isinstance(value, list | dict) else value
     for word in run.group.split():
         key, is_choice, value = word.partition("=")
         if key == parameter and is_choice:

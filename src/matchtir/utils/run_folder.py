@@ -88,7 +88,8 @@ def register_resolvers() -> None:
 
 def one_parameter(name: str | None, values: Sequence[Any]) -> dict[str, str]:
     """A sweep over the values of one key, as Hydra's sweeper takes it; nothing without a name."""
-    return {name: ",".join(map(str, values))} if name else {}
+    words = ("null" if value is None else str(value) for value in values)
+    return {name: ",".join(words)} if name else {}
 
 
 def sampler_dtype(precision: str | int) -> str | None:
