@@ -12,6 +12,7 @@ from matchtir.evaluation.bfcl import (
     DONE,
     NOT_POSSIBLE,
     BfclBenchmark,
+    _turn,
     entry_from_row,
     read_call,
     scripted_texts,
@@ -137,6 +138,12 @@ def test_where_no_category_can_be_run_the_table_is_blank(tmp_path, monkeypatch, 
     result = report(tmp_path, "gold", [(benchmark, outcome)], [], {})
     assert result["table"] == [row | {"bfcl BFCL": None, "Avg": None} for row in result["table"]]
     assert "bfcl: memory_vector was not run: no network" in capsys.readouterr().out
+
+
+def test_a_call_of_another_server_is_read_as_strictly_as_any():
+    said = ["{}", '{"a": "\\ud800"}', "{"]
+    turn = _turn({"text": "", "calls": [["f", each] for each in said], "outputs": ["x"] * 3})
+    assert [call.status for call in turn.calls] == [CallStatus.OK, *[CallStatus.INVALID_JSON] * 2]
 
 
 def play(folder, policy, *categories, **settings):

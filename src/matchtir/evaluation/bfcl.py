@@ -27,9 +27,8 @@ from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.tasks.rows import read_jsonl
 from matchtir.tasks.splits import spread
-from matchtir.tools.formats import render_call
+from matchtir.tools.formats import given_call, render_call
 from matchtir.types import (
-    CallStatus,
     ResultStatus,
     StopReason,
     Task,
@@ -349,18 +348,10 @@ def _record(
 
 
 def _turn(step: Mapping[str, Any]) -> Turn:
-    calls = tuple(_call(name, arguments) for name, arguments in step["calls"])
+    calls = tuple(given_call(name, arguments, None) for name, arguments in step["calls"])
     failed = "Error during execution:"
     results = tuple(
         ToolResult(text, ResultStatus.EXCEPTION if text.startswith(failed) else ResultStatus.OK)
         for text in step["outputs"]
     )
     return Turn((), (), step["text"], calls, results)
-
-
-def _call(name: str, arguments: str) -> ToolCall:
-    """A call as the server gave it; other servers than ours may give arguments that are no JSON."""
-    try:
-        return ToolCall(name, json.loads(arguments))
-    except ValueError:
-        return ToolCall(name, None, CallStatus.INVALID_JSON, arguments)
