@@ -60,9 +60,9 @@ def test_sizes_follow_the_shares_and_the_seed_the_choice():
     assert chosen[0] != chosen[1]
 
 
-@pytest.mark.parametrize("shares", [{"dev": 1}, {"train": -1}])
+@pytest.mark.parametrize("shares", [{"dev": 1}, {"train": -1}, {"test": 0}])
 def test_impossible_shares_are_refused(shares):
-    with pytest.raises(ValueError, match="dev|negative"):
+    with pytest.raises(ValueError, match="dev|negative|no split has any"):
         split_tasks([task(0)], "content", shares, 0)
 
 

@@ -12,7 +12,7 @@ from scipy.cluster.hierarchy import DisjointSet
 
 from matchtir.tasks.rows import SPLITS
 from matchtir.types import Task
-from matchtir.utils.options import check_option
+from matchtir.utils.options import UserError, check_option
 
 Item = TypeVar("Item")
 
@@ -96,16 +96,18 @@ def split_tasks(
         seed: of the order of groups of one size.
 
     Raises:
-        ValueError: an unknown split or way to split, or too few groups for the splits.
+        UserError: an unknown split or way to split, no share, or too few groups for the splits.
     """
     for split, share in shares.items():
         check_option("split", split, SPLITS)
         if share < 0:
-            raise ValueError(f"shares: {split}={share}: a share is not negative")
+            raise UserError(f"shares: {split}={share}: a share is not negative")
     wanted = {split: share for split, share in shares.items() if share > 0}
+    if not wanted:
+        raise UserError(f"shares: no split has any in {dict(shares)}")
     groups = shared_groups(tasks, by)
     if len(groups) < len(wanted):
-        raise ValueError(
+        raise UserError(
             f"{len(tasks)} tasks fall into {len(groups)} groups that share no {by}, too few for "
             f"the splits {', '.join(wanted)}: split by something else"
         )
