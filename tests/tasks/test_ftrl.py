@@ -92,7 +92,8 @@ def read_with_traces(folder, text):
     return FtrlTasks(test_path=path, gold_traces_path=str(traces)).tasks("test")
 
 
-def test_gold_traces_give_test_rows_calls_in_the_order_of_their_turns(tmp_path):
+def test_gold_traces_give_test_rows_calls_in_the_order_of_their_turns(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     steps = [
         {"name": "finder", "arguments": {"city": "Ulm"}, "turn": 2},
         {"name": "counter", "arguments": {}, "turn": 1},
@@ -103,6 +104,8 @@ def test_gold_traces_give_test_rows_calls_in_the_order_of_their_turns(tmp_path):
     assert first.gold_calls == ()
     assert [call.name for call in second.gold_calls] == ["counter", "finder"]
     assert second.gold_turns == (0, 1)
+    paths = {"test_path": "~/test.parquet", "gold_traces_path": "~/gold.jsonl"}
+    assert FtrlTasks(**paths).tasks("test") == (first, second)
 
 
 def test_validation_is_a_seeded_share_of_the_training_tasks(tmp_path):

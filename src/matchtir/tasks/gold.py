@@ -48,8 +48,8 @@ def with_traces(rows: Iterable[Row], path: str | None, sieve: Sieve) -> Iterator
         return number if place is None else place, read_field(line, "gold_trace", list)
 
     traces: dict[int, Trace] = {}
-    if path and Path(path).exists():
-        traces = dict(pair for _, pair in sieve.sift(path, enumerate(jsonl_rows(path)), read))
+    if path and (file := Path(path).expanduser()).exists():
+        traces = dict(pair for _, pair in sieve.sift(path, enumerate(jsonl_rows(file)), read))
     elif path:
         log.info("no gold calls: there is no %s, which is not published", path)
     for number, row in enumerate(rows):
