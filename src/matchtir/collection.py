@@ -67,7 +67,8 @@ async def clean_trace(
         talk: the turns that a user answered.
 
     Returns:
-        the trace, its turns and those of the talk numbered anew; None where even the whole one does not replay.
+        the trace, its turns and those of the talk numbered anew; None where even the whole one does
+        not replay.
     """
     if not await _replays(task, trace, sandbox):
         return None
