@@ -63,3 +63,9 @@ def test_the_fingerprint_is_of_the_files_that_settings_name(tmp_path):
     assert fingerprint(settings) == known
     file.write_text("two")
     assert fingerprint(settings) != known
+
+
+def test_a_run_without_test_tasks_ends_with_a_result(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {}")
+    module_under_test.report(tmp_path, {}, {}, seed=0, seconds=1.0)
+    assert '"tasks": 0' in (tmp_path / "result.json").read_text()

@@ -233,7 +233,7 @@ def last_value(name: str, trainer: Trainer, folder: Path) -> float:
 def report(folder: Path, before: Scores, after: Scores, *, seed: int, **facts: Any) -> None:
     """Write `after.json` and `result.json`, show the table of paired differences."""
     replace_text(folder / "after.json", json.dumps(after))
-    comparisons = compare(before, after, seed)
+    comparisons = compare(before, after, seed) if after else []  # no test tasks
     write_result(folder / RESULT_FILE, comparisons, tasks=len(after), seed=seed, **facts)
     console = Console()
     console.print(final_table(comparisons, len(after)))
