@@ -132,6 +132,11 @@ def test_a_schedule_may_begin_with_an_iteration_that_learns_nothing():
         ({"_target_": "matchtir.tasks.ftrl.FtrlTasks"}, "benchmark=ftrl policy="),
         ({"_target_": "matchtir.tasks.custom.CustomTasks", "path": "a.jsonl", "tools": "b.py"},
          "=custom benchmark.custom.tasks.path=a.jsonl benchmark.custom.tasks.tools=b.py policy="),
+        ({"_target_": "matchtir.tasks.custom.CustomTasks", "path": "a.jsonl", "split_by": "tools",
+          "tools": [{"module": "b.py", "network": True}]},
+         " 'benchmark.custom.tasks.tools=[{module:\"b.py\",network:true}]' "
+         "benchmark.custom.tasks.split_by=tools policy="),  # on no training task
+        ({"_target_": "mine.Tasks"}, "python scripts/compare.py"),  # no benchmark has these
     ],
 )  # fmt: skip
 def test_hints_at_the_end_are_of_the_tasks_that_were_learned(tmp_path, data, benchmark):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -266,12 +267,13 @@ def next_commands(folder: Path) -> list[str]:
     """What one may want to type once a run has ended, each with a remark."""
     here = Path.cwd()
     run = folder.relative_to(here) if folder.is_relative_to(here) else folder
-    benchmark = _benchmark_of(OmegaConf.load(folder / CONFIG_FILE))
+    benchmark = _benchmark_of(OmegaConf.to_container(OmegaConf.load(folder / CONFIG_FILE)))
     commands = {}
     if any(folder.glob("traces/*.jsonl")):
         commands[f"python scripts/view.py {run}"] = "its attempts, turn by turn"
     commands[f"python scripts/compare.py {run.parent}"] = "with its neighbours"
-    commands[f"python src/eval.py benchmark={benchmark} policy={run}"] = "on all test tasks"
+    if benchmark:
+        commands[f"python src/eval.py benchmark={benchmark} policy={run}"] = "on all test tasks"
     if any(folder.glob("wandb/offline-run-*")):
         commands[f"wandb sync {run}/wandb/offline-run-*"] = "to W&B"
     width = max(map(len, commands))
@@ -279,15 +281,30 @@ def next_commands(folder: Path) -> list[str]:
 
 
 def _benchmark_of(config: Any) -> str:
-    """The benchmark of the tasks that a run learned from, with what it needs."""
+    """The benchmark of the tasks that a run learned from, with what it needs; "" for others'."""
+    from matchtir.tasks.custom import DEFAULT_SHARES  # slow to import
+
     data = config.get("data", {})
-    name = str(data.get("_target_", "matchtir.tasks.synthetic")).split(".")[2]
+    package, _, name = data.get("_target_", "matchtir.tasks.synthetic").partition(".tasks.")
+    name = name.partition(".")[0] if package == "matchtir" else ""
     if name == "openenv":
-        return f"openenv sandbox=openenv sandbox.url={config.sandbox.url}"
+        return f"openenv sandbox=openenv sandbox.url={config['sandbox']['url']}"
     if name != "custom":
         return name
-    given = {key: data[key] for key in ("path", "tools") if data.get(key) is not None}
-    return " ".join([name, *(f"benchmark.custom.tasks.{k}={v}" for k, v in given.items())])
+    usual = {"split_by": "content", "shares": DEFAULT_SHARES, "seed": 0}
+    chosen = {"path": data["path"], "tools": data.get("tools")}
+    chosen |= {key: data.get(key) for key, value in usual.items() if data.get(key) != value}
+    given = (f"benchmark.custom.tasks.{k}={_override(v)}" for k, v in chosen.items() if v)
+    return " ".join([name, *map(shlex.quote, given)])
+
+
+def _override(value: Any, inside: bool = False) -> str:
+    """A value as Hydra's command line takes it."""
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_override(item, True)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{','.join(_override(item, True) for item in value)}]"
+    return json.dumps(value) if inside else str(value)
 
 
 def write_result(path: Path, changes: Sequence[Change], **facts: Any) -> None:
