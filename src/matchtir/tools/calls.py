@@ -220,11 +220,11 @@ def answer(request, loaded):
     # may have been closed by now, too.
     with contextlib.suppress(OSError), open(os.devnull, "w") as null:
         sys.stdout = sys.stderr = null
-        if request.get("stdout"):
-            sys.stdout = request["printed"] = io.StringIO()
         try:
             if request.get("objects") and not OBJECTS:
                 make_objects(request, loaded)
+            if request.get("stdout"):
+                sys.stdout = request["printed"] = io.StringIO()
             act = read_state if request["action"] == "state" else call
             status, text = "ok", act(request, loaded)
         except BaseException as error:
