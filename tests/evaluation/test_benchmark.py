@@ -1,6 +1,7 @@
 """Policies on benchmarks of tasks, through tokenizer, parser, sandbox and scorer."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,15 @@ def test_a_benchmark_that_cannot_be_run_says_so(sandbox, tmp_path, settings, mes
     unknown = plain_task(gold_calls=(), metadata={"gold_unknown": True})
     with pytest.raises(ValueError, match=message):
         play(benchmark(unknown, **settings), "gold", sandbox, tmp_path)
+
+
+def test_where_some_tasks_have_no_gold_calls_the_others_can_be_there_already(sandbox, tmp_path):
+    unknown = plain_task(task_id="unknown", gold_calls=(), metadata={"gold_unknown": True})
+    both = benchmark(plain_task(), unknown)
+    play(both, "gold", sandbox, tmp_path)
+    traces = tmp_path / "traces" / "one.jsonl"
+    traces.write_text(traces.read_text().splitlines(keepends=True)[0])
+    assert len(play(both, "gold", sandbox, tmp_path).records) == 2  # goes on with that one alone
 
 
 def test_no_episode_at_once_is_refused():

@@ -200,7 +200,10 @@ class TaskBenchmark(Benchmark):
         log.info(text, self.name, len(tasks), len(missing), len(wanted))
         started = time.perf_counter()
         if missing:
-            asyncio.run(self._play(missing, policy, setting, done))
+            speaker = policy.speaker(lambda name, seed: self.scripts(tasks, name, seed))
+            limits = policy.limits(self.limits)
+            runner = EpisodeRunner(speaker, setting.sandbox, limits, user=setting.user)
+            asyncio.run(self._play(missing, runner, setting, done))
         records = done.finish(list(wanted))
         return Outcome(records, time.perf_counter() - started)
 
@@ -223,15 +226,10 @@ class TaskBenchmark(Benchmark):
     async def _play(
         self,
         missing: Sequence[tuple[int, int, Task]],
-        policy: EvaluatedPolicy,
+        runner: EpisodeRunner,
         setting: Setting,
         done: AttemptLog,
     ) -> None:
-        tasks = [task for _, _, task in missing]
-        speaker = policy.speaker(lambda name, seed: self.scripts(tasks, name, seed))
-        runner = EpisodeRunner(
-            speaker, setting.sandbox, policy.limits(self.limits), user=setting.user
-        )
         places = asyncio.Semaphore(setting.max_concurrent)
 
         async def play(number: int, attempt: int, task: Task) -> None:

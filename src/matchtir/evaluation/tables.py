@@ -27,7 +27,7 @@ from matchtir.evaluation.statistics import (
 )
 from matchtir.evaluation.traces import Record
 from matchtir.tasks.rows import read_jsonl
-from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, finite, write_csv
+from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, finite, replace_text, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -288,8 +288,8 @@ def report(
     }
     table = table_rows(rows)
     result = finite({**facts, "benchmarks": benchmarks, "table": table, "differences": differences})
-    (folder / RESULT_FILE).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     write_csv(folder / "table.csv", list(table[0]), (flat.values() for flat in table))
+    replace_text(folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")  # it is finished
     _show(folder, label, played, summaries, rows)
     return result
 
