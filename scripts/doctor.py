@@ -70,6 +70,9 @@ def packages(config: DictConfig) -> Iterator[Finding]:
 def isolation(config: DictConfig) -> Iterator[Finding]:
     """What keeps tool code in."""
     sandbox = instantiate(config.sandbox)
+    if not hasattr(sandbox, "check"):
+        yield False, f"{type(sandbox).__name__}: tools run elsewhere"
+        return
     try:
         in_force, missing = sandbox.check()
     finally:
@@ -103,33 +106,34 @@ def tasks(config: DictConfig) -> Iterator[Finding]:
     found, missing = splits_there(instantiate(config.data))
     for reason in missing:
         yield not found, reason
-    sandbox = instantiate(config.sandbox)
+    sandbox, at_once = instantiate(config.sandbox), config.rollout.episodes.max_concurrent or 64
     try:
         for split, of_split in found.items():
             chosen = spread(of_split, SAMPLED, attrgetter("scenario"))
-            yield from _split(split, chosen, sandbox, config.data.get("on_bad_row") == "skip")
+            skips = config.data.get("on_bad_row") == "skip"
+            yield from _split(split, chosen, sandbox, at_once, skips)
     finally:
         sandbox.shutdown()
 
 
-def _split(split: str, chosen: Sequence[Task], sandbox: Sandbox, skips: bool) -> Iterator[Finding]:
+def _split(
+    split: str, chosen: Sequence[Task], sandbox: Sandbox, at_once: int, skips: bool
+) -> Iterator[Finding]:
     """Where bad rows of other people's data are to be skipped, outputs that are not theirs are few
     enough to be told: what is matched are the calls.
     """
-    replay = replay_gold(chosen, sandbox)
+    replay = replay_gold(chosen, sandbox, at_once)
     yield False, f"{split}: {len(chosen)} tasks, gold calls of {replay.tasks} replayed"
     few = skips and len(replay.problems) <= BAD_SHARE * replay.tasks
     if few and replay.problems:
         yield False, f"{split}: {len(replay.problems)} gold solutions are wrong (on_bad_row=skip):"
     for task_id, problem in replay.problems[: SHOWN if few else None]:
         yield not few, f"{split}: gold solution of {task_id}: {problem}"
-    with_state = [task for task in chosen if task.gold_state is not None]
-    untouched = replay_all([(task, ()) for task in with_state], sandbox)
-    states = {t.task_id: replay.state for t, replay in zip(with_state, untouched, strict=True)}
+    with_calls = [task for task in chosen if task.gold_calls]
+    untouched = replay_all([(task, ()) for task in with_calls], sandbox, at_once)
     idle = (Turn((), (), answer_text(DONE)),)
-    for task in (task for task in chosen if task.gold_calls):
-        state = states.get(task.task_id)
-        attempt = Trajectory(task, (), idle, StopReason.ANSWER, final_state=state)
+    for task, nothing in zip(with_calls, untouched, strict=True):
+        attempt = Trajectory(task, (), idle, StopReason.ANSWER, final_state=nothing.state)
         if measure(attempt)["success"] > 0:
             yield True, f"{split}: {task.task_id}: an attempt that makes no call succeeds"
 

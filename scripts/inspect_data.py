@@ -78,9 +78,9 @@ def run(config: DictConfig) -> dict[str, list[Task]]:
         task_page.shared_section(shared_with_training(splits)),
     ]
     if config.replay:
-        sandbox = instantiate(config.sandbox)
+        sandbox, at_once = instantiate(config.sandbox), config.rollout.episodes.max_concurrent or 64
         try:
-            replays = {split: replay_gold(tasks, sandbox) for split, tasks in splits.items()}
+            replays = {s: replay_gold(tasks, sandbox, at_once) for s, tasks in splits.items()}
         finally:
             sandbox.shutdown()
         sections += [task_page.replay_section(replays), task_page.problems_section(replays)]

@@ -43,6 +43,10 @@ def test_the_doctor_finds_the_example_well(configure, capsys):
     assert doctor.run(configure("train", *EXAMPLE)) == {}
     output = capsys.readouterr().out
     assert "isolation" in output and "all is well" in output
+    elsewhere = configure("train", "data=openenv", "sandbox.url=http://there")
+    assert doctor.findings(doctor.isolation, elsewhere) == [
+        (False, "OpenEnvSandbox: tools run elsewhere")
+    ]
 
 
 def test_the_doctor_names_a_broken_row_and_a_task_that_nothing_solves(configure, tmp_path):

@@ -213,10 +213,10 @@ class GoldReplay:
     problems: tuple[tuple[str, str], ...]  # task id, what is wrong
 
 
-def replay_gold(tasks: Sequence[Task], sandbox: Sandbox) -> GoldReplay:
+def replay_gold(tasks: Sequence[Task], sandbox: Sandbox, max_concurrent: int = 64) -> GoldReplay:
     """Execute the gold calls of each task that has any, in a session of its own."""
     chosen = [task for task in tasks if task.gold_calls]
-    replays = replay_all([(task, task.gold_calls) for task in chosen], sandbox)
+    replays = replay_all([(task, task.gold_calls) for task in chosen], sandbox, max_concurrent)
     statuses: Counter[str] = Counter()
     solved, answered, reached, problems = [], [], [], []
     for task, replay in zip(chosen, replays, strict=True):
