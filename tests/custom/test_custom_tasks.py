@@ -50,6 +50,13 @@ def test_a_state_task_asks_for_the_state_that_its_gold_calls_reach(write, module
         read(write, module, {**row, "gold_state": row["initial_state"]})
 
 
+def test_a_gold_call_that_is_answered_by_an_error_has_failed(write):
+    schema = sourced("def f():\n    return {'error': 'none left'}")["tools"]
+    says_so = make_row(tools=schema, gold_calls=[call("f")])
+    with pytest.raises(RowError, match='f fails: {"error": "none left"}'):
+        read(write, None, says_so, tools=None)
+
+
 def test_without_a_sandbox_outputs_are_taken_as_given(write, module):
     row = make_row(gold_calls=[call("price", WINE, output={"price": 4})])
     (task,) = read(write, module, row, sandbox=None)

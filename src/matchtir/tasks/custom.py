@@ -23,8 +23,8 @@ from matchtir.tasks.rows import (
 )
 from matchtir.tasks.splits import SPLIT_BY, split_tasks
 from matchtir.tasks.tool_sources import ToolSource, read_tools
-from matchtir.tools.sandbox import Replay, Sandbox, replay_all
-from matchtir.types import Message, ResultStatus, SubAnswer, Task, ToolCall, ToolSpec
+from matchtir.tools.sandbox import Replay, Sandbox, replay_all, succeeded
+from matchtir.types import Message, SubAnswer, Task, ToolCall, ToolSpec
 from matchtir.utils.options import check_option, suggest
 
 GOLD = ("required", "optional")
@@ -145,7 +145,7 @@ def with_outputs(task: Task, replay: Replay) -> Task:
         RowError: a call failed, or the gold state was not reached.
     """
     for index, (call, result) in enumerate(zip(task.gold_calls, replay.results, strict=True)):
-        if result.status not in (ResultStatus.OK, ResultStatus.TRUNCATED):
+        if not succeeded(result):
             raise RowError(f"gold_calls[{index}]: {call.name} fails: {result.output}")
     if task.gold_state is not None and task.gold_calls:
         problem = missed(task.gold_state, replay.state)
