@@ -121,6 +121,7 @@ def test_every_mistake_is_named(changes, named):
         ([1, 2], Sequence[int], True),
         ([1, "2"], tuple[int, ...], False),
         ("ab", Sequence[str], False),
+        (None, Sequence[str], False),
         ({"a": 1.0}, Mapping[str, float], True),
         ({"a": "b"}, dict[str, float], False),
         (engine(tokens=1), int, True),  # what is made of it is not known

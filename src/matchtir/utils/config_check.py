@@ -304,7 +304,7 @@ def fits(value: Any, hint: Any) -> bool:
         return isinstance(value, hint)
     if hint in (int, float):
         return isinstance(value, hint | int) and not isinstance(value, bool)
-    if isinstance(origin, type) and inner and value is not None:
+    if isinstance(origin, type) and inner:
         if issubclass(origin, Mapping):
             return isinstance(value, Mapping) and all(fits(v, inner[1]) for v in value.values())
         if issubclass(origin, Collection):
