@@ -276,13 +276,15 @@ class HangingTools:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._in_a_row: Counter[Any] = Counter()
-        self._next_trial: dict[Any, float] = {}
+        self._next_trial: dict[Any, float] = {}  # of those that did so too often
 
     def answer(self, tool: ToolSpec) -> Reply | None:
         """The reply of a tool that is not to be called now; None for one that is."""
         key, now = _identity(tool), time.monotonic()
         times = self._in_a_row[key]
-        if times < self._limit or now >= self._next_trial[key]:
+        if times < self._limit:
+            return None
+        if now >= self._next_trial[key]:
             self._next_trial[key] = now + _REST_S
             return None
         detail = f"it did not return in the last {times} calls"
@@ -292,11 +294,14 @@ class HangingTools:
         """Take note of how a call ended; a source that does not load need not try again."""
         key = _identity(tool)
         before = self._in_a_row.pop(key, 0)
-        if reply.hung:
-            unloaded = reply.status is ResultStatus.BROKEN_TOOL
-            self._in_a_row[key] = max(before + 1, self._limit * unloaded)
-            if before < self._limit <= self._in_a_row[key]:
-                log.warning("the tool %s hangs: it is now called once in a minute", tool.name)
+        if not reply.hung:
+            self._next_trial.pop(key, None)
+            return
+        unloaded = reply.status is ResultStatus.BROKEN_TOOL
+        self._in_a_row[key] = max(before + 1, self._limit * unloaded)
+        if before < self._limit <= self._in_a_row[key]:
+            self._next_trial[key] = time.monotonic() + _REST_S
+            log.warning("the tool %s hangs: it is now called once in a minute", tool.name)
 
 
 def _identity(tool: ToolSpec) -> Any:
