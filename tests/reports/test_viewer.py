@@ -83,6 +83,8 @@ def test_a_bad_line_is_named(tmp_path, line, named):
     with pytest.raises(ValueError, match=rf"iteration_000010.jsonl, line 4: .*{named}"):
         viewer.write_viewer(run, run / "view.html")
     assert not (run / "view.html").exists()
+    file.write_text(file.read_text().removesuffix(line + "\n") + line)  # cut short: left out
+    viewer.write_viewer(run, run / "view.html")
 
 
 def test_a_run_without_attempts_is_an_error(tmp_path):

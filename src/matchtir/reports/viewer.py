@@ -98,7 +98,8 @@ def _groups(file: Path) -> Iterator[Group]:
     """
     place = file.stem.removeprefix("iteration_").lstrip("0")
     with file.open(encoding="utf-8") as lines:
-        read = ((_read(s, f"{file}, line {n}")["group"], s) for n, s in enumerate(lines, start=1))
+        whole = (line for line in lines if line.endswith("\n"))  # the last one may be cut short
+        read = ((_read(s, f"{file}, line {n}")["group"], s) for n, s in enumerate(whole, start=1))
         for number, found in groupby(read, key=itemgetter(0)):
             head = f'{{"place": {json.dumps(place)}, '
             yield place, number, [head + line.strip()[1:] for _, line in found]
