@@ -125,6 +125,8 @@ def test_a_malformed_row_is_named(tmp_path, changes, message):
 def test_options_are_checked(files):
     with pytest.raises(ValueError, match="scenario='must' is not one of direct"):
         ToolHopTasks(files["test_path"], scenarios=["must"])
+    with pytest.raises(ValueError, match="prompts.free has no place for the {question}"):
+        ToolHopTasks(files["test_path"], prompts={"free": "Just say it."})
     prompts = {"direct": "Just say it: {question}"}
     task = ToolHopTasks(files["test_path"], scenarios=["direct"], prompts=prompts).tasks("test")[0]
     assert task.question == "Just say it: How long is the last name of the author of Hills?"

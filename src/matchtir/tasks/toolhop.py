@@ -25,7 +25,7 @@ from matchtir.tasks.rows import (
 )
 from matchtir.tools.formats import spoken_text
 from matchtir.types import SubAnswer, Task, ToolSpec, Trajectory
-from matchtir.utils.options import check_option
+from matchtir.utils.options import UserError, check_option
 
 NO_FIT = float("-inf")
 DIRECT, MANDATORY, FREE = SCENARIOS = ("direct", "mandatory", "free")
@@ -77,6 +77,9 @@ class ToolHopTasks(FileTasks):
         self.prompts = {**PROMPTS, **(prompts or {})}
         for scenario in [*scenarios, *self.prompts]:
             check_option("scenario", scenario, SCENARIOS)
+        for name, prompt in self.prompts.items():
+            if "{question}" not in prompt:
+                raise UserError(f"prompts.{name} has no place for the {{question}}")
         self.scenarios = tuple(scenarios)
         super().__init__({"test": test_path, "gold_traces": gold_traces_path}, **settings)
 
