@@ -93,6 +93,9 @@ def test_without_a_tool_that_fits_there_is_no_distractor():
     numbers = ToolSpec("age", "", {"properties": {"x": {"type": "number"}}, "required": ["x"]})
     task = replace(CHAINS, tools=(*CHAINS.tools[:2], numbers))
     assert shown(replace(NONE, distractor=1.0), task=task).turns == (PORTS, RULERS)
+    anything = replace(numbers, parameters={"properties": {"x": True}, "required": ["x"]})
+    task = replace(CHAINS, tools=(*CHAINS.tools[:2], anything))
+    assert shown(replace(NONE, distractor=1.0), task=task).turns[0][0].name == "age"
 
 
 def test_a_probability_lies_between_0_and_1():

@@ -112,7 +112,8 @@ def _fitting_arguments(tool: ToolSpec, given: Mapping[str, Any]) -> dict[str, An
     arguments = {name: given[name] for name in required if name in given}
     left = [v for name, v in given.items() if name not in arguments and isinstance(v, str)]
     for name in required:
-        options = tool.parameters.get("properties", {}).get(name, {})
+        options = tool.parameters.get("properties", {}).get(name)
+        options = options if isinstance(options, Mapping) else {}  # true: anything
         if name in arguments:
             continue
         if "enum" in options:
