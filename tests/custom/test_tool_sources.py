@@ -65,6 +65,8 @@ def test_what_cannot_be_a_tool_is_named(tmp_path, code, message):
         ("no.such.module", "no such file, and no module"),
         ({"command": "python server.py"}, "an MCP server is given as"),
         ({"comand": ["python"]}, "an MCP server is given as"),
+        ({"url": "http://x", "network": True}, "what runs here with network"),
+        ({"command": ["python"], "token": "KEY"}, "an MCP server is given as"),
     ],
 )
 def test_sources_that_are_not_there(source, message):

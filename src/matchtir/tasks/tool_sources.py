@@ -20,8 +20,11 @@ from matchtir.types import McpServer, ToolSpec
 ToolSource = str | Mapping[str, Any]  # a module, or a mapping with what it is granted
 
 _GRANTS = {"network": bool, "environment": Sequence, "timeout_s": int | float}
-_OF_MODULES = {"module": str, "strict": bool, "stdout": bool, **_GRANTS}
-_OF_SERVERS = {"command": Sequence, "url": str, "token": str, "shared": bool, "trusted": bool}
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "module": {"module": str, "strict": bool, "stdout": bool, **_GRANTS},
+    "command": {"command": Sequence, "shared": bool, "trusted": bool, **_GRANTS},
+    "url": {"url": str, "token": str, "shared": bool, "timeout_s": int | float},
+}
 
 
 class ToolSourceError(ValueError):
@@ -58,17 +61,17 @@ def read_tools(sources: ToolSource | Sequence[ToolSource] | None) -> tuple[ToolS
 def _of_mapping(source: Mapping[str, Any]) -> tuple[ToolSpec, ...]:
     """The tools of a module or of an MCP server, which is started to be asked, with its options."""
     options: dict[str, Any] = {str(key): value for key, value in source.items()}
-    kinds: Mapping[str, Any] = _OF_MODULES if "module" in options else _OF_SERVERS | _GRANTS
-    fits = all(
+    named = [each for each in _OPTIONS if each in options]
+    kinds = _OPTIONS[named[0]] if len(named) == 1 else {}
+    fits = bool(kinds) and all(
         isinstance(value, kinds.get(key, ())) and (kinds[key] is str or not isinstance(value, str))
         for key, value in options.items()
     )
-    fits = fits and options.get("timeout_s", 1) > 0
-    if not fits or sum(name in options for name in ("module", "command", "url")) != 1:
+    if not fits or options.get("timeout_s", 1) <= 0:
         raise ToolSourceError(
             "an MCP server is given as {command: [program, argument, ...], shared: false} or "
-            "{url: http://...}, a module as {module: file.py}, both perhaps with network: true, "
-            f"environment: [NAME], timeout_s: 60; not as {options}"
+            "{url: http://...}, a module as {module: file.py}, each perhaps with timeout_s: 60, "
+            f"what runs here with network: true, environment: [NAME]; not as {options}"
         )
     for name in ("command", "environment"):
         if name in options:
