@@ -37,7 +37,7 @@ async def path_session(request):
     OPEN.append("")
     async for message in stream:
         asked = json.loads(message.data)
-        if asked["type"] == "close":
+        if asked["type"] == "close" or asked["data"] == {"metres": 7}:  # which breaks it
             break
         at = 0 if asked["type"] == "reset" else at + asked["data"].get("metres", 0)
         answer = {"observation": {"at": at, "metadata": {}}, "reward": -0.1, "done": at == 3}
@@ -179,9 +179,10 @@ def test_what_cannot_be_played_is_said(protocol, tmp_path):
         with_gold(tmp_path, protocol, [*GOLD, GOLD[0]]).tasks("test")
 
 
-def test_a_step_that_takes_too_long_ends_the_episode(protocol):
+@pytest.mark.parametrize(("metres", "status"), [(9, "timeout"), (7, "crashed")])
+def test_a_step_that_takes_too_long_or_loses_the_session_ends_the_episode(protocol, metres, status):
     sandbox = OpenEnvSandbox(protocol)
     (task,) = OpenEnvTasks(sandbox, {"test": 1}).tasks("test")
     sandbox.timeout_s = 0.5
-    statuses, *_ = played(task, [ToolCall("step", {"metres": 9}), GOLD[0]], sandbox)
-    assert statuses == ["timeout", "rejected"]
+    statuses, *_ = played(task, [ToolCall("step", {"metres": metres}), GOLD[0]], sandbox)
+    assert statuses == [status, "rejected"]

@@ -171,6 +171,9 @@ class OpenEnvSession:
             )
         except RefusedError as error:
             return f"Error: {error}", ResultStatus.BAD_ARGUMENTS
+        except UserError as error:  # a lost session is lost to its episode alone
+            self.over = True
+            return f"Error: {error}.", ResultStatus.CRASHED
         except TimeoutError:
             self.over = True
             seconds = self._sandbox.timeout_s
