@@ -88,8 +88,7 @@ def register_resolvers() -> None:
 
 def one_parameter(name: str | None, values: Sequence[Any]) -> dict[str, str]:
     """A sweep over the values of one key, as Hydra's sweeper takes it; nothing without a name."""
-    words = ("null" if value is None else str(value) for value in values)
-    return {name: ",".join(words)} if name else {}
+    return {name: ",".join("null" if v is None else str(v) for v in values)} if name else {}
 
 
 def sampler_dtype(precision: str | int) -> str | None:
