@@ -1,7 +1,6 @@
 """Policies on benchmarks of tasks, through tokenizer, parser, sandbox and scorer."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
