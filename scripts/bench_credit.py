@@ -35,7 +35,7 @@ from matchtir.credit.advantages import DualAdvantage, RewardBatch
 from matchtir.credit.assignment import Assigner, GreedyAssignment, HardAssignment, SoftAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
-from matchtir.policy.losses import spread_turns
+from matchtir.policy.losses import turns_to_tokens
 from matchtir.types import StopReason, Task, ToolCall, ToolResult, Trajectory, Turn
 
 GROUP, CALLS, REG, TOLERANCE = 16, 6, 0.1, 1e-9
@@ -178,7 +178,7 @@ def make_tokens(count: int, tokens_per_turn: int, seed: int = 2) -> Tokens:
 def dual_vectorised(tokens: Tokens) -> torch.Tensor:
     """One advantage per turn, gathered by the tokens."""
     advantages = torch.from_numpy(DualAdvantage()(tokens.batch))
-    return spread_turns(advantages, tokens.turn_index)
+    return turns_to_tokens(advantages, tokens.turn_index)
 
 
 def dual_token_loop(tokens: Tokens) -> torch.Tensor:

@@ -33,7 +33,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from matchtir.policy.batching import micro_batches
+from matchtir.policy.batching import micro_batch_rows
 from matchtir.policy.packing import layout, shared_prefixes
 from matchtir.policy.policy import Policy
 
@@ -77,7 +77,7 @@ def micro_batches_of(policy: Policy, whole: Batch, budget: int) -> list[Batch]:
     lengths = real.sum(dim=1).cpu()
     packed = shared_prefixes(ids, scored) if policy.packing else None
     parts = []
-    for rows in micro_batches(lengths, budget, packed):
+    for rows in micro_batch_rows(lengths, budget, packed):
         longest = int(lengths[rows].max())
         parts.append((ids[rows, :longest], scored[rows, :longest], real[rows, :longest]))
     return parts

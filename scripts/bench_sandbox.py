@@ -27,8 +27,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.tools.process import isolated_command
 from matchtir.tools.sandbox import ProcessPoolSandbox, ProcessPoolSession
+from matchtir.tools.worker_process import isolated_command
 from matchtir.types import ToolCall, ToolSpec
 
 TOOL = ToolSpec("add", "", {}, "def add(a, b):\n    return a + b")

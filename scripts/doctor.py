@@ -35,11 +35,11 @@ from matchtir.reports.task_statistics import replay_gold
 from matchtir.rollout.engine import SamplingParams
 from matchtir.tasks.files import splits_there
 from matchtir.tasks.gold import DONE, answer_text, gold_turn_texts
-from matchtir.tasks.splits import spread
+from matchtir.tasks.splits import evenly_spaced
 from matchtir.tools.sandbox import Sandbox, replay_all
 from matchtir.training.plan import GIB, MOMENTS, Plan
-from matchtir.training.run import build_module
 from matchtir.training.settings import unfit_settings
+from matchtir.training.steps import build_module
 from matchtir.types import StopReason, Task, ToolCall, Trajectory, Turn
 from matchtir.utils.config_check import check, check_packages, plain_errors
 from matchtir.utils.loggers import quiet
@@ -109,7 +109,7 @@ def tasks(config: DictConfig) -> Iterator[Finding]:
     sandbox, at_once = instantiate(config.sandbox), config.rollout.episodes.max_concurrent or 64
     try:
         for split, of_split in found.items():
-            chosen = spread(of_split, SAMPLED, attrgetter("scenario"))
+            chosen = evenly_spaced(of_split, SAMPLED, attrgetter("scenario"))
             skips = config.data.get("on_bad_row") == "skip"
             yield from _split(split, chosen, sandbox, at_once, skips)
     finally:
@@ -144,7 +144,7 @@ def policy(config: DictConfig) -> Iterator[Finding]:
     module = build_module(config, config.module, loaded, sandbox)
     renderer, engine = module.renderer, module.engine
     found, _ = splits_there(instantiate(config.data))
-    chosen = [task for of_split in found.values() for task in spread(of_split, 100)]
+    chosen = [task for of_split in found.values() for task in evenly_spaced(of_split, 100)]
     for task in chosen:
         calls: list[ToolCall] = []
         for text in gold_turn_texts(task, renderer.calls):

@@ -36,7 +36,7 @@ from matchtir.reports.task_statistics import (
 from matchtir.tasks.custom import row_from_task
 from matchtir.tasks.files import splits_there
 from matchtir.tasks.rows import SPLITS
-from matchtir.tasks.splits import split_tasks, spread
+from matchtir.tasks.splits import evenly_spaced, split_tasks
 from matchtir.types import Task
 from matchtir.utils.config_check import check, plain_errors
 from matchtir.utils.loggers import quiet
@@ -55,7 +55,7 @@ def run(config: DictConfig) -> dict[str, list[Task]]:
     for reason in missing:
         print(reason, file=sys.stderr)
     splits = {
-        split: spread(tasks, config.max_tasks or None, attrgetter("scenario"))
+        split: evenly_spaced(tasks, config.max_tasks or None, attrgetter("scenario"))
         for split, tasks in found_splits.items()
     }
     if config.split.out:

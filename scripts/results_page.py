@@ -22,7 +22,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from matchtir.evaluation.statistics import Gain, nested_bootstrap
+from matchtir.evaluation.statistics import Estimate, nested_bootstrap
 from scripts.results import (
     HOPS,
     OUT_OF_DOMAIN,
@@ -111,7 +111,7 @@ class Results:
         """The largest gain in success of a method's runs."""
         return max(float(gain.mean()) for gain in self.gains(name).values())
 
-    def difference(self, name: str, base: str, measure: str = "success") -> Gain | None:
+    def difference(self, name: str, base: str, measure: str = "success") -> Estimate | None:
         """A method's scores less another's, over the starts and seeds that both have."""
         ours, theirs = self.values(name, measure), self.values(base, measure)
         both = [key for key in ours if key in theirs]
@@ -296,7 +296,7 @@ def _column(measure: str) -> str:
     return f"{outside}_bits" if outside in OUT_OF_DOMAIN else measure
 
 
-def shown(gain: Gain) -> str:
+def shown(gain: Estimate) -> str:
     """A number and its interval."""
     return f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
 

@@ -54,7 +54,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     """What `run` does with a config without mistakes."""
     from matchtir.evaluation.benchmark import Setting, TaskBenchmark
     from matchtir.evaluation.policies import find_policy
-    from matchtir.evaluation.tables import Earlier, overall, report
+    from matchtir.evaluation.tables import PastEvaluation, overall, report
     from matchtir.utils.loggers import close, quiet
 
     quiet()
@@ -64,7 +64,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     if config.ckpt_path not in (None, LAST):
         raise UserError(f"ckpt_path={config.ckpt_path}: an evaluation goes on from {LAST} alone")
     checkpoint_to_load(config.ckpt_path, folder, CONFIG_FILE)
-    earlier = [Earlier.load(path) for path in config.against]
+    earlier = [PastEvaluation.load(path) for path in config.against]
     benchmarks = [instantiate(node) for node in config.benchmark.values()]
     for benchmark in benchmarks:
         if isinstance(benchmark, TaskBenchmark):

@@ -77,7 +77,7 @@ def train_in(folder: Path, config: DictConfig, checkpoint: Path | None) -> float
     from lightning import Trainer
 
     from matchtir.policy.loading import POLICY_FOLDER, save_pretrained
-    from matchtir.training import run as parts
+    from matchtir.training import steps
     from matchtir.training.base import check_trainer
     from matchtir.training.data import TaskDataModule, check_prompts
     from matchtir.utils.loggers import close
@@ -85,9 +85,9 @@ def train_in(folder: Path, config: DictConfig, checkpoint: Path | None) -> float
 
     started = time.monotonic()
     with ExitStack() as at_the_end:
-        parts.set_up(config)
+        steps.set_up(config)
         datamodule: TaskDataModule = instantiate(config.datamodule)
-        keep_inputs(folder, parts.task_hashes(datamodule))
+        keep_inputs(folder, steps.task_hashes(datamodule))
         callbacks, loggers = map(instantiate_group, (config.get("callbacks"), config.get("logger")))
         trainer: Trainer = instantiate(config.trainer, callbacks=callbacks, logger=loggers)
         check_trainer(trainer)
@@ -97,25 +97,25 @@ def train_in(folder: Path, config: DictConfig, checkpoint: Path | None) -> float
         sandbox = instantiate(config.sandbox)
         at_the_end.callback(sandbox.shutdown)
         loaded = instantiate(config.model)
-        keep_inputs(folder, parts.policy_hashes(loaded))
-        module = parts.build_module(config, config.module, loaded, sandbox)
+        keep_inputs(folder, steps.policy_hashes(loaded))
+        module = steps.build_module(config, config.module, loaded, sandbox)
         if is_first():
             limit, share = config.rollout.limits.max_prompt_tokens, config.plan.skipped_share
             if said := check_prompts(datamodule.stages, module.renderer, limit, share):
                 log.info(said)
         at_the_end.callback(module.engine.close)
         if config.get("warm_start"):
-            parts.start_warm(config, loaded, sandbox)
-        checkpoint = parts.start_from(checkpoint, loaded)
-        before = parts.scores_before(trainer, module, datamodule, folder / "before.json")
+            steps.start_warm(config, loaded, sandbox)
+        checkpoint = steps.start_from(checkpoint, loaded)
+        before = steps.scores_before(trainer, module, datamodule, folder / "before.json")
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
-        objective = parts.last_value(config.objective, trainer, folder)
-        after = parts.test_scores(trainer, module, datamodule)
+        objective = steps.last_value(config.objective, trainer, folder)
+        after = steps.test_scores(trainer, module, datamodule)
         save_pretrained(loaded, folder / POLICY_FOLDER)
         wait_for_all()
         if trainer.is_global_zero:
             facts = {"objective": objective, "seed": config.seed, "iterations": module.iteration}
-            parts.report(folder, before, after, seconds=time.monotonic() - started, **facts)
+            steps.report(folder, before, after, seconds=time.monotonic() - started, **facts)
     return objective
 
 

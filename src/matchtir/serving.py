@@ -15,7 +15,7 @@ from openenv.core.env_server.types import Action, Observation, State
 
 from matchtir.credit.rewards import Reward
 from matchtir.rollout.engine import SamplingParams
-from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Speaker, Utterance
+from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, Response, Speaker
 from matchtir.tasks.rows import SPLITS, TaskSet
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Message, ToolResult
@@ -99,7 +99,7 @@ class TaskEnvironment(Environment[TurnAction, TurnObservation, State]):
         self._state.step_count += 1
         try:
             async with asyncio.timeout(timeout_s):
-                reason = await self._episode.hear(Utterance(action.text, stopped=True))
+                reason = await self._episode.step(Response(action.text, stopped=True))
             if reason is None:
                 turn = self._episode.attempt.turns[-1]
                 reply = [asdict(Message("user", turn.reply))] if turn.reply else []

@@ -63,7 +63,7 @@ class Span:
     end: int
 
 
-# In states, instead of a class: an environment of others, with its `reward` and `solved`.
+# In states, instead of a class: an external environment (OpenEnv), its `reward` and `solved`.
 ENVIRONMENT = "<environment>"
 
 

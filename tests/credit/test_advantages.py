@@ -14,7 +14,7 @@ from matchtir.credit.advantages import (
     parts_of,
 )
 from matchtir.credit.estimators import MtGrpoAdvantage, ShrinkageAdvantage, shrinkage
-from matchtir.credit.statistics import discounted_returns
+from matchtir.credit.normalisation import discounted_returns
 from matchtir.types import StopReason
 from tests.credit.builders import attempt, batch, call, says, scored, task, turn
 

@@ -8,7 +8,7 @@ import pytest
 from matchtir.credit.advantages import DualAdvantage, TrajectoryAdvantage, TurnAdvantage
 from matchtir.credit.calls import call_advantages, deviations, with_call_variance
 from matchtir.credit.estimators import ShrinkageAdvantage
-from matchtir.credit.statistics import spread
+from matchtir.credit.normalisation import group_std
 from tests.credit import builders
 from tests.credit.builders import attempt, call, match_reward, says, task, turn
 
@@ -85,7 +85,7 @@ def test_the_weight_is_what_a_difference_of_the_return_makes():
 
 def test_variance_within_is_part_of_the_pooled_one_too():
     values, group, within = np.array([0.0, 2, 1, 1]), np.array([0, 0, 1, 1]), np.array([1.0] * 4)
-    assert spread(values, group, "batch", within).tolist() == pytest.approx([3**0.5] * 4)
+    assert group_std(values, group, "batch", within).tolist() == pytest.approx([3**0.5] * 4)
 
 
 def test_what_has_no_calls_to_compare_is_refused():

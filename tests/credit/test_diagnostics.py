@@ -47,7 +47,7 @@ def test_numbers_by_turn_and_scenario():
     counts = {"tokens": [[3.0, 1], [0, 0], [0, 0]], "entropy": [[6.0, 1], [0, 0], [0, 0]]}
     sums = {name: np.array(each) for name, each in counts.items()}
     given = trajectories, advantages, sums
-    found = diagnostics.by_place(diagnostics.sums_by_place(level, 1.0, *given))
+    found = diagnostics.by_slice(diagnostics.sums_by_slice(level, 1.0, *given))
     names = "advantage", "advantage_std", "length", "turn_share", "entropy"
     places = {
         "turn/0": (1, 2, 4, 6 / 14, 2),
@@ -65,14 +65,14 @@ def test_numbers_by_turn_and_scenario():
     def of(rows):
         some = {name: each[rows] for name, each in sums.items()}
         given = trajectories[rows], advantages[rows], some
-        return diagnostics.sums_by_place(level[rows], 1.0, *given)
+        return diagnostics.sums_by_slice(level[rows], 1.0, *given)
 
     parts = [of(slice(1)), of(slice(1, 3))]
-    joined = diagnostics.by_place(diagnostics.added(parts))
+    joined = diagnostics.by_slice(diagnostics.added(parts))
     assert joined == pytest.approx(found)  # of one process or two
     idle = {"turn/0": {"turns": 0.0}}  # a process that learned nothing measured less
-    assert diagnostics.by_place(diagnostics.added([idle, *parts])) == pytest.approx(found)
-    alone = diagnostics.by_place(diagnostics.sums_by_place(None, 1.0, *given))
+    assert diagnostics.by_slice(diagnostics.added([idle, *parts])) == pytest.approx(found)
+    alone = diagnostics.by_slice(diagnostics.sums_by_slice(None, 1.0, *given))
     assert found.keys() - alone.keys() == {f"by/{place}/turn_share" for place in places}
 
 

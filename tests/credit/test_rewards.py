@@ -81,9 +81,9 @@ def test_of_several_gold_traces_the_best_counts():
     other = task(A, B, alternative_gold_calls=((C, C, A), (C,)))
     credit = score(attempt(other, turn(C, C, A), says("blue")))
     assert credit.turn_rewards.tolist() == [1.0, 1.0]
-    assert credit.similarity.shape == (3, 3) and credit.gold_trace == 1
+    assert credit.similarity.shape == (3, 3) and credit.gold_index == 1
     first = score(attempt(other, turn(A, B), says("blue")))
-    assert first.similarity.shape == (2, 2) and first.gold_trace == 0
+    assert first.similarity.shape == (2, 2) and first.gold_index == 0
     equal = score(attempt(task(A, B, alternative_gold_calls=((A,),)), turn(A)))
     assert equal.similarity.shape == (1, 2)  # the first of equally good ones
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from matchtir.credit.assignment import HardAssignment
 from matchtir.credit.rewards import MatchReward
 from matchtir.credit.similarity import Similarity
-from matchtir.evaluation.benchmark import Outcome, Setting, TaskBenchmark
+from matchtir.evaluation.benchmark import BenchmarkResult, Setting, TaskBenchmark
 from matchtir.evaluation.policies import find_policy
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import SubAnswer, Task, ToolCall, ToolSpec
@@ -39,6 +39,6 @@ def benchmark(*tasks: Task, columns=COLUMNS, **settings) -> TaskBenchmark:
 
 def play(
     played: TaskBenchmark, policy: str, sandbox: Sandbox, folder: Path, seed: int = 0, **parts
-) -> Outcome:
+) -> BenchmarkResult:
     setting = Setting(folder, sandbox, REWARD, seed)
     return played.run(find_policy(policy, seed=seed, **parts), setting)

@@ -19,9 +19,9 @@ from matchtir.evaluation.statistics import (
     estimate,
     nested_bootstrap,
     nested_difference,
-    of_attempts,
+    over_attempts,
     pass_at,
-    passes,
+    pass_names,
     resample_weights,
     value,
 )
@@ -115,10 +115,10 @@ def test_pass_at_k_is_the_share_of_choices_with_a_pass_and_without_bias(k, more,
 def test_attempts_at_a_task_become_its_values():
     row = labels("x", "")
     attempts = [{"a": 1.0, "b": None, "f1": [row]}, {"a": 0.0, "b": 3.0, "f1": [row, row]}]
-    task = of_attempts(attempts, "a")
+    task = over_attempts(attempts, "a")
     assert task == {"a": 0.5, "b": 3.0, "f1": [row] * 3, "pass@1": 0.5, "pass@2": 1.0}
-    assert "pass@1" not in of_attempts(attempts, "b")  # one attempt does not say
-    assert of_attempts(attempts[:1], "a") == attempts[0] and passes(1) == []
+    assert "pass@1" not in over_attempts(attempts, "b")  # one attempt does not say
+    assert over_attempts(attempts[:1], "a") == attempts[0] and pass_names(1) == []
 
 
 def test_the_interval_of_pass_at_k_covers_it_where_attempts_as_tasks_would_not():
@@ -127,7 +127,7 @@ def test_the_interval_of_pass_at_k_covers_it_where_attempts_as_tasks_would_not()
     weights, flat = resample_weights(40, samples=400), resample_weights(320, samples=400)
     for _ in range(200):
         drawn = generator.random((40, 8)) < generator.beta(0.5, 0.5, size=(40, 1))
-        tasks = [of_attempts([{"a": float(a)} for a in each], "a") for each in drawn]
+        tasks = [over_attempts([{"a": float(a)} for a in each], "a") for each in drawn]
         # E[1 - (1 - p)^2] = 1 - E[(1 - p)^2] = 1 - 3/8
         gain = estimate(Mean("pass@2"), tasks, weights)
         covered += gain.low <= 5 / 8 <= gain.high

@@ -6,7 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
-from matchtir.evaluation.statistics import Gain, Mean
+from matchtir.evaluation.statistics import Estimate, Mean
 from matchtir.evaluation.tables import (
     Row,
     compare,
@@ -63,7 +63,7 @@ def test_policies_are_compared_on_the_tasks_that_both_attempted():
 
 
 def row(label, numbers):
-    return Row(label, {at: Gain(mean, mean - 0.1, mean + 0.1) for at, mean in numbers.items()})
+    return Row(label, {at: Estimate(mean, mean - 0.1, mean + 0.1) for at, mean in numbers.items()})
 
 
 def test_the_table_has_the_papers_columns_and_average_first():
@@ -73,7 +73,7 @@ def test_the_table_has_the_papers_columns_and_average_first():
     numbers |= {("ftrl", name): mean for name, mean in of_ftrl.items()}
     ours, part = row("KM", numbers), row("part", {("ftrl", "Solve-P"): 0.1})
     assert ours.with_average()["", "Avg"].mean == pytest.approx(0.3992, abs=5e-5)
-    gain = Row("gain", {("ftrl", "Solve-P"): Gain(0.1, 0.05, 0.15)}, is_difference=True)
+    gain = Row("gain", {("ftrl", "Solve-P"): Estimate(0.1, 0.05, 0.15)}, is_difference=True)
     text = text_of(overview([ours, part, gain]))
     headings = next(line for line in text.splitlines() if "mandatory" in line).split("┃")
     shown = [heading.strip() for heading in headings[2:-1]]

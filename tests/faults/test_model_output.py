@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from matchtir.rollout.episode import Attempt, Episode, EpisodeLimits, NotFiniteError, Speaker
-from matchtir.rollout.episode import Utterance as Said
+from matchtir.rollout.episode import Response as Said
 from matchtir.tools.formats import HERMES, LLAMA3, extract_answer
 from matchtir.types import CallStatus, ResultStatus, StopReason
 from tests.faults.helpers import fault
@@ -42,8 +42,8 @@ async def played(text):
     """An episode of this turn and an answer."""
     attempt = Attempt(task(), (), SAMPLING, 0, 0, 0)
     episode = Episode(attempt, Speaker(), FakeSandbox(), EpisodeLimits(max_turns=2))
-    assert await episode.hear(Said(text, stopped=True)) is None
-    reason = await episode.hear(Said(ANSWER, stopped=True))
+    assert await episode.step(Said(text, stopped=True)) is None
+    reason = await episode.step(Said(ANSWER, stopped=True))
     await episode.close()
     return await episode.end(reason)
 

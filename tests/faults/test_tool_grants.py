@@ -9,7 +9,7 @@ import pytest
 
 from matchtir.tasks.tool_sources import read_tools
 from matchtir.tools import mcp
-from matchtir.tools.process import isolated_command
+from matchtir.tools.worker_process import isolated_command
 from matchtir.types import ResultStatus
 from tests.faults.helpers import fault, linux, need_isolation
 from tests.tools.sandbox_helpers import in_session

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from matchtir.tools.process import IsolationError, WorkerProcess
+from matchtir.tools.worker_process import IsolationError, WorkerProcess
 from matchtir.types import ResultStatus, ToolCall
 from tests.faults.helpers import (
     DEADLINE_S,
@@ -190,7 +190,7 @@ def test_a_process_killed_from_outside_is_replaced(make_sandbox, depth, stateful
     result = asyncio.run(disturbed())
     told = '{"result": 2, "stdout": "0.5\\n"}' if stateful else "2"  # and nothing of the repetition
     assert (result.status, result.output) == (OK, told)
-    assert pool.losses == 1
+    assert pool.kills == 1
     assert pool.counts == {OK: 2}
 
 
@@ -213,7 +213,7 @@ def test_a_call_whose_process_is_always_killed_is_given_up(make_sandbox):
     finally:
         stop.set()
         killer.join()
-    assert (result.status, pool.losses) == (CRASHED, 3)
+    assert (result.status, pool.kills) == (CRASHED, 3)
     assert run(pool, ONE).output == "1"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from matchtir.rollout.renderer import Renderer
 from matchtir.rollout.speakers import ChatEndpoint
-from matchtir.tools.formats import given_call, parse_calls
+from matchtir.tools.formats import call_from_api, parse_calls
 from matchtir.types import CallStatus, Message, StopReason
 from tests.rollout.episode_fakes import call_text, qwen3_tokenizer, small_tokenizer, task
 from tests.rollout.test_chat import answering, play, says
@@ -65,9 +65,9 @@ def test_content_as_a_list_of_parts():
     ],
 )
 def test_arguments_of_a_server_are_read_strictly(arguments, status):
-    assert given_call("mayor_of", arguments, {"mayor_of"}).status is status
-    assert given_call("pray", "{}", {"mayor_of"}).status is CallStatus.UNKNOWN_TOOL
-    assert given_call(None, arguments, {"mayor_of"}).status is not CallStatus.OK
+    assert call_from_api("mayor_of", arguments, {"mayor_of"}).status is status
+    assert call_from_api("pray", "{}", {"mayor_of"}).status is CallStatus.UNKNOWN_TOOL
+    assert call_from_api(None, arguments, {"mayor_of"}).status is not CallStatus.OK
 
 
 @pytest.mark.parametrize("load", [small_tokenizer, qwen3_tokenizer])

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from matchtir.policy.batching import collate, micro_batches, spread_over_tokens
+from matchtir.policy.batching import collate, micro_batch_rows, values_to_tokens
 from matchtir.policy.packing import Prefixes, shared_prefixes
 from matchtir.types import Span, SpanKind, StopReason, Task, ToolCall, Trajectory, Turn
 
@@ -48,14 +48,14 @@ def test_tokens_get_the_number_of_their_turn_or_call():
     one = Turn((0,) * 2, (0.0,) * 2, "", (ToolCall("f", {}),), spans=(Span(call, 0, 2),))
     both = Trajectory(TASK, (1,), (two, one), StopReason.MAX_TURNS)
     turns, calls = np.array([[1.0, 2], [3, 0]]), [np.array([4.0, 5, 6]), np.zeros(0)]
-    assert spread_over_tokens([both, ONE_TURN], turns, calls, 10).tolist() == [
+    assert values_to_tokens([both, ONE_TURN], turns, calls, 10).tolist() == [
         [0, 1, 4, 4, 5, 1, 0, 0, 6, 6],
         [0, 0, 3, 3, 3, 0, 0, 0, 0, 0],
     ]
-    assert spread_over_tokens([both], turns[:1], None, 10).tolist() == [[0, *[1] * 5, 0, 0, 2, 2]]
+    assert values_to_tokens([both], turns[:1], None, 10).tolist() == [[0, *[1] * 5, 0, 0, 2, 2]]
     unknown = Trajectory(TASK, (1,), (replace(one, spans=()),), StopReason.MAX_TURNS)
     with pytest.raises(ValueError, match="t: 0 spans of calls for 1 calls"):
-        spread_over_tokens([unknown], turns[:1], [np.zeros(1)], 2)
+        values_to_tokens([unknown], turns[:1], [np.zeros(1)], 2)
 
 
 def test_a_trajectory_without_turns_is_its_prompt():
@@ -92,7 +92,7 @@ def test_micro_batches_cover_every_row_once_within_the_limit(rows, max_tokens, p
     own, number = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2).T
     lengths = own + PROMPTS[number]
     packed = Prefixes(number, PROMPTS[number]) if packing else None
-    groups = [g.tolist() for g in micro_batches(lengths, max_tokens, packed)]
+    groups = [g.tolist() for g in micro_batch_rows(lengths, max_tokens, packed)]
     assert sorted(row for group in groups for row in group) == list(range(len(rows)))
     for group in groups:
         if packing:
@@ -104,7 +104,7 @@ def test_micro_batches_cover_every_row_once_within_the_limit(rows, max_tokens, p
 
 
 def test_micro_batches_are_filled():
-    groups = micro_batches(torch.tensor([5, 100, 5, 4, 5]), max_tokens=15)
+    groups = micro_batch_rows(torch.tensor([5, 100, 5, 4, 5]), max_tokens=15)
     assert [group.tolist() for group in groups] == [[3, 0, 2], [4], [1]]
 
 
@@ -112,11 +112,11 @@ def test_attempts_at_one_task_stay_together_and_tokens_are_balanced():
     # Three prompts of 4 tokens with own tokens of 2, 2, 2, of 3, 3 and of 8.
     number = torch.tensor([0, 1, 0, 1, 0, 2])
     packed = Prefixes(number, torch.tensor([4, 4, 4, 4, 4, 0]))
-    groups = micro_batches(torch.tensor([6, 7, 6, 7, 6, 8]), max_tokens=20, packed=packed)
+    groups = micro_batch_rows(torch.tensor([6, 7, 6, 7, 6, 8]), max_tokens=20, packed=packed)
     assert [sorted(group.tolist()) for group in groups] == [[0, 2, 4, 5], [1, 3]]
     # All four of one prompt, which do not fit, in two pieces.
     packed = Prefixes(torch.zeros(4, dtype=torch.int64), torch.full((4,), 4))
-    groups = micro_batches(torch.tensor([9, 9, 9, 9]), max_tokens=14, packed=packed)
+    groups = micro_batch_rows(torch.tensor([9, 9, 9, 9]), max_tokens=14, packed=packed)
     assert [group.tolist() for group in groups] == [[0, 1], [2, 3]]
 
 

@@ -11,8 +11,8 @@ from matchtir.policy.losses import (
     PolicyLoss,
     kl_estimate,
     log_ratios,
-    spread_turns,
     token_weights,
+    turns_to_tokens,
     weight_total,
 )
 
@@ -34,7 +34,7 @@ def draw(scale=0.3, seed=0):
         logprobs=old + noise(scale),
         old_logprobs=old,
         reference_logprobs=old + noise(scale),
-        advantages=spread_turns(ADVANTAGES, TURNS),
+        advantages=turns_to_tokens(ADVANTAGES, TURNS),
         entropy=noise().abs(),
         sampled=SAMPLED,
         turn_index=TURNS,
@@ -363,11 +363,11 @@ def test_weights_are_parts_of_the_whole_and_empty_sequences_do_not_count(aggrega
 
 def test_every_token_gets_the_value_of_its_turn():
     values = torch.tensor([[1.0, 2.0, 9.0], [3.0, 4.0, 9.0]])
-    assert spread_turns(values, TWO).tolist() == [
+    assert turns_to_tokens(values, TWO).tolist() == [
         [0, 0, 1, 1, 0, 2, 0, 0],
         [0, 3, 0, 4, 4, 4, 4, 0],
     ]
     nothing = torch.full((2, 3), -1)
-    assert spread_turns(torch.zeros(2, 0), nothing).tolist() == [[0.0] * 3] * 2
+    assert turns_to_tokens(torch.zeros(2, 0), nothing).tolist() == [[0.0] * 3] * 2
     with pytest.raises(IndexError, match="turn 1 of 1"):
-        spread_turns(torch.ones(2, 1), TWO)
+        turns_to_tokens(torch.ones(2, 1), TWO)

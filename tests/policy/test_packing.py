@@ -80,13 +80,13 @@ def test_other_architectures(config):
     assert_same(Policy(padded), Policy(packed, packing=True), [9, 3, 14], [0, 1, 0])
 
 
-def by_kernel(query, key, value, query_ends, key_ends, longest_query, longest_key, scale=None):
+def by_kernel(query, key, value, cu_seqlens_q, key_ends, longest_query, longest_key, scale=None):
     """Attention of segments that lie one behind the other, aligned at their last tokens."""
-    assert query_ends.dtype == key_ends.dtype == torch.int32
+    assert cu_seqlens_q.dtype == key_ends.dtype == torch.int32
     heads = query.shape[1] // key.shape[1]
     outputs = []
-    for segment in range(len(query_ends) - 1):
-        own = query[query_ends[segment] : query_ends[segment + 1]]
+    for segment in range(len(cu_seqlens_q) - 1):
+        own = query[cu_seqlens_q[segment] : cu_seqlens_q[segment + 1]]
         here = slice(key_ends[segment], key_ends[segment + 1])
         keys, values = (x[here].repeat_interleave(heads, dim=1) for x in (key, value))
         assert len(own) <= longest_query and len(own) <= len(keys) <= longest_key
@@ -127,7 +127,7 @@ def test_the_kernel_of_a_gpu_does_the_same():
     query, key, value = (torch.randn(1, heads, 40, 32) for heads in (4, 2, 2))
     ids, scored, real = batch([9, 3, 14], [0, 1, 0])
     segments = packing.layout(ids, scored, real).segments
-    states = [each[:, :, : sum(segments.queries)] for each in (query, key, value)]
+    states = [each[:, :, : sum(segments.lengths_q)] for each in (query, key, value)]
     plain, _ = packing.packed_attention(torch.nn.Module(), *states, None, segments)
     there = packing.layout(ids.cuda(), scored.cuda(), real.cuda()).segments
     half = [each.cuda().bfloat16() for each in states]

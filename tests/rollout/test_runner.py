@@ -65,7 +65,7 @@ def test_enough_groups_end_and_the_others_keep_their_turns():
     engine = Engine(script=replay(turns), before=until_the_slow_are_at_their_second_turn)
     runner = runner_of(engine, sandbox)
     groups = runner.attempts([task("slow"), task("fast")], 2, SAMPLING, seed=3)
-    slow, fast = asyncio.run(runner.go_on(groups, enough=1))
+    slow, fast = asyncio.run(runner.resume(groups, enough=1))
     assert is_complete(fast) and not is_complete(slow)
     for attempt in slow:  # interrupted in the second turn's tools
         assert isinstance(attempt, Attempt) and [turn.text for turn in attempt.turns] == [CALL]
@@ -75,7 +75,7 @@ def test_enough_groups_end_and_the_others_keep_their_turns():
 
     after = Resumed(CALL, call_text("beta"), ANSWER)
     after.version = 1
-    (slow,) = asyncio.run(runner_of(after).go_on([slow], enough=1))
+    (slow,) = asyncio.run(runner_of(after).resume([slow], enough=1))
     for trajectory in slow:
         assert isinstance(trajectory, Trajectory)
         assert trajectory.stop_reason is StopReason.ANSWER
@@ -95,7 +95,7 @@ def test_urgent_groups_are_waited_for():
     engine = Engine(ANSWER, before=late)
     runner = runner_of(engine)
     groups = runner.attempts([task("first"), task("b"), task("c")], 1, SAMPLING, seed=0)
-    done = asyncio.run(runner.go_on(groups, enough=1, urgent=1))
+    done = asyncio.run(runner.resume(groups, enough=1, must_finish=1))
     assert is_complete(done[0]) and task_id_of(engine.requests[-1].session) == "first"
 
 
@@ -108,7 +108,7 @@ def test_a_stateful_tool_has_its_state_back(sandbox):
     runner = runner_of(Resumed(CALL, CALL, ANSWER), sandbox)
     [[whole]] = runner.run([counting], 1, SAMPLING, seed=0)
     half = Attempt(counting, whole.prompt_ids, SAMPLING, 0, 0, 0, whole.turns[:1])
-    ((resumed,),) = asyncio.run(runner.go_on([[half]], enough=1))
+    ((resumed,),) = asyncio.run(runner.resume([[half]], enough=1))
     for trajectory in (whole, resumed):
         assert [result.output for result in trajectory.results] == ["1", "2"]
         assert trajectory.final_state == {"Box": {"n": 2}}

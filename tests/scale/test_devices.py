@@ -39,7 +39,7 @@ class Ranks:
     def wait_for_all(self):
         self.barrier.wait(60)
 
-    def gathered(self, item):
+    def all_gather(self, item):
         self.items[self.rank()] = item
         self.wait_for_all()
         items = list(self.items)

@@ -16,7 +16,7 @@ from matchtir.policy.loading import LoadedPolicy, load_pretrained, save_pretrain
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import full_tensor
 from matchtir.training.parallel import ShardedStrategy, frozen_copy, sum_gradients
-from matchtir.training.phases import HostShelf
+from matchtir.training.phases import HostOffload
 from tests.policy.tiny_policy import ARCHITECTURE, small
 from tests.scale.test_adapters import IDS, scores
 
@@ -62,7 +62,7 @@ def loaded_once(rank, folder, tied):
             each.mul_(2.0)
     own, other = next(policy.parameters()), next(reference.parameters())
     assert torch.equal(full_tensor(own), 2 * full_tensor(other))
-    then, shelf = scores(policy), HostShelf()
+    then, shelf = scores(policy), HostOffload()
     shelf.put(policy.parameters())
     assert all(each.untyped_storage().nbytes() == 0 for each in shards)
     shelf.take_back()

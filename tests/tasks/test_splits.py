@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matchtir.tasks.splits import SPLIT_BY, shared_groups, split_tasks, spread
+from matchtir.tasks.splits import SPLIT_BY, evenly_spaced, shared_groups, split_tasks
 from matchtir.types import Task, ToolCall
 
 
@@ -69,7 +69,7 @@ def test_impossible_shares_are_refused(shares):
 @given(st.lists(st.sampled_from("abc"), max_size=60), st.integers(1, 60))
 def test_a_part_has_the_shares_of_the_whole_in_its_order(kinds, count):
     items = list(enumerate(kinds))
-    chosen = spread(items, count, lambda item: item[1])
+    chosen = evenly_spaced(items, count, lambda item: item[1])
     assert chosen == sorted(set(chosen)) and len(chosen) == min(count, len(items))
     for kind, number in Counter(kinds).items():
         share = len(chosen) * number / len(items)
@@ -79,4 +79,4 @@ def test_a_part_has_the_shares_of_the_whole_in_its_order(kinds, count):
 def test_kinds_that_take_turns_have_equal_shares():
     kinds = list("abcd") * 64
     for count in (4, 8, 16, 32, 64):
-        assert set(Counter(spread(kinds, count, str)).values()) == {count // 4}
+        assert set(Counter(evenly_spaced(kinds, count, str)).values()) == {count // 4}

@@ -171,7 +171,7 @@ def test_the_thread_that_samples_ahead_is_on_the_trainers_stream(monkeypatch):
         engine=SimpleNamespace(sync=lambda *_, **__: None),
         trainer=SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext)),
     )
-    source._rollout = lambda *_: events.append("sampled")
+    source._timed_rollout = lambda *_: events.append("sampled")
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_stream", threading.current_thread)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(events.append(stream)))

@@ -9,7 +9,7 @@ from lightning import LightningModule
 
 from matchtir.credit.advantages import DualAdvantage, RewardBatch, TrajectoryAdvantage
 from matchtir.training import parallel
-from matchtir.training.parallel import ShardedStrategy, joined, mini_batch_rows
+from matchtir.training.parallel import ShardedStrategy, concatenated, mini_batch_rows
 
 
 def batch(groups, turns, seed):
@@ -39,7 +39,7 @@ def batch(groups, turns, seed):
 )
 def test_groups_of_different_processes_stay_apart_unless_the_batch_is_the_scale(advantage, apart):
     parts = [batch([0, 0, 1, 1], 3, seed=1), batch([0, 0, 0], 5, seed=2)]
-    whole = advantage(joined(parts))
+    whole = advantage(concatenated(parts))
     assert np.allclose(whole[:4, :3], advantage(parts[0])) is apart
     assert np.allclose(whole[4:], advantage(parts[1])) is apart
 
@@ -50,14 +50,14 @@ def test_an_advantage_is_made_up_of_its_parts(monkeypatch):
     for rank, own in enumerate(batches):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         dual = DualAdvantage(trajectory_scale="batch", turn_scale="batch")
-        values, parts = parallel.advantages_of(dual, own)
+        values, parts = parallel.over_all_processes(dual, own)
         assert values.shape == own.turn_mask.shape
         assert np.allclose(values, parts["trajectory_advantage"] + parts["turn_advantage"])
 
 
 def test_a_process_without_trajectories_adds_none():
     some, none = batch([0, 0], 2, seed=1), batch([], 0, seed=1)
-    both = joined([none, some])
+    both = concatenated([none, some])
     for field in fields(RewardBatch):
         assert np.array_equal(getattr(both, field.name), getattr(some, field.name))
 

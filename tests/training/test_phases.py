@@ -5,7 +5,7 @@ from itertools import groupby
 import pytest
 import torch
 
-from matchtir.training.phases import Colocation, HostShelf, Phases
+from matchtir.training.phases import Colocation, HostOffload, Phases
 from tests.training.training_parts import fit, policy_gradient, tasks
 
 
@@ -73,12 +73,12 @@ def test_an_iteration_and_a_validation_wake_sync_sample_sleep(tmp_path):
 
 
 def test_tensors_that_share_memory_leave_together_and_copies_are_used_again():
-    shelf, tensor = HostShelf(), torch.randn(4, 6)
+    shelf, tensor = HostOffload(), torch.randn(4, 6)
     view, before = tensor.t(), tensor.clone()
     for _ in range(2):
-        shelf.put([tensor, view, torch.zeros(0)])
+        shelf.offload([tensor, view, torch.zeros(0)])
         assert tensor.untyped_storage().nbytes() == 0
-        shelf.take_back()
+        shelf.reload()
         assert torch.equal(tensor, before) and torch.equal(view, before.t())
     assert len(shelf._copies) == 1
 
@@ -94,6 +94,6 @@ def test_memory_of_a_phase_is_without_what_an_engine_asleep_has_given_back(monke
     for name in ("reset_peak_memory_stats", "synchronize", *numbers):
         monkeypatch.setattr(torch.cuda, name, lambda _, name=name: numbers.get(name))
     phases = Phases(torch.device("cuda"))
-    with phases.measured("update"):
+    with phases.timed("update"):
         pass
     assert phases.peaks == {"update": 8}

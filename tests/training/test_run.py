@@ -7,7 +7,7 @@ from pathlib import Path
 from matchtir.policy.loading import LoadedPolicy
 from matchtir.training import run as module_under_test
 from matchtir.training.data import Stage, TaskDataModule
-from matchtir.training.run import fingerprint, policy_hashes, task_hashes
+from matchtir.training.steps import fingerprint, policy_hashes, task_hashes
 from tests.policy.tiny_policy import small
 from tests.training.training_parts import TaskList, tasks
 

@@ -9,15 +9,15 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from matchtir.credit.rewards import Credit
-from matchtir.credit.statistics import (
+from matchtir.credit.normalisation import (
     against_others,
     centred,
     check_normalisation,
     discounted_returns,
+    group_std,
     normalised,
-    spread,
 )
+from matchtir.credit.rewards import Credit
 from matchtir.types import Trajectory
 from matchtir.utils.options import check_option
 
@@ -136,7 +136,11 @@ def reached(batch: RewardBatch) -> Bool[np.ndarray, "N T"]:
 
 @runtime_checkable
 class Advantage(Protocol):
-    """One advantage per turn, zero where `turn_mask` is False."""
+    """One advantage per turn, zero where `turn_mask` is False.
+
+    It may have the methods of `PARTS`, which are traced, and a `trajectory_weight`; with
+    `level` "call" it has `call_weight`, and calls get their own (`credit.calls`).
+    """
 
     def __call__(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]: ...
 
@@ -194,13 +198,13 @@ class TrajectoryAdvantage:
         elif self.baseline == "others":
             advantage = against_others(advantage, group, np.arange(len(group)), self.singleton)
         if self.scale == "group":
-            advantage = advantage / (spread(batch.total, group) + self.epsilon)
+            advantage = advantage / (group_std(batch.total, group) + self.epsilon)
         elif self.scale == "batch":
             everyone = np.zeros_like(group)
             advantage = normalised(advantage, everyone, self.epsilon, self.singleton)
         return np.where(batch.turn_mask, advantage[:, None], 0.0)
 
-    trajectory = __call__  # A_g
+    trajectory = __call__  # A_g, one of `PARTS`
 
 
 @dataclass(frozen=True)
@@ -218,7 +222,7 @@ class TurnAdvantage:
         turn_groups: what a turn is compared with, see `turn_groups`. The only turn of a trajectory
             has advantage 0 among its own.
         turn_scale: std of the turn's ``group``, of the ``batch``, between the two (``shrunk``), see
-            `spread`, or ``none``.
+            `group_std`, or ``none``.
         turn_baseline: mean of the ``group``, which the turn itself is part of; of the ``others`` in
             it; or of all other attempts at the task (``absorbing``, with turn_groups=index): those
             that stopped before turn t count with the return 0 of an absorbing state, also in
@@ -271,7 +275,7 @@ class TurnAdvantage:
         return np.where(batch.turn_mask, found / self._scale(batch), 0.0)
 
     def call_weight(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
-        """What a call that earned more than its turn's others gets for each unit of it.
+        """Advantage per unit by which the reward of a call exceeds the mean of its turn.
 
         1 / (std + epsilon), the std being that of returns with a call's reward in place of the
         turn's: where all turns earn the same, differences of their calls are not blown up.
@@ -284,18 +288,18 @@ class TurnAdvantage:
         return np.where(batch.turn_mask, 1.0 / self._scale(batch, batch.call_variance), 0.0)
 
     def _counted(self, batch: RewardBatch) -> Bool[np.ndarray, "N T"]:
-        """The turns, and with ``absorbing`` what stands for those that were not made."""
+        """The turns of the baseline; with ``absorbing`` padding up to the group's longest, too."""
         return reached(batch) if self.turn_baseline == "absorbing" else batch.turn_mask
 
     def _scale(
         self, batch: RewardBatch, within: Float[np.ndarray, "N T"] | None = None
     ) -> Float[np.ndarray, "N T"]:
-        """What a difference of returns is divided by; `within`: see `spread`."""
+        """What a difference of returns is divided by; `within`: see `group_std`."""
         scale, counted = np.ones(batch.turn_mask.shape), self._counted(batch)
         if self.turn_scale != "none":
             groups = turn_groups(batch, self.turn_groups)[counted]
             variance = 0.0 if within is None else within[counted]
-            std = spread(self.returns(batch)[counted], groups, self.turn_scale, variance)
+            std = group_std(self.returns(batch)[counted], groups, self.turn_scale, variance)
             scale[counted] = std + self.epsilon
         return scale
 

@@ -3,9 +3,9 @@
     A[i, t, k] = A[i, t] + w[i, t] (r_k - mean of r over the calls of turn t)
 
 r_k is the matched reward of call k, and w what a difference of the return R_{i,t} is multiplied by
-in A[i, t]. So r_k stands in place of the turn's reward, their mean; where it is their sum, in place
-of each of its terms but for their number. Over the calls of a turn the mean of A[i, t, k] is
-A[i, t], which reasoning, answer and what is between calls keep. Ours.
+in A[i, t]. With turn_reduction=mean this puts r_k where the reward of the turn stood; with sum that
+would be m r_k for m calls, and the factor m is left out. Over the calls of a turn the mean of
+A[i, t, k] is A[i, t], which reasoning, answer and what is between calls keep. Ours.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from matchtir.credit.advantages import RewardBatch, turn_groups
+from matchtir.credit.normalisation import ZERO, centred
 from matchtir.credit.rewards import Credit, Reward
-from matchtir.credit.statistics import ZERO, centred
 from matchtir.types import CallStatus, SpanKind, ToolCall, ToolResult, Trajectory, Turn
 
 Sums = dict[str, dict[str, float]]  # by place and name
@@ -35,7 +35,7 @@ def diagnose(
     batch: RewardBatch,
     advantages: Float[np.ndarray, "N T"],
 ) -> dict[str, float]:
-    """What does not need to know how the policy was updated."""
+    """All diagnostics that need no update of the policy."""
     return {
         **signal(batch, advantages),
         **success_correlation(batch, credits),
@@ -47,14 +47,14 @@ def diagnose(
     }
 
 
-def sums_by_place(
+def sums_by_slice(
     level: Float[np.ndarray, "N T"] | None,
     weight: float,
     trajectories: Sequence[Trajectory],
     advantages: Float[np.ndarray, "N T"],
     sums: Mapping[str, Float[np.ndarray, "N T"]],
 ) -> Sums:
-    """Sums over turns of one index, from 0 on, and over tasks of one scenario, the commonest.
+    """Sums over the turns of each turn index, and over those of each of the commonest scenarios.
 
     Args:
         level: A_g, where the advantage has one.
@@ -83,7 +83,7 @@ def sums_by_place(
     }
 
 
-def by_place(sums: Sums) -> dict[str, float]:
+def by_slice(sums: Sums) -> dict[str, float]:
     """`advantage` and `advantage_std` over turns, `length` in tokens, means over learned tokens.
 
     `turn_share`: of the absolute advantages of all tokens, the part that w_g A_g does not make.

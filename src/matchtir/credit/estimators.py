@@ -14,7 +14,7 @@ from matchtir.credit.advantages import (
     TurnAdvantage,
     turn_groups,
 )
-from matchtir.credit.statistics import centred, check_normalisation, discounted_returns
+from matchtir.credit.normalisation import centred, check_normalisation, discounted_returns
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Credit:
     outcome: float  # score of the final answer, as measured
     outcome_reward: float  # what the last turn was paid for it, penalty included
     total: float  # R_i
-    gold_trace: int = 0  # what calls were matched to: 0 the gold calls, k the k-th alternative
+    gold_index: int = 0  # what calls were matched to: 0 the gold calls, k the k-th alternative
 
 
 @runtime_checkable
@@ -99,7 +99,7 @@ class MatchReward:
 
     def _credits(self, trajectories: Sequence[Trajectory]) -> list[Credit]:
         """The credits, where each trajectory is matched to the gold trace that suits it best."""
-        indices = {}  # of a task: the attempts of a group share it
+        indices = {}  # gold calls are indexed once per task
         matrices = []
         first = [0]
         for trajectory in trajectories:
@@ -107,7 +107,7 @@ class MatchReward:
             if id(task) not in indices:
                 indices[id(task)] = [self.similarity.index(gold) for gold in task.gold_traces]
             calls = trajectory.calls
-            matrices += [self.similarity.rows(calls, gold) for gold in indices[id(task)]]
+            matrices += [self.similarity.matrix(calls, gold) for gold in indices[id(task)]]
             first.append(len(matrices))
         assignments = self.assignment(matrices)
         credits = []
@@ -124,7 +124,7 @@ class MatchReward:
         trajectory: Trajectory,
         similarity: Float[np.ndarray, "m n"],
         match: Assignment,
-        gold_trace: int,
+        gold_index: int,
     ) -> Credit:
         turn_rewards = self._call_part(trajectory, match.rewards)
         outcome, paid = self._pay_answers(trajectory, turn_rewards) if turn_rewards else (0.0, 0.0)
@@ -133,7 +133,7 @@ class MatchReward:
             total /= len(turn_rewards)
         rewards = np.array(turn_rewards, dtype=np.float64)
         return Credit(
-            similarity, match.plan, match.rewards, rewards, outcome, paid, float(total), gold_trace
+            similarity, match.plan, match.rewards, rewards, outcome, paid, float(total), gold_index
         )
 
     def _call_part(

@@ -46,12 +46,12 @@ def _as_json(value: Any) -> Any:
     return value
 
 
-def _compares_well(value: Any) -> bool:
+def _python_eq_is_json(value: Any) -> bool:
     """Whether ``==`` with this value is that of JSON: no part of it equals true or false."""
     if type(value) is dict:
-        return all(map(_compares_well, value.values()))
+        return all(map(_python_eq_is_json, value.values()))
     if type(value) is list:
-        return all(map(_compares_well, value))
+        return all(map(_python_eq_is_json, value))
     return type(value) in (str, int, float, type(None)) and value not in (0, 1)
 
 
@@ -78,7 +78,7 @@ class GoldCall(NamedTuple):
 
     column: int
     arguments: Mapping[str, Any]
-    as_json: bool  # values that are compared with its own must be made so, too
+    as_json: bool  # it holds booleans, 0 or 1: both sides go through `_as_json`
 
 
 class GoldIndex(NamedTuple):
@@ -114,7 +114,7 @@ class Similarity:
         self, predicted: Sequence[ToolCall], gold: Sequence[ToolCall]
     ) -> Float[np.ndarray, "m n"]:
         """Similarities of all pairs, in [0, 1], float64."""
-        return self.rows(predicted, self.index(gold))
+        return self.matrix(predicted, self.index(gold))
 
     def index(self, gold: Sequence[ToolCall]) -> GoldIndex:
         """Gold calls by name, to be compared with the calls of many trajectories."""
@@ -122,12 +122,12 @@ class Similarity:
         for column, call in enumerate(gold):
             arguments = self._arguments(call)
             if arguments is not None:
-                as_json = self.values != "python" and not _compares_well(dict(arguments))
+                as_json = self.values != "python" and not _python_eq_is_json(dict(arguments))
                 ready = _as_json(arguments) if as_json else arguments
                 by_name.setdefault(self._name(call), []).append(GoldCall(column, ready, as_json))
         return GoldIndex(len(gold), by_name)
 
-    def rows(self, predicted: Sequence[ToolCall], gold: GoldIndex) -> Float[np.ndarray, "m n"]:
+    def matrix(self, predicted: Sequence[ToolCall], gold: GoldIndex) -> Float[np.ndarray, "m n"]:
         """Similarities of predicted calls and indexed gold calls: only equal names are compared."""
         similarity = np.zeros((len(predicted), gold.size))
         for row, call in enumerate(predicted):

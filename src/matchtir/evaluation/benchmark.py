@@ -17,14 +17,14 @@ from hydra.utils import get_method
 from matchtir.credit.rewards import Reward
 from matchtir.evaluation.metrics import Scoring
 from matchtir.evaluation.policies import EvaluatedPolicy, LocalPolicy, random_turn_texts
-from matchtir.evaluation.statistics import Statistic, passes, shown
+from matchtir.evaluation.statistics import Statistic, pass_names, shown
 from matchtir.evaluation.traces import AttemptLog, Record, attempt_name, trace_record
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, User, derive_seed
 from matchtir.rollout.runner import EpisodeRunner
 from matchtir.tasks.gold import gold_turn_texts
 from matchtir.tasks.rows import TaskSet
-from matchtir.tasks.splits import spread
+from matchtir.tasks.splits import evenly_spaced
 from matchtir.tools.sandbox import Sandbox
 from matchtir.types import Task, Trajectory
 from matchtir.utils.options import UserError, check_at_least, check_option
@@ -52,7 +52,7 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class BenchmarkResult:
     """What came out of a benchmark."""
 
     records: Sequence[Record]  # of each attempt, in the benchmark's order of tasks
@@ -66,7 +66,7 @@ def check_attempts(
     """Refuse attempts that would all be the same one.
 
     Raises:
-        ValueError: of this benchmark: fewer than 1 attempt or task, or several without chance.
+        ValueError: of this benchmark: fewer than 1 attempt or task, or several greedy ones.
     """
     check_at_least(1, attempts=attempts, max_tasks=1 if max_tasks is None else max_tasks)
     if attempts > 1 and temperature == 0:
@@ -109,7 +109,7 @@ class Benchmark(ABC):
         self.sampling = sampling or SamplingParams(temperature=0.0)
         check_attempts(f"benchmark {name}", attempts, self.sampling.temperature, max_tasks)
         self.statistics = statistics
-        self.columns = {**columns, **{name: name for name in passes(attempts)[-1:]}}
+        self.columns = {**columns, **{name: name for name in pass_names(attempts)[-1:]}}
         self.details = shown(details, attempts)
         self.passed = passed
         self.attempts = attempts
@@ -117,8 +117,8 @@ class Benchmark(ABC):
         for statistic in [*self.columns.values(), *self.details, passed]:
             check_option(f"statistic of benchmark {name}", statistic, list(statistics))
 
-    def check_chance(self, policy: EvaluatedPolicy) -> None:
-        """Raise UserError for several attempts of a policy that has no chance in it."""
+    def check_sampled(self, policy: EvaluatedPolicy) -> None:
+        """Raise UserError for several attempts of a deterministic policy."""
         if self.attempts > 1 and isinstance(policy, LocalPolicy) and policy.scripted:
             raise UserError(
                 f"benchmark {self.name}: attempts={self.attempts} of policy={policy.name} would be "
@@ -126,7 +126,7 @@ class Benchmark(ABC):
             )
 
     @abstractmethod
-    def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
+    def run(self, policy: EvaluatedPolicy, setting: Setting) -> BenchmarkResult:
         """Attempt every task that has no record in the setting's folder yet."""
 
 
@@ -183,11 +183,11 @@ class TaskBenchmark(Benchmark):
         tasks = self.task_set.tasks(split)
         if not tasks:
             raise UserError(f"benchmark {self.name}: the split {split!r} has no tasks")
-        return spread(tasks, self.max_tasks, attrgetter("scenario"))
+        return evenly_spaced(tasks, self.max_tasks, attrgetter("scenario"))
 
-    def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
+    def run(self, policy: EvaluatedPolicy, setting: Setting) -> BenchmarkResult:
         """The attempts at each task, as many at once as the setting allows."""
-        self.check_chance(policy)
+        self.check_sampled(policy)
         tasks = self.select()
         done = setting.attempts(self.name)
         wanted = {
@@ -205,7 +205,7 @@ class TaskBenchmark(Benchmark):
             runner = EpisodeRunner(speaker, setting.sandbox, limits, user=setting.user)
             asyncio.run(self._play(missing, runner, setting, done))
         records = done.finish(list(wanted))
-        return Outcome(records, time.perf_counter() - started)
+        return BenchmarkResult(records, time.perf_counter() - started)
 
     def scripts(self, tasks: Sequence[Task], name: str, seed: int) -> Mapping[str, Sequence[str]]:
         """The turns of a scripted policy at each task.

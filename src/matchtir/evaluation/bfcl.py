@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from matchtir.evaluation import bfcl_worker
-from matchtir.evaluation.benchmark import Benchmark, Outcome, Setting, attempt_record
+from matchtir.evaluation.benchmark import Benchmark, BenchmarkResult, Setting, attempt_record
 from matchtir.evaluation.policies import Address, EvaluatedPolicy, random_turn_texts
-from matchtir.evaluation.statistics import Mean, MeanOf, Statistic, passes
+from matchtir.evaluation.statistics import Mean, MeanOf, Statistic, pass_names
 from matchtir.evaluation.traces import Record, attempt_name, drop_unfinished_line, write_traces
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.tasks.rows import read_jsonl
-from matchtir.tasks.splits import spread
-from matchtir.tools.formats import given_call, render_call
+from matchtir.tasks.splits import evenly_spaced
+from matchtir.tools.formats import call_from_api, render_call
 from matchtir.types import (
     ResultStatus,
     StopReason,
@@ -98,7 +98,7 @@ class BfclBenchmark(Benchmark):
         statistics: dict[str, Statistic] = {
             "bfcl": MeanOf([families["multi_turn"], agentic]),
             **families,
-            **{name: Mean(name) for name in (*common, *passes(attempts))},
+            **{name: Mean(name) for name in (*common, *pass_names(attempts))},
         }
         details = [*FAMILIES, *common]
         super().__init__(
@@ -117,9 +117,9 @@ class BfclBenchmark(Benchmark):
             max_prompt_tokens=max_prompt_tokens, max_turn_tokens=max_turn_tokens
         )
 
-    def run(self, policy: EvaluatedPolicy, setting: Setting) -> Outcome:
+    def run(self, policy: EvaluatedPolicy, setting: Setting) -> BenchmarkResult:
         """Let the package generate what is missing and score everything."""
-        self.check_chance(policy)
+        self.check_sampled(policy)
         started = time.perf_counter()
         folders = [
             (setting.folder / attempt_name(self.name, attempt)).absolute()
@@ -152,7 +152,7 @@ class BfclBenchmark(Benchmark):
                 records.append(_record((number, attempt), entries[line["id"]], line, setting))
         records.sort(key=lambda record: record["group"])
         write_traces(setting.attempts(self.name).path, records)
-        return Outcome(records, time.perf_counter() - started, notes)
+        return BenchmarkResult(records, time.perf_counter() - started, notes)
 
     def _choose(self, entries: Sequence[BfclEntry], folders: Sequence[Path]) -> list[BfclEntry]:
         """The entries to run; where they are not all, the files that tell the package so."""
@@ -161,7 +161,7 @@ class BfclBenchmark(Benchmark):
         ids: dict[str, set[str]] = {}
         for category in self.categories:
             scored = [e for e in entries if e.category == category and e.is_scored]
-            for entry in spread(scored, self.max_tasks):
+            for entry in evenly_spaced(scored, self.max_tasks):
                 ids.setdefault(category, set()).update((entry.entry_id, *entry.needs))
         listed = {category: sorted(found) for category, found in ids.items()}
         for folder in folders:
@@ -348,7 +348,7 @@ def _record(
 
 
 def _turn(step: Mapping[str, Any]) -> Turn:
-    calls = tuple(given_call(name, arguments, None) for name, arguments in step["calls"])
+    calls = tuple(call_from_api(name, arguments, None) for name, arguments in step["calls"])
     failed = "Error during execution:"
     results = tuple(
         ToolResult(text, ResultStatus.EXCEPTION if text.startswith(failed) else ResultStatus.OK)

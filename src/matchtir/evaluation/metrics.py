@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from matchtir.credit.outcome import answer_f1, final_answer, solving_calls, succeeds
-from matchtir.evaluation.statistics import Mean, Statistic, Values, by_task, passes, value
+from matchtir.evaluation.statistics import Mean, Statistic, Values, by_task, pass_names, value
 from matchtir.tools.sandbox import executed, succeeded
 from matchtir.types import SubAnswer, ToolCall, Trajectory
 
@@ -102,7 +102,7 @@ class Scoring:
 
     def all_statistics(self, *further: str) -> dict[str, Statistic]:
         """One for each measure, also those that others take, then those that sum up several."""
-        names = [*MEASURES, *self.scores, *further, *passes(self.attempts)]
+        names = [*MEASURES, *self.scores, *further, *pass_names(self.attempts)]
         return {**{name: Mean(name) for name in names}, **self.statistics}
 
 
@@ -142,6 +142,6 @@ class TrajectoryMetrics:
 
     def _by_task(self) -> dict[str, Values]:
         """The values of each task, by the trajectories of all processes."""
-        from matchtir.utils.processes import gathered  # slow; checks of a config do without it
+        from matchtir.utils.processes import all_gather  # slow; checks of a config do without it
 
-        return by_task(chain.from_iterable(gathered(self._values)), self.scoring.passed)
+        return by_task(chain.from_iterable(all_gather(self._values)), self.scoring.passed)

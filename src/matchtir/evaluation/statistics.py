@@ -3,10 +3,9 @@
 A statistic gets the values of each task, by measure, and R weightings of the tasks. A weighting of
 ones gives the number itself; the counts of a resample with replacement give one of the numbers that
 an interval is made of. A task without a measure's value (absent, or None) does not count in it.
-Several attempts at a task are one task: a resample draws all of them or none. What chance did in
-them is in how far tasks lie apart, so that an interval holds it; attempts drawn anew within each
-task would count it twice, attempts drawn as if they were tasks would take tasks for more than they
-are.
+Several attempts at a task are one task: a resample draws all of them or none. Their noise already
+shows in the variance between tasks: resampling attempts within tasks would count it twice, and
+resampling them as if they were tasks would give intervals that are too narrow.
 
 Axes: R weightings, n tasks, L labels.
 """
@@ -32,8 +31,8 @@ Numbers = Float[np.ndarray, " R"]
 
 
 @dataclass(frozen=True, slots=True)
-class Gain:
-    """A number, often a difference of means, and its 95 % interval."""
+class Estimate:
+    """A number and its 95 % interval."""
 
     mean: float
     low: float
@@ -137,7 +136,7 @@ def pass_at(k: int, attempts: int, passed: int) -> float:
     return 1.0 - math.comb(attempts - passed, k) / math.comb(attempts, k)
 
 
-def passes(attempts: int) -> list[str]:
+def pass_names(attempts: int) -> list[str]:
     """The names of the chances that one of 1, 2, ... attempts passes; none for a single attempt.
 
     The first is the mean of single attempts, avg@k.
@@ -147,17 +146,17 @@ def passes(attempts: int) -> list[str]:
 
 def shown(details: Iterable[str], attempts: int) -> list[str]:
     """Statistics for a table, with pass@1, 2, 4, 8, ... and the last one in place of all passes."""
-    names = passes(attempts)
+    names = pass_names(attempts)
     powers = [name for k, name in enumerate(names, start=1) if k & (k - 1) == 0 or k == attempts]
     return [*(name for name in details if name not in names), *powers]
 
 
-def of_attempts(attempts: Sequence[Values], passed: str) -> Values:
+def over_attempts(attempts: Sequence[Values], passed: str) -> Values:
     """The values of a task out of those of its attempts.
 
     Of numbers it is the mean of the attempts that have one (avg@k), of rows for `MacroF1` all of
-    them. Several attempts also have `passes`: an attempt has passed where its measure `passed` is
-    1, and tasks without that measure have none.
+    them. Several attempts also have `pass_names`: an attempt has passed where its measure `passed`
+    is 1, and tasks without that measure have none.
     """
     if len(attempts) == 1:
         return attempts[0]
@@ -170,17 +169,17 @@ def of_attempts(attempts: Sequence[Values], passed: str) -> Values:
             task[measure] = sum(found) / len(found) if found else None
     if all(values.get(passed) is not None for values in attempts):
         right = sum(values[passed] == 1 for values in attempts)
-        for k, name in enumerate(passes(len(attempts)), start=1):
+        for k, name in enumerate(pass_names(len(attempts)), start=1):
             task[name] = pass_at(k, len(attempts), right)
     return task
 
 
 def by_task(attempts: Iterable[tuple[str, Values]], passed: str) -> dict[str, Values]:
-    """`of_attempts` of each task, out of (task, values) of attempts in any order."""
+    """`over_attempts` of each task, out of (task, values) of attempts in any order."""
     found: dict[str, list[Values]] = {}
     for task, values in attempts:
         found.setdefault(task, []).append(values)
-    return {task: of_attempts(each, passed) for task, each in found.items()}
+    return {task: over_attempts(each, passed) for task, each in found.items()}
 
 
 def value(statistic: Statistic, tasks: Sequence[Values]) -> float:
@@ -201,14 +200,14 @@ def resample_weights(count: int, seed: int = 0, samples: int = RESAMPLES) -> np.
     return weights
 
 
-def estimate(statistic: Statistic, tasks: Sequence[Values], weights: np.ndarray) -> Gain:
+def estimate(statistic: Statistic, tasks: Sequence[Values], weights: np.ndarray) -> Estimate:
     """The statistic with its 95 % percentile bootstrap interval over the tasks."""
     return _interval(value(statistic, tasks), statistic(tasks, weights))
 
 
 def difference(
     statistic: Statistic, before: Sequence[Values], after: Sequence[Values], weights: np.ndarray
-) -> Gain:
+) -> Estimate:
     """`after - before` on the same tasks in the same order, with its 95 % interval.
 
     Every resample draws the same tasks for both, so that how hard a task is cancels out.
@@ -222,7 +221,7 @@ def difference(
     return _interval(value(statistic, after) - value(statistic, before), resampled)
 
 
-def nested_bootstrap(runs: Runs, seed: int = 0, samples: int = RESAMPLES) -> Gain:
+def nested_bootstrap(runs: Runs, seed: int = 0, samples: int = RESAMPLES) -> Estimate:
     """The mean of what runs scored on the same tasks, with its 95 % interval.
 
     Starting weights are resampled, the seeds of each, and the tasks: what another researcher's
@@ -235,7 +234,7 @@ def nested_bootstrap(runs: Runs, seed: int = 0, samples: int = RESAMPLES) -> Gai
     return _interval(*_nested(runs, seed, 1, samples))
 
 
-def nested_difference(before: Runs, after: Runs, seed: int = 0) -> Gain:
+def nested_difference(before: Runs, after: Runs, seed: int = 0) -> Estimate:
     """The mean of `after` less that of `before` on the same tasks, with its 95 % interval.
 
     Runs of the same starts and seeds are paired; otherwise each side is resampled by itself.
@@ -275,9 +274,9 @@ def _nested(
     return mean, np.mean((found * is_one).sum(axis=2) / seeds[chosen][..., 0], axis=1)
 
 
-def _interval(mean: float, resampled: np.ndarray) -> Gain:
+def _interval(mean: float, resampled: np.ndarray) -> Estimate:
     known = resampled[~np.isnan(resampled)]
     if not len(known):
-        return Gain(mean, float("nan"), float("nan"))
+        return Estimate(mean, float("nan"), float("nan"))
     low, high = np.quantile(known, [0.025, 0.975])
-    return Gain(mean, float(low), float(high))
+    return Estimate(mean, float(low), float(high))

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Column, Table
 
-from matchtir.evaluation.benchmark import Benchmark, Outcome
+from matchtir.evaluation.benchmark import Benchmark, BenchmarkResult
 from matchtir.evaluation.statistics import (
-    Gain,
+    Estimate,
     Statistic,
     Values,
     by_task,
@@ -27,7 +27,7 @@ from matchtir.evaluation.statistics import (
 )
 from matchtir.evaluation.traces import Record
 from matchtir.tasks.rows import read_jsonl
-from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, finite, replace_text, write_csv
+from matchtir.utils.run_folder import CONFIG_FILE, RESULT_FILE, nan_to_null, replace_text, write_csv
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ _WIDTH = 160  # of the tables in a file or a pipe, where it would be 80
 # mean of its columns.
 TABLE_1 = {"ftrl": ("Solve-P", "Solve-R", "Solve-F1"), "bfcl": ("BFCL",), "toolhop": ("mandatory",)}
 
-Place = tuple[str, str]  # benchmark and heading of a column
-AVERAGE: Place = ("", "Avg")
-NOTHING = Gain(np.nan, np.nan, np.nan)
-Played = Sequence[tuple[Benchmark, Outcome]]
+ColumnKey = tuple[str, str]  # benchmark and heading of a column
+AVERAGE: ColumnKey = ("", "Avg")
+NOTHING = Estimate(np.nan, np.nan, np.nan)
+Results = Sequence[tuple[Benchmark, BenchmarkResult]]
 
 
 def _values(records: Sequence[Record], passed: str) -> dict[str, Values]:
@@ -78,7 +78,7 @@ def summarise(
     }
 
 
-def _estimates(tasks: Sequence[Values], statistics: Mapping[str, Statistic]) -> dict[str, Gain]:
+def _estimates(tasks: Sequence[Values], statistics: Mapping[str, Statistic]) -> dict[str, Estimate]:
     weights = resample_weights(len(tasks))
     return {name: estimate(each, tasks, weights) for name, each in statistics.items()}
 
@@ -97,7 +97,7 @@ def compare(
     after: Sequence[Record],
     statistics: Mapping[str, Statistic],
     passed: str = "success",
-) -> tuple[int, dict[str, Gain]]:
+) -> tuple[int, dict[str, Estimate]]:
     """On how many tasks two policies can be compared, and the difference of each statistic.
 
     Those are the tasks that both attempted. Where there are none, there are no differences.
@@ -163,15 +163,15 @@ class Row:
     """The numbers of one policy, or the differences to another, by benchmark and heading."""
 
     label: str
-    numbers: Mapping[Place, Gain]
+    numbers: Mapping[ColumnKey, Estimate]
     is_difference: bool = False
 
-    def missing(self) -> list[Place]:
+    def missing(self) -> list[ColumnKey]:
         """The columns of Table 1 that have no number."""
         columns = [(name, heading) for name, headings in TABLE_1.items() for heading in headings]
         return [each for each in columns if np.isnan(self.numbers.get(each, NOTHING).mean)]
 
-    def with_average(self) -> Mapping[Place, Gain]:
+    def with_average(self) -> Mapping[ColumnKey, Estimate]:
         """The numbers, and where they have any of Table 1 their average, NaN if one is missing."""
         if not any(name in TABLE_1 for name, _ in self.numbers):
             return self.numbers
@@ -182,7 +182,7 @@ class Row:
         return {**self.numbers, AVERAGE: replace(NOTHING, mean=float(np.mean(means)))}
 
 
-def columns_of(rows: Sequence[Row]) -> list[Place]:
+def columns_of(rows: Sequence[Row]) -> list[ColumnKey]:
     """All columns of the rows: those of Table 1 in its order, their average, then the others."""
     found = dict.fromkeys(column for row in rows for column in row.with_average())
     order = [*TABLE_1, AVERAGE[0]]
@@ -205,7 +205,7 @@ def overview(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _percent(number: Gain, is_difference: bool) -> str:
+def _percent(number: Estimate, is_difference: bool) -> str:
     mean, low, high = (100 * value for value in astuple(number))
     if np.isnan(mean):
         return "-"
@@ -227,7 +227,7 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
             for bound, value in asdict(numbers.get(column, NOTHING)).items():
                 if bound == "mean" or column != AVERAGE:
                     flat[name if bound == "mean" else f"{name} {bound}"] = round(100 * value, 4)
-        result.append(finite(flat))
+        result.append(nan_to_null(flat))
     return result
 
 
@@ -235,7 +235,7 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Earlier:
+class PastEvaluation:
     """An evaluation that is on file."""
 
     folder: str
@@ -243,7 +243,7 @@ class Earlier:
     records: Mapping[str, Sequence[Record]]  # by benchmark
 
     @classmethod
-    def load(cls, folder: str | Path) -> Earlier:
+    def load(cls, folder: str | Path) -> PastEvaluation:
         """The evaluation in a folder.
 
         Raises:
@@ -259,7 +259,11 @@ class Earlier:
 
 
 def report(
-    folder: Path, label: str, played: Played, earlier: Sequence[Earlier], facts: Mapping[str, Any]
+    folder: Path,
+    label: str,
+    played: Results,
+    earlier: Sequence[PastEvaluation],
+    facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the files, print the tables; returns what `result.json` holds.
 
@@ -287,7 +291,9 @@ def report(
         for b, outcome in played
     }
     table = table_rows(rows)
-    result = finite({**facts, "benchmarks": benchmarks, "table": table, "differences": differences})
+    result = nan_to_null(
+        {**facts, "benchmarks": benchmarks, "table": table, "differences": differences}
+    )
     write_csv(folder / "table.csv", list(table[0]), (flat.values() for flat in table))
     replace_text(folder / RESULT_FILE, json.dumps(result, indent=2) + "\n")  # it is finished
     _show(folder, label, played, summaries, rows)
@@ -304,9 +310,9 @@ def overall(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _row(label: str, records: Mapping[str, Sequence[Record]], played: Played) -> Row:
+def _row(label: str, records: Mapping[str, Sequence[Record]], played: Results) -> Row:
     """The numbers of a policy on the benchmarks that it has records of."""
-    numbers: dict[Place, Gain] = {}
+    numbers: dict[ColumnKey, Estimate] = {}
     for b, _ in played:
         if b.name in records:
             tasks = list(_values(records[b.name], b.passed).values())
@@ -315,14 +321,14 @@ def _row(label: str, records: Mapping[str, Sequence[Record]], played: Played) ->
     return Row(label, numbers)
 
 
-def _placed(benchmark: Benchmark, found: Mapping[str, Gain]) -> dict[Place, Gain]:
+def _placed(benchmark: Benchmark, found: Mapping[str, Estimate]) -> dict[ColumnKey, Estimate]:
     """The numbers that are in columns of the table."""
     return {(benchmark.name, heading): found[name] for heading, name in benchmark.columns.items()}
 
 
-def _compared(other: Earlier, played: Played) -> tuple[Row, dict[str, Any]]:
+def _compared(other: PastEvaluation, played: Results) -> tuple[Row, dict[str, Any]]:
     """The row of differences to an earlier evaluation, and all of them for `result.json`."""
-    numbers: dict[Place, Gain] = {}
+    numbers: dict[ColumnKey, Estimate] = {}
     details: dict[str, Any] = {}
     for b, outcome in played:
         first, last = other.records.get(b.name, ()), outcome.records
@@ -338,7 +344,7 @@ def _compared(other: Earlier, played: Played) -> tuple[Row, dict[str, Any]]:
 def _show(
     folder: Path,
     label: str,
-    played: Played,
+    played: Results,
     summaries: Mapping[str, Mapping[str, Any]],
     rows: Sequence[Row],
 ) -> None:
@@ -359,5 +365,5 @@ def _show(
     console.print(f"{tasks} tasks in {seconds:.1f} s: {folder}", soft_wrap=True)
 
 
-def _tasks(outcome: Outcome) -> int:
+def _tasks(outcome: BenchmarkResult) -> int:
     return len({record["task"] for record in outcome.records})

@@ -58,7 +58,7 @@ def trace_record(
     calls = [call for turn in turns for call in turn["calls"]]
     for call, advantage in zip(calls, call_advantages or (), strict=call_advantages is not None):
         call["advantage"] = float(advantage)
-    gold_calls = task.gold_traces[credit.gold_trace]
+    gold_calls = task.gold_traces[credit.gold_index]
     return {
         "task": task.task_id,
         "scenario": task.scenario,

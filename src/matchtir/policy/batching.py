@@ -23,10 +23,10 @@ class TokenBatch:
 
     input_ids: Int[Tensor, "B L"]
     attention_mask: Bool[Tensor, "B L"]  # real tokens, observations included
-    sampled: Bool[Tensor, "B L"]  # tokens drawn by the policy: the ones with loss
+    sampled: Bool[Tensor, "B L"]  # tokens drawn by the policy: the response mask
     turn_index: Int[Tensor, "B L"]  # turn of a sampled token, -1 elsewhere
     sampler_logprobs: Float[Tensor, "B L"]  # the engine's own, 0 where not sampled
-    known: dict[str, Tensor] = field(default_factory=dict)  # [B, L], what else a loss needs
+    extras: dict[str, Tensor] = field(default_factory=dict)  # [B, L], see `LossInputs`
 
     @property
     def lengths(self) -> Int[Tensor, " B"]:
@@ -39,8 +39,8 @@ class TokenBatch:
         return self._each(lambda tensor: tensor[index, :length])
 
     @classmethod
-    def padding(cls, pad_id: int) -> TokenBatch:
-        """A sequence of two tokens without loss, for a pass that others must not make alone."""
+    def dummy(cls, pad_id: int) -> TokenBatch:
+        """A sequence of two tokens without loss, for a pass that other processes make, too."""
         real = torch.ones(1, 2, dtype=torch.bool)
         ids = torch.full((1, 2), pad_id)
         return cls(ids, real, ~real, torch.full((1, 2), -1), torch.zeros(1, 2))
@@ -51,8 +51,8 @@ class TokenBatch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        known = {name: change(each) for name, each in values.pop("known").items()}
-        return TokenBatch(**{name: change(each) for name, each in values.items()}, known=known)
+        extras = {name: change(each) for name, each in values.pop("extras").items()}
+        return TokenBatch(**{name: change(each) for name, each in values.items()}, extras=extras)
 
 
 def collate(trajectories: Sequence[Trajectory], pad_id: int) -> TokenBatch:
@@ -88,7 +88,7 @@ def _flatten(trajectory: Trajectory) -> tuple[list[int], list[int], list[float]]
     return ids, turns, logprobs
 
 
-def spread_over_tokens(
+def values_to_tokens(
     trajectories: Sequence[Trajectory],
     turns: Float[np.ndarray, "B T"],
     calls: Sequence[Float[np.ndarray, " _"]] | None,
@@ -118,7 +118,7 @@ def spread_over_tokens(
     return torch.from_numpy(found)
 
 
-def micro_batches(
+def micro_batch_rows(
     lengths: Int[Tensor, " B"], max_tokens: int, packed: Prefixes | None = None
 ) -> list[Tensor]:
     """Row indices in groups of at most `max_tokens` tokens.

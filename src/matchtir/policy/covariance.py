@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from matchtir.utils.options import UserError
-from matchtir.utils.processes import gathered, rank
+from matchtir.utils.processes import all_gather, rank
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class CovarianceControl:
         seed: int,
     ) -> Bool[Tensor, "B L"]:
         """The tokens held back, among those of all processes; each must call this with its own."""
-        parts = gathered((logprobs[sampled].cpu(), advantages[sampled].cpu()))
+        parts = all_gather((logprobs[sampled].cpu(), advantages[sampled].cpu()))
         centred = [each - each.mean() for each in map(torch.cat, zip(*parts, strict=True))]
         covariances = centred[0] * centred[1]
         count = min(max(1, int(self.share * len(covariances))), len(covariances))

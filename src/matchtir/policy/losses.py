@@ -24,7 +24,7 @@ _LARGEST_EXPONENT = 20.0  # e^20 is far outside any clip range and far inside fl
 # -- numbers per turn, and what each token counts --------------------------------------------------
 
 
-def spread_turns(
+def turns_to_tokens(
     values: Float[Tensor, "B T"], turn_index: Int[Tensor, "B L"]
 ) -> Float[Tensor, "B L"]:
     """The value of its turn for every token; 0 where `turn_index` is -1.
@@ -92,7 +92,7 @@ def token_weights(
     else:
         tokens_of_turn = turn_sums(mask, turn_index)
         turns = (tokens_of_turn > 0).sum(dim=1, keepdim=True)
-        tokens = spread_turns(tokens_of_turn, turn_index) * turns
+        tokens = turns_to_tokens(tokens_of_turn, turn_index) * turns
     return mask / (total.clamp(min=1) * tokens.clamp(min=1))
 
 
@@ -120,7 +120,7 @@ def log_ratios(
         return difference
     if level == "turn":
         tokens = turn_sums(sampled.to(difference.dtype), turn_index).clamp(min=1)
-        return spread_turns(turn_sums(difference, turn_index) / tokens, turn_index)
+        return turns_to_tokens(turn_sums(difference, turn_index) / tokens, turn_index)
     tokens = sampled.sum(dim=1, keepdim=True).clamp(min=1)
     return difference.sum(dim=1, keepdim=True) / tokens * sampled
 
@@ -234,7 +234,9 @@ class LossOutput:
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Float[Tensor, ""]]
-    per_token: dict[str, Float[Tensor, "B L"]] = field(default_factory=dict)  # what some are of
+    per_token: dict[str, Float[Tensor, "B L"]] = field(
+        default_factory=dict
+    )  # of the metrics in `PER_TOKEN`
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,13 @@ def shared_prefixes(input_ids: Int[Tensor, "B L"], scored: Bool[Tensor, "B L"]) 
 
 
 class Segments(NamedTuple):
-    """Stretches of the row with one attention each: a sequence, a prompt, or what follows on it."""
+    """Arguments of varlen attention; a segment is a sequence, a prompt, or what follows on it."""
 
-    keys: Int[Tensor, " K"]  # places in the row that each segment sees: its prompt's and its own
-    queries: list[int]  # tokens of each segment
-    seen: list[int]  # keys of each segment
-    query_ends: Int[Tensor, " S+1"]  # cumulated, from 0 on, in 32 bits
-    seen_ends: Int[Tensor, " S+1"]
+    keys: Int[Tensor, " K"]  # positions that each segment sees: its prompt's and its own
+    lengths_q: list[int]  # tokens of each segment
+    lengths_k: list[int]  # keys of each segment
+    cu_seqlens_q: Int[Tensor, " S+1"]  # cumulated, from 0 on, in 32 bits
+    cu_seqlens_k: Int[Tensor, " S+1"]
 
 
 class Layout(NamedTuple):
@@ -55,7 +55,7 @@ class Layout(NamedTuple):
 
     rows: Int[Tensor, " N"]
     columns: Int[Tensor, " N"]
-    places: Int[Tensor, "B L"]  # in the row; 0 for padding
+    positions: Int[Tensor, "B L"]  # of each token in the row; 0 for padding
     segments: Segments
 
 
@@ -89,13 +89,13 @@ def packed_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
     # Norms compute in 32 bits, and a causal bias keeps autocast from its work.
     query, key, value = (states.to(dtype) for states in (query, key, value))
-    if one_kernel_does(query, dtype, given["dropout_p"]):
+    if can_use_flash(query, dtype, given["dropout_p"]):
         query, key, value = (each[0].transpose(0, 1) for each in (query, key, value))
         return flash(query, key, value, segments, given["scale"], package)[None], None
     # Split, not sliced: the gradient of every slice would be as long as the row.
     parts = zip(
-        query.split(segments.queries, dim=2),
-        *(states.split(segments.seen, dim=2) for states in (key, value)),
+        query.split(segments.lengths_q, dim=2),
+        *(states.split(segments.lengths_k, dim=2) for states in (key, value)),
         strict=True,
     )
     outputs = []
@@ -107,7 +107,7 @@ def packed_attention(
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
-def one_kernel_does(query: Tensor, dtype: torch.dtype, dropout: float) -> bool:
+def can_use_flash(query: Tensor, dtype: torch.dtype, dropout: float) -> bool:
     """Whether attention can be FlashAttention's: on a GPU, in half precision, without dropout."""
     return query.is_cuda and dtype != torch.float32 and not dropout
 
@@ -121,8 +121,8 @@ def flash(
     package: str | None,
 ) -> Float[Tensor, "N H D"]:
     """Causal attention of all segments, which lie one after the other, aligned at their ends."""
-    longest = max(segments.queries), max(segments.seen)
-    sizes = segments.query_ends, segments.seen_ends, *longest
+    longest = max(segments.lengths_q), max(segments.lengths_k)
+    sizes = segments.cu_seqlens_q, segments.cu_seqlens_k, *longest
     if package is None:
         options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0), "enable_gqa": True}
         output: Any = varlen_attn(query, key, value, *sizes, **options)
@@ -197,7 +197,7 @@ def layout(
 ) -> Layout:
     """The row: sequence after sequence, a prompt that several have before the first of them."""
     numbers, shared = (column.tolist() for column in shared_prefixes(input_ids, scored))
-    places = torch.zeros(input_ids.shape, dtype=torch.int64)
+    positions = torch.zeros(input_ids.shape, dtype=torch.int64)
     prompts: dict[int, Tensor] = {}  # places by number
     sources: list[tuple[int, int, int]] = []  # row and columns of each segment
     keys: list[Tensor] = []
@@ -211,7 +211,7 @@ def layout(
             end += common
         own = torch.arange(end, end + length - common)
         seen = torch.cat((prompts[number], own)) if common else own
-        places[row, :length] = seen
+        positions[row, :length] = seen
         if len(own):
             sources.append((row, common, length))
             keys.append(seen)
@@ -225,7 +225,7 @@ def layout(
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
 
     segments = Segments(torch.cat(keys).to(device), queries, seen_by, ends(queries), ends(seen_by))
-    return Layout(rows.to(device), columns.to(device), places.to(device), segments)
+    return Layout(rows.to(device), columns.to(device), positions.to(device), segments)
 
 
 def packed_states(

@@ -82,11 +82,11 @@ class Policy(nn.Module):
         self.head_float32 = head_float32
 
     def train_without_dropout(self) -> None:
-        """Ready for gradients, and computing as at rest; checkpointed layers compute again."""
+        """Activation checkpointing as in training, everything else as in eval mode."""
         self.eval()
         for module in self.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.training = True  # of itself alone: what it consists of stays at rest
+                module.training = True  # of itself alone: what it consists of stays in eval mode
 
     def forward(
         self,
@@ -109,7 +109,7 @@ class Policy(nn.Module):
                 attention_mask = torch.ones_like(scored)
             tokens = layout(input_ids, scored, attention_mask)
             hidden = packed_states(self.model.base_model, input_ids, tokens)
-            states = hidden[tokens.places[:, :-1][wanted[:, 1:]]]
+            states = hidden[tokens.positions[:, :-1][wanted[:, 1:]]]
         else:
             hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
             states = hidden[:, :-1][wanted[:, 1:]]

@@ -17,7 +17,7 @@ from matchtir.evaluation.statistics import Runs, nested_bootstrap, nested_differ
 from matchtir.reports.page import write_page
 from matchtir.reports.progress import SMOOTHING, trailing_mean
 from matchtir.reports.runs import START, RunData
-from matchtir.utils.run_folder import finite, write_csv
+from matchtir.utils.run_folder import nan_to_null, write_csv
 
 # Drawn as trailing means over `SMOOTHING` iterations.
 SMOOTHED = ("train/", "credit/", "by/", "time/")
@@ -174,7 +174,7 @@ def curve(method: Method, metric: str) -> dict[str, list[Any]] | None:
     error = np.nanstd(table[:, enough], axis=0, ddof=1) / np.sqrt(count[enough])
     half[enough] = stdtrit(count[enough] - 1, 0.975) * error
     ends = {"mean": mean, "low": mean - half, "high": mean + half, "seeds": table}
-    return {"steps": steps, **{name: finite(each.tolist()) for name, each in ends.items()}}
+    return {"steps": steps, **{name: nan_to_null(each.tolist()) for name, each in ends.items()}}
 
 
 def final_scores(compared: Sequence[Method], baseline: Method) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import numpy as np
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from matchtir.evaluation.statistics import Gain, nested_bootstrap
+from matchtir.evaluation.statistics import Estimate, nested_bootstrap
 from matchtir.reports.comparison import (
     HEADINGS,
     Method,
@@ -37,7 +37,7 @@ class Point:
     line: str
     value: Any
     measure: str
-    score: Gain  # over starts, seeds and test tasks
+    score: Estimate  # over starts, seeds and test tasks
     runs: Sequence[float]  # means of the single ones
 
 

@@ -17,8 +17,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from matchtir.evaluation.statistics import Gain, nested_difference
-from matchtir.utils.run_folder import CONFIG_FILE, finite, replace_text
+from matchtir.evaluation.statistics import Estimate, nested_difference
+from matchtir.utils.run_folder import CONFIG_FILE, nan_to_null, replace_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,7 +223,7 @@ class Change:
     metric: str
     before: float
     after: float
-    gain: Gain
+    gain: Estimate
 
 
 def compare(before: Scores, after: Scores, seed: int) -> list[Change]:
@@ -318,4 +318,4 @@ def write_result(path: Path, changes: Sequence[Change], **facts: Any) -> None:
         "gain": {row.metric: asdict(row.gain) for row in changes},
         **facts,
     }
-    replace_text(path, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+    replace_text(path, json.dumps(nan_to_null(result), indent=2, allow_nan=False) + "\n")

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from matchtir.rollout.engine import Engine, Generation, SamplingParams, session_name
 from matchtir.rollout.episode import EpisodeLimits, derive_seed
 from matchtir.rollout.renderer import Renderer
-from matchtir.tools.formats import HERMES, CallFormat, spoken_text
+from matchtir.tools.formats import HERMES, CallFormat, without_thinking
 from matchtir.types import CallStatus, ToolCall
 from matchtir.utils.loop_thread import LoopThread
 
@@ -139,7 +139,7 @@ def assistant_message(
     text: str, calls: Sequence[ToolCall], call_format: CallFormat = HERMES
 ) -> dict[str, Any]:
     """A turn as a message of the protocol; calls that cannot be read stay in the text."""
-    spoken = spoken_text(text)
+    spoken = without_thinking(text)
     reasoning = text.removesuffix(spoken).strip().removeprefix("<think>").removesuffix("</think>")
     read = (CallStatus.OK, CallStatus.UNKNOWN_TOOL)
     found = [call for call in calls if call.status in read]

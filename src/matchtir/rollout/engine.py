@@ -18,7 +18,7 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0  # 0: the whole vocabulary
-    max_new_tokens: int = 128
+    max_new_tokens: int = 128  # in episodes: what the limits leave for each turn
 
 
 @dataclass(frozen=True, slots=True)

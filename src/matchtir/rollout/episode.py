@@ -42,7 +42,7 @@ class Attempt:
 
     @property
     def session(self) -> str:
-        """Its name."""
+        """Name of the engine's session."""
         return session_name(self.seed, self.position, self.sample, self.task.task_id)
 
     @property
@@ -53,10 +53,10 @@ class Attempt:
 
     @property
     def turn_seed(self) -> int:
-        """Of the sampling of its next turn."""
+        """Seed of its next turn."""
         return derive_seed(self.seed, self.position, self.sample, len(self.turns))
 
-    def ended(self, reason: StopReason, version: int) -> Trajectory:
+    def to_trajectory(self, reason: StopReason, version: int) -> Trajectory:
         """The trajectory that it is; `version` stands where no turn has one."""
         first = self.turns[0].policy_version if self.turns else version
         return Trajectory(self.task, self.prompt_ids, self.turns, reason, first, self.seconds)
@@ -72,7 +72,7 @@ class NotFiniteError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Utterance:
+class Response:
     """What was said in a turn."""
 
     text: str
@@ -89,7 +89,7 @@ class Speaker:
     cache_tokens: int | None = None  # of all conversations in its cache; None: it has a queue
     renderer: Renderer | None = None  # None: it has only text, limits of tokens mean nothing to it
 
-    async def speak(self, attempt: Attempt, room: int) -> Utterance:
+    async def speak(self, attempt: Attempt, room: int) -> Response:
         """Say the next turn of an attempt, in at most `room` tokens."""
         raise NotImplementedError("the turns of this speaker come from outside")
 
@@ -136,7 +136,7 @@ class EpisodeLimits:
 
 
 class Episode:
-    """An attempt under way: `run` plays it to the end; who speaks from outside calls `hear`, `end`.
+    """An attempt under way: `run` plays it to the end; who speaks from outside calls `step`, `end`.
 
     Args:
         attempt: where it begins; holds the turns that are complete, each with its observation.
@@ -201,10 +201,10 @@ class Episode:
             if not all(map(math.isfinite, said.logprobs)):
                 text = f"log-probabilities of turn {number} are not finite"
                 raise NotFiniteError(f"{self.attempt.session}: {text}")
-            if reason := await self.hear(said):
+            if reason := await self.step(said):
                 return reason
 
-    async def hear(self, said: Utterance) -> StopReason | None:
+    async def step(self, said: Response) -> StopReason | None:
         """Execute the calls of a turn; says why it is the last one, if it is.
 
         A turn that another one follows goes into `attempt`, with its observation.
@@ -255,7 +255,7 @@ class Episode:
             self._enter("final state")
             state = await (await self._tools()).state()
         ended = replace(self.attempt, turns=turns, seconds=seconds)
-        return replace(ended.ended(reason, self.speaker.version), final_state=state)
+        return replace(ended.to_trajectory(reason, self.speaker.version), final_state=state)
 
     # -- tools -----------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from matchtir.rollout.templates import OTHER_ENDS, ChatMessage, plain_text, read_format
-from matchtir.tools.formats import spoken
+from matchtir.tools.formats import outside_thinking
 from matchtir.types import Message, Span, SpanKind, Task, ToolResult
 
 DEFAULT_SYSTEM_PROMPT = (
@@ -35,7 +35,7 @@ _CUT = "\ud800"
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
-class _Inert:
+class _Escaper:
     """Cuts a text inside each control token in it, so that none can be encoded as one."""
 
     def __init__(self, control_tokens: Iterable[str]) -> None:
@@ -103,13 +103,13 @@ class Renderer:
         self.calls = self._format.calls
         if stop_at_call and CALL_END not in added:
             raise ValueError(f"stop_at_call: tokenizer {name!r} lacks {CALL_END}")
-        self._begun = "<think>\n" if self._format.no_thought else ""
+        self._open_think = "<think>\n" if self._format.no_thought else ""
         turn_end = self._format.turn_end
         self.pad_id = added[turn_end] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self._ends = tuple(added[t] for t in (turn_end, *OTHER_ENDS) if t in added)
         self.stop_token_ids = (*self._ends, *([added[CALL_END]] if stop_at_call else []))
-        self._data = _Inert(added)
-        self._policy = _Inert(set(added) - self.calls.markup)
+        self._escaper = _Escaper(added)
+        self._turn_escaper = _Escaper(set(added) - self.calls.markup)
         self._markup = {added[tag] for tag in self.calls.markup if tag in added}
         self._tags = re.compile("|".join(map(re.escape, sorted(self.calls.markup))))
         self._require_parts()
@@ -120,14 +120,14 @@ class Renderer:
         System messages of the history join the renderer's own at the beginning.
         """
         said = [*task.history, Message("user", task.question)]
-        texts = [(m.role, self._inert(m.role).text(m.content)) for m in said]
+        texts = [(m.role, self._escaper_of(m.role).text(m.content)) for m in said]
         system = [self.system_prompt] if self.system_prompt else []
         system += [text for role, text in texts if role == "system"]
         messages: list[ChatMessage] = []
         if system:
             messages.append({"role": "system", "content": "\n\n".join(system)})
         messages += [{"role": role, "content": text} for role, text in texts if role != "system"]
-        tools = [self._data.json(spec.schema()) for spec in task.tools]
+        tools = [self._escaper.json(spec.schema()) for spec in task.tools]
         return self._encode(self._render(messages, True, self.thinking, tools))
 
     def conversation_ids(
@@ -140,13 +140,13 @@ class Renderer:
 
         Raises what the template raises for messages that it does not render.
         """
-        inert = [self._inert(m["role"]).json(_for_template(m)) for m in messages]
-        offered = [self._data.json(tool) for tool in tools]
+        inert = [self._escaper_of(m["role"]).json(_for_template(m)) for m in messages]
+        offered = [self._escaper.json(tool) for tool in tools]
         return self._encode(self._render(inert, True, self.thinking, offered))
 
-    def _inert(self, role: str) -> _Inert:
+    def _escaper_of(self, role: str) -> _Escaper:
         """What cuts control tokens in a message; calls and thinking of the policy are live."""
-        return self._policy if role == "assistant" else self._data
+        return self._turn_escaper if role == "assistant" else self._escaper
 
     def observation_ids(
         self, results: Sequence[ToolResult], turn_ids: Sequence[int] = ()
@@ -155,7 +155,7 @@ class Renderer:
 
         Where `turn_ids` stopped at a call, it begins with the end of the turn.
         """
-        outputs = [self._data.text(result.output) for result in results]
+        outputs = [self._escaper.text(result.output) for result in results]
         return self._following([{"role": "tool", "content": each} for each in outputs], turn_ids)
 
     def reply_ids(self, reply: str, turn_ids: Sequence[int] = ()) -> tuple[int, ...]:
@@ -163,7 +163,7 @@ class Renderer:
 
         Space around the message is left out, as some templates do.
         """
-        message = {"role": "user", "content": self._data.text(reply.strip())}
+        message = {"role": "user", "content": self._escaper.text(reply.strip())}
         return self._following([message], turn_ids)
 
     def _following(
@@ -179,14 +179,14 @@ class Renderer:
         Calls and think tags are live; any other control token in `text` is plain text. Where the
         prompt begins a thought, and the text has none, it is ended first.
         """
-        written = text.removeprefix(self._begun)
+        written = text.removeprefix(self._open_think)
         start = self._format.no_thought if written == text else ""
-        return self._encode(self._policy.text(start + written) + self._format.turn_end)
+        return self._encode(self._turn_escaper.text(start + written) + self._format.turn_end)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a turn, without the token that ended it, with a thought that was begun."""
         ended = bool(token_ids) and token_ids[-1] in self._ends
-        return self._begun + self._decode(token_ids[:-1] if ended else token_ids)
+        return self._open_think + self._decode(token_ids[:-1] if ended else token_ids)
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token; that of a character of several tokens stands at its last."""
@@ -200,10 +200,10 @@ class Renderer:
         Args:
             text: of the tokens, by `decode`.
         """
-        places, kind = self.calls.places(text), SpanKind.CALL
+        places, kind = self.calls.call_spans(text), SpanKind.CALL
         if not places:
-            places, kind = [(a, b) for a, b in spoken(text) if a < b], SpanKind.ANSWER
-        begun = len(self._begun)  # has no tokens
+            places, kind = [(a, b) for a, b in outside_thinking(text) if a < b], SpanKind.ANSWER
+        begun = len(self._open_think)  # has no tokens
         token_at = self._token_at(text[begun:], token_ids)
         spans, end = [], 0
         for first, last in places:
@@ -265,7 +265,7 @@ class Renderer:
             {"role": "tool", "content": "probe result"},
         ]
         conversation = self._render(messages, True, self.thinking)
-        pieces = self._encode(self._data.text(conversation))
+        pieces = self._encode(self._escaper.text(conversation))
         if self._decode(pieces) != self._decode(self._encode(conversation)):
             name = self.tokenizer.name_or_path
             raise ValueError(f"tokenizer {name!r} cannot encode a conversation in parts")

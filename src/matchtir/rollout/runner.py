@@ -32,8 +32,8 @@ NAMED = 5  # episodes that a warning of the watchdog names; the others are count
 MOST_DROPPED = 0.01  # of the attempts of one rollout; more of them end the run
 
 # A group in which some attempts may not be at their end yet.
-PartialGroup = Sequence[Attempt | Trajectory]
-_Places = list[Attempt | Trajectory | None]  # of a group; None: the attempt was dropped
+AttemptGroup = Sequence[Attempt | Trajectory]
+_GroupState = list[Attempt | Trajectory | None]  # of a group; None: the attempt was dropped
 
 
 def conversations_at_once(cache_tokens: int, mean_tokens: float) -> int:
@@ -105,7 +105,7 @@ class EpisodeRunner:
     ) -> list[list[Trajectory]]:
         """`run` inside an event loop."""
         groups = self.attempts(tasks, group_size, sampling, seed)
-        ended = await self.go_on(groups, enough=len(groups))
+        ended = await self.resume(groups, enough=len(groups))
         return [[each for each in group if isinstance(each, Trajectory)] for group in ended]
 
     def attempts(
@@ -134,10 +134,10 @@ class EpisodeRunner:
             )
         return groups
 
-    async def go_on(
-        self, groups: Sequence[PartialGroup], enough: int, urgent: int = 0
-    ) -> list[PartialGroup]:
-        """Go on until `enough` groups are complete, the first `urgent` ones among them.
+    async def resume(
+        self, groups: Sequence[AttemptGroup], enough: int, must_finish: int = 0
+    ) -> list[AttemptGroup]:
+        """Go on until `enough` groups are complete, the first `must_finish` ones among them.
 
         Returns:
             The groups in their order, as far as they have come: a turn under way is given up, the
@@ -147,7 +147,7 @@ class EpisodeRunner:
             NotFiniteError: there are too many of them.
         """
         ended = [[self._unless_too_long(each) for each in group] for group in groups]
-        self.dropped = await self._play(ended, enough, urgent)
+        self.dropped = await self._play(ended, enough, must_finish)
         if len(self.dropped) > MOST_DROPPED * sum(map(len, groups)):
             raise NotFiniteError(f"log-probabilities that are not finite: {self.dropped[:10]}")
         lengths = [
@@ -159,14 +159,18 @@ class EpisodeRunner:
             self._mean_tokens = sum(lengths) / len(lengths)
         return [[each for each in group if each is not None] for group in ended]
 
-    async def _play(self, groups: list[_Places], enough: int, urgent: int) -> list[str]:
+    async def _play(self, groups: list[_GroupState], enough: int, must_finish: int) -> list[str]:
         """Put what becomes of each attempt in its place, until enough groups are at their end.
 
         Returns the names of those that were dropped.
         """
-        slots, episodes, dropped = asyncio.Semaphore(self._places()), list[Episode](), list[str]()
+        slots, episodes, dropped = (
+            asyncio.Semaphore(self._concurrency()),
+            list[Episode](),
+            list[str](),
+        )
 
-        async def play(group: _Places, place: int, it: Attempt) -> None:
+        async def play(group: _GroupState, place: int, it: Attempt) -> None:
             async with slots:
                 episode = Episode(it, self.speaker, self.sandbox, self.limits, self.user)
                 episodes.append(episode)
@@ -190,7 +194,7 @@ class EpisodeRunner:
         pending = set(running)
         try:
             with self._watched(episodes):
-                while pending and not _are_enough(groups, enough, urgent):
+                while pending and not _are_enough(groups, enough, must_finish):
                     done, pending = await asyncio.wait(pending, return_when=FIRST_COMPLETED)
                     for task in done:
                         task.result()
@@ -231,7 +235,7 @@ class EpisodeRunner:
             over.set()
             thread.join()
 
-    def _places(self) -> int:
+    def _concurrency(self) -> int:
         if self.max_concurrent is not None:
             return self.max_concurrent
         tokens = self.speaker.cache_tokens
@@ -239,16 +243,16 @@ class EpisodeRunner:
 
     def _unless_too_long(self, each: Attempt | Trajectory) -> Attempt | Trajectory | None:
         if isinstance(each, Attempt) and len(each.prompt_ids) > self.limits.max_prompt_tokens:
-            return each.ended(StopReason.PROMPT_TOO_LONG, self.speaker.version)
+            return each.to_trajectory(StopReason.PROMPT_TOO_LONG, self.speaker.version)
         return each
 
 
-def is_complete(group: PartialGroup) -> bool:
+def is_complete(group: AttemptGroup) -> bool:
     """Whether all attempts of a group have ended."""
     return all(isinstance(each, Trajectory) for each in group)
 
 
-def _are_enough(groups: Sequence[_Places], enough: int, urgent: int) -> bool:
-    """Whether so many groups are at their end, and the first `urgent` are."""
+def _are_enough(groups: Sequence[_GroupState], enough: int, must_finish: int) -> bool:
+    """Whether so many groups are at their end, and the first `must_finish` are."""
     over = [not any(isinstance(each, Attempt) for each in group) for group in groups]
-    return sum(over) >= enough and all(over[:urgent])
+    return sum(over) >= enough and all(over[:must_finish])

@@ -122,7 +122,7 @@ class Request:
 
 
 @dataclass(slots=True, eq=False)
-class Row:
+class Conversation:
     """A conversation that occupies a slot of the cache."""
 
     session: str
@@ -136,7 +136,7 @@ class Row:
 
     @property
     def unread(self) -> int:
-        """Tokens whose keys are not in the cache yet."""
+        """Tokens whose keys are not cached yet; 1 where it decodes: the one sampled last."""
         return len(self.ids) - self.cached
 
     @property
@@ -162,7 +162,7 @@ class SlotDecoder:
     def __init__(
         self, stop_token_ids: Sequence[int], slots: int, prefill_tokens: int, sparse: bool
     ) -> None:
-        self.rows: list[Row] = []  # index = slot
+        self.rows: list[Conversation] = []  # index = slot
         self.tick = 0
         self.prefill_count = 0  # tokens of context read, for measurements
         self._stop = frozenset(stop_token_ids)
@@ -178,7 +178,7 @@ class SlotDecoder:
             self._cache = SlotCache(self._slots)  # its buffers have the model's shapes
         self.policy = policy
 
-    def vacate(self, row: Row) -> None:
+    def vacate(self, row: Conversation) -> None:
         """Free a slot: the last row moves into it, so that used slots stay 0..n-1."""
         hole, last = self.rows.index(row), len(self.rows) - 1
         if hole != last:
@@ -192,10 +192,10 @@ class SlotDecoder:
         self.tick += 1
         decoding = {s: 1 for s, row in enumerate(self.rows) if row.request and row.unread == 1}
         self._share_prompts()
-        reading = self._choose_reading()
-        if reading:
-            self.prefill_count += sum(reading.values())
-            self._pass(reading, dense=False)
+        prefill = self._choose_prefill()
+        if prefill:
+            self.prefill_count += sum(prefill.values())
+            self._pass(prefill, dense=False)
         if decoding:
             # A pass over all slots reads the cache without a copy. Where most of them wait for
             # tools, copying is cheaper; a pass over all keeps the batches the same.
@@ -218,7 +218,7 @@ class SlotDecoder:
                 self._cache.copy_slot(donors[row.prompt], slot, len(row.prompt) - 1)
                 row.cached = len(row.prompt) - 1
 
-    def _choose_reading(self) -> dict[int, int]:
+    def _choose_prefill(self) -> dict[int, int]:
         """Tokens to read now, by slot: at most `prefill_tokens` when padded to the longest."""
         chosen: dict[int, int] = {}
         prompts = {row.prompt for row in self.rows if 0 < row.cached < len(row.prompt) - 1}

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from matchtir.rollout.engine import Engine
-from matchtir.rollout.episode import Attempt, Speaker, User, Utterance
+from matchtir.rollout.episode import Attempt, Response, Speaker, User
 from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
 from matchtir.rollout.templates import ChatMessage, plain_text
-from matchtir.tools.formats import given_call, spoken_text
+from matchtir.tools.formats import call_from_api, without_thinking
 from matchtir.types import ToolCall
 
 _THINK_TAG = re.compile(r"</?think>")
@@ -40,14 +40,14 @@ class TokenSpeaker(Speaker):
         """Of the engine."""
         return self.engine.cache_tokens
 
-    async def speak(self, attempt: Attempt, room: int) -> Utterance:
+    async def speak(self, attempt: Attempt, room: int) -> Response:
         """Sample the next turn; what was sampled is never encoded again."""
         sampling = replace(attempt.sampling, max_new_tokens=room)
         said = await self.engine.generate(
             attempt.session, attempt.context, sampling, attempt.turn_seed
         )
         text = self.renderer.decode(said.token_ids)
-        return Utterance(text, said.stopped, token_ids=said.token_ids, logprobs=said.logprobs)
+        return Response(text, said.stopped, token_ids=said.token_ids, logprobs=said.logprobs)
 
     def release(self, session: str) -> None:
         """The engine may forget the episode."""
@@ -98,7 +98,7 @@ class ChatEndpoint(Speaker):
         self.extra_body = dict(extra_body or {})
         self._said: dict[str, list[ChatMessage]] = defaultdict(list)  # of each session, as given
 
-    async def speak(self, attempt: Attempt, room: int) -> Utterance:
+    async def speak(self, attempt: Attempt, room: int) -> Response:
         """Ask for the next message, with as much room as the server gives.
 
         A conversation that is beyond the server's context gets an empty turn that was cut.
@@ -121,7 +121,7 @@ class ChatEndpoint(Speaker):
             if not any(phrase in (error.said or "").lower() for phrase in _BEYOND_CONTEXT):
                 raise
             self.client.counts["beyond_context"] += 1
-            return Utterance("", stopped=False)
+            return Response("", stopped=False)
         with self.reading(answer):
             usage = answer.get("usage") or {}
             for kind in {"prompt_tokens", "completion_tokens"} & usage.keys():
@@ -130,8 +130,8 @@ class ChatEndpoint(Speaker):
             message, stopped = choice["message"], choice["finish_reason"] != "length"
             names = {tool.name for tool in attempt.task.tools}
             given = [call["function"] for call in message.get("tool_calls") or ()]
-            calls = tuple(given_call(c["name"], c.get("arguments"), names) for c in given)
-            said = Utterance(turn_text(message, calls), stopped, calls or None)
+            calls = tuple(call_from_api(c["name"], c.get("arguments"), names) for c in given)
+            said = Response(turn_text(message, calls), stopped, calls or None)
         self._said[attempt.session].append(message)
         return said
 
@@ -230,14 +230,14 @@ class EndpointUser(User):
         ]
         for turn in attempt.turns:
             if turn.reply:
-                messages.append({"role": "user", "content": spoken_text(turn.text).strip()})
+                messages.append({"role": "user", "content": without_thinking(turn.text).strip()})
                 messages.append({"role": "assistant", "content": turn.reply})
-        messages.append({"role": "user", "content": spoken_text(said).strip()})
+        messages.append({"role": "user", "content": without_thinking(said).strip()})
         options = {"temperature": self.temperature}
         answer = await self.endpoint.ask(attempt, messages, options)
         with self.endpoint.reading(answer):
             text = plain_text(answer["choices"][0]["message"].get("content"))
-        text = spoken_text(text).strip()
+        text = without_thinking(text).strip()
         return None if self.STOP in text or not text else text
 
 

@@ -16,7 +16,7 @@ from matchtir.policy.packing import use_packed_attention
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import load_full_weights
 from matchtir.rollout.engine import Engine, Generation, SamplingParams
-from matchtir.rollout.slot_decoder import Request, Row, SlotDecoder
+from matchtir.rollout.slot_decoder import Conversation, Request, SlotDecoder
 
 
 class TransformersEngine(Engine):
@@ -58,10 +58,10 @@ class TransformersEngine(Engine):
         self._decoder = SlotDecoder(
             stop_token_ids, max_sessions, prefill_tokens, sparse=rejoin_after is None
         )
-        self._by_session: dict[str, Row] = {}
-        self._queue: deque[Row] = deque()  # sessions without a slot
+        self._by_session: dict[str, Conversation] = {}
+        self._queue: deque[Conversation] = deque()  # sessions without a slot
         self._driver: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def prefill_count(self) -> int:
@@ -83,7 +83,7 @@ class TransformersEngine(Engine):
         request = Request(list(context), sampling, uniforms, future)
         row = self._by_session.get(session)
         if row is None:
-            row = Row(session, request.context, tuple(request.context), request=request)
+            row = Conversation(session, request.context, tuple(request.context), request=request)
             self._by_session[session] = row
             self._queue.append(row)
         elif row.request or row.incoming:
@@ -92,9 +92,9 @@ class TransformersEngine(Engine):
             raise ValueError(f"session {session}: the context does not extend the earlier one")
         else:
             row.incoming = request
-        self._news.set()
+        self._changed.set()
         if self._driver is None or self._driver.done():
-            self._news = asyncio.Event()
+            self._changed = asyncio.Event()  # of this rollout's event loop
             self._driver = asyncio.get_running_loop().create_task(self._drive())
         return await future
 
@@ -108,7 +108,7 @@ class TransformersEngine(Engine):
             self._queue.remove(row)
         for request in row.requests:
             request.future.cancel()
-        self._news.set()
+        self._changed.set()
 
     def sync(self, policy: nn.Module, version: int) -> None:
         """Sample from `policy`: the trainer's own module, or a copy with its weights.
@@ -181,7 +181,7 @@ class TransformersEngine(Engine):
             while not (running or self._can_admit()):
                 if any(row.incoming or row.released for row in idle):
                     break
-                await self._hear_news()
+                await self._wait_for_change()
             due = [row for row in idle if row.incoming or row.released]
         else:
             if idle and not running:  # nothing to decode meanwhile: go to the next rendezvous
@@ -190,16 +190,16 @@ class TransformersEngine(Engine):
                 )
             due = [row for row in idle if self._decoder.tick - row.idle_since >= self._rejoin_after]
             while not all(row.incoming or row.released for row in due):
-                await self._hear_news()
+                await self._wait_for_change()
         for row in due:
             if row.released:
                 self._decoder.vacate(row)
             elif row.incoming:
                 row.ids, row.request, row.incoming = row.incoming.context, row.incoming, None
 
-    async def _hear_news(self) -> None:
-        self._news.clear()
-        await self._news.wait()
+    async def _wait_for_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
 
     def _can_admit(self) -> bool:
         return bool(self._queue) and len(self._decoder.rows) < self._max_sessions

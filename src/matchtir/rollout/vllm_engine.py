@@ -31,7 +31,7 @@ FIXED_SETTINGS: Mapping[str, Any] = {
     "logprobs_mode": "processed_logprobs",
     "enable_prefix_caching": True,
 }
-_TAKEN = {*FIXED_SETTINGS, "model", "load_format", "device_ids", "enable_sleep_mode"}
+_RESERVED = {*FIXED_SETTINGS, "model", "load_format", "device_ids", "enable_sleep_mode"}
 
 # For vLLM's environment, where the user's has nothing else.
 ENVIRONMENT: Mapping[str, str] = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -113,7 +113,7 @@ class VllmBase(Engine):
         kv_cache_gib: int = 1,
         sleep_level: int | None = None,
     ) -> None:
-        taken = sorted(_TAKEN.intersection(settings or ()))
+        taken = sorted(_RESERVED.intersection(settings or ()))
         if taken:
             raise ValueError(f"these settings of vLLM cannot be chosen: {', '.join(taken)}")
         if self.most_gpus and (settings or {}).get("tensor_parallel_size", 1) > self.most_gpus:
@@ -129,7 +129,7 @@ class VllmBase(Engine):
         self._kv_cache_gib = kv_cache_gib
         self.sleep_level = sleep_level
         self._state = "without weights"  # then: ready, asleep, woken, ready, ...
-        self._sampling = 0  # turns
+        self._in_flight = 0  # turns
 
     def sleep(self) -> None:
         """Give the GPU's memory to the update, see `VllmBase`; nothing without a sleep level.
@@ -162,8 +162,8 @@ class VllmBase(Engine):
         self._state, self.version = "ready", version
 
     def _require_rest(self, event: str) -> None:
-        if self._sampling:
-            raise RuntimeError(f"{self._sampling} turns are being sampled while {event}")
+        if self._in_flight:
+            raise RuntimeError(f"{self._in_flight} turns are being sampled while {event}")
 
     def _request(
         self, session: str, context: Sequence[int], sampling: SamplingParams, seed: int
@@ -230,7 +230,7 @@ class VllmEngine(VllmBase):
         prompt = {"prompt_token_ids": list(context), "cache_salt": f"weights {self.version}"}
         self._vllm.add_request(request, prompt, params)
         future = self._futures[request] = asyncio.get_running_loop().create_future()
-        self._sampling += 1
+        self._in_flight += 1
         if self._driver is None or self._driver.done():
             self._driver = asyncio.get_running_loop().create_task(self._drive())
         try:
@@ -239,7 +239,7 @@ class VllmEngine(VllmBase):
             self._vllm.abort_request([request])
             raise
         finally:
-            self._sampling -= 1
+            self._in_flight -= 1
             del self._futures[request]
 
     def close(self) -> None:

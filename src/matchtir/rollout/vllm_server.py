@@ -21,7 +21,7 @@ from matchtir.rollout.engine import Generation, SamplingParams
 from matchtir.rollout.http import MOST_CONNECTIONS, EndpointError, HttpClient
 from matchtir.rollout.vllm_engine import ENVIRONMENT, VllmBase, engine_settings
 from matchtir.utils import guarded
-from matchtir.utils.processes import gathered, rank, wait_for_all
+from matchtir.utils.processes import all_gather, rank, wait_for_all
 
 log = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ class VllmServerEngine(VllmBase):
             "sampling_params": self._request(session, context, sampling, seed),
             "cache_salt": f"weights {self.version}",  # what older ones have cached is out of reach
         }
-        self._sampling += 1
+        self._in_flight += 1
         try:
             while True:
                 client, process = self._client, self._process
@@ -184,7 +184,7 @@ class VllmServerEngine(VllmBase):
                         self._replace(error)
                         self._reload(self.version)
         finally:
-            self._sampling -= 1
+            self._in_flight -= 1
 
     def _generation(self, answer: Any, url: str) -> Generation:
         (choice,) = answer["choices"]
@@ -232,7 +232,7 @@ class VllmServerEngine(VllmBase):
         """Where the weights go, and whether this process writes them: one does for a machine."""
         given = self._weights_folder
         machine = "" if given or self._is_shared else socket.gethostname()
-        places = gathered((machine, str(given or self._own_folder())))
+        places = all_gather((machine, str(given or self._own_folder())))
         first = [where for where, _ in places].index(machine)
         self._folder = Path(places[first][1])
         return first == rank()

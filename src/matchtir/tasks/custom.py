@@ -12,14 +12,14 @@ from matchtir.tasks.files import existing_file
 from matchtir.tasks.rows import (
     SPLITS,
     RowError,
-    Sieve,
+    RowFilter,
+    error_at,
     jsonl_rows,
     read_calls,
     read_field,
     read_tool,
     tools_by_name,
     value_text,
-    within,
 )
 from matchtir.tasks.splits import SPLIT_BY, split_tasks
 from matchtir.tasks.tool_sources import ToolSource, read_tools
@@ -56,7 +56,7 @@ class CustomTasks:
         split_by: what tasks of two splits may not share: "content", "tools" or "entities".
         shares: relative sizes of the splits.
         seed: of the splitting.
-        on_bad_row, quarantine: as `Sieve`.
+        on_bad_row, quarantine: as `RowFilter`.
 
     Raises:
         FileNotFoundError: no such file.
@@ -84,7 +84,7 @@ class CustomTasks:
         self.split_by = split_by
         self.shares = dict(shares or DEFAULT_SHARES)
         self.seed = seed
-        self.sieve = Sieve(on_bad_row, quarantine)
+        self.row_filter = RowFilter(on_bad_row, quarantine)
         self._splits: Mapping[str, Sequence[Task]] | None = None
 
     def tasks(self, split: str) -> Sequence[Task]:
@@ -98,7 +98,7 @@ class CustomTasks:
         if self._splits is None:
             tasks = self._read()
             if any("split" in task.metadata for _, task in tasks):
-                tasks = self.sieve.sift(self.path, tasks, _with_split)
+                tasks = self.row_filter.filter(self.path, tasks, _with_split)
                 splits = [task.metadata["split"] for _, task in tasks]
             else:
                 alone = [task for _, task in tasks]
@@ -119,7 +119,7 @@ class CustomTasks:
         def make(row: Mapping[str, Any], number: int) -> Task:
             return task_from_row(row, f"{self.path.stem}/{number}", self.tools, self.gold)
 
-        tasks = self.sieve.sift(self.path, enumerate(jsonl_rows(self.path)), make)
+        tasks = self.row_filter.filter(self.path, enumerate(jsonl_rows(self.path)), make)
         if self.sandbox is None:
             return tasks
         try:
@@ -127,7 +127,7 @@ class CustomTasks:
         finally:
             self.sandbox.shutdown()
         played = {number: replay for (number, _), replay in zip(tasks, replays, strict=True)}
-        return self.sieve.sift(
+        return self.row_filter.filter(
             self.path, tasks, lambda task, number: with_outputs(task, played[number])
         )
 
@@ -169,7 +169,7 @@ def task_from_row(
     Raises:
         RowError: what is wrong, and with which field.
     """
-    _known(row, FIELDS)
+    _check_fields(row, FIELDS)
     question, history = _read_question(row)
     tools = _read_tools(row, offered)
     items = read_field(row, "gold_calls", list, optional=True)
@@ -278,7 +278,7 @@ def _tool_entry(tool: ToolSpec) -> dict[str, Any]:
     return {field: value for field, value in written.items() if value or field not in special}
 
 
-def _known(item: Any, fields: Sequence[str]) -> None:
+def _check_fields(item: Any, fields: Sequence[str]) -> None:
     if not isinstance(item, Mapping):
         raise RowError(f"expected an object, got {type(item).__name__}")
     for key in item:
@@ -294,9 +294,9 @@ def _read_question(row: Mapping[str, Any]) -> tuple[str, tuple[Message, ...]]:
         return read_field(row, "question", str), ()
     messages = []
     for index, item in enumerate(read_field(row, "messages", list)):
-        with within(f"messages[{index}]"):
+        with error_at(f"messages[{index}]"):
             role, content = read_field(item, "role", str), read_field(item, "content", str)
-            _known(item, ("role", "content"))
+            _check_fields(item, ("role", "content"))
             if role not in ROLES:
                 raise RowError(f"role: {role!r} is none of {', '.join(ROLES)}")
         messages.append(Message(role, content))
@@ -329,7 +329,7 @@ def _read_own_tool(entry: Mapping[str, Any]) -> ToolSpec:
     if isinstance(entry, Mapping) and isinstance(entry.get("function"), Mapping):
         flat = {key: value for key, value in entry.items() if key not in ("type", "function")}
         entry = {**flat, **entry["function"]}
-    _known(entry, TOOL_FIELDS)
+    _check_fields(entry, TOOL_FIELDS)
     tool = read_tool(entry)
     owner = read_field(entry, "owner", str, optional=True) or ""
     strict = bool(read_field(entry, "strict", bool, optional=True))
@@ -357,7 +357,7 @@ def _read_calls(field: str, items: Any, tools: Mapping[str, ToolSpec]) -> tuple[
     """Calls of the row's tools with arguments that fit; their turns count from 1."""
 
     def check(item: Mapping[str, Any]) -> None:
-        _known(item, CALL_FIELDS)
+        _check_fields(item, CALL_FIELDS)
         turn = read_field(item, "turn", int, optional=True)
         if turn is not None and turn < 1:
             raise RowError(f"turn: expected a number from 1, got {turn}")

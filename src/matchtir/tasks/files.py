@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from matchtir.tasks.rows import SPLITS, Row, Sieve, TaskSet, jsonl_rows
+from matchtir.tasks.rows import SPLITS, Row, RowFilter, TaskSet, jsonl_rows
 from matchtir.types import Task
 from matchtir.utils.options import check_option
 
@@ -22,7 +22,7 @@ class FileTasks(ABC):
         validation_share: part of the training tasks set aside for validation (test tasks never
             are), where there is no file for it.
         seed: chooses them.
-        on_bad_row, quarantine: as `Sieve`.
+        on_bad_row, quarantine: as `RowFilter`.
 
     Raises:
         ValueError: an option that is not allowed.
@@ -38,7 +38,7 @@ class FileTasks(ABC):
         on_bad_row: str = "stop",
         quarantine: str | None = None,
     ) -> None:
-        self.sieve = Sieve(on_bad_row, quarantine)
+        self.row_filter = RowFilter(on_bad_row, quarantine)
         split_validation((), validation_share, seed)  # checks the share
         self.paths = paths
         self.validation_share = validation_share
@@ -83,7 +83,7 @@ class FileTasks(ABC):
             )
         path = str(Path(path).expanduser())
         rows = enumerate(self.rows(path, split))
-        made = self.sieve.sift(path, rows, lambda row, number: self.task(row, number, split))
+        made = self.row_filter.filter(path, rows, lambda row, number: self.task(row, number, split))
         return tuple(task for _, task in made)
 
 

@@ -17,12 +17,12 @@ from matchtir.tasks.rows import (
     Row,
     RowError,
     align_sub_answers,
+    error_at,
     read_calls,
     read_field,
     read_json_field,
     read_tool,
     tools_by_name,
-    within,
 )
 from matchtir.types import SubAnswer, Task, ToolSpec
 
@@ -65,7 +65,11 @@ class FtrlTasks(FileTasks):
             rows: Iterable[Row] = _parquet_rows(existing_file(path, f"{split}_path"))
         else:
             rows = _hub_rows(path, split)
-        return rows if split != "test" else with_traces(rows, self.paths["gold_traces"], self.sieve)
+        return (
+            rows
+            if split != "test"
+            else with_traces(rows, self.paths["gold_traces"], self.row_filter)
+        )
 
     def task(self, row: Mapping[str, Any], number: int, split: str) -> Task:
         """A row as a task; a step of a gold trace whose arguments nobody found is no call."""
@@ -148,7 +152,7 @@ def _read_question(row: Mapping[str, Any]) -> str:
     roles = [item.get("role") if isinstance(item, Mapping) else None for item in messages]
     if roles != ["user"]:
         raise RowError(f"messages: expected one user message, got the roles {roles}")
-    with within("messages"):
+    with error_at("messages"):
         return read_field(messages[0], "content", str)
 
 

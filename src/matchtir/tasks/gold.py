@@ -13,11 +13,11 @@ from typing import Any
 from matchtir.tasks.rows import (
     Row,
     RowError,
-    Sieve,
+    RowFilter,
+    error_at,
     jsonl_rows,
     read_calls,
     read_field,
-    within,
 )
 from matchtir.tools.formats import HERMES, CallFormat
 from matchtir.types import Task, ToolCall
@@ -30,7 +30,7 @@ DONE = "done"  # the answer where the task is to reach a state, and nothing is t
 Trace = Sequence[Mapping[str, Any]]
 
 
-def with_traces(rows: Iterable[Row], path: str | None, sieve: Sieve) -> Iterator[Row]:
+def with_traces(rows: Iterable[Row], path: str | None, row_filter: RowFilter) -> Iterator[Row]:
     """The rows, each with its `gold_trace` from a file of derived ones; () where it has none.
 
     Benchmarks that publish no gold calls get theirs from JSON lines with the `row` of a trace, else
@@ -49,7 +49,9 @@ def with_traces(rows: Iterable[Row], path: str | None, sieve: Sieve) -> Iterator
 
     traces: dict[int, Trace] = {}
     if path and (file := Path(path).expanduser()).exists():
-        traces = dict(pair for _, pair in sieve.sift(path, enumerate(jsonl_rows(file)), read))
+        traces = dict(
+            pair for _, pair in row_filter.filter(path, enumerate(jsonl_rows(file)), read)
+        )
     elif path:
         log.info("no gold calls: there is no %s, which is not published", path)
     for number, row in enumerate(rows):
@@ -63,7 +65,7 @@ def read_trace(
     """The calls of a gold trace and the turn of each, counted from 0, in the order of turns."""
     known = []
     for step in gold_trace:
-        with within("gold_trace"):
+        with error_at("gold_trace"):
             if read_field(step, "arguments", object, optional=True) is None:
                 continue
             if read_field(step, "turn", int) < 1:

@@ -121,7 +121,7 @@ class NestfulTasks(FileTasks):
         if key not in self._sources:
             if not path.is_file():
                 raise RowError(f"executors: in: there is no file {path}")
-            found = self.sieve.sift(path, enumerate(jsonl_rows(path)), read)
+            found = self.row_filter.filter(path, enumerate(jsonl_rows(path)), read)
             self._sources[key] = dict(pair for _, pair in found)
         return self._sources[key]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matchtir.tasks.custom import with_outputs
-from matchtir.tasks.rows import SPLITS, read_calls, read_field, read_jsonl, within
+from matchtir.tasks.rows import SPLITS, error_at, read_calls, read_field, read_jsonl
 from matchtir.tools.openenv import OpenEnvSandbox, observation_text
 from matchtir.tools.sandbox import replay_all
 from matchtir.types import ENVIRONMENT, Task
@@ -83,7 +83,7 @@ class OpenEnvTasks:
                 reset = by_seed if self.reset == "seed" else {"split": split, "index": number}
                 first = (await connection.ask("reset", reset))["observation"]
                 row = self.gold.get(name, {"gold_calls": []})
-                with within(f"gold of {name}"):
+                with error_at(f"gold of {name}"):
                     items = read_field(row, "gold_calls", list)
                     calls = read_calls("gold_calls", items, [tool.name for tool in tools])
                 tasks.append(

@@ -43,7 +43,7 @@ Row = Mapping[str, Any] | RowError  # a row, or why it cannot be read
 
 
 @contextmanager
-def within(place: str) -> Iterator[None]:
+def error_at(place: str) -> Iterator[None]:
     """Names the place of a RowError that is raised inside."""
     try:
         yield
@@ -51,7 +51,7 @@ def within(place: str) -> Iterator[None]:
         raise RowError(f"{place}: {error}") from None
 
 
-class Sieve:
+class RowFilter:
     """What becomes of rows that cannot be used, the same for every file.
 
     Args:
@@ -69,7 +69,7 @@ class Sieve:
         self.quarantine = Path(quarantine) if quarantine else None
         self._bad: dict[str, dict[int, str]] = {}  # by file and row
 
-    def sift(
+    def filter(
         self,
         path: object,
         rows: Iterable[tuple[int, Item | RowError]],
@@ -153,7 +153,7 @@ def jsonl_rows(path: str | Path) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            with within(f"line {number}"):
+            with error_at(f"line {number}"):
                 row = parse_json(line.decode(), dict)
             yield row
         except UnicodeDecodeError as error:
@@ -225,7 +225,7 @@ def read_json_field(row: Mapping[str, Any], field: str, kind: type, optional: bo
         RowError: the field is missing, null, not JSON, or JSON of another type.
     """
     text = read_field(row, field, str, optional)
-    with within(field):
+    with error_at(field):
         return None if text is None else parse_json(text, kind)
 
 
@@ -237,7 +237,7 @@ def tools_by_name(entries: Sequence[Any], read: Callable[[Any], ToolSpec]) -> di
     """
     tools: dict[str, ToolSpec] = {}
     for index, entry in enumerate(entries):
-        with within(f"tools[{index}]"):
+        with error_at(f"tools[{index}]"):
             tool = read(entry)
             if tool.name in tools:
                 raise RowError(f"two tools are called {tool.name!r}")
@@ -253,7 +253,7 @@ def read_tool(entry: Mapping[str, Any]) -> ToolSpec:
     """
     name, description = read_field(entry, "name", str), read_field(entry, "description", str)
     parameters = _without_nulls(read_field(entry, "parameters", dict))
-    with within("parameters"):
+    with error_at("parameters"):
         properties = read_field(parameters, "properties", dict, optional=True) or {}
         for key, item in properties.items():
             if not isinstance(item, (dict, bool)):
@@ -294,7 +294,7 @@ def read_calls(
     """
     calls = []
     for index, item in enumerate(items):
-        with within(f"{field}[{index}]"):
+        with error_at(f"{field}[{index}]"):
             name = read_field(item, "name", str)
             if name not in tools:
                 raise RowError(f"name: {name!r} is none of the row's tools ({', '.join(tools)})")

@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 _SPACE = re.compile(r"\W+")
 
 
-def spread(
+def evenly_spaced(
     items: Sequence[Item], count: int | None, kind: Callable[[Item], Any] | None = None
 ) -> list[Item]:
     """So many of the items in their order, spread evenly; None, or more than there are: all.

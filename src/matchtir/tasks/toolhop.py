@@ -18,12 +18,12 @@ from matchtir.tasks.rows import (
     Row,
     RowError,
     align_sub_answers,
+    error_at,
     parameter_names,
     read_field,
     read_tool,
-    within,
 )
-from matchtir.tools.formats import spoken_text
+from matchtir.tools.formats import without_thinking
 from matchtir.types import SubAnswer, Task, ToolSpec, Trajectory
 from matchtir.utils.options import UserError, check_option
 
@@ -85,7 +85,7 @@ class ToolHopTasks(FileTasks):
 
     def rows(self, path: str, split: str) -> Iterable[Row]:
         """The published rows with their gold traces."""
-        return with_traces(super().rows(path, split), self.paths["gold_traces"], self.sieve)
+        return with_traces(super().rows(path, split), self.paths["gold_traces"], self.row_filter)
 
     def tasks(self, split: str) -> Sequence[Task]:
         """The questions, one scenario after the other."""
@@ -116,7 +116,7 @@ class ToolHopTasks(FileTasks):
                 raise RowError(f"sub_task: {hop!r}: no tool for it, or no text as its answer")
         steps = []
         for step in row["gold_trace"]:
-            with within("gold_trace"):
+            with error_at("gold_trace"):
                 hop = read_field(step, "sub_question", str, optional=True)
             steps.append({**step, "name": tools[hop].name} if hop in tools else step)
         calls, turns = read_trace(steps, {tool.name for tool in tools.values()})
@@ -145,7 +145,7 @@ def answer_correct(trajectory: Trajectory) -> float:
     """
     if not trajectory.turns or trajectory.turns[-1].calls:
         return 0.0
-    said = spoken_text(trajectory.final_text)
+    said = without_thinking(trajectory.final_text)
     heard = [result.output for turn in trajectory.turns[-2:-1] for result in turn.results[-1:]]
     texts = [said, *heard] if said.strip() else []
     return float(any(contains_answer(text, trajectory.task.answer) for text in texts))
@@ -165,7 +165,7 @@ def _read_tools(row: Mapping[str, Any]) -> dict[str, ToolSpec]:
     sources = read_field(row, "functions", list)
     waiting: dict[str, ToolSpec] = {}
     for hop, entry in read_field(row, "tools", dict).items():
-        with within(f"tools: {hop!r}"):
+        with error_at(f"tools: {hop!r}"):
             waiting[hop] = read_tool(entry)
     if len(sources) != len(waiting):
         raise RowError(f"functions: {len(sources)} sources for {len(waiting)} tools")

@@ -52,6 +52,172 @@ _INNER_TAG = re.compile(r"</?(?:function|parameter)\b")
 # An opening tag may not stand inside: of "<answer>a <answer>b</answer>" the answer is "b".
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}
+_KINDS: dict[type, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
+_KINDS |= {dict: "object", list: "array", type(None): "null"}
+
+
+class CallFormat(ABC):
+    """How the calls of a turn are written and read."""
+
+    name: ClassVar[str]
+    several = True  # whether a turn may have more than one call
+    markup = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})  # control tokens
+
+    def parse(self, text: str, tools: Tools) -> tuple[ToolCall, ...]:
+        """Every ``<tool_call>`` block of a turn outside thinking, in order, each with its status.
+
+        A call to a name that is not among `tools` is an unknown tool; None accepts any name.
+        A refused call keeps what could be read of it: its name ("" if there is none) and its
+        arguments (None if there are none). Never raises for what the text holds.
+        """
+        return tuple(
+            self.parse_block(block[1], tools)
+            if block[2]
+            else ToolCall("", None, CallStatus.UNCLOSED, block[1])
+            for block in _blocks(text)
+        )
+
+    def call_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each call begins and ends, its tags included."""
+        return [block.span() for block in _blocks(text)]
+
+    def write(self, calls: Sequence[ToolCall]) -> str:
+        """A turn of calls, as the chat templates of the format write it: one block per call.
+
+        Raises:
+            ValueError, TypeError: arguments that the format has no way to write.
+        """
+        return "\n".join(f"<tool_call>\n{self.write_block(call)}\n</tool_call>" for call in calls)
+
+    def before_calls(self, text: str) -> str:
+        """What a turn with calls says besides them: what stands before the first block."""
+        return text.partition("<tool_call>")[0]
+
+    @abstractmethod
+    def parse_block(self, block: str, tools: Tools) -> ToolCall:
+        """The call in a block."""
+
+    @abstractmethod
+    def write_block(self, call: ToolCall) -> str:
+        """A call as it stands in its block."""
+
+
+class HermesCalls(CallFormat):
+    """JSON objects between ``<tool_call>`` and ``</tool_call>``, anywhere in the turn."""
+
+    name = "hermes"
+    key = "arguments"
+
+    def parse_block(self, block: str, tools: Tools) -> ToolCall:
+        """The JSON object that a text is."""
+        try:
+            value = _load(block)
+        except ValueError as error:
+            problem = f"it is not valid JSON ({error})"
+            return ToolCall("", None, CallStatus.INVALID_JSON, block, problem)
+        status, problem = _problem(value, self.key)
+        found = value if isinstance(value, dict) else {}
+        name = found["name"] if isinstance(found.get("name"), str) else ""
+        return _check_tool(ToolCall(name, found.get(self.key), status, block, problem), tools)
+
+    def write_block(self, call: ToolCall) -> str:
+        """One JSON object, as chat templates write it.
+
+        Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
+        """
+        arguments = json.dumps(call.arguments, ensure_ascii=False, allow_nan=False)
+        return f'{{"name": "{call.name}", "{self.key}": {arguments}}}'
+
+
+class LlamaCalls(HermesCalls):
+    """A turn that is one JSON object with "name" and "parameters", from its first character on.
+
+    A turn that begins with ``{`` and is no such object is a call that cannot be read, so that its
+    writer hears of it; any other turn is an answer.
+    """
+
+    name = "llama3"
+    key = "parameters"
+    several = False
+    markup = frozenset({"<think>", "</think>", PYTHON_TAG})
+
+    def parse(self, text: str, tools: Tools) -> tuple[ToolCall, ...]:
+        """The call that the turn is, if it is one."""
+        said = without_thinking(text).strip().removeprefix(PYTHON_TAG).strip()
+        return (self.parse_block(said, tools),) if said.startswith("{") else ()
+
+    def call_spans(self, text: str) -> list[tuple[int, int]]:
+        """Where the call begins and ends: from behind the thinking before it to the end."""
+        begins = [start for start, end in outside_thinking(text) if text[start:end].strip()]
+        return [(begins[0], len(text))] if self.parse(text, None) else []
+
+    def write(self, calls: Sequence[ToolCall]) -> str:
+        """The only call; raises ValueError where there are several."""
+        if len(calls) != 1:
+            raise ValueError(f"{len(calls)} calls in one turn: the format has room for one")
+        return self.write_block(calls[0])
+
+    def before_calls(self, text: str) -> str:
+        """Nothing."""
+        return ""
+
+
+class QwenCoderCalls(CallFormat):
+    """Functions and their parameters in tags, the values as text; each call in a block.
+
+    The type of a value is the schema's: a string stays the text it is, all else is read as JSON (or
+    Python's True, False and None), and left a string where it is none. Where the schema allows
+    strings besides other types, or says nothing, JSON of another allowed type is that.
+    """
+
+    def __init__(self, name: str, python_words: bool) -> None:
+        self.name = name  # type: ignore[misc]
+        self.python_words = python_words  # scalars are written as Python has them, not as JSON
+
+    def parse_block(self, block: str, tools: Tools) -> ToolCall:
+        """The function in a block."""
+        function = _FUNCTION.fullmatch(block)
+        if function is None or _SURROGATE.search(block):
+            problem = "it must be <function=name>, <parameter=name> blocks, </function>"
+            return ToolCall("", None, CallStatus.INVALID_JSON, block, problem)
+        name, body = function.groups()
+        schema = (tools.get(name) if isinstance(tools, Mapping) else None) or {}
+        types = schema.get("properties") or {}
+        arguments: dict[str, Any] = {}
+        at = 0
+        while (found := _PARAMETER.match(body, at)) and found[1] not in arguments:
+            arguments[found[1]] = _typed(found[2], types.get(found[1]))
+            at = found.end()
+        if rest := body[at:].strip():
+            problem = f"here must stand a further <parameter=name> block: {_printable(rest)}"
+            return ToolCall(name, None, CallStatus.ARGUMENTS_NOT_OBJECT, block, problem)
+        if not name:
+            problem = "its function has no name"
+            return ToolCall("", arguments, CallStatus.MISSING_NAME, block, problem)
+        return _check_tool(ToolCall(name, arguments, text=block), tools)
+
+    def write_block(self, call: ToolCall) -> str:
+        """A function; a value that holds its tags cannot be told from them."""
+        parameters = []
+        for name, value in call.arguments.items():
+            text = value
+            if not isinstance(value, str):
+                text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+                word = self.python_words and not isinstance(value, dict | list)
+                text = str(value) if word else text
+            if _INNER_TAG.search(text):
+                raise ValueError(f"the argument {name!r} of {call.name} holds tags of the format")
+            parameters.append(f"<parameter={name}>\n{text}\n</parameter>\n")
+        return f"<function={call.name}>\n{''.join(parameters)}</function>"
+
+
+HERMES, LLAMA3 = HermesCalls(), LlamaCalls()
+QWEN3_CODER = QwenCoderCalls("qwen3_coder", python_words=False)
+FORMATS: tuple[CallFormat, ...] = (
+    *(HERMES, LLAMA3, QWEN3_CODER),
+    QwenCoderCalls("qwen3_5", python_words=True),
+)
 
 
 def parse_calls(text: str, tools: Tools) -> tuple[ToolCall, ...]:
@@ -59,7 +225,7 @@ def parse_calls(text: str, tools: Tools) -> tuple[ToolCall, ...]:
     return HERMES.parse(text, tools)
 
 
-def given_call(name: Any, arguments: Any, tools: Tools) -> ToolCall:
+def call_from_api(name: Any, arguments: Any, tools: Tools) -> ToolCall:
     """A call that a server gave apart from the text: its arguments as an object, or as JSON.
 
     It is read as strictly as one in the text; markup in it is part of its arguments.
@@ -67,7 +233,7 @@ def given_call(name: Any, arguments: Any, tools: Tools) -> ToolCall:
     if not isinstance(arguments, str):
         arguments = json.dumps(arguments or {}, ensure_ascii=False)
     text = f'{{"name": {json.dumps(name, ensure_ascii=False)}, "arguments": {arguments or "{}"}}}'
-    return HERMES.read(text, tools)
+    return HERMES.parse_block(text, tools)
 
 
 def render_call(name: str, arguments: Any) -> str:
@@ -92,7 +258,7 @@ def error_text(call: ToolCall) -> str:
 
 def refusal(call: ToolCall, tools: Tools) -> ToolResult | None:
     """The result of a call that is not executed, also where none of the tools has its name."""
-    call, refused = _known(call, tools), ResultStatus.REJECTED
+    call, refused = _check_tool(call, tools), ResultStatus.REJECTED
     return None if call.status is CallStatus.OK else ToolResult(error_text(call), refused)
 
 
@@ -101,16 +267,16 @@ def extract_answer(text: str) -> str | None:
 
     None where there is none; "" for an empty one.
     """
-    answers = [answer for part in spoken(text) for answer in _ANSWER.findall(text, *part)]
+    answers = [answer for part in outside_thinking(text) for answer in _ANSWER.findall(text, *part)]
     return answers[-1].strip() if answers else None
 
 
-def spoken_text(text: str) -> str:
+def without_thinking(text: str) -> str:
     """A turn without its thinking."""
-    return "".join(text[start:end] for start, end in spoken(text))
+    return "".join(text[start:end] for start, end in outside_thinking(text))
 
 
-def spoken(text: str) -> list[tuple[int, int]]:
+def outside_thinking(text: str) -> list[tuple[int, int]]:
     """Where the parts of a turn outside thinking begin and end."""
     masked = _BLOCK.sub(_without_think_tags, text) if _THINK_TAG.search(text) else text
     before, close, _ = masked.partition("</think>")
@@ -135,10 +301,10 @@ def _without_think_tags(block: re.Match[str]) -> str:
 
 def _blocks(text: str) -> Iterator[re.Match[str]]:
     """The ``<tool_call>`` blocks outside thinking."""
-    return chain.from_iterable(_BLOCK.finditer(text, *part) for part in spoken(text))
+    return chain.from_iterable(_BLOCK.finditer(text, *part) for part in outside_thinking(text))
 
 
-def _known(call: ToolCall, tools: Tools) -> ToolCall:
+def _check_tool(call: ToolCall, tools: Tools) -> ToolCall:
     """The call; refused where it is to a tool that is not there."""
     if call.status is CallStatus.OK and tools is not None and call.name not in tools:
         return replace(call, status=CallStatus.UNKNOWN_TOOL)
@@ -206,161 +372,6 @@ def _printable(text: str) -> str:
     return json.dumps(text[:100], ensure_ascii=bool(_SURROGATE.search(text)))
 
 
-class CallFormat(ABC):
-    """How the calls of a turn are written and read."""
-
-    name: ClassVar[str]
-    several = True  # whether a turn may have more than one call
-    markup = frozenset({"<think>", "</think>", "<tool_call>", "</tool_call>"})  # control tokens
-
-    def parse(self, text: str, tools: Tools) -> tuple[ToolCall, ...]:
-        """Every ``<tool_call>`` block of a turn outside thinking, in order, each with its status.
-
-        A call to a name that is not among `tools` is an unknown tool; None accepts any name.
-        A refused call keeps what could be read of it: its name ("" if there is none) and its
-        arguments (None if there are none). Never raises for what the text holds.
-        """
-        return tuple(
-            self.read(block[1], tools)
-            if block[2]
-            else ToolCall("", None, CallStatus.UNCLOSED, block[1])
-            for block in _blocks(text)
-        )
-
-    def places(self, text: str) -> list[tuple[int, int]]:
-        """Where each call begins and ends, its tags included."""
-        return [block.span() for block in _blocks(text)]
-
-    def write(self, calls: Sequence[ToolCall]) -> str:
-        """A turn of calls, as the chat templates of the format write it: one block per call.
-
-        Raises:
-            ValueError, TypeError: arguments that the format has no way to write.
-        """
-        return "\n".join(f"<tool_call>\n{self.block(call)}\n</tool_call>" for call in calls)
-
-    def before_calls(self, text: str) -> str:
-        """What a turn with calls says besides them: what stands before the first block."""
-        return text.partition("<tool_call>")[0]
-
-    @abstractmethod
-    def read(self, block: str, tools: Tools) -> ToolCall:
-        """The call in a block."""
-
-    @abstractmethod
-    def block(self, call: ToolCall) -> str:
-        """A call as it stands in its block."""
-
-
-class HermesCalls(CallFormat):
-    """JSON objects between ``<tool_call>`` and ``</tool_call>``, anywhere in the turn."""
-
-    name = "hermes"
-    key = "arguments"
-
-    def read(self, block: str, tools: Tools) -> ToolCall:
-        """The JSON object that a text is."""
-        try:
-            value = _load(block)
-        except ValueError as error:
-            problem = f"it is not valid JSON ({error})"
-            return ToolCall("", None, CallStatus.INVALID_JSON, block, problem)
-        status, problem = _problem(value, self.key)
-        found = value if isinstance(value, dict) else {}
-        name = found["name"] if isinstance(found.get("name"), str) else ""
-        return _known(ToolCall(name, found.get(self.key), status, block, problem), tools)
-
-    def block(self, call: ToolCall) -> str:
-        """One JSON object, as chat templates write it.
-
-        Raises ValueError for NaN and infinities, TypeError for values that JSON does not have.
-        """
-        arguments = json.dumps(call.arguments, ensure_ascii=False, allow_nan=False)
-        return f'{{"name": "{call.name}", "{self.key}": {arguments}}}'
-
-
-class LlamaCalls(HermesCalls):
-    """A turn that is one JSON object with "name" and "parameters", from its first character on.
-
-    A turn that begins with ``{`` and is no such object is a call that cannot be read, so that its
-    writer hears of it; any other turn is an answer.
-    """
-
-    name = "llama3"
-    key = "parameters"
-    several = False
-    markup = frozenset({"<think>", "</think>", PYTHON_TAG})
-
-    def parse(self, text: str, tools: Tools) -> tuple[ToolCall, ...]:
-        """The call that the turn is, if it is one."""
-        said = spoken_text(text).strip().removeprefix(PYTHON_TAG).strip()
-        return (self.read(said, tools),) if said.startswith("{") else ()
-
-    def places(self, text: str) -> list[tuple[int, int]]:
-        """Where the call begins and ends: from behind the thinking before it to the end."""
-        begins = [start for start, end in spoken(text) if text[start:end].strip()]
-        return [(begins[0], len(text))] if self.parse(text, None) else []
-
-    def write(self, calls: Sequence[ToolCall]) -> str:
-        """The only call; raises ValueError where there are several."""
-        if len(calls) != 1:
-            raise ValueError(f"{len(calls)} calls in one turn: the format has room for one")
-        return self.block(calls[0])
-
-    def before_calls(self, text: str) -> str:
-        """Nothing."""
-        return ""
-
-
-class QwenCoderCalls(CallFormat):
-    """Functions and their parameters in tags, the values as text; each call in a block.
-
-    The type of a value is the schema's: a string stays the text it is, all else is read as JSON (or
-    Python's True, False and None), and left a string where it is none. Where the schema allows
-    strings besides other types, or says nothing, JSON of another allowed type is that.
-    """
-
-    def __init__(self, name: str, python_words: bool) -> None:
-        self.name = name  # type: ignore[misc]
-        self.python_words = python_words  # scalars are written as Python has them, not as JSON
-
-    def read(self, block: str, tools: Tools) -> ToolCall:
-        """The function in a block."""
-        function = _FUNCTION.fullmatch(block)
-        if function is None or _SURROGATE.search(block):
-            problem = "it must be <function=name>, <parameter=name> blocks, </function>"
-            return ToolCall("", None, CallStatus.INVALID_JSON, block, problem)
-        name, body = function.groups()
-        schema = (tools.get(name) if isinstance(tools, Mapping) else None) or {}
-        types = schema.get("properties") or {}
-        arguments: dict[str, Any] = {}
-        at = 0
-        while (found := _PARAMETER.match(body, at)) and found[1] not in arguments:
-            arguments[found[1]] = _typed(found[2], types.get(found[1]))
-            at = found.end()
-        if rest := body[at:].strip():
-            problem = f"here must stand a further <parameter=name> block: {_printable(rest)}"
-            return ToolCall(name, None, CallStatus.ARGUMENTS_NOT_OBJECT, block, problem)
-        if not name:
-            problem = "its function has no name"
-            return ToolCall("", arguments, CallStatus.MISSING_NAME, block, problem)
-        return _known(ToolCall(name, arguments, text=block), tools)
-
-    def block(self, call: ToolCall) -> str:
-        """A function; a value that holds its tags cannot be told from them."""
-        parameters = []
-        for name, value in call.arguments.items():
-            text = value
-            if not isinstance(value, str):
-                text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-                word = self.python_words and not isinstance(value, dict | list)
-                text = str(value) if word else text
-            if _INNER_TAG.search(text):
-                raise ValueError(f"the argument {name!r} of {call.name} holds tags of the format")
-            parameters.append(f"<parameter={name}>\n{text}\n</parameter>\n")
-        return f"<function={call.name}>\n{''.join(parameters)}</function>"
-
-
 def _typed(text: str, schema: Any) -> Any:
     """The value that a text means where a schema asks for it."""
     kinds = _kinds(schema)
@@ -384,15 +395,3 @@ def _kinds(schema: Any) -> set[str]:
         return {_KINDS[type(each)] for each in said.get("enum", [said.get("const")])}
     several = said.get("anyOf") or said.get("oneOf") or ()
     return set().union(*map(_kinds, several)) if several else set(_KINDS.values())
-
-
-_PYTHON_WORDS = {"True": True, "False": False, "None": None}
-_KINDS: dict[type, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
-_KINDS |= {dict: "object", list: "array", type(None): "null"}
-
-HERMES, LLAMA3 = HermesCalls(), LlamaCalls()
-QWEN3_CODER = QwenCoderCalls("qwen3_coder", python_words=False)
-FORMATS: tuple[CallFormat, ...] = (
-    *(HERMES, LLAMA3, QWEN3_CODER),
-    QwenCoderCalls("qwen3_5", python_words=True),
-)

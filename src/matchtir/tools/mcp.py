@@ -19,9 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from matchtir.tools.calls import cut
+from matchtir.tools.child import cut
 from matchtir.tools.isolation import Rules
-from matchtir.tools.process import Reply, environment, isolated_command, variables
+from matchtir.tools.worker_process import Reply, environment, isolated_command, variables
 from matchtir.types import McpServer, ResultStatus, ToolSpec
 from matchtir.utils.loop_thread import LoopThread
 

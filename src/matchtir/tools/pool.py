@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from matchtir.tools.process import Reply, WorkerProcess, WorkerSettings
+from matchtir.tools.worker_process import Reply, WorkerProcess, WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +33,14 @@ class WorkerPool:
         max_workers: requests executed at once, counting all.
         max_sessions: workers lent at once; further sessions wait.
 
-    `losses` counts how often a process was killed from outside, and its request repeated.
+    `kills` counts how often a process was killed from outside, and its request repeated.
     """
 
     def __init__(self, workers: int, max_workers: int, max_sessions: int) -> None:
-        self.losses = 0
+        self.kills = 0
         self._workers = workers
         self._turns = asyncio.Semaphore(workers)
-        self._places = asyncio.Semaphore(max_workers)
+        self._running = asyncio.Semaphore(max_workers)
         self._sessions = asyncio.Semaphore(max_sessions)
         self._folder = tempfile.TemporaryDirectory(prefix="matchtir-", ignore_cleanup_errors=True)
         self._numbers = itertools.count()
@@ -52,17 +52,17 @@ class WorkerPool:
 
     async def execute(self, settings: WorkerSettings, request: Mapping[str, Any]) -> Reply:
         """Execute one request, in any worker that has these settings."""
-        async with self._turn() as hangs:
+        async with self._turn() as release_turn:
             process = await self._take(settings, request["key"])
             try:
-                return await process.execute(request, hangs)
+                return await process.execute(request, release_turn)
             finally:
                 self._give_back(process)
 
     async def execute_in(self, lent: WorkerProcess, request: Mapping[str, Any]) -> Reply:
         """Execute one request in a lent worker."""
-        async with self._turn() as hangs:
-            return await lent.execute(request, hangs)
+        async with self._turn() as release_turn:
+            return await lent.execute(request, release_turn)
 
     async def lend(self, settings: WorkerSettings) -> WorkerProcess:
         """A worker that nobody else uses, until it is taken back."""
@@ -114,10 +114,10 @@ class WorkerPool:
 
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[Callable[[], None]]:
-        """Wait for a turn; what is given is to be called where it takes long, for the next one."""
+        """Wait for a turn; yields what passes it on early, for requests that take long."""
         waited_for = True
 
-        def hangs() -> None:
+        def release_turn() -> None:
             nonlocal waited_for
             if waited_for:
                 waited_for = False
@@ -125,10 +125,10 @@ class WorkerPool:
 
         await self._turns.acquire()
         try:
-            async with self._places:
-                yield hangs
+            async with self._running:
+                yield release_turn
         finally:
-            hangs()
+            release_turn()
 
     async def _take(self, settings: WorkerSettings, key: Any) -> WorkerProcess:
         """A worker that nobody uses: of the same episode, or any free one, or a new one.
@@ -161,8 +161,8 @@ class WorkerPool:
                 await self._returned.wait()
 
     def _give_back(self, process: WorkerProcess) -> None:
-        self.losses += process.losses
-        process.losses, process.idle_since = 0, time.monotonic()
+        self.kills += process.kills
+        process.kills, process.idle_since = 0, time.monotonic()
         if process.lives:
             self._free.append(process)
         else:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from matchtir.tools.pool import WorkerPool
-from matchtir.tools.process import Reply, WorkerProcess, WorkerSettings
+from matchtir.tools.worker_process import Reply, WorkerProcess, WorkerSettings
 from matchtir.types import ResultStatus, ToolSpec
 
 
 @dataclass(frozen=True)
-class Calling:
+class CallExecutor:
     """How calls are executed.
 
     `options` are those of every call (its seconds, how values become text, and where that is cut),
@@ -30,7 +30,7 @@ class Calling:
     options: Mapping[str, Any]
     fork: str
 
-    async def function(self, episode: int, tool: ToolSpec, arguments: str) -> Reply:
+    async def call_function(self, episode: int, tool: ToolSpec, arguments: str) -> Reply:
         """Call a function, which has no state: its source is executed anew, in any worker."""
         key = _key(0 if self.fork == "none" else episode, [tool])
         request = {**self.request(tool, arguments), "key": key, "once": self.fork == "call"}
@@ -62,7 +62,11 @@ class ObjectRunner:
     """
 
     def __init__(
-        self, calling: Calling, episode: int, tools: Sequence[ToolSpec], state: Mapping[str, Any]
+        self,
+        calling: CallExecutor,
+        episode: int,
+        tools: Sequence[ToolSpec],
+        state: Mapping[str, Any],
     ) -> None:
         self._calling = calling
         self._objects = _objects_of(tools, state)

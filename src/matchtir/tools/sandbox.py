@@ -16,8 +16,8 @@ from typing import Any, Literal, Protocol, TypeVar
 from matchtir.tools.formats import refusal
 from matchtir.tools.mcp import McpHost
 from matchtir.tools.pool import WorkerPool
-from matchtir.tools.process import STOPPED, Reply, WorkerSettings
-from matchtir.tools.runners import Calling, ObjectRunner
+from matchtir.tools.runners import CallExecutor, ObjectRunner
+from matchtir.tools.worker_process import STOPPED, Reply, WorkerSettings
 from matchtir.types import ResultStatus, Task, ToolCall, ToolResult, ToolSpec
 from matchtir.utils.loop_thread import LoopThread
 from matchtir.utils.options import check_option
@@ -135,13 +135,13 @@ class ProcessPoolSandbox:
         check_option("fork", fork, ("call", "episode", "none"))
         self.max_argument_chars = max_argument_chars
         self.counts: Counter[ResultStatus] = Counter()
-        self.hanging = HangingTools(max_timeouts)
+        self.breaker = CircuitBreaker(max_timeouts)
         self._episodes = itertools.count(1)
         self._thread = thread = LoopThread("tools")
         pool = WorkerPool(workers, max(workers, max_workers or 4 * workers), max_sessions)
         options = {"output": output, "max_output_chars": max_output_chars, "timeout_s": timeout_s}
         settings = WorkerSettings(isolation, memory_mb=memory_mb, preload=tuple(preload))
-        self.calling = Calling(pool, settings, options, fork)
+        self.calling = CallExecutor(pool, settings, options, fork)
         self.servers = servers = McpHost(timeout_s, max_output_chars, isolation)
 
         async def end() -> None:
@@ -175,9 +175,9 @@ class ProcessPoolSandbox:
         return self._thread.submit(report).result()
 
     @property
-    def losses(self) -> int:
+    def kills(self) -> int:
         """How often a tool's process was killed from outside, and its call repeated."""
-        return self.calling.pool.losses
+        return self.calling.pool.kills
 
     @property
     def closed(self) -> bool:
@@ -248,7 +248,7 @@ class ProcessPoolSession:
             return await self._sandbox.servers.call(self._episode, tool, arguments)
         if tool.owner:
             return await self._objects.run(tool, arguments)
-        return await self._sandbox.calling.function(self._episode, tool, arguments)
+        return await self._sandbox.calling.call_function(self._episode, tool, arguments)
 
     async def _result(self, call: ToolCall) -> ToolResult:
         if refused := refusal(call, self._tools.keys()):
@@ -263,15 +263,15 @@ class ProcessPoolSession:
             text = f"Error: the arguments are too long: {len(arguments)} characters, over {limit}."
             return ToolResult(text, ResultStatus.REJECTED)
         tool = self._tools[call.name]
-        reply = self._sandbox.hanging.answer(tool)
+        reply = self._sandbox.breaker.answer(tool)
         if reply is None:
             reply = await self._run(tool, arguments)
-            self._sandbox.hanging.see(tool, reply)
+            self._sandbox.breaker.see(tool, reply)
         return _to_result(call.name, reply)
 
 
-class HangingTools:
-    """Which tools hung in their last calls; those that did so too often are not waited for."""
+class CircuitBreaker:
+    """Tools that hung too often in a row are answered at once, but for one trial in a minute."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -22,7 +22,7 @@ import socket
 import struct
 import time
 
-from matchtir.tools import calls
+from matchtir.tools.child import answer, compiled
 from matchtir.tools.isolation import Isolation, Rules
 
 REQUEST, REPLY = struct.Struct("!I"), struct.Struct("!BI")
@@ -35,9 +35,8 @@ itertools math operator random re statistics string textwrap typing unicodedata 
 
 
 class Child:
-    """A fork that runs tool code for those of one `key`: an episode, and folders that it may read.
-
-    It is forked for any episode; `parent` is the channel of the worker.
+    """A fork that runs tool code. It is made ahead, for folders that it may read, and gets its
+    episode (`key`) with its first request; `parent` is the channel of the worker's own parent.
     """
 
     def __init__(self, isolation, parent, key):
@@ -133,7 +132,7 @@ def _become_child(isolation, descriptor, loaded):
         os.closerange(descriptor + 1, 1 << 16)
         channel, pid = socket.socket(fileno=descriptor), os.getpid()
         while True:
-            status, text = calls.answer(json.loads(receive(channel)), loaded)
+            status, text = answer(json.loads(receive(channel)), loaded)
             if os.getpid() != pid:
                 os._exit(0)  # a fork made by the tool
             send(channel, status, text.encode("utf-8", "replace"))
@@ -175,7 +174,7 @@ def serve(channel, isolation):
             status, text = child.ask(body, request["timeout_s"])
             send(channel, status, text)
             with contextlib.suppress(Exception):  # the child says what is wrong with it
-                calls.compiled(request["source"], request["name"])
+                compiled(request["source"], request["name"])
             if status in OF_CHILDREN and not request["once"]:
                 continue
             child.end()

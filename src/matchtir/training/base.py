@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from matchtir.evaluation.benchmark import TaskBenchmark
 from matchtir.evaluation.metrics import Scoring, TrajectoryMetrics
-from matchtir.policy.batching import TokenBatch, micro_batches
+from matchtir.policy.batching import TokenBatch, micro_batch_rows
 from matchtir.policy.packing import shared_prefixes
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import full_tensor
@@ -39,20 +39,20 @@ from matchtir.training.phases import Colocation, Phases
 from matchtir.types import Task
 from matchtir.utils.loggers import CsvLogger
 from matchtir.utils.options import UserError, check_at_least
-from matchtir.utils.processes import largest
+from matchtir.utils.processes import all_reduce_max
 
 log = logging.getLogger(__name__)
 
 GREEDY = SamplingParams(temperature=0.0)
 # Settings of a trainer that would do nothing here, or harm: what they must be, and why.
-SETTINGS: dict[str, tuple[Any, str]] = {
+REFUSED_SETTINGS: dict[str, tuple[Any, str]] = {
     "max_epochs": (1, "an epoch is the whole run, whose length is `iterations`"),
     "max_steps": (-1, "it counts the steps of every optimizer; say `iterations`"),
     "overfit_batches": (0, "a batch is an iteration: the run would be as short; debug=overfit"),
     "gradient_clip_val": (None, "module.max_grad_norm"),
     "accumulate_grad_batches": (1, "tasks_per_iteration and module.micro_batch_tokens"),
 }
-CALLBACKS: dict[type[Callback], str] = {
+REFUSED_CALLBACKS: dict[type[Callback], str] = {
     WeightAveraging: "what is validated and kept would not be what samples",
     StochasticWeightAveraging: "it averages over epochs, and an epoch is the whole run",
     BatchSizeFinder: "tasks_per_iteration and module.micro_batch_tokens are the sizes",
@@ -66,12 +66,14 @@ def check_trainer(trainer: Trainer) -> None:
     Raises:
         UserError: naming each setting and callback, and why.
     """
-    given: dict[str, Any] = {name: getattr(trainer, name) for name in (*SETTINGS, "fast_dev_run")}
+    given: dict[str, Any] = {
+        name: getattr(trainer, name) for name in (*REFUSED_SETTINGS, "fast_dev_run")
+    }
     if given["fast_dev_run"]:  # sets it
         given["max_steps"] = -1
     problems = [
         f"trainer.{name}={given[name]}: {why}"
-        for name, (neutral, why) in SETTINGS.items()
+        for name, (neutral, why) in REFUSED_SETTINGS.items()
         if given[name] != neutral
     ]
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
@@ -84,7 +86,7 @@ def check_trainer(trainer: Trainer) -> None:
     problems += [
         f"callback {type(callback).__name__}: {why}"
         for callback in trainer.callbacks  # type: ignore[attr-defined]
-        for kind, why in CALLBACKS.items()
+        for kind, why in REFUSED_CALLBACKS.items()
         if isinstance(callback, kind)
     ]
     if problems:
@@ -178,21 +180,25 @@ class PolicyModule(LightningModule):
         elif any(each.is_meta for each in self.policy.parameters()):
             raise ValueError("model.load_once=true needs trainer=fsdp, which spreads the weights")
 
-    def passes(self, batch: TokenBatch, max_tokens: int) -> Iterator[tuple[Tensor, TokenBatch]]:
-        """Micro-batches and their rows, as many in every process: the last ones may have no rows.
+    def micro_batches(
+        self, batch: TokenBatch, max_tokens: int
+    ) -> Iterator[tuple[Tensor, TokenBatch]]:
+        """The rows of each micro-batch, and their tokens.
 
-        A pass without rows is made over padding, so that no process waits for it in vain.
+        Processes with fewer of them get dummies without rows, so that collectives stay in step.
         """
         packed = None
         if self.policy.packing and len(batch.input_ids):
             packed = shared_prefixes(batch.input_ids, batch.sampled)
-        parts = [rows.to(self.device) for rows in micro_batches(batch.lengths, max_tokens, packed)]
-        missing = largest(len(parts), self.device) - len(parts)
+        parts = [
+            rows.to(self.device) for rows in micro_batch_rows(batch.lengths, max_tokens, packed)
+        ]
+        missing = all_reduce_max(len(parts), self.device) - len(parts)
         yield from ((rows, batch.rows(rows)) for rows in parts)
-        padding = TokenBatch.padding(self.renderer.pad_id).to(self.device)
-        known = {name: each.new_zeros(1, 2) for name, each in batch.known.items()}
+        dummy = TokenBatch.dummy(self.renderer.pad_id).to(self.device)
+        extras = {name: each.new_zeros(1, 2) for name, each in batch.extras.items()}
         for _ in range(missing):
-            yield torch.zeros(0, dtype=torch.int64), replace(padding, known=known)
+            yield torch.zeros(0, dtype=torch.int64), replace(dummy, extras=extras)
 
     def on_fit_start(self) -> None:
         """Gradients are summed once per optimizer step, and by this module itself.
@@ -204,7 +210,7 @@ class PolicyModule(LightningModule):
         """
         trainer = self.trainer
         check_trainer(trainer)
-        self.begin_training()
+        self.set_training_mode()
         replica = trainer.strategy.model
         if isinstance(replica, DistributedDataParallel):
             replica.require_backward_grad_sync = False
@@ -273,30 +279,30 @@ class PolicyModule(LightningModule):
         return norm
 
     def step_schedules(self) -> None:
-        """Once per iteration."""
+        """Step the schedules of the learning rates, once per iteration."""
         for each in self.trainer.lr_scheduler_configs:
             each.scheduler.step()  # type: ignore[call-arg]
 
     # -- sampling -----------------------------------------------------------------------------
 
-    def begin_training(self) -> None:
-        """Models are loaded at rest: without dropout, and keeping all activations."""
+    def set_training_mode(self) -> None:
+        """Train mode: in eval mode, as models are loaded, all activations would be kept."""
         self.policy.train()
 
     @contextmanager
-    def rollouts(self) -> Iterator[None]:
-        """The engine has the weights as they are now, and the policy is at rest, for as long."""
-        with self.phases.measured("sync"):
+    def engine_synced(self) -> Iterator[None]:
+        """The engine has the weights as they are now, and the policy is in eval mode, inside."""
+        with self.phases.timed("sync"):
             self.colocation.enter("sync")
             self.engine.sync(self.policy, version=self.iteration)
             self.colocation.enter("rollout")
         self.policy.eval()
         try:
-            with self.phases.measured("rollout"):
+            with self.phases.timed("rollout"):
                 yield
         finally:
-            self.begin_training()
-        with self.phases.measured("sync"):
+            self.set_training_mode()
+        with self.phases.timed("sync"):
             self.colocation.enter("update")
 
     # -- held-out tasks -----------------------------------------------------------------------
@@ -313,7 +319,7 @@ class PolicyModule(LightningModule):
         scoring = Scoring(attempts=attempts) if benchmark is None else benchmark.scoring
         self.held_out = TrajectoryMetrics(scoring)
         self._attempts = ExitStack()
-        self._attempts.enter_context(self.rollouts())
+        self._attempts.enter_context(self.engine_synced())
 
     def validation_step(self, tasks: list[Task], batch_index: int) -> None:
         """The attempts at each task, measured; a benchmark brings its own limits."""

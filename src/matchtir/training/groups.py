@@ -24,16 +24,16 @@ from torch import Tensor
 
 from matchtir import types
 from matchtir.credit.advantages import RewardBatch
+from matchtir.credit.normalisation import ZERO
 from matchtir.credit.rewards import Credit
-from matchtir.credit.statistics import ZERO
 from matchtir.evaluation.metrics import measure
 from matchtir.policy.losses import turn_sums
 from matchtir.rollout.engine import SamplingParams
 from matchtir.rollout.episode import Attempt
-from matchtir.rollout.runner import PartialGroup, is_complete
+from matchtir.rollout.runner import AttemptGroup, is_complete
 from matchtir.types import ResultStatus, StopReason, Task, Trajectory
 from matchtir.utils.options import check_at_least, check_option
-from matchtir.utils.processes import gathered, rank, world_size
+from matchtir.utils.processes import all_gather, rank, world_size
 
 if TYPE_CHECKING:
     from matchtir.training.module import PolicyGradientModule
@@ -130,17 +130,17 @@ class GroupSource:
         self.seconds = 0.0  # of sampling the groups of this iteration
         self.dropped = 0  # attempts at them
         self.rounds = self.replaced = 0  # of replacements in it; groups that were replaced
-        self.partial: list[tuple[int, PartialGroup]] = []  # how often it was left, and the group
+        self.partial: list[tuple[int, AttemptGroup]] = []  # how often it was left, and the group
         self._next: Future[Sampled] | None = None  # sampled ahead
 
     def sample(self, tasks: Sequence[Task]) -> Groups:
         """The groups of this iteration; with `ahead` those of the next one are begun with."""
         module = self.module
-        with module.phases.measured("rollout"):
+        with module.phases.timed("rollout"):
             taken, self._next = self.wait(), None
         if taken is None:
-            with module.rollouts():
-                taken = self._rollout(tasks, module.iteration)
+            with module.engine_synced():
+                taken = self._timed_rollout(tasks, module.iteration)
         if self.ahead:
             self._begin(module.trainer.datamodule.tasks_of(module.iteration + 1))  # type: ignore[attr-defined]
         groups, self.seconds, self.dropped = taken
@@ -154,20 +154,20 @@ class GroupSource:
         zero, number = scored.zero_advantage, scored.rewards.group
         kept = [group for n, group in enumerate(groups) if not zero[number == n].all()]
         missing = len(groups) - len(kept)
-        if not any(gathered(missing)):  # processes go round together
+        if not any(all_gather(missing)):  # processes go round together
             return None
         self.rounds += 1
         self.replaced += missing
         module = self.module
         place = module.iteration, self.rounds
         tasks = module.trainer.datamodule.spare_tasks(*place, missing)  # type: ignore[attr-defined]
-        with module.rollouts():
-            others, seconds, dropped = self._rollout(tasks, *place)
+        with module.engine_synced():
+            others, seconds, dropped = self._timed_rollout(tasks, *place)
         self.seconds += seconds
         self.dropped += dropped
         return [*kept, *others]
 
-    def _rollout(self, tasks: Sequence[Task], *place: int) -> Sampled:
+    def _timed_rollout(self, tasks: Sequence[Task], *place: int) -> Sampled:
         """Groups of tasks; seeds depend on iteration and round."""
         if not tasks:
             return [], 0.0, 0
@@ -188,7 +188,7 @@ class GroupSource:
 
         def sample() -> Sampled:
             with torch.cuda.stream(stream), module.trainer.precision_plugin.forward_context():
-                return self._rollout(tasks, iteration)
+                return self._timed_rollout(tasks, iteration)
 
         executor = ThreadPoolExecutor(1, thread_name_prefix="ahead")
         self._next = executor.submit(sample)
@@ -198,13 +198,15 @@ class GroupSource:
         """The groups sampled ahead, if any; raises what sampling did."""
         return self._next.result() if self._next else None
 
-    def complete(self, fresh: Sequence[Sequence[Attempt]]) -> Groups:
+    def finish_groups(self, fresh: Sequence[Sequence[Attempt]]) -> Groups:
         """Go on with partial and `fresh` groups, until all but `partial_groups` have ended."""
         under_way = [*self.partial, *((0, group) for group in fresh)]  # the oldest first
-        urgent = sum(left >= self.max_partial_iterations for left, _ in under_way)
+        must_finish = sum(left >= self.max_partial_iterations for left, _ in under_way)
         enough = max(1, len(under_way) - self.partial_groups)
         episodes = self.module.episodes
-        groups = asyncio.run(episodes.go_on([group for _, group in under_way], enough, urgent))
+        groups = asyncio.run(
+            episodes.resume([group for _, group in under_way], enough, must_finish)
+        )
         self.partial = [
             (left + 1, group)
             for (left, _), group in zip(under_way, groups, strict=True)
@@ -217,7 +219,7 @@ class GroupSource:
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Groups sampled ahead and partial ones, of all processes; every process must call this."""
-        return gathered({"ahead": self.wait(), "partial": self.partial})
+        return all_gather({"ahead": self.wait(), "partial": self.partial})
 
     def load_state_dict(self, states: Sequence[dict[str, Any]]) -> None:
         """Go on with the groups of this process; with more or fewer processes, without any."""

@@ -18,7 +18,7 @@ from matchtir.credit.advantages import Advantage, RewardBatch
 from matchtir.credit.calls import call_advantages, with_call_variance
 from matchtir.credit.rewards import Reward
 from matchtir.policy import losses
-from matchtir.policy.batching import TokenBatch, collate, spread_over_tokens
+from matchtir.policy.batching import TokenBatch, collate, values_to_tokens
 from matchtir.policy.losses import LossInputs, LossOutput, PolicyLoss
 from matchtir.policy.policy import Policy, TokenScores
 from matchtir.policy.weights import adapter_dropout, full_tensor, has_adapters, without_adapters
@@ -38,7 +38,7 @@ from matchtir.training.shaping import OverlongPenalty, less_kl
 from matchtir.training.turnsight import TurnSight
 from matchtir.types import StopReason, Task, Trajectory
 from matchtir.utils.options import UserError, check_at_least, check_option
-from matchtir.utils.processes import gathered, rank, summed
+from matchtir.utils.processes import all_gather, all_reduce_sum, rank
 
 
 class PolicyGradientModule(PolicyModule):
@@ -121,26 +121,27 @@ class PolicyGradientModule(PolicyModule):
             parallel.copy_weights(self._reference[0], [*self.policy.parameters()])
         groups: Groups | None = self.source.sample(tasks)
         while groups is not None:  # once, but where groups without advantages are replaced
-            with self.phases.measured("credit"):
+            with self.phases.timed("credit"):
                 scored = self.score(groups)
             groups = self.source.replace(groups, scored)
-        with self.phases.measured("update"):
+        with self.phases.timed("update"):
             metrics = self.update(scored)
         self.step_schedules()
         self.last_rollout = scored
-        self.log_row(parallel.metrics_of_all(metrics | self._rollout_metrics(scored)))
+        self.log_row(parallel.reduced_metrics(metrics | self._rollout_metrics(scored)))
 
     # -- the hooks -------------------------------------------------------------------------------
 
     def rollout(self, tasks: Sequence[Task], seed: int) -> Groups:
         """One group of trajectories per task, sampled from the weights that the engine has.
 
-        With partial rollouts: the groups that are complete first, of these tasks and earlier ones.
+        With partial rollouts: the groups that are complete first, of these tasks and earlier ones;
+        the group source keeps the others.
         """
         processes = self.trainer.world_size
         places = range(self.global_rank, processes * len(tasks), processes)
         fresh = self.episodes.attempts(tasks, self.group_size, self.sampling, seed, places)
-        return self.source.complete(fresh)
+        return self.source.finish_groups(fresh)
 
     def score(self, groups: Sequence[Sequence[Trajectory]]) -> ScoredRollout:
         """What every turn earned, and its advantage."""
@@ -155,7 +156,7 @@ class PolicyGradientModule(PolicyModule):
         if self.objective.kl_in == "reward":
             pad, score = self.renderer.pad_id, self.reference_logprobs
             batch, metrics["train/kl"] = less_kl(batch, trajectories, self.objective, pad, score)
-        (advantages, parts), calls = parallel.advantages_of(self.advantage, batch), None
+        (advantages, parts), calls = parallel.over_all_processes(self.advantage, batch), None
         if self.hindsight is not None:
             advantages, took = self.hindsight(
                 advantages, trajectories, batch.group, self.renderer, self.reference_logprobs
@@ -163,7 +164,7 @@ class PolicyGradientModule(PolicyModule):
             metrics |= took
         if self.call_weight is not None:
             batch = with_call_variance(batch, credits, trajectories)
-            weight, _ = parallel.advantages_of(self.call_weight, batch)
+            weight, _ = parallel.over_all_processes(self.call_weight, batch)
             calls = call_advantages(advantages, weight, credits, trajectories)
         return ScoredRollout(trajectories, credits, batch, advantages, parts, calls, metrics)
 
@@ -191,19 +192,21 @@ class PolicyGradientModule(PolicyModule):
         learned = [scored.trajectories[row] for row in kept]
         batch = collate(learned, self.renderer.pad_id).to(self.device)
         own = scored.rewards.group[kept].tolist(), batch.lengths.tolist()
-        some, groups, lengths = zip(*gathered((bool(has_turns.any()), *own)), strict=True)
+        some, groups, lengths = zip(*all_gather((bool(has_turns.any()), *own)), strict=True)
         if not any(some):
             raise RuntimeError(
                 "no trajectory of this iteration has a turn: every prompt is over the budget"
             )
-        self.measured = {"tokens": batch.sampled.float().cpu()}  # what the loss says of each token
+        self.token_metrics = {
+            "tokens": batch.sampled.float().cpu()
+        }  # what the loss says of each token
         steps: list[dict[str, float]] = []
         if any(groups):
-            batch = replace(batch, known=self._known(batch, scored, kept))
+            batch = replace(batch, extras=self._loss_extras(batch, scored, kept))
             for rows in parallel.mini_batch_rows(groups, lengths, rank(), self.mini_batches):
                 seed = derive_seed(self.seed, self.iteration, len(steps))
                 steps.append(self._step(batch, rows, seed, [learned[row].task for row in rows]))
-        self.turn_sums = scored.sums_of_turns(kept, self.measured, batch.turn_index.cpu())
+        self.turn_sums = scored.sums_of_turns(kept, self.token_metrics, batch.turn_index.cpu())
         metrics = scored.metrics | {"train/zero_advantage": float(zero.mean())}
         metrics |= {"train/masked": float(masked.mean())} if self.masked_stops else {}
         if steps:
@@ -213,18 +216,20 @@ class PolicyGradientModule(PolicyModule):
                 metrics[f"train/{name}"] = float(np.mean([step[name] for step in good or steps]))
         return metrics
 
-    def _known(self, batch: TokenBatch, scored: ScoredRollout, rows: Any) -> dict[str, Tensor]:
-        """What the loss needs beside the policy's own numbers, of these rows of the rollout."""
+    def _loss_extras(
+        self, batch: TokenBatch, scored: ScoredRollout, rows: Any
+    ) -> dict[str, Tensor]:
+        """What the loss needs and the policy does not compute, of these rows of the rollout."""
         trajectories = [scored.trajectories[row] for row in rows]
         calls = scored.call_advantages and [scored.call_advantages[row] for row in rows]
         length = batch.input_ids.shape[1]
-        values = spread_over_tokens(trajectories, scored.advantages[rows], calls, length)
-        known = {"advantages": values.to(self.device)}
+        values = values_to_tokens(trajectories, scored.advantages[rows], calls, length)
+        extras = {"advantages": values.to(self.device)}
         if self.mini_batches > 1:
-            known["old_logprobs"] = self._logprobs(self.policy, batch)
+            extras["old_logprobs"] = self._logprobs(self.policy, batch)
         if self.objective.kl_coefficient and self.objective.kl_in == "loss":
-            known["reference_logprobs"] = self.reference_logprobs(batch)
-        return known
+            extras["reference_logprobs"] = self.reference_logprobs(batch)
+        return extras
 
     def _step(
         self, whole: TokenBatch, rows: np.ndarray, seed: int, tasks: Sequence[Task]
@@ -232,39 +237,39 @@ class PolicyGradientModule(PolicyModule):
         """One optimizer step on these rows, and those of other processes."""
         index = torch.from_numpy(rows).to(self.device)
         batch, objective = whole.rows(index), self.objective
-        total = summed(losses.weight_total(batch.sampled, objective.aggregation))
-        batch.known["weights"] = losses.token_weights(
+        total = all_reduce_sum(losses.weight_total(batch.sampled, objective.aggregation))
+        batch.extras["weights"] = losses.token_weights(
             batch.sampled, batch.turn_index, objective.aggregation, objective.length, total
         )
         if objective.covariance is not None:
-            batch.known["chosen"] = objective.covariance.choose(
-                batch.sampler_logprobs, batch.known["advantages"], batch.sampled, seed
+            batch.extras["chosen"] = objective.covariance.choose(
+                batch.sampler_logprobs, batch.extras["advantages"], batch.sampled, seed
             )
         totals: dict[str, float] = defaultdict(float)
-        for part, tokens in self.passes(batch, self.micro_batch_tokens):
+        for part, tokens in self.micro_batches(batch, self.micro_batch_tokens):
             output = self.loss(self._loss_inputs(tokens))
             self.manual_backward(output.loss)
             for name, value in (output.metrics | {"loss": output.loss.detach()}).items():
                 totals[name] += float(value)
             for name, value in output.per_token.items() if len(part) else ():
-                of_all = self.measured.setdefault(name, torch.zeros(whole.input_ids.shape))
+                of_all = self.token_metrics.setdefault(name, torch.zeros(whole.input_ids.shape))
                 of_all[index[part].cpu(), : value.shape[1]] = value.cpu()
-        sums = parallel.summed_metrics(totals)
+        sums = parallel.all_reduce_metrics(totals)
         return sums | {"grad_norm": self.step_optimizers(sums["loss"], tasks)}
 
     def _loss_inputs(self, tokens: TokenBatch) -> LossInputs:
         """What the policy gives for a micro-batch, beside what is known of it."""
         scores = self._scores(self.policy, tokens)
         # With one step per iteration the policy is still the one at its start.
-        known: dict[str, Any] = {"old_logprobs": scores.logprobs.detach()}
-        known |= {"reference_logprobs": None} | tokens.known
+        extras: dict[str, Any] = {"old_logprobs": scores.logprobs.detach()}
+        extras |= {"reference_logprobs": None} | tokens.extras
         return LossInputs(
             logprobs=scores.logprobs,
             entropy=scores.entropy,
             sampled=tokens.sampled,
             turn_index=tokens.turn_index,
             sampler_logprobs=tokens.sampler_logprobs,
-            **known,
+            **extras,
         )
 
     def _scores(self, policy: Policy, tokens: TokenBatch) -> TokenScores:
@@ -285,13 +290,14 @@ class PolicyGradientModule(PolicyModule):
         if not isinstance(policy, FSDPModule):  # shards have their place
             policy.to(self.device)
         logprobs = torch.zeros(batch.input_ids.shape, device=self.device)
-        for rows, tokens in self.passes(batch, 2 * self.micro_batch_tokens):
+        # No backward pass: twice as many tokens fit.
+        for rows, tokens in self.micro_batches(batch, 2 * self.micro_batch_tokens):
             scores = self._scores(policy, tokens)
             if len(rows):
                 logprobs[rows, : tokens.input_ids.shape[1]] = scores.logprobs
         return logprobs
 
-    # -- before it -------------------------------------------------------------------------------
+    # -- checks and set-up -----------------------------------------------------------------------
 
     def _check_options(self) -> None:
         """Refuse what does not go together."""
@@ -316,7 +322,9 @@ class PolicyGradientModule(PolicyModule):
                 "for it (loss=truncated_is)"
             )
         if self.mini_batches == 1 and objective.covariance and objective.covariance.coefficient:
-            raise UserError("loss.covariance.coefficient: no token pays with mini_batches=1")
+            raise UserError(
+                "loss.covariance.coefficient: with mini_batches=1 the policy is the old one"
+            )
         if self.call_weight is not None and not getattr(self.reward, "pays_calls", False):
             raise ValueError("advantage_level=call: this reward pays no single calls")
         check_at_least(1, reference_reset_every=1 if every is None else every)
@@ -338,7 +346,7 @@ class PolicyGradientModule(PolicyModule):
             self._reference.append(parallel.frozen_copy(self.policy, weights=not sharded))
         super().configure_model()
 
-    def begin_training(self) -> None:
+    def set_training_mode(self) -> None:
         """Without dropout: its noise would be taken for a difference between two policies."""
         self.policy.train_without_dropout()
 
@@ -356,7 +364,7 @@ class PolicyGradientModule(PolicyModule):
             checkpoint["reference"] = [full_tensor(each).cpu() for each in weights]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with them."""
+        """Take back what `on_save_checkpoint` kept."""
         self.source.load_state_dict(checkpoint["groups"])
         if self.reference_reset_every:
             parallel.copy_weights(self._reference[0], checkpoint["reference"])
@@ -368,7 +376,7 @@ class PolicyGradientModule(PolicyModule):
         found = diagnostics.diagnose(
             self.reward, trajectories, scored.credits, scored.rewards, advantages
         )
-        places = diagnostics.sums_by_place(
+        places = diagnostics.sums_by_slice(
             scored.parts.get("trajectory_advantage"),
             getattr(self.advantage, "trajectory_weight", 1.0),
             *(trajectories, advantages, self.turn_sums),
@@ -377,8 +385,8 @@ class PolicyGradientModule(PolicyModule):
         return {
             **rollout_metrics(scored, self.source.seconds, self.iteration),
             **{f"credit/{name}": value for name, value in found.items()},
-            **diagnostics.by_place(diagnostics.added(gathered(places))),
-            **diagnostics.by_span(diagnostics.added(gathered(spans))),
+            **diagnostics.by_slice(diagnostics.added(all_gather(places))),
+            **diagnostics.by_span(diagnostics.added(all_gather(spans))),
             **self.phases.metrics(),
             "train/partial_groups": float(len(self.source.partial)),
             "train/replaced": float(self.source.replaced),

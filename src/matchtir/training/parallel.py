@@ -30,41 +30,41 @@ from torch.utils._pytree import tree_map
 from matchtir.credit.advantages import Advantage, RewardBatch, parts_of
 from matchtir.policy.policy import Policy
 from matchtir.policy.weights import adapter_parameters
-from matchtir.utils.processes import gathered, rank, world_size
+from matchtir.utils.processes import all_gather, rank, world_size
 from matchtir.utils.run_folder import keep_checksums
 
-NUMBERS = ("group", "states", "actions")  # fields that name things: those of others are others
+ID_FIELDS = ("group", "states", "actions")  # ids of one process: shifted when joined
 SUMMED = (
     *("train/tokens_per_s", "train/partial_groups", "train/replaced", "train/dropped"),
     *("train/hindsight_sequences", "train/hindsight_tokens"),
 )
 
 
-def advantages_of(
+def over_all_processes(
     advantage: Advantage, own: RewardBatch
 ) -> tuple[Float[np.ndarray, "N T"], dict[str, Float[np.ndarray, "N T"]]]:
     """The advantages of a process' own trajectories among those of all processes; their parts."""
-    batches = gathered(own)
-    everyone = joined(batches) if len(batches) > 1 else own
+    batches = all_gather(own)
+    everyone = concatenated(batches) if len(batches) > 1 else own
     first = sum(len(batch.group) for batch in batches[: rank()])
     here = slice(first, first + len(own.group)), slice(own.turn_mask.shape[1])
     parts = parts_of(advantage, everyone)
     return advantage(everyone)[here], {name: part[here] for name, part in parts.items()}
 
 
-def joined(parts: Sequence[RewardBatch]) -> RewardBatch:
+def concatenated(parts: Sequence[RewardBatch]) -> RewardBatch:
     """One batch of the trajectories of several, padded to the longest."""
     turns = max(part.turn_mask.shape[1] for part in parts)
     columns: dict[str, Any] = {}
     for field in fields(RewardBatch):
         values, taken = [], 0
         for value in (getattr(part, field.name) for part in parts):
-            if value is not None and field.name in NUMBERS:
+            if value is not None and field.name in ID_FIELDS:
                 value = np.where(value >= 0, value + taken, value)
                 taken = max(taken, int(value.max(initial=-1)) + 1)
             if value is not None and value.ndim == 2:
                 missing = (0, 0), (0, turns - value.shape[1])
-                value = np.pad(value, missing, constant_values=-(field.name in NUMBERS))
+                value = np.pad(value, missing, constant_values=-(field.name in ID_FIELDS))
             values.append(value)
         known = all(value is not None for value in values)
         columns[field.name] = np.concatenate(values) if known else None
@@ -120,15 +120,15 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
             distributed.all_reduce(parameter.grad)
 
 
-def summed_metrics(totals: Mapping[str, float]) -> dict[str, float]:
+def all_reduce_metrics(totals: Mapping[str, float]) -> dict[str, float]:
     """Sums over processes of sums; every process has the same names."""
-    rows = gathered(dict(totals))
+    rows = all_gather(dict(totals))
     return {name: sum(row[name] for row in rows) for name in totals}
 
 
-def metrics_of_all(own: Mapping[str, float]) -> dict[str, float]:
+def reduced_metrics(own: Mapping[str, float]) -> dict[str, float]:
     """One row for all: means over those that measured, the most time and memory, summed rates."""
-    rows = gathered(dict(own))
+    rows = all_gather(dict(own))
     joint = {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row[name] for row in rows if name in row]
@@ -225,7 +225,7 @@ class ShardedStrategy(ModelParallelStrategy):
             settings["offload_policy"] = CPUOffloadPolicy(self.root_device.type == "cuda")
         layers: list[Any] = [each.model.base_model.layers for each in policies]
         for same in [*zip(*layers, strict=True), policies]:
-            _spread_weights(same, self.root_device)
+            _broadcast_weights(same, self.root_device)
             for module in same:
                 fully_shard(module, ignored_params=adapter_parameters(module), **settings)
         for each in policies:
@@ -288,7 +288,7 @@ class ShardedStrategy(ModelParallelStrategy):
         return checkpoint
 
 
-def _spread_weights(same: Sequence[nn.Module], device: torch.device) -> None:
+def _broadcast_weights(same: Sequence[nn.Module], device: torch.device) -> None:
     """Give modules of one structure the weights of the first one in the first process.
 
     What is sharded already stays; tied weights stay tied.

@@ -17,7 +17,7 @@ from matchtir.rollout.engine import Engine
 from matchtir.utils.options import check_option
 
 OFFLOADS = ("none", "optimizer", "all")
-NEXT = {"update": "sync", "sync": "rollout", "rollout": "update"}
+NEXT_PHASE = {"update": "sync", "sync": "rollout", "rollout": "update"}
 
 
 class Phases:
@@ -29,7 +29,7 @@ class Phases:
         self._gpu = device if device.type == "cuda" else None
 
     @contextmanager
-    def measured(self, phase: str) -> Iterator[None]:
+    def timed(self, phase: str) -> Iterator[None]:
         """A part of a phase; parts add up."""
         if self._gpu:
             torch.cuda.reset_peak_memory_stats(self._gpu)
@@ -51,7 +51,7 @@ class Phases:
 
 
 class Trainer(lightning.Trainer):
-    """Lightning's.
+    """Lightning's, with a setting for offloading.
 
     Args:
         offload: what of the trainer leaves the device while the engine samples; see `Colocation`.
@@ -94,7 +94,7 @@ class Colocation:
         self.phase = "update"
         self._optimizer_state = optimizer_state
         self._weights = weights
-        self._shelf = HostShelf()
+        self._shelf = HostOffload()
 
     def enter(self, phase: str) -> None:
         """Go on to the next phase.
@@ -102,24 +102,26 @@ class Colocation:
         Raises:
             RuntimeError: another one is next.
         """
-        if phase != NEXT[self.phase]:
-            raise RuntimeError(f"{self.phase} is followed by {NEXT[self.phase]}, not by {phase}")
+        if phase != NEXT_PHASE[self.phase]:
+            raise RuntimeError(
+                f"{self.phase} is followed by {NEXT_PHASE[self.phase]}, not by {phase}"
+            )
         if phase == "sync":
             if self.offload != "none":
-                self._shelf.put(self._optimizer_state())
+                self._shelf.offload(self._optimizer_state())
             # What PyTorch has freed and keeps for itself, such as activations, the engine needs.
             torch.cuda.empty_cache()
             self.engine.wake()
         elif phase == "rollout":
             if self.offload == "all":
-                self._shelf.put(self._weights())
+                self._shelf.offload(self._weights())
         else:
             self.engine.sleep()
-            self._shelf.take_back()
+            self._shelf.reload()
         self.phase = phase
 
 
-class HostShelf:
+class HostOffload:
     """Keeps the bytes of tensors in host memory, pinned where there is a GPU, and frees theirs.
 
     Tensors stay the objects that they are, without storage: whoever reads them meanwhile fails.
@@ -129,7 +131,7 @@ class HostShelf:
         self._copies: dict[int, Tensor] = {}  # by storage; used again in the next iteration
         self._away: list[torch.UntypedStorage] = []
 
-    def put(self, tensors: Iterable[Tensor]) -> None:
+    def offload(self, tensors: Iterable[Tensor]) -> None:
         """Let these leave their device; tensors that share a storage leave together."""
         for tensor in tensors:
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -144,7 +146,7 @@ class HostShelf:
             storage.resize_(0)
             self._away.append(storage)
 
-    def take_back(self) -> None:
+    def reload(self) -> None:
         """Bring everything back to where it was."""
         for storage in self._away:
             copy = self._copies[storage._cdata]

@@ -10,7 +10,7 @@ from typing import Literal
 from omegaconf import DictConfig, OmegaConf
 
 from matchtir.evaluation.metrics import MEASURES
-from matchtir.evaluation.statistics import passes
+from matchtir.evaluation.statistics import pass_names
 from matchtir.utils.config_check import fits
 from matchtir.utils.options import suggest
 
@@ -44,7 +44,7 @@ def unfit_settings(config: DictConfig) -> Iterator[str]:
     validation = OmegaConf.select(config, "validation") or {}
     attempts = validation.get("attempts") or OmegaConf.select(config, "datamodule.attempts") or 1
     measured = [*MEASURES, *(validation.get("scores") or ()), *(validation.get("statistics") or ())]
-    measured += passes(attempts)
+    measured += pass_names(attempts)
     names = [f"val/{name}" for name in measured]
     for key in ("objective", "callbacks.best_checkpoint.monitor"):
         name = OmegaConf.select(config, key)

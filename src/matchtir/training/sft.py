@@ -9,9 +9,9 @@ from matchtir.rollout.demonstration import gold_trajectory, imperfect_trajectori
 from matchtir.tasks.habits import Habits
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
-from matchtir.training.parallel import summed_metrics
+from matchtir.training.parallel import all_reduce_metrics
 from matchtir.types import Task, Trajectory
-from matchtir.utils.processes import summed
+from matchtir.utils.processes import all_reduce_sum
 
 
 class SupervisedModule(PolicyModule):
@@ -38,15 +38,15 @@ class SupervisedModule(PolicyModule):
     def training_step(self, tasks: list[Task], batch_index: int) -> None:
         """One optimizer step on the mean token loss of solutions of `tasks`."""
         batch = collate(self.demonstrations(tasks), self.renderer.pad_id).to(self.device)
-        count = summed(batch.sampled.sum())
+        count = all_reduce_sum(batch.sampled.sum())
         total, entropy = 0.0, 0.0
-        for _, part in self.passes(batch, self.micro_batch_tokens):
+        for _, part in self.micro_batches(batch, self.micro_batch_tokens):
             scores = self.policy(part.input_ids, part.sampled, attention_mask=part.attention_mask)
             loss = -scores.logprobs.sum() / count
             self.manual_backward(loss)
             total += float(loss.detach())
             entropy += float(scores.entropy.detach().sum() / count)
-        sums = summed_metrics({"train/loss": total, "train/entropy": entropy})
+        sums = all_reduce_metrics({"train/loss": total, "train/entropy": entropy})
         norm = self.step_optimizers(sums["train/loss"], tasks)
         self.step_schedules()
         self.log_row(sums | {"train/grad_norm": norm})

@@ -74,7 +74,7 @@ def less_kl(
         score: log-probabilities [B, L] of the reference; called once, with some tokens.
     """
     rows = np.flatnonzero([bool(each.turns) for each in trajectories])
-    tokens = TokenBatch.padding(pad_id)
+    tokens = TokenBatch.dummy(pad_id)
     if len(rows):
         tokens = collate([trajectories[row] for row in rows], pad_id)
     estimates = kl_estimate(tokens.sampler_logprobs, score(tokens).cpu(), loss.kl_estimator)

@@ -85,7 +85,7 @@ class TurnSight:
         for row, each in enumerate(trajectories):
             views |= self._views(row, each, renderer)
         # Never empty, so that every process makes the same passes.
-        tokens = collate([*views.values()], pad) if views else TokenBatch.padding(pad)
+        tokens = collate([*views.values()], pad) if views else TokenBatch.dummy(pad)
         logprobs = score(tokens).double().cpu().numpy()
         scored = {}
         for (place, view), found in zip(views.items(), logprobs, strict=False):

@@ -57,24 +57,24 @@ def check(config: DictConfig, known: str, settings: str = "", also: Iterable[str
             called with its arguments, and every argument of another type than its annotation; or
             else what constructors of a `_partial_` node's arguments say against their values.
     """
-    _end_with(_unresolved(config))
+    _raise_if(_unresolved(config))
     plain: Any = OmegaConf.to_container(config, resolve=True)
     raw: Any = OmegaConf.to_container(config)  # with references as text
     problems = _unknown(plain, "", [*known.split(), *settings.split()])
     unread = _not_read(raw, known.split(), settings.split())
     found = [*_targets(plain, raw)]
-    _end_with([*problems, *unread, *_misfits(found, _is_light), *also])
-    _end_with(_refused(found, _is_light))
+    _raise_if([*problems, *unread, *_misfits(found, _is_light), *also])
+    _raise_if(_constructor_errors(found, _is_light))
 
 
 def check_after_imports(config: DictConfig) -> None:
     """Raise ConfigError for what `check` leaves: targets whose import takes seconds."""
     found = [*targets(config)]
-    _end_with(_misfits(found, lambda _: True))
-    _end_with(_refused(found, lambda _: True))
+    _raise_if(_misfits(found, lambda _: True))
+    _raise_if(_constructor_errors(found, lambda _: True))
 
 
-def _end_with(problems: Iterable[str]) -> None:
+def _raise_if(problems: Iterable[str]) -> None:
     if lines := [*problems]:
         raise ConfigError("\n".join(["the config cannot be run:", *lines]))
 
@@ -121,6 +121,7 @@ def hints_at_keys() -> Iterator[None]:
     try:
         yield
     except SystemExit as ended:
+        # Hydra raises SystemExit while it handles its own error.
         error = ended.__context__ and ended.__context__.__cause__
         if isinstance(error, ConfigKeyError | ConfigAttributeError) and error.parent_node:
             above = str(error.full_key).removesuffix(str(error.key))
@@ -312,7 +313,7 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _refused(found: Found, judged: Callable[[str], bool]) -> Iterator[str]:
+def _constructor_errors(found: Found, judged: Callable[[str], bool]) -> Iterator[str]:
     """What constructors say against the arguments of partial nodes, which are light to build."""
     for name, partial in found:
         for key, node in partial.items() if partial.get("_partial_") else ():

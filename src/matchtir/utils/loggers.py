@@ -1,4 +1,4 @@
-"""What is said of a run: its table `metrics.csv`, W&B, and nothing that no reader can act on."""
+"""What is said of a run: its table `metrics.csv`, W&B, and which warnings are silenced."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def world_size() -> int:
     return distributed.get_world_size() if _several() else 1
 
 
-def summed(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over processes; every process must call this with the same shape."""
     if _several():
         values = values.clone()
@@ -46,7 +46,7 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
-def largest(number: int, device: torch.device) -> int:
+def all_reduce_max(number: int, device: torch.device) -> int:
     """The largest over processes."""
     if not _several():
         return number
@@ -55,7 +55,7 @@ def largest(number: int, device: torch.device) -> int:
     return int(value)
 
 
-def gathered(item: T) -> list[T]:
+def all_gather(item: T) -> list[T]:
     """The items of all processes, in their order."""
     if not _several():
         return [item]

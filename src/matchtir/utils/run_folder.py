@@ -103,7 +103,7 @@ def run_dir(
     overrides: Sequence[str],
     choices: DictConfig,
     ckpt_path: str | None,
-    *started: str,
+    *markers: str,
 ) -> str:
     """The folder of a single run: the newest interrupted one for `ckpt_path=last`, else a new one.
 
@@ -121,7 +121,7 @@ def run_dir(
     interrupted = [
         folder
         for folder in (runs.glob("*/") if ckpt_path == LAST else ())
-        if any((folder / file).exists() for file in started or CHECKPOINTS)
+        if any((folder / file).exists() for file in markers or CHECKPOINTS)
         and not (folder / RESULT_FILE).exists()
     ]
     return str(max(interrupted, default=None) or _new(runs))
@@ -195,14 +195,14 @@ def _names(experiment: str | None, overrides: Sequence[str]) -> list[str]:
 # -- what it goes on with --------------------------------------------------------------------------
 
 
-def checkpoint_to_load(ckpt_path: str | None, folder: str | Path, *started: str) -> Path | None:
+def checkpoint_to_load(ckpt_path: str | None, folder: str | Path, *markers: str) -> Path | None:
     """The file that the run goes on from, None for a fresh start.
 
     A checkpoint that is damaged (truncated, or any bit of it changed) is not taken: of the run's
     own two the one before is, with an error in the log.
 
     Args:
-        ckpt_path: "last": the first of the files `started` in the run's own folder that is whole;
+        ckpt_path: "last": the first of the files `markers` in the run's own folder that is whole;
             else a checkpoint of any run.
         folder: of the run.
         started: see `run_dir`.
@@ -213,7 +213,7 @@ def checkpoint_to_load(ckpt_path: str | None, folder: str | Path, *started: str)
     """
     if ckpt_path is None:
         return None
-    names = started or CHECKPOINTS
+    names = markers or CHECKPOINTS
     places = [Path(folder, name) for name in names] if ckpt_path == LAST else [Path(ckpt_path)]
     found = [place for place in places if place.exists()]
     if not found and ckpt_path != LAST:
@@ -359,12 +359,12 @@ def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: node}
 
 
-def finite(value: Any) -> Any:
+def nan_to_null(value: Any) -> Any:
     """A value for JSON, with null in place of numbers that are not finite."""
     if isinstance(value, Mapping):
-        return {key: finite(item) for key, item in value.items()}
+        return {key: nan_to_null(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
+        return [nan_to_null(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

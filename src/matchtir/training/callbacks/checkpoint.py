@@ -21,7 +21,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from matchtir.utils.options import check_at_least
-from matchtir.utils.processes import gathered, largest, rank
+from matchtir.utils.processes import all_gather, all_reduce_max, rank
 from matchtir.utils.run_folder import LAST_CHECKPOINT, PREVIOUS_CHECKPOINT
 
 
@@ -64,7 +64,7 @@ class LastCheckpoint(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """The state of every global random generator, of every process."""
-        return {"random": gathered(random_state())}
+        return {"random": all_gather(random_state())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep it until training begins; other processes than there were begin anew."""
@@ -104,7 +104,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save, unless validation comes first."""
-        self._ends = largest(self._signal, trainer.strategy.root_device)
+        self._ends = all_reduce_max(self._signal, trainer.strategy.root_device)
         if self._is_due(trainer) and not _validation_follows(trainer):
             self._save(trainer)
 

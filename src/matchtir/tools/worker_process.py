@@ -30,7 +30,7 @@ _START = (
 )
 _START_S = 60.0  # a worker takes 0.1 s to start; only a machine in trouble takes longer
 _GRACE_S = 0.5  # a worker keeps the deadline; this much later it is stuck itself
-_PATIENCE_S = 0.25  # a call that takes longer gives its place up to those that wait
+_SLOW_S = 0.25  # a call that takes longer gives its place up to those that wait
 _ATTEMPTS = 3  # at a call whose process is killed from outside
 
 
@@ -78,7 +78,7 @@ class WorkerProcess:
     def __init__(self, settings: WorkerSettings, folder: str) -> None:
         self.settings = settings
         self.key: Any = None  # for whom it executed its last request
-        self.losses = 0  # how often it was killed from outside
+        self.kills = 0  # how often it was killed from outside
         self.in_force = ""  # its isolation, in words
         self.missing: Mapping[str, str] = {}  # parts of isolation, and why they are missing
         self.idle_since = 0.0
@@ -89,12 +89,12 @@ class WorkerProcess:
         self._writer: asyncio.StreamWriter | None = None
 
     async def execute(
-        self, request: Mapping[str, Any], hangs: Callable[[], None] = lambda: None
+        self, request: Mapping[str, Any], release_turn: Callable[[], None] = lambda: None
     ) -> Reply:
         """Run one request; the process does not survive a cancellation.
 
-        `hangs` is called where it takes long. A request whose process is killed from outside is
-        repeated, a few times.
+        `release_turn` is called where it takes long. A request whose process is killed from outside
+        is repeated, a few times.
         """
         async with self._order:
             self.key = request["key"]
@@ -104,10 +104,10 @@ class WorkerProcess:
                         if request["action"] == "end":
                             return STOPPED  # with all that it ran
                         await self.start()
-                    reply = await self._ask(request, hangs)
+                    reply = await self._ask(request, release_turn)
                     if reply is not None:
                         return reply
-                    self.losses += 1
+                    self.kills += 1
             except BaseException:
                 self.end()
                 raise
@@ -191,7 +191,9 @@ class WorkerProcess:
         found: dict[str, Any] = json.loads((await self._receive())[1])
         return found
 
-    async def _ask(self, request: Mapping[str, Any], hangs: Callable[[], None]) -> Reply | None:
+    async def _ask(
+        self, request: Mapping[str, Any], release_turn: Callable[[], None]
+    ) -> Reply | None:
         """The reply; None where the process was killed by somebody else."""
         started, loop = time.monotonic(), asyncio.get_running_loop()
         limit = request["timeout_s"] + _GRACE_S
@@ -200,7 +202,7 @@ class WorkerProcess:
         self._writer.write(worker.REQUEST.pack(len(body)) + body)
         # Timers that act, rather than one that cancels: a reply that has come is read, however
         # late this loop gets to it.
-        timers = loop.call_later(_PATIENCE_S, hangs), loop.call_later(limit, self._kill)
+        timers = loop.call_later(_SLOW_S, release_turn), loop.call_later(limit, self._kill)
         try:
             status, text = await self._receive()
         except (OSError, EOFError):

@@ -52,7 +52,7 @@ def against_others(
     return np.where(others > 0, values - total / np.maximum(others, 1), alone)
 
 
-def spread(
+def group_std(
     values: Float[np.ndarray, " K"],
     group: Int[np.ndarray, " K"],
     scale: str = "group",
@@ -91,7 +91,7 @@ def normalised(
 
     A group of one has mean 0 and std 1 (``raw``: paper App. B, release) or advantage 0 (``zero``).
     """
-    return centred(values, group, singleton) / (spread(values, group) + epsilon)
+    return centred(values, group, singleton) / (group_std(values, group) + epsilon)
 
 
 def discounted_returns(
