@@ -47,11 +47,6 @@ SETTINGS = "penalties.unmatched penalties.no_answer turn_reduction assignment"
 def run(config: DictConfig) -> dict[str, Any]:
     """One evaluation; what it found is also in the run's folder."""
     check(config, KNOWN_KEYS, SETTINGS)  # before the slow imports
-    return evaluate(config)
-
-
-def evaluate(config: DictConfig) -> dict[str, Any]:
-    """What `run` does with a config without mistakes."""
     from matchtir.evaluation.benchmark import Setting, TaskBenchmark
     from matchtir.evaluation.policies import find_policy
     from matchtir.evaluation.tables import PastEvaluation, overall, report

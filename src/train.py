@@ -50,11 +50,6 @@ SETTINGS = """
 def run(config: DictConfig) -> float:
     """Train, and test before and after; returns the metric that a search would optimise."""
     check(config, KNOWN_KEYS, SETTINGS, unfit_settings(config))  # before the slow imports
-    return train(config)
-
-
-def train(config: DictConfig) -> float:
-    """What `run` does with a config without mistakes."""
     from matchtir.training.plan import check_plan
     from matchtir.utils.loggers import quiet
     from matchtir.utils.processes import end_with_the_first, ended_with_status

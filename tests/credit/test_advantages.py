@@ -234,7 +234,7 @@ def test_a_batch_from_trajectories():
     assert made.has_calls.tolist() == [[True, True, False], [True, False, False], [False] * 3]
     assert made.group.tolist() == [4, 4, 9]
     assert made.total.tolist() == [3, 0.75, 0]
-    assert made.outcome.tolist() == [1, -0.25, 0]
+    assert made.outcome_reward.tolist() == [1, -0.25, 0]
     assert made.process_rewards.tolist() == [[1, 1, 0], [1, 0, 0], [0, 0, 0]]
 
 

@@ -131,8 +131,8 @@ def objective(loss, ratios=None, advantage=1.0, sampler=None):
     logprobs = one * 0 if ratios is None else torch.tensor([ratios]).log()
     logprobs.requires_grad_()
     claimed = None if sampler is None else -torch.tensor([sampler]).log()
-    known = one * 0, None, one * advantage, None, one > 0, (one * 0).long(), one, claimed
-    output = loss(LossInputs(logprobs, *known))
+    given = one * 0, one * advantage, None, one > 0, (one * 0).long(), one, None, claimed
+    output = loss(LossInputs(logprobs, *given))
     return output, logprobs
 
 

@@ -23,7 +23,7 @@ def batch(groups, turns, seed):
         group=np.array(groups, dtype=np.int64),
         has_calls=mask & (rng.random((count, turns)) < 0.5),
         total=rewards.sum(axis=1),
-        outcome=np.zeros(count),
+        outcome_reward=np.zeros(count),
         states=np.where(mask, np.array(groups, dtype=np.int64)[:, None] * 2, -1),
         actions=np.where(mask, rng.integers(0, 3, (count, turns)), -1),
     )

@@ -34,7 +34,7 @@ class RewardBatch:
     group: Int[np.ndarray, " N"]  # trajectories of one task have the same number
     has_calls: Bool[np.ndarray, "N T"]
     total: Float[np.ndarray, " N"]  # R_i
-    outcome: Float[np.ndarray, " N"]  # the part of the last turn's reward paid for the answer
+    outcome_reward: Float[np.ndarray, " N"]  # the part of the last turn's reward paid for the answer
     states: Int[np.ndarray, "N T"] | None = None  # what was known before the turn, see `turn_keys`
     actions: Int[np.ndarray, "N T"] | None = None  # what was done in the turn
     call_variance: Float[np.ndarray, "N T"] | None = None  # of the rewards of a turn's calls
@@ -44,7 +44,7 @@ class RewardBatch:
         """Turn rewards without what was paid for the answer, in the last turn."""
         count = self.turn_mask.sum(axis=1, keepdims=True)
         last = np.arange(self.turn_mask.shape[1]) == count - 1
-        return self.turn_rewards - np.where(last, self.outcome[:, None], 0.0)
+        return self.turn_rewards - np.where(last, self.outcome_reward[:, None], 0.0)
 
     @staticmethod
     def from_credits(
@@ -362,6 +362,6 @@ class DualAdvantage(TurnAdvantage):
     def trajectory(self, batch: RewardBatch) -> Float[np.ndarray, "N T"]:
         """A_g."""
         if self.trajectory_reward == "outcome":
-            batch = replace(batch, total=batch.outcome)
+            batch = replace(batch, total=batch.outcome_reward)
         scale = self.trajectory_scale
         return TrajectoryAdvantage(self.epsilon, self.singleton, scale=scale)(batch)

@@ -43,7 +43,7 @@ class MtGrpoAdvantage:
         calling = batch.turn_mask & batch.has_calls
         process = replace(batch, turn_rewards=batch.process_rewards, turn_mask=calling)
         turn = TurnAdvantage(0.0, self.epsilon, self.singleton)(process)
-        outcome = replace(batch, total=batch.outcome)
+        outcome = replace(batch, total=batch.outcome_reward)
         trajectory = TrajectoryAdvantage(self.epsilon, self.singleton)(outcome)
         return self.turn_weight * discounted_returns(turn, batch.turn_mask, 1.0) + trajectory
 

@@ -138,7 +138,7 @@ def outcome_score(
 
 
 def environment_reward(trajectory: Trajectory) -> float:
-    """What an environment of others gave for the episode, over all its steps.
+    """What an external environment gave for the episode, over all its steps.
 
     Raises:
         ValueError: the task is not one of an environment's.

@@ -11,8 +11,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from matchtir.credit import outcome as answers
 from matchtir.credit.assignment import Assigner, Assignment
+from matchtir.credit.outcome import (
+    answer_f1,
+    answer_match,
+    environment_reward,
+    final_answer,
+    outcome_score,
+)
 from matchtir.credit.similarity import COMPARABLE, Similarity
 from matchtir.tools.formats import extract_answer
 from matchtir.types import Trajectory
@@ -57,7 +63,7 @@ class MatchReward:
         trajectory_reduction: ``sum`` or ``mean`` over turns.
         rewards: ``integrated``, or ``turn`` or ``outcome`` alone (paper Table 2).
         outcome: ``answer_f1``, ``answer_match``, ``none``, or ``environment``: the sum of what an
-            environment of others gave, answer or not.
+            external environment gave, answer or not.
         outcome_turns: ``final``, or ``every`` turn that has an answer (release).
         no_answer_penalty: taken from the last turn where the outcome is rewarded and the episode
             ends without an answer that it needs; 0 in the paper.
@@ -155,7 +161,7 @@ class MatchReward:
     ) -> tuple[float, float]:
         """Add the answers to `turn_rewards` [T]; the last one's score, and what was paid for it."""
         every = self.outcome_turns == "every"
-        last = extract_answer(trajectory.final_text) if every else answers.final_answer(trajectory)
+        last = extract_answer(trajectory.final_text) if every else final_answer(trajectory)
         outcome = self._outcome(trajectory, last)
         if self.rewards == "turn":
             return outcome, 0.0
@@ -171,11 +177,11 @@ class MatchReward:
 
     def _outcome(self, trajectory: Trajectory, answer: str | None) -> float:
         if self.outcome == "environment":
-            return answers.environment_reward(trajectory)
+            return environment_reward(trajectory)
         if self.outcome == "none":  # nor is a gold state worth anything
             return 0.0
-        score = answers.answer_f1 if self.outcome == "answer_f1" else answers.answer_match
-        return answers.outcome_score(trajectory, answer, score)
+        score = answer_f1 if self.outcome == "answer_f1" else answer_match
+        return outcome_score(trajectory, answer, score)
 
 
 def _parsed(trajectory: Trajectory) -> Trajectory:

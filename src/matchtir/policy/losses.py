@@ -218,12 +218,12 @@ class LossInputs:
 
     logprobs: Float[Tensor, "B L"]  # of the policy in training, with gradient
     old_logprobs: Float[Tensor, "B L"]  # of the policy at the start of the iteration
-    reference_logprobs: Float[Tensor, "B L"] | None
     advantages: Float[Tensor, "B L"]
     entropy: Float[Tensor, "B L"] | None  # of the policy's distribution, with gradient
     sampled: Bool[Tensor, "B L"]
     turn_index: Int[Tensor, "B L"]
     weights: Float[Tensor, "B L"]  # from `token_weights` of the whole mini-batch
+    reference_logprobs: Float[Tensor, "B L"] | None = None
     sampler_logprobs: Float[Tensor, "B L"] | None = None  # the engine's own
     chosen: Bool[Tensor, "B L"] | None = None  # by `CovarianceControl`
 

@@ -146,29 +146,26 @@ class EpisodeRunner:
         Raises:
             NotFiniteError: there are too many of them.
         """
-        ended = [[self._unless_too_long(each) for each in group] for group in groups]
-        self.dropped = await self._play(ended, enough, must_finish)
+        state = [[self._unless_too_long(each) for each in group] for group in groups]
+        self.dropped = await self._play(state, enough, must_finish)
         if len(self.dropped) > MOST_DROPPED * sum(map(len, groups)):
             raise NotFiniteError(f"log-probabilities that are not finite: {self.dropped[:10]}")
         lengths = [
             len(each.prompt_ids) + response_tokens(each.turns)
-            for each in chain(*ended)
+            for each in chain(*state)
             if isinstance(each, Trajectory)
         ]
         if lengths:
             self._mean_tokens = sum(lengths) / len(lengths)
-        return [[each for each in group if each is not None] for group in ended]
+        return [[each for each in group if each is not None] for group in state]
 
     async def _play(self, groups: list[_GroupState], enough: int, must_finish: int) -> list[str]:
-        """Put what becomes of each attempt in its place, until enough groups are at their end.
+        """Replace each attempt by its trajectory, in place, until enough groups are complete.
 
         Returns the names of those that were dropped.
         """
-        slots, episodes, dropped = (
-            asyncio.Semaphore(self._concurrency()),
-            list[Episode](),
-            list[str](),
-        )
+        slots = asyncio.Semaphore(self._concurrency())
+        episodes, dropped = list[Episode](), list[str]()
 
         async def play(group: _GroupState, place: int, it: Attempt) -> None:
             async with slots:

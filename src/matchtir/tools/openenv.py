@@ -1,4 +1,4 @@
-"""Environments of others, behind servers of the OpenEnv protocol: a session is an episode there.
+"""External environments, behind servers of the OpenEnv protocol: a session is an episode there.
 
 A session is a WebSocket at /ws: a "reset" begins an episode, each "step" is an action. The answer
 is an observation, its reward, and whether the episode is done. Environments name their tools (MCP),

@@ -103,7 +103,7 @@ class PolicyGradientModule(PolicyModule):
         self.overlong = overlong
         # Of advantages that have a call's; None: one advantage per turn.
         per_call = getattr(advantage, "level", "turn") == "call"
-        self.call_weight: Advantage | None = advantage.call_weight if per_call else None  # type: ignore[attr-defined]
+        self.call_weight: Any = advantage.call_weight if per_call else None  # type: ignore[attr-defined]
         self.hindsight = hindsight
         self.reference_reset_every = reference_reset_every
         self.needs_reference = bool(objective.kl_coefficient) or hindsight is not None
@@ -191,19 +191,18 @@ class PolicyGradientModule(PolicyModule):
         kept = np.flatnonzero(has_turns & ~masked & ~(zero & self.drops_zero_advantages))
         learned = [scored.trajectories[row] for row in kept]
         batch = collate(learned, self.renderer.pad_id).to(self.device)
-        own = scored.rewards.group[kept].tolist(), batch.lengths.tolist()
-        some, groups, lengths = zip(*all_gather((bool(has_turns.any()), *own)), strict=True)
-        if not any(some):
+        own = bool(has_turns.any()), scored.rewards.group[kept].tolist(), batch.lengths.tolist()
+        any_turns, group_numbers, lengths = zip(*all_gather(own), strict=True)
+        if not any(any_turns):
             raise RuntimeError(
                 "no trajectory of this iteration has a turn: every prompt is over the budget"
             )
-        self.token_metrics = {
-            "tokens": batch.sampled.float().cpu()
-        }  # what the loss says of each token
+        self.token_metrics = {"tokens": batch.sampled.float().cpu()}  # more by `_step`
         steps: list[dict[str, float]] = []
-        if any(groups):
+        if any(group_numbers):
             batch = replace(batch, extras=self._loss_extras(batch, scored, kept))
-            for rows in parallel.mini_batch_rows(groups, lengths, rank(), self.mini_batches):
+            split = parallel.mini_batch_rows(group_numbers, lengths, rank(), self.mini_batches)
+            for rows in split:
                 seed = derive_seed(self.seed, self.iteration, len(steps))
                 steps.append(self._step(batch, rows, seed, [learned[row].task for row in rows]))
         self.turn_sums = scored.sums_of_turns(kept, self.token_metrics, batch.turn_index.cpu())
@@ -258,18 +257,16 @@ class PolicyGradientModule(PolicyModule):
         return sums | {"grad_norm": self.step_optimizers(sums["loss"], tasks)}
 
     def _loss_inputs(self, tokens: TokenBatch) -> LossInputs:
-        """What the policy gives for a micro-batch, beside what is known of it."""
+        """What the policy computes for a micro-batch, and its extras."""
         scores = self._scores(self.policy, tokens)
         # With one step per iteration the policy is still the one at its start.
-        extras: dict[str, Any] = {"old_logprobs": scores.logprobs.detach()}
-        extras |= {"reference_logprobs": None} | tokens.extras
         return LossInputs(
             logprobs=scores.logprobs,
             entropy=scores.entropy,
             sampled=tokens.sampled,
             turn_index=tokens.turn_index,
             sampler_logprobs=tokens.sampler_logprobs,
-            **extras,
+            **{"old_logprobs": scores.logprobs.detach(), **tokens.extras},
         )
 
     def _scores(self, policy: Policy, tokens: TokenBatch) -> TokenScores:
