@@ -26,7 +26,7 @@ class Ranks:
     def __init__(self, count, monkeypatch):
         self.count, self.own = count, threading.local()
         self.barrier, self.items = threading.Barrier(count), [None] * count
-        for name in ("rank", "gathered", "wait_for_all"):
+        for name in ("rank", "all_gather", "wait_for_all"):
             monkeypatch.setattr(vllm_server, name, getattr(self, name))
         names = SimpleNamespace(gethostname=lambda: f"machine {self.rank() // GPUS}")
         monkeypatch.setattr(vllm_server, "socket", names)

@@ -46,7 +46,7 @@ def test_groups_of_different_processes_stay_apart_unless_the_batch_is_the_scale(
 
 def test_an_advantage_is_made_up_of_its_parts(monkeypatch):
     batches = [batch([0, 0], 2, seed=1), batch([0, 0], 3, seed=2)]
-    monkeypatch.setattr(parallel, "gathered", lambda own: batches)
+    monkeypatch.setattr(parallel, "all_gather", lambda own: batches)
     for rank, own in enumerate(batches):
         monkeypatch.setattr(parallel, "rank", lambda rank=rank: rank)
         dual = DualAdvantage(trajectory_scale="batch", turn_scale="batch")

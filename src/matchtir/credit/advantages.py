@@ -34,7 +34,7 @@ class RewardBatch:
     group: Int[np.ndarray, " N"]  # trajectories of one task have the same number
     has_calls: Bool[np.ndarray, "N T"]
     total: Float[np.ndarray, " N"]  # R_i
-    outcome_reward: Float[np.ndarray, " N"]  # the part of the last turn's reward paid for the answer
+    outcome_reward: Float[np.ndarray, " N"]  # of the last turn's reward, for the answer
     states: Int[np.ndarray, "N T"] | None = None  # what was known before the turn, see `turn_keys`
     actions: Int[np.ndarray, "N T"] | None = None  # what was done in the turn
     call_variance: Float[np.ndarray, "N T"] | None = None  # of the rewards of a turn's calls

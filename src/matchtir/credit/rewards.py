@@ -17,6 +17,7 @@ from matchtir.credit.outcome import (
     answer_match,
     environment_reward,
     final_answer,
+    needs_no_answer,
     outcome_score,
 )
 from matchtir.credit.similarity import COMPARABLE, Similarity
@@ -165,7 +166,7 @@ class MatchReward:
         outcome = self._outcome(trajectory, last)
         if self.rewards == "turn":
             return outcome, 0.0
-        answered = last is not None or answers.needs_no_answer(trajectory)
+        answered = last is not None or needs_no_answer(trajectory)
         for index, turn in enumerate(trajectory.turns[:-1] if every else ()):
             answer = extract_answer(turn.text)
             if answer is not None:
