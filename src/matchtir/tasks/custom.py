@@ -186,13 +186,6 @@ def task_from_row(
     answer = "" if row.get("answer") is None else value_text(row["answer"])
     if not answer.strip() and gold_state is None:
         raise RowError("answer: is missing or empty, and there is no gold_state")
-    metadata = dict(read_field(row, "metadata", dict, optional=True) or {})
-    if "split" in metadata:
-        raise RowError("metadata: split: has a field of its own")
-    if (split := read_field(row, "split", str, optional=True)) is not None:
-        if split not in SPLITS:
-            raise RowError(f"split: {split!r} is none of {', '.join(SPLITS)}")
-        metadata["split"] = split
     return Task(
         task_id=read_field(row, "id", str, optional=True) or task_id,
         question=question,
@@ -206,9 +199,21 @@ def task_from_row(
         history=history,
         initial_state=_read_state(row, "initial_state", tools) or {},
         gold_state=gold_state,
-        metadata=metadata,
+        metadata=_read_metadata(row),
         **_read_user(row),
     )
+
+
+def _read_metadata(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the row says of itself, and its split."""
+    metadata = dict(read_field(row, "metadata", dict, optional=True) or {})
+    if "split" in metadata:
+        raise RowError("metadata: split: has a field of its own")
+    if (split := read_field(row, "split", str, optional=True)) is not None:
+        if split not in SPLITS:
+            raise RowError(f"split: {split!r} is none of {', '.join(SPLITS)}")
+        metadata["split"] = split
+    return metadata
 
 
 def _read_user(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -192,17 +192,16 @@ class PolicyGradientModule(PolicyModule):
         learned = [scored.trajectories[row] for row in kept]
         batch = collate(learned, self.renderer.pad_id).to(self.device)
         own = bool(has_turns.any()), scored.rewards.group[kept].tolist(), batch.lengths.tolist()
-        any_turns, group_numbers, lengths = zip(*all_gather(own), strict=True)
+        any_turns, numbers, lengths = zip(*all_gather(own), strict=True)
         if not any(any_turns):
             raise RuntimeError(
                 "no trajectory of this iteration has a turn: every prompt is over the budget"
             )
         self.token_metrics = {"tokens": batch.sampled.float().cpu()}  # more by `_step`
         steps: list[dict[str, float]] = []
-        if any(group_numbers):
-            batch = replace(batch, extras=self._loss_extras(batch, scored, kept))
-            split = parallel.mini_batch_rows(group_numbers, lengths, rank(), self.mini_batches)
-            for rows in split:
+        if any(numbers):
+            batch = replace(batch, extras=self._extras(batch, scored, kept))
+            for rows in parallel.mini_batch_rows(numbers, lengths, rank(), self.mini_batches):
                 seed = derive_seed(self.seed, self.iteration, len(steps))
                 steps.append(self._step(batch, rows, seed, [learned[row].task for row in rows]))
         self.turn_sums = scored.sums_of_turns(kept, self.token_metrics, batch.turn_index.cpu())
@@ -215,9 +214,7 @@ class PolicyGradientModule(PolicyModule):
                 metrics[f"train/{name}"] = float(np.mean([step[name] for step in good or steps]))
         return metrics
 
-    def _loss_extras(
-        self, batch: TokenBatch, scored: ScoredRollout, rows: Any
-    ) -> dict[str, Tensor]:
+    def _extras(self, batch: TokenBatch, scored: ScoredRollout, rows: Any) -> dict[str, Tensor]:
         """What the loss needs and the policy does not compute, of these rows of the rollout."""
         trajectories = [scored.trajectories[row] for row in rows]
         calls = scored.call_advantages and [scored.call_advantages[row] for row in rows]
