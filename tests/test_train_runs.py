@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 
 from matchtir.policy.loading import load_policy, load_pretrained
-from matchtir.training import run as run_parts
+from matchtir.training import steps as run_parts
 from matchtir.utils.config_check import ConfigError
 from tests.scale.whole_runs import COPYING, ROOT, SMALL_MODEL, SMALL_RUN, composed, rows, run_here
 from tests.training.token_reward import PAID

@@ -35,7 +35,7 @@ COMMAND = (
     "module._target_=tests.faults.faulty_runs.RandomModule",
 )
 PHASES = {
-    "rollout": (Episode, "hear"),  # of validation and test, too
+    "rollout": (Episode, "step"),  # of validation and test, too
     "credit": (PolicyGradientModule, "score"),
     "backward": (torch.Tensor, "backward"),
     "step": (Muon, "step"),  # AdamW's is still to come

@@ -264,7 +264,7 @@ def test_a_call_that_returns_forgives_those_that_hung(make_sandbox):
     source = "import time\ndef f(s): time.sleep(s)"
     statuses = [run(pool, source, s=s).status for s in (9, 0, 9, 0)]
     assert statuses == [TIMEOUT, OK] * 2
-    assert not pool.hanging._next_trial  # nothing is kept of the sources that return
+    assert not pool.breaker._next_trial  # nothing is kept of the sources that return
 
 
 @pytest.fixture

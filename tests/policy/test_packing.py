@@ -110,7 +110,7 @@ def test_one_kernel_for_all_segments(monkeypatch, package):
         return by_kernel(*inputs, scale=softmax_scale)
 
     packed = small(packing=True).policy
-    monkeypatch.setattr(packing, "one_kernel_does", lambda *_: True)
+    monkeypatch.setattr(packing, "can_use_flash", lambda *_: True)
     if package == "torch":
         monkeypatch.setattr(packing, "varlen_attn", own)
     else:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from matchtir.policy.loading import LoadedPolicy
-from matchtir.training import run as module_under_test
+from matchtir.training import steps as module_under_test
 from matchtir.training.data import Stage, TaskDataModule
 from matchtir.training.steps import fingerprint, policy_hashes, task_hashes
 from tests.policy.tiny_policy import small
