@@ -72,9 +72,17 @@ def test_the_benchmarks_of_an_evaluation_are_kept_apart(tmp_path):
     assert keys == [("ftrl", 0), ("ftrl", 1), ("toolhop", 0), ("toolhop", 1)]
 
 
+def test_numbers_that_a_browser_cannot_read_are_none(tmp_path):
+    made = record([answering("yes")])
+    made["turns"][0]["log_ratios"] = [float("nan"), float("-inf")]
+    write_traces(tmp_path / "traces" / "iteration_000001.jsonl", [made])
+    (page,) = viewer.write_viewer(tmp_path, tmp_path / "view.html")
+    assert block(page, "records")[0]["turns"][0]["log_ratios"] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("line", "named"),
-    [("{", "not JSON"), ('{"task": "t"}', "no turns, total"), ("[]", "no task")],
+    [("{", "not JSON"), ('{"task": "t"}', "no question, group"), ("[]", "no task")],
 )
 def test_a_bad_line_is_named(tmp_path, line, named):
     run = a_run(tmp_path)

@@ -18,7 +18,10 @@ SCRIPTS = (
     *("base.js", "view_state.js", "view_list.js", "view_matrix.js", "view_turns.js"),
     *("view_group.js", "view_main.js"),
 )
-NEEDED = ("task", "turns", "total", "stop_reason", "similarity", "plan")
+NEEDED = (
+    *("task", "question", "group", "attempt", "turns", "total", "stop_reason"),
+    *("outcome", "outcome_reward", "gold_calls", "similarity", "plan"),
+)
 
 Group = tuple[str, int, list[str]]  # place and number, and its records
 
@@ -99,15 +102,14 @@ def _groups(file: Path) -> Iterator[Group]:
     place = file.stem.removeprefix("iteration_").lstrip("0")
     with file.open(encoding="utf-8") as lines:
         whole = (line for line in lines if line.endswith("\n"))  # the last one may be cut short
-        read = ((_read(s, f"{file}, line {n}")["group"], s) for n, s in enumerate(whole, start=1))
-        for number, found in groupby(read, key=itemgetter(0)):
-            head = f'{{"place": {json.dumps(place)}, '
-            yield place, number, [head + line.strip()[1:] for _, line in found]
+        read = (_read(line, f"{file}, line {n}") for n, line in enumerate(whole, start=1))
+        for number, found in groupby(read, key=itemgetter("group")):
+            yield place, number, [json.dumps({"place": place} | record) for record in found]
 
 
 def _read(line: str, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_constant=lambda _: None)  # a browser reads no NaN
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON: {error}") from error
     missing = [key for key in NEEDED if not isinstance(record, dict) or key not in record]
