@@ -282,6 +282,7 @@ def test_the_page(page, sweep, width):
     assert page.locator("[data-metric='time/rollout']").count() == 0
     reward.locator("svg").hover()
     assert page.locator(".readout b").first.inner_text().strip().isdigit()
+    assert page.locator(".readout .value:visible").count() == 1  # of the method that is not hidden
 
 
 def test_labels_stay_text(page, tmp_path):

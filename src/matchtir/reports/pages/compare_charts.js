@@ -1,7 +1,7 @@
 // Curves as small charts: mean over seeds, interval, single seeds; all with the same colours.
 const HUES = ["#2f86d1", "#e0661f", "#12a37a", "#d178ae", "#c8961d", "#6cc0ee", "#9a7be0", "#8a8a8a"];
 const styleOf = (index) => ({ color: HUES[index % HUES.length], dash: index < HUES.length ? null : "5 3" });
-const WIDTH = 380, HEIGHT = 200, PAD = { left: 46, right: 10, top: 8, bottom: 24 };
+const WIDTH = 380, HEIGHT = 200, PAD = { left: 54, right: 10, top: 8, bottom: 24 };
 
 function ticks(low, high, count) {
   const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
@@ -58,7 +58,7 @@ function chart(metric, drawn) {
   const x = (step) => PAD.left + (step - first) / (last - first) * (WIDTH - PAD.left - PAD.right);
   const y = (value) => PAD.top + (high - value) / (high - low) * (HEIGHT - PAD.top - PAD.bottom);
   const clip = `clip-${charts += 1}`;
-  const marks = ticks(low, high, 4), digits = digitsOf(marks);
+  const marks = ticks(low, high, 5), digits = digitsOf(marks);
   const lines = drawn.map(({ index, points }) => {
     const { color, dash } = styleOf(index);
     return s("g", { "data-method": index },
@@ -79,7 +79,7 @@ function chart(metric, drawn) {
     rule.setAttribute("x1", x(step)); rule.setAttribute("x2", x(step)); rule.setAttribute("visibility", "visible");
     readout.replaceChildren(h("b", {}, `${step} `), ...drawn.flatMap(({ index, points }) => {
       const at = points.steps.indexOf(step);
-      return at < 0 ? [] : [h("span", { "data-method": index, "--hue": styleOf(index).color, class: "value" }, short(points.mean[at]))];
+      return at < 0 || hidden.has(index) ? [] : [h("span", { "data-method": index, "--hue": styleOf(index).color, class: "value" }, short(points.mean[at]))];
     }));
   };
   svg.addEventListener("pointermove", (event) => {

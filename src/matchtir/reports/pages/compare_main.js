@@ -31,17 +31,16 @@ function legend(methods) {
 
 function curves(data) {
   const labels = data.methods.map((method) => method.label);
-  const left = new Map(Object.entries(data.curves).filter(([metric]) => !/^(test|by)\//.test(metric)));
+  const left = new Set(Object.keys(data.curves).filter((metric) => !/^(test|by)\//.test(metric)));
   return SECTIONS.map(([title, prefix, open]) => {
-    const found = [...left.keys()].filter((metric) => metric.startsWith(prefix));
-    const flat = found.filter((metric) => constantOf(left.get(metric)) !== null);
+    const found = [...left].filter((metric) => metric.startsWith(prefix));
+    const flat = found.filter((metric) => constantOf(data.curves[metric]) !== null);
     const metrics = found.filter((metric) => !flat.includes(metric));
     const rank = (metric) => { const at = FIRST.indexOf(metric.slice(prefix.length)); return at < 0 ? FIRST.length : at; };
     metrics.sort((a, b) => rank(a) - rank(b));
     const figures = () => metrics.map((metric) => chart(metric, labels.flatMap((label, index) =>
-      kept[metric][label] ? [{ index, points: kept[metric][label] }] : [])));
-    const kept = Object.fromEntries(metrics.map((metric) => [metric, left.get(metric)]));
-    const constants = flat.map((metric) => h("span", {}, h("code", {}, metric.slice(prefix.length)), ` ${short(constantOf(left.get(metric)))}`));
+      data.curves[metric][label] ? [{ index, points: data.curves[metric][label] }] : [])));
+    const constants = flat.map((metric) => h("span", {}, h("code", {}, metric.slice(prefix.length)), ` ${short(constantOf(data.curves[metric]))}`));
     found.forEach((metric) => left.delete(metric));
     if (!found.length) return null;
     const grid = h("div", { class: "charts" });
