@@ -153,6 +153,38 @@ def test_keys_and_links(page, url):
     page.keyboard.press("?")
     assert page.is_visible("dialog.help")
     page.go_back()
+    page.wait_for_function("location.hash === '#/1/0/0?q=jkl'")
+    page.evaluate(SHOWN)
+    page.keyboard.press("Escape")
+    assert not page.is_visible("dialog.help")
+
+
+def test_the_list_stays_where_it_is_and_reaches_what_is_linked(page, tmp_path):
+    turns = [calling("find", "beta"), answering("3 kg")] * 6
+    many = [record(turns, group=group) for group in range(150)]
+    write_traces(tmp_path / "traces" / "iteration_000001.jsonl", many)
+    (file,) = write_viewer(tmp_path, tmp_path / "view.html")
+    opened(page, f"{file.as_uri()}#/1/120/0?turn=9")
+    assert page.title().startswith("1/120/0 · ")
+    row = page.locator(".row[aria-current]")
+    assert row.get_attribute("data-key") == "1/120/0" and row.bounding_box()["y"] < 900
+    page.evaluate("scrollTo(0, 0)")
+    page.keyboard.press("c")
+    page.evaluate(SHOWN)
+    assert page.evaluate("scrollY") == 0  # it is the address that jumps to a turn, not the colour
+    above = page.locator("[data-key='1/116/0']")
+    place = above.bounding_box()["y"]
+    above.click()
+    page.wait_for_selector("[data-key='1/116/0'][aria-current]")
+    assert above.bounding_box()["y"] == place
+    page.fill("input[type=search]", "3 kg")
+    assert page.evaluate("document.querySelector('.list').scrollTop") < 100
+    opened(page, file.as_uri())
+    page.reload()
+    page.wait_for_selector(".more")
+    assert page.title().startswith("1/0/0 · ")
+    page.click(".more")
+    assert page.evaluate("document.querySelector('.list').scrollTop") > 1000
 
 
 def test_a_deep_link_opens_the_turn(page, url):

@@ -106,7 +106,6 @@ function renderList() {
   const holder = root.querySelector(".list-rows");
   holder.replaceChildren(h("p", { class: "count muted number" }, `${found.length} of ${items.length} attempts`),
     list(found, { ...state, key: current()?.key || "" }, rows, () => { rows += PAGE_ROWS; renderList(); }));
-  holder.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
 }
 function changeFilter(changes) {
   rows = PAGE_ROWS;
@@ -118,29 +117,33 @@ function changeFilter(changes) {
 }
 function render() {
   const opened = new Set([...root.querySelectorAll("details.result")].map((d, index) => d.open ? index : -1));
-  const same = state && state.key === readAddress().key;
+  const before = state;
   state = readAddress();
+  const same = before?.key === state.key;
   found = select(items, state);
+  const place = found.findIndex((item) => item.key === state.key) + 1;
+  rows = Math.max(rows, Math.ceil(place / PAGE_ROWS) * PAGE_ROWS);
   const item = current();
   const scrolled = root.querySelector(".list")?.scrollTop || 0;
   root.className = `app ${state.key ? "has-detail" : "has-list"}`;
   root.replaceChildren(topbar(), h("div", { class: "panes" },
     h("div", { class: "list" }, filters(items, state, changeFilter), h("div", { class: "list-rows" })),
-    pane()), help);
-  root.querySelector(".list").scrollTop = scrolled;
+    pane()));
   renderList();
+  root.querySelector(".list").scrollTop = scrolled;
+  if (!same) root.querySelectorAll("[aria-current]").forEach((element) => element.scrollIntoView({ block: "nearest", inline: "nearest" }));
   if (same) [...root.querySelectorAll("details.result")].forEach((d, index) => { d.open = opened.has(index); });
   const turn = state.turn && root.querySelector(`#turn-${state.turn}`);
-  if (turn) { turn.classList.add("target"); turn.scrollIntoView({ block: "start" }); } else if (!same) scrollTo(0, 0);
-  document.title = item ? `${state.key} · ${meta.run}` : `Traces of ${meta.run}`;
+  if (turn) turn.classList.add("target");
+  if (turn && !(same && before.turn === state.turn)) turn.scrollIntoView({ block: "start" }); else if (!same) scrollTo(0, 0);
+  document.title = item ? `${item.key} · ${meta.run}` : `Traces of ${meta.run}`;
 }
 
 Promise.all([unpack("meta"), unpack("records")]).then(([facts, records]) => {
   meta = facts;
   items = prepare(records);
-  groups = new Map();
-  for (const item of items) groups.set(groupKey(item.record), [...(groups.get(groupKey(item.record)) || []), item]);
-  document.body.append(root);
+  groups = Map.groupBy(items, (item) => groupKey(item.record));
+  document.body.append(root, help);
   addEventListener("hashchange", render);
   render();
 });
