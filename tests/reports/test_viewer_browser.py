@@ -129,6 +129,21 @@ def test_tokens_are_coloured_by_advantage_or_log_ratio(page, url):
     assert page.url.endswith("#/1/0/0?color=none")
 
 
+def test_without_advantages_none_are_shown(page, tmp_path):
+    made = record([calling("find", "beta"), answering("And?"), answering("3 kg")], total=0.0)
+    for turn in made["turns"]:
+        turn |= {"advantage": 0.0, "reply": "Go on."}
+        for name in ("return", "trajectory_advantage", "pieces", "log_ratios"):
+            del turn[name]
+    write_traces(tmp_path / "traces" / "ftrl.jsonl", [made])
+    (file,) = write_viewer(tmp_path, tmp_path / "view.html")
+    opened(page, file.as_uri())
+    assert page.locator(".credit th").all_text_contents() == ["turn", "r"]
+    assert page.locator(".switch, .tools .legend").count() == 0
+    assert page.inner_text(".penalty") == "No turn earned anything for its calls."
+    assert page.locator("#turn-2 .result").all_inner_texts() == ["user\nGo on."]
+
+
 # Behind the event that a new address causes, and behind what is drawn because of it.
 SHOWN = "new Promise(done => setTimeout(() => requestAnimationFrame(() => setTimeout(done))))"
 
@@ -142,6 +157,7 @@ def test_keys_and_links(page, url):
         page.wait_for_function("address => location.hash === address", arg=address)
         page.evaluate(SHOWN)  # a key means something once what the last one asked for is shown
     assert len(page.query_selector_all("table.group thead th")) == 1 + 3
+    assert page.locator(".switch").count() == 0  # its cells have the colour of the advantage
     page.click("table.group thead th:nth-child(2) a")
     page.wait_for_function("location.hash === '#/1/0/0'")
     page.keyboard.press("/")

@@ -28,7 +28,7 @@ function groupTable(group, state, scale) {
       if (!turn) return h("td", { class: "absent" });
       const made = tint(turn.advantage, scale);
       return h("td", made, h("a", { href: address(state, { key: own, view: "one", turn: index + 1 }) },
-        h("span", { class: "pair number" }, h("span", {}, `r ${signed(turn.reward)}`), h("b", {}, `A ${signed(turn.advantage)}`)),
+        h("span", { class: "pair number" }, h("span", {}, `r ${signed(turn.reward)}`), isTrained(record) ? h("b", {}, `A ${signed(turn.advantage)}`) : null),
         brief(turn)));
     })));
   return h("div", { class: "scroll" }, h("table", { class: "group" }, h("thead", {}, head), h("tbody", {}, rows)));

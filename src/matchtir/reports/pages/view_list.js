@@ -3,7 +3,7 @@ const PAGE_ROWS = 100;
 
 function options(values, chosen, all) {
   return [h("option", { value: "", selected: !chosen }, all),
-    ...values.map((value) => h("option", { value, selected: String(value) === chosen }, String(value)))];
+    ...values.map((value) => h("option", { value, selected: value === chosen }, value))];
 }
 const distinct = (values) => [...new Set(values)];
 
@@ -39,8 +39,8 @@ function row(item, state, scale, alone) {
     alone ? null : h("span", { class: "muted number" }, `${record.attempt + 1}`),
     h("b", { class: "number" }, signed(record.total)),
     squares(record, scale),
-    errors.length ? h("span", { class: "chip bad" }, errors[0] + (errors.length > 1 ? ` +${errors.length - 1}` : "")) : null,
-    record.stop_reason === "answer" ? null : h("span", { class: "chip" }, record.stop_reason)),
+    errors.length ? h("span", { class: "chip bad", title: errors.join(", ") }, errors[0] + (errors.length > 1 ? ` +${errors.length - 1}` : "")) : null,
+    record.stop_reason === "answer" ? null : h("span", { class: "chip", title: record.stop_reason }, record.stop_reason)),
   alone ? title(item) : null);
 }
 const title = ({ record }) => [h("span", { class: "row-title" }, asked(record)),

@@ -68,19 +68,22 @@ function detail(item) {
   const scale = scaleOf(group.map((member) => member.record));
   const colors = h("span", { class: "switch", role: "group", "aria-label": "colour of tokens" }, COLORS.map((color) =>
     h("button", { "aria-pressed": String(color === state.color), onclick: () => replace({ color }) }, color)));
+  const sideBySide = state.view === "group";
   return h("main", { class: "detail", tabindex: -1 },
     h("section", { class: "head" },
       h("p", { class: "muted number" }, `${/^\d+$/.test(record.place) ? "iteration " : ""}${record.place}, group ${record.group}, attempt ${record.attempt + 1} of ${group.length}   ${record.task}`),
       h("h2", { title: record.question }, asked(record)),
       h("p", { class: "facts" },
-        h("span", {}, h("span", { class: "muted" }, "answer "), record.answer === undefined ? "?" : record.answer === null ? h("span", { class: "missing" }, "none") : h("b", {}, record.answer)),
-        h("span", {}, h("span", { class: "muted" }, "gold "), h("b", {}, record.gold_answer || "(a state)")),
+        h("span", {}, h("span", { class: "muted" }, "answer "), record.answer === null ? h("span", { class: record.gold_answer ? "missing" : "muted" }, "none") : h("b", {}, record.answer)),
+        h("span", {}, h("span", { class: "muted" }, "gold "), h("b", {}, record.gold_answer || "(none)")),
         h("span", { class: "number" }, h("span", { class: "muted" }, "reward "), h("b", {}, signed(record.total))),
         h("span", { class: "number" }, h("span", { class: "muted" }, "outcome "), h("b", {}, number(record.outcome))),
         h("span", { class: `chip ${record.stop_reason !== "answer" ? "bad" : record.outcome >= 1 ? "ok" : ""}` }, record.stop_reason)),
       group.length > 1 ? groupStrip(group, shown, scale) : null,
-      h("div", { class: "tools" }, group.length > 1 ? h("button", { "aria-pressed": String(state.view === "group"), onclick: ACTIONS.g }, "side by side") : null, colors, colorLegend(record, state.color, scale))),
-    state.view === "group" ? groupTable(group, shown, scale) : h("div", { class: "columns" },
+      h("div", { class: "tools" },
+        group.length > 1 ? h("button", { "aria-pressed": String(sideBySide), onclick: ACTIONS.g }, "side by side") : null,
+        isTrained(record) ? [sideBySide ? null : colors, colorLegend(record, sideBySide ? "advantage" : state.color, scale)] : null)),
+    sideBySide ? groupTable(group, shown, scale) : h("div", { class: "columns" },
       h("section", { class: "conversation", "aria-label": "conversation" }, conversation(record, shown, scale, highlight)),
       h("aside", { class: "side" },
         h("h3", {}, "Credit by turn"), creditTable(record, shown, scale),

@@ -62,7 +62,10 @@ function penalties(record) {
     const same = Math.max(...scaled) - Math.min(...scaled) < .01;
     lines.push(same ? `A call earns its Σ × ${number(scaled[0])}.` : "Calls earn other than their Σ: the reward is not that of the plan alone.");
   }
-  const taken = (record.outcome_reward ?? record.outcome) - record.outcome;
+  const isUnpaid = (turn, index) => !turn.calls.length
+    || Math.abs(turn.reward - (index === record.turns.length - 1 ? record.outcome_reward : 0)) < NOTICED;
+  if (made.some((call) => Math.abs(call.reward) > NOTICED) && record.turns.every(isUnpaid)) lines.push("No turn earned anything for its calls.");
+  const taken = record.outcome_reward - record.outcome;
   if (taken < -NOTICED && record.answer === null) lines.push(`No answer: ${signed(taken)} in the last turn.`);
   return lines;
 }

@@ -10,6 +10,9 @@ const asked = (record) => record.question.split("\nQuestion: ").pop();
 
 const calls = (record) => record.turns.flatMap((turn) => turn.calls);
 
+// An evaluation keeps no tokens, and the advantages in its traces mean nothing.
+const isTrained = (record) => record.turns.some((turn) => turn.pieces);
+
 // How a call ended: "ok", what it was refused for, how its execution failed, or that its tool said so.
 function ending(call) {
   if (call.status !== "ok") return call.status;
@@ -77,20 +80,16 @@ function address(state, changes) {
 
 // Blue above zero, orange below, full at the largest advantage of the group or at 1.
 function tint(value, scale) {
-  if (value === null || value === undefined) return { class: "tint" };
-  return {
-    class: `tint ${value > 0 ? "pos" : value < 0 ? "neg" : ""}`,
-    "--strength": Math.min(1, Math.abs(value) / scale).toFixed(3),
-  };
+  const strength = Math.min(1, Math.abs(value ?? 0) / scale).toFixed(3);
+  return { class: `tint ${Number(strength) === 0 ? "" : value > 0 ? "pos" : "neg"}`, "--strength": strength };
 }
 const scaleOf = (records) =>
-  Math.max(1, ...records.flatMap((record) => record.turns.map((turn) => Math.abs(turn.advantage))));
+  Math.max(1, ...records.flatMap((record) => [...record.turns, ...calls(record)]).map((earned) => Math.abs(earned.advantage ?? 0)));
 
-function readable(value) {
-  return typeof value === "string" ? JSON.stringify(value) : JSON.stringify(value) ?? String(value);
-}
 function signature(call) {
   const given = call.arguments;
-  if (given === null || typeof given !== "object" || Array.isArray(given)) return `${call.name || "?"}(${given === null ? "" : readable(given)})`;
-  return `${call.name || "?"}(${Object.entries(given).map(([name, value]) => `${name}=${readable(value)}`).join(", ")})`;
+  const named = given !== null && typeof given === "object" && !Array.isArray(given);
+  const inside = named ? Object.entries(given).map(([name, value]) => `${name}=${JSON.stringify(value)}`).join(", ")
+    : given === null ? "" : JSON.stringify(given);
+  return `${call.name || "?"}(${inside})`;
 }

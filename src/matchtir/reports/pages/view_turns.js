@@ -4,9 +4,13 @@ const MEASURES = [
   ["return", "R", "discounted return from this turn on"],
   ["trajectory_advantage", "A_g", "advantage of the trajectory in its group"],
   ["turn_advantage", "A_l", "advantage of the turn among its group's"],
-  ["advantage", "A", "advantage: what every token of the turn is weighted with"],
+  ["advantage", "A", "advantage: what the tokens of the turn are weighted with; those of a call by their own, where it has one"],
 ];
 const SMALLEST_RATIO_SCALE = .01; // below it a log-ratio is noise, and stays pale
+
+// Of an attempt, by turn; parts that the chosen advantage does not have are left out.
+const measuresOf = (record) =>
+  MEASURES.filter(([name]) => record.turns.some((turn) => turn[name] !== undefined) && (name !== "advantage" || isTrained(record)));
 
 function symbol(text) {
   const [letter, below] = text.split("_");
@@ -51,7 +55,7 @@ function callCard(call, index, highlight) {
     h("div", { class: "call-facts muted number" },
       call.gold === null ? h("span", { class: "missing" }, "unpaid: like no gold call")
         : h("span", {}, `→ g${call.gold + 1}   similarity ${number(call.similarity)}   mass ${number(call.weight, 3)}`),
-      h("span", {}, `earned ${signed(call.reward)}`)),
+      h("span", {}, `earned ${signed(call.reward)}`), call.advantage === undefined ? null : h("span", {}, `A ${signed(call.advantage)}`)),
     call.output === null ? null : h("details", { class: "result" },
       h("summary", {}, "result ", h("span", { class: "muted" }, call.output.length > 70 ? `${call.output.slice(0, 70)}…` : call.output || "(empty)")),
       h("pre", {}, call.output)));
@@ -63,12 +67,12 @@ function turnCard(record, index, state, scale, ratios, firstCall, highlight) {
     h("header", { class: "turn-head" },
       h("a", { class: "turn-name", href: address(state, { turn: index + 1 }), title: "link to this turn" }, `Turn ${index + 1}`),
       h("span", { class: "muted" }, `${turn.tokens} tokens`),
-      h("span", { class: "measures number" }, MEASURES.filter(([name]) => turn[name] !== undefined).map(([name, label, title]) =>
+      h("span", { class: "measures number" }, measuresOf(record).map(([name, label, title]) =>
         h("span", { title, ...(name === "advantage" ? fillMeasure(turn.advantage, scale) : { class: "measure" }) },
           h("span", { class: "muted" }, symbol(label)), ` ${signed(turn[name])}`)))),
     tokens(turn, state.color, scale, ratios),
     turn.calls.map((call, offset) => callCard(call, firstCall + offset, highlight)),
-    turn.reply ? h("pre", { class: "result", title: "what the user said to this turn" }, turn.reply) : null);
+    turn.reply ? h("div", { class: "call result" }, h("span", { class: "tag" }, "user"), h("pre", {}, turn.reply)) : null);
 }
 function fillMeasure(value, scale) {
   const made = tint(value, scale);
@@ -76,13 +80,13 @@ function fillMeasure(value, scale) {
 }
 
 function creditTable(record, state, scale) {
-  const shown = MEASURES.filter(([name]) => record.turns.some((turn) => turn[name] !== undefined));
+  const shown = measuresOf(record);
   return h("div", { class: "scroll" }, h("table", { class: "credit number" },
     h("thead", {}, h("tr", {}, h("th", {}, "turn"), shown.map(([, label, title]) => h("th", { title }, symbol(label))))),
     h("tbody", {}, record.turns.map((turn, index) => h("tr", {},
       h("td", {}, h("a", { href: address(state, { turn: index + 1 }), class: "turn-name" }, String(index + 1))),
       shown.map(([name]) => h("td", name.includes("advantage") ? tint(turn[name], scale) : {}, signed(turn[name])))))),
-    record.turns.length > 1 ? h("tfoot", {}, h("tr", {}, h("td", {}, "R"), h("td", { title: "reward of the trajectory" }, signed(record.total)))) : null));
+    record.turns.length > 1 ? h("tfoot", {}, h("tr", {}, h("td", {}, "R"), h("td", { title: "reward of the trajectory" }, signed(record.total)), shown.slice(1).map(() => h("td")))) : null));
 }
 
 function conversation(record, state, scale, highlight) {
