@@ -135,9 +135,11 @@ def test_without_advantages_none_are_shown(page, tmp_path):
         turn |= {"advantage": 0.0, "reply": "Go on."}
         for name in ("return", "trajectory_advantage", "pieces", "log_ratios"):
             del turn[name]
-    write_traces(tmp_path / "traces" / "ftrl.jsonl", [made])
+    write_traces(tmp_path / "traces" / "ftrl 100%.jsonl", [made])
     (file,) = write_viewer(tmp_path, tmp_path / "view.html")
     opened(page, file.as_uri())
+    page.click(".row")
+    page.wait_for_function("location.hash === '#/ftrl_100_/0/0'")
     assert page.locator(".credit th").all_text_contents() == ["turn", "r"]
     assert page.locator(".switch, .tools .legend").count() == 0
     assert page.inner_text(".penalty") == "No turn earned anything for its calls."

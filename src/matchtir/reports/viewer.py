@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -22,6 +23,7 @@ NEEDED = (
     *("task", "question", "group", "attempt", "turns", "total", "stop_reason"),
     *("outcome", "outcome_reward", "gold_calls", "similarity", "plan"),
 )
+NOT_IN_ADDRESS = re.compile(r"[^\w.-]+", re.ASCII)  # as it is written; places are part of links
 
 Group = tuple[str, int, list[str]]  # place and number, and its records
 
@@ -99,7 +101,7 @@ def _groups(file: Path) -> Iterator[Group]:
 
     Their place is the iteration, and of an evaluation the name of the file: its benchmark.
     """
-    place = file.stem.removeprefix("iteration_").lstrip("0")
+    place = NOT_IN_ADDRESS.sub("_", file.stem.removeprefix("iteration_").lstrip("0"))
     with file.open(encoding="utf-8") as lines:
         whole = (line for line in lines if line.endswith("\n"))  # the last one may be cut short
         read = (_read(line, f"{file}, line {n}") for n, line in enumerate(whole, start=1))
