@@ -129,6 +129,20 @@ def test_tokens_are_coloured_by_advantage_or_log_ratio(page, url):
     assert page.url.endswith("#/1/0/0?color=none")
 
 
+def test_a_call_has_the_colour_of_its_own_advantage(page, tmp_path):
+    made = record([calling("find", "beta"), answering("3 kg")])
+    made["turns"][0]["spans"] = [["call", 0, 1], ["reasoning", 1, 2]]
+    made["turns"][0]["calls"][0]["advantage"] = -4.0
+    write_traces(tmp_path / "traces" / "iteration_000001.jsonl", [made])
+    (file,) = write_viewer(tmp_path, tmp_path / "view.html")
+    opened(page, file.as_uri())
+    call, between = page.locator("#turn-1 .text span").all()
+    assert call.get_attribute("title") == "call: A −4.00"
+    assert between.get_attribute("title") == "reasoning: A +1.00"
+    assert "±4.00" in page.inner_text(".tools .legend")
+    assert "A −4.00" in page.inner_text("#turn-1 .call-facts")
+
+
 def test_without_advantages_none_are_shown(page, tmp_path):
     made = record([calling("find", "beta"), answering("And?"), answering("3 kg")], total=0.0)
     for turn in made["turns"]:
@@ -233,6 +247,22 @@ def test_nothing_is_wider_than_the_screen(page, url, size, address):
     assert page.evaluate("document.documentElement.scrollWidth") <= size["width"]
     narrow_detail = size == NARROW and address
     assert page.is_visible(".filters") != bool(narrow_detail)
+
+
+def test_a_narrow_screen_has_the_list_or_an_attempt(page, url):
+    page.set_viewport_size({"width": 400, "height": 300})
+    opened(page, url)
+    page.click("[data-key='10/0/1']")
+    page.wait_for_selector("#turn-1")
+    page.click(".back")
+    page.wait_for_selector("[data-key='10/0/1']")
+    page.evaluate(SHOWN)
+    assert 0 < page.locator("[data-key='10/0/1']").bounding_box()["y"] < 300
+    page.click("[data-key='10/0/1']")
+    page.wait_for_selector("#turn-1")
+    page.keyboard.press("/")
+    page.keyboard.type("cj")  # is searched for
+    page.wait_for_function("location.hash === '#/?q=cj'")
 
 
 def test_what_models_and_tools_write_stays_text(page, tmp_path):

@@ -79,7 +79,7 @@ function chart(metric, drawn) {
     rule.setAttribute("x1", x(step)); rule.setAttribute("x2", x(step)); rule.setAttribute("visibility", "visible");
     readout.replaceChildren(h("b", {}, `${step} `), ...drawn.flatMap(({ index, points }) => {
       const at = points.steps.indexOf(step);
-      return at < 0 || hidden.has(index) ? [] : [h("span", { "data-method": index, "--hue": styleOf(index).color, class: "value" }, short(points.mean[at]))];
+      return at < 0 || hidden.has(index) ? [] : [h("span", { "data-method": index, "--hue": styleOf(index).color, class: `value ${styleOf(index).dash ? "dashed" : ""}` }, short(points.mean[at]))];
     }));
   };
   svg.addEventListener("pointermove", (event) => {

@@ -24,7 +24,7 @@ function legend(methods) {
         button.setAttribute("aria-pressed", String(!off));
         for (const element of document.querySelectorAll(`[data-method="${index}"]`)) element.classList.toggle("off", off);
       } },
-    h("i", {}), method.label, done === method.runs.length ? null : h("span", { class: "muted" }, ` ${done} of ${method.runs.length} runs finished`));
+    h("i", { class: styleOf(index).dash && "dashed" }), method.label, done === method.runs.length ? null : h("span", { class: "muted" }, ` ${done} of ${method.runs.length} runs finished`));
     return button;
   }));
 }

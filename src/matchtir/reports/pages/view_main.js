@@ -15,6 +15,7 @@ const replace = (changes) => { history.replaceState(null, "", address(state, cha
 // Without a choice the first attempt of the list is shown, where there is room beside it.
 const current = () => state.key ? items.find((item) => item.key === state.key) : found[0];
 const groupOf = (record) => groups.get(groupKey(record));
+const isNarrow = () => matchMedia("(max-width: 760px)").matches; // list or attempt, as in the style
 
 function step(sequence, by) {
   const at = sequence.findIndex((item) => item.key === state.key);
@@ -41,7 +42,7 @@ const ACTIONS = {
   c: () => replace({ color: COLORS[(COLORS.indexOf(state.color) + 1) % COLORS.length] }),
   r: () => { const all = [...root.querySelectorAll("details.result")]; const open = all.some((d) => !d.open); all.forEach((d) => { d.open = open; }); },
   t: toggleTheme, "?": () => help.showModal(),
-  "/": () => { if (matchMedia("(max-width: 760px)").matches) go({ key: "", turn: null }); root.querySelector("input[type=search]").focus(); },
+  "/": () => { if (isNarrow()) replace({ key: "", turn: null }); root.querySelector("input[type=search]").focus(); },
   Escape: () => { if (document.activeElement !== document.body) document.activeElement.blur(); else go({ key: "", turn: null }); },
 };
 addEventListener("keydown", (event) => {
@@ -137,8 +138,10 @@ function render() {
   if (!same) root.querySelectorAll("[aria-current]").forEach((element) => element.scrollIntoView({ block: "nearest", inline: "nearest" }));
   if (same) [...root.querySelectorAll("details.result")].forEach((d, index) => { d.open = opened.has(index); });
   const turn = state.turn && root.querySelector(`#turn-${state.turn}`);
+  const left = isNarrow() && !state.key && [...root.querySelectorAll(".row")].find((element) => element.dataset.key === before?.key);
   if (turn) turn.classList.add("target");
-  if (turn && !(same && before.turn === state.turn)) turn.scrollIntoView({ block: "start" }); else if (!same) scrollTo(0, 0);
+  if (left) left.scrollIntoView({ block: "center" });
+  else if (turn && !(same && before.turn === state.turn)) turn.scrollIntoView({ block: "start" }); else if (!same) scrollTo(0, 0);
   document.title = item ? `${item.key} · ${meta.run}` : `Traces of ${meta.run}`;
 }
 

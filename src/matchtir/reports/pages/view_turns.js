@@ -67,16 +67,13 @@ function turnCard(record, index, state, scale, ratios, firstCall, highlight) {
     h("header", { class: "turn-head" },
       h("a", { class: "turn-name", href: address(state, { turn: index + 1 }), title: "link to this turn" }, `Turn ${index + 1}`),
       h("span", { class: "muted" }, `${turn.tokens} tokens`),
-      h("span", { class: "measures number" }, measuresOf(record).map(([name, label, title]) =>
-        h("span", { title, ...(name === "advantage" ? fillMeasure(turn.advantage, scale) : { class: "measure" }) },
-          h("span", { class: "muted" }, symbol(label)), ` ${signed(turn[name])}`)))),
+      h("span", { class: "measures number" }, measuresOf(record).map(([name, label, title]) => {
+        const made = name === "advantage" ? tint(turn.advantage, scale) : { class: "" };
+        return h("span", { title, ...made, class: `measure ${made.class}` }, h("span", { class: "muted" }, symbol(label)), ` ${signed(turn[name])}`);
+      }))),
     tokens(turn, state.color, scale, ratios),
     turn.calls.map((call, offset) => callCard(call, firstCall + offset, highlight)),
     turn.reply ? h("div", { class: "call result" }, h("span", { class: "tag" }, "user"), h("pre", {}, turn.reply)) : null);
-}
-function fillMeasure(value, scale) {
-  const made = tint(value, scale);
-  return { ...made, class: `measure ${made.class}` };
 }
 
 function creditTable(record, state, scale) {
