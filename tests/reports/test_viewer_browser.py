@@ -209,6 +209,8 @@ def test_the_list_stays_where_it_is_and_reaches_what_is_linked(page, tmp_path):
     above.click()
     page.wait_for_selector("[data-key='1/116/0'][aria-current]")
     assert above.bounding_box()["y"] == place
+    page.click("text=show 100 of 100 before")
+    assert page.locator(".row").count() == 150
     page.fill("input[type=search]", "3 kg")
     assert page.evaluate("document.querySelector('.list').scrollTop") < 100
     opened(page, file.as_uri())

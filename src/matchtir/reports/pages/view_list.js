@@ -52,15 +52,14 @@ function taskRows(members, alone, state, scale) {
   return h("section", { class: "task" }, h("header", {}, title(members[0])), members.map((item) => row(item, state, scale, false)));
 }
 
-// Rows are made page by page, so that ten thousand attempts open at once.
-function list(found, state, rows, more) {
+// Rows are made page by page, so that ten thousand attempts open at once: `rows` from the row `first` on.
+function list(found, state, first, rows, show) {
   if (!found.length) return h("p", { class: "empty muted" }, "No attempt fits these filters.");
-  const shown = found.slice(0, rows);
+  const shown = found.slice(first, first + rows), left = found.length - first - rows;
   const scale = scaleOf(shown.map((item) => item.record));
   const tasks = Map.groupBy(shown, (item) => groupKey(item.record));
   return h("nav", { class: "rows", "aria-label": "attempts" },
+    first > 0 ? h("button", { class: "more", onclick: () => show(first - PAGE_ROWS, rows + PAGE_ROWS) }, `show ${PAGE_ROWS} of ${first} before`) : null,
     [...tasks].map(([key, members]) => taskRows(members, groups.get(key).length === 1, state, scale)),
-    found.length > rows
-      ? h("button", { class: "more", onclick: more }, `show ${Math.min(PAGE_ROWS, found.length - rows)} more of ${found.length - rows}`)
-      : null);
+    left > 0 ? h("button", { class: "more", onclick: () => show(first, rows + PAGE_ROWS) }, `show ${Math.min(PAGE_ROWS, left)} more of ${left}`) : null);
 }

@@ -8,7 +8,7 @@ const root = h("div", { class: "app" });
 const help = h("dialog", { class: "help" }, h("h2", {}, "Keys"),
   h("dl", {}, KEYS.map(([keys, text]) => [h("dt", {}, h("kbd", {}, keys)), h("dd", {}, text)])),
   h("button", { onclick: () => help.close() }, "close"));
-let meta, items, groups, state, found, rows = PAGE_ROWS;
+let meta, items, groups, state, found, first = 0, rows = PAGE_ROWS;
 
 const go = (changes) => { location.hash = address(state, changes); };
 const replace = (changes) => { history.replaceState(null, "", address(state, changes)); render(); };
@@ -109,10 +109,10 @@ const pane = () => { const item = current(); return item ? detail(item) : elsewh
 function renderList() {
   const holder = root.querySelector(".list-rows");
   holder.replaceChildren(h("p", { class: "count muted number" }, `${found.length} of ${items.length} attempts`),
-    list(found, { ...state, key: current()?.key || "" }, rows, () => { rows += PAGE_ROWS; renderList(); }));
+    list(found, { ...state, key: current()?.key || "" }, first, rows, (from, count) => { first = from; rows = count; renderList(); }));
 }
 function changeFilter(changes) {
-  rows = PAGE_ROWS;
+  first = 0; rows = PAGE_ROWS;
   state = { ...state, ...changes };
   history.replaceState(null, "", address(state, {}));
   found = select(items, state);
@@ -125,8 +125,9 @@ function render() {
   state = readAddress();
   const same = before?.key === state.key;
   found = select(items, state);
-  const place = found.findIndex((item) => item.key === state.key) + 1;
-  rows = Math.max(rows, Math.ceil(place / PAGE_ROWS) * PAGE_ROWS);
+  const left = !state.key && isNarrow() ? before?.key : null; // what the list is come back to from
+  const place = found.findIndex((item) => item.key === (state.key || left || found[0].key));
+  if (place >= 0 && (place < first || place >= first + rows)) { first = place - place % PAGE_ROWS; rows = PAGE_ROWS; }
   const item = current();
   const scrolled = root.querySelector(".list")?.scrollTop || 0;
   root.className = `app ${state.key ? "has-detail" : "has-list"}`;
@@ -135,13 +136,13 @@ function render() {
     pane()));
   renderList();
   root.querySelector(".list").scrollTop = scrolled;
-  if (!same) root.querySelectorAll("[aria-current]").forEach((element) => element.scrollIntoView({ block: "nearest", inline: "nearest" }));
   if (same) [...root.querySelectorAll("details.result")].forEach((d, index) => { d.open = opened.has(index); });
+  else root.querySelectorAll("[aria-current]").forEach((element) => element.scrollIntoView({ block: "nearest", inline: "nearest" }));
   const turn = state.turn && root.querySelector(`#turn-${state.turn}`);
-  const left = isNarrow() && !state.key && [...root.querySelectorAll(".row")].find((element) => element.dataset.key === before?.key);
   if (turn) turn.classList.add("target");
-  if (left) left.scrollIntoView({ block: "center" });
-  else if (turn && !(same && before.turn === state.turn)) turn.scrollIntoView({ block: "start" }); else if (!same) scrollTo(0, 0);
+  if (turn && !(same && before.turn === state.turn)) turn.scrollIntoView({ block: "start" });
+  else if (!same) scrollTo(0, 0);
+  if (left) [...root.querySelectorAll(".row")].find((element) => element.dataset.key === left)?.scrollIntoView({ block: "center" });
   document.title = item ? `${item.key} · ${meta.run}` : `Traces of ${meta.run}`;
 }
 
