@@ -65,11 +65,12 @@ def test_many_traces_are_spread_over_pages(tmp_path, monkeypatch):
 
 def test_the_benchmarks_of_an_evaluation_are_kept_apart(tmp_path):
     for name in ("ftrl", "toolhop"):
-        records = [record([answering("yes")], iteration=0, group=group) for group in range(2)]
+        ended = [(1, 0), (0, 1), (1, 1), (0, 0)]  # attempts at two tasks, as they came to their end
+        records = [record([answering("yes")], group=g, attempt=a) for g, a in ended]
         write_traces(tmp_path / "traces" / f"{name}.jsonl", records)
     (page,) = viewer.write_viewer(tmp_path, tmp_path / "view.html")
-    keys = [(r["place"], r["group"]) for r in block(page, "records")]
-    assert keys == [("ftrl", 0), ("ftrl", 1), ("toolhop", 0), ("toolhop", 1)]
+    keys = [(r["place"], r["group"], r["attempt"]) for r in block(page, "records")]
+    assert keys == list(product(("ftrl", "toolhop"), (0, 1), (0, 1)))
 
 
 def test_numbers_that_a_browser_cannot_read_are_none(tmp_path):

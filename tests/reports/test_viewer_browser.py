@@ -145,6 +145,7 @@ def test_a_call_has_the_colour_of_its_own_advantage(page, tmp_path):
 
 def test_without_advantages_none_are_shown(page, tmp_path):
     made = record([calling("find", "beta"), answering("And?"), answering("3 kg")], total=0.0)
+    made["values"] = {"success": 1.0, "state": None}
     for turn in made["turns"]:
         turn |= {"advantage": 0.0, "reply": "Go on."}
         for name in ("return", "trajectory_advantage", "pieces", "log_ratios"):
@@ -156,6 +157,7 @@ def test_without_advantages_none_are_shown(page, tmp_path):
     page.wait_for_function("location.hash === '#/ftrl_100_/0/0'")
     assert page.locator(".credit th").all_text_contents() == ["turn", "r"]
     assert page.locator(".switch, .tools .legend").count() == 0
+    assert page.locator("text=success 1.00   state null").is_visible()
     assert page.inner_text(".penalty") == "No turn earned anything for its calls."
     assert page.locator("#turn-2 .result").all_inner_texts() == ["user\nGo on."]
 

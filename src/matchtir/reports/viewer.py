@@ -97,16 +97,17 @@ def _places(groups: Sequence[Group]) -> dict[str, tuple[int, int]]:
 
 
 def _groups(file: Path) -> Iterator[Group]:
-    """The groups of a file, whose attempts follow one another.
+    """The groups of a file and their attempts, in order; an evaluation writes them as they end.
 
     Their place is the iteration, and of an evaluation the name of the file: its benchmark.
     """
     place = NOT_IN_ADDRESS.sub("_", file.stem.removeprefix("iteration_").lstrip("0"))
     with file.open(encoding="utf-8") as lines:
         whole = (line for line in lines if line.endswith("\n"))  # the last one may be cut short
-        read = (_read(line, f"{file}, line {n}") for n, line in enumerate(whole, start=1))
-        for number, found in groupby(read, key=itemgetter("group")):
-            yield place, number, [json.dumps({"place": place} | record) for record in found]
+        read = [_read(line, f"{file}, line {n}") for n, line in enumerate(whole, start=1)]
+    read.sort(key=itemgetter("group", "attempt"))
+    for number, found in groupby(read, key=itemgetter("group")):
+        yield place, number, [json.dumps({"place": place} | record) for record in found]
 
 
 def _read(line: str, where: str) -> dict[str, Any]:

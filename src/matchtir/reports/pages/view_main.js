@@ -80,6 +80,7 @@ function detail(item) {
         h("span", { class: "number" }, h("span", { class: "muted" }, "reward "), h("b", {}, signed(record.total))),
         h("span", { class: "number" }, h("span", { class: "muted" }, "outcome "), h("b", {}, number(record.outcome))),
         h("span", { class: `chip ${record.stop_reason !== "answer" ? "bad" : record.outcome >= 1 ? "ok" : ""}` }, record.stop_reason)),
+      record.values ? h("p", { class: "muted number" }, Object.entries(record.values).map(([name, value]) => `${name} ${typeof value === "number" ? number(value) : JSON.stringify(value)}`).join("   ")) : null,
       group.length > 1 ? groupStrip(group, shown, scale) : null,
       h("div", { class: "tools" },
         group.length > 1 ? h("button", { "aria-pressed": String(sideBySide), onclick: ACTIONS.g }, "side by side") : null,
