@@ -98,6 +98,7 @@ def test_a_tools_error_penalties_and_mass_without_similarity_are_named(page, tmp
     unlike = record([error, malformed("{"), answering("so?")], similarity=0.0)
     unlike["turns"][1]["calls"][0]["reward"] = -0.25
     unlike |= {"outcome": 0.0, "outcome_reward": -0.5}
+    unlike["similarity"][0], unlike["plan"][0] = [0.67, 0.0], [0.0, 0.0]  # g1 is another's
     write_traces(tmp_path / "traces" / "iteration_000001.jsonl", [unlike])
     (file,) = write_viewer(tmp_path, tmp_path / "view.html")
     opened(page, f"{file.as_uri()}#/1/0/0")
@@ -105,6 +106,10 @@ def test_a_tools_error_penalties_and_mass_without_similarity_are_named(page, tmp
     assert chips.all_text_contents() == ["tool error", "invalid_json"]
     assert page.locator(".call .chip.bad").count() == 2
     assert page.inner_text(".facts .missing") == "none"
+    assert page.locator(".call-facts .missing").all_text_contents() == [
+        "unpaid: similarity 0.67, but no mass",
+        "unpaid: like no gold call",
+    ]
     assert page.locator(".side .penalty").all_text_contents() == [
         "Unmatched: p2 −0.25, the penalty for a call that no gold call pays.",
         "No answer: −0.50 in the last turn.",

@@ -46,14 +46,14 @@ function tokens(turn, color, scale, ratios) {
   }));
 }
 
-function callCard(call, index, highlight) {
-  const parsed = call.status === "ok", ended = ending(call);
+function callCard(record, call, index, highlight) {
+  const parsed = call.status === "ok", ended = ending(call), closest = Math.max(0, ...record.similarity[index]);
   return h("div", { class: "call", "data-call": index, onmouseenter: () => highlight(index, call.gold), onmouseleave: () => highlight(null, null) },
     h("div", { class: "call-head" }, h("span", { class: "tag" }, `p${index + 1}`),
       h("code", { class: "signature" }, parsed || call.name ? signature(call) : "unreadable call"),
       h("span", { class: `chip ${ended === "ok" ? "ok" : "bad"}` }, ended)),
     h("div", { class: "call-facts muted number" },
-      call.gold === null ? h("span", { class: "missing" }, "unpaid: like no gold call")
+      call.gold === null ? h("span", { class: "missing" }, closest > 0 ? `unpaid: similarity ${number(closest)}, but no mass` : "unpaid: like no gold call")
         : h("span", {}, `→ g${call.gold + 1}   similarity ${number(call.similarity)}   mass ${number(call.weight, 3)}`),
       h("span", {}, `earned ${signed(call.reward)}`), call.advantage === undefined ? null : h("span", {}, `A ${signed(call.advantage)}`)),
     call.output === null ? null : h("details", { class: "result" },
@@ -72,7 +72,7 @@ function turnCard(record, index, state, scale, ratios, firstCall, highlight) {
         return h("span", { title, ...made, class: `measure ${made.class}` }, h("span", { class: "muted" }, symbol(label)), ` ${signed(turn[name])}`);
       }))),
     tokens(turn, state.color, scale, ratios),
-    turn.calls.map((call, offset) => callCard(call, firstCall + offset, highlight)),
+    turn.calls.map((call, offset) => callCard(record, call, firstCall + offset, highlight)),
     turn.reply ? h("div", { class: "call result" }, h("span", { class: "tag" }, "user"), h("pre", {}, turn.reply)) : null);
 }
 
