@@ -21,6 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from matchtir.reports.comparison import HEADINGS, Comparison, compare_runs, write_comparison
@@ -41,7 +42,7 @@ def final_table(comparison: Comparison) -> Table:
         cells = [_cell(row["scores"].get(measure)) for measure in shown]
         starts = f"{row['starts']} starts,\n" if row["starts"] > 1 else ""
         seeds = " ".join(map(str, row["seeds"]))
-        table.add_row(row["method"], f"{starts}seeds {seeds}", *cells)
+        table.add_row(escape(row["method"]), f"{starts}seeds {seeds}", *cells)
     return table
 
 
@@ -83,7 +84,7 @@ def main() -> None:
         console.width = max(console.width, whole)
         console.print(table)
     for line in [*comparison.notes, *written]:
-        console.print(str(line), soft_wrap=True)
+        console.print(str(line), soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

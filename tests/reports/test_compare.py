@@ -242,6 +242,9 @@ def test_the_command_line(sweep, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=elsewhere)
     assert "lr=0.1" in done.stdout and str(sweep / "compare.html") in done.stdout
     assert not list(elsewhere.iterdir())  # into the folder that holds both
+    marked = make_run(tmp_path / "other", group="grpo on=[all]"), "--out", tmp_path / "[b]" / "x"
+    done = subprocess.run([*command, *marked], capture_output=True, text=True, check=True)
+    assert "on=[all]" in done.stdout and str(marked[2]) in done.stdout  # are no markup
     (sweep / "0" / "after.json").write_text("{")
     failed = subprocess.run([sys.executable, SCRIPT, sweep], capture_output=True, text=True)
     assert failed.returncode == 1 and "0/after.json: not JSON" in failed.stderr
