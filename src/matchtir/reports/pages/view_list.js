@@ -59,7 +59,9 @@ function list(found, state, first, rows, show) {
   const scale = scaleOf(shown.map((item) => item.record));
   const tasks = Map.groupBy(shown, (item) => groupKey(item.record));
   return h("nav", { class: "rows", "aria-label": "attempts" },
-    first > 0 ? h("button", { class: "more", onclick: () => show(first - PAGE_ROWS, rows + PAGE_ROWS) }, `show ${PAGE_ROWS} of ${first} before`) : null,
+    first > 0 ? h("button", { class: "more", onclick: () => show(first - PAGE_ROWS, rows + PAGE_ROWS) },
+      `show ${PAGE_ROWS} of ${first} before`) : null,
     [...tasks].map(([key, members]) => taskRows(members, groups.get(key).length === 1, state, scale)),
-    left > 0 ? h("button", { class: "more", onclick: () => show(first, rows + PAGE_ROWS) }, `show ${Math.min(PAGE_ROWS, left)} more of ${left}`) : null);
+    left > 0 ? h("button", { class: "more", onclick: () => show(first, rows + PAGE_ROWS) },
+      `show ${Math.min(PAGE_ROWS, left)} more of ${left}`) : null);
 }

@@ -28,9 +28,8 @@ function stepTurn(by) {
 }
 function highlight(call, gold) {
   for (const element of root.querySelectorAll("[data-call],[data-gold]")) {
-    const lit = element.dataset.call !== undefined ? call !== null && Number(element.dataset.call) === call
-      : gold !== null && Number(element.dataset.gold) === gold;
-    element.classList.toggle("lit", lit);
+    const own = element.dataset;
+    element.classList.toggle("lit", own.call === undefined ? own.gold === String(gold) : own.call === String(call));
   }
 }
 
@@ -80,7 +79,8 @@ function detail(item) {
         h("span", { class: "number" }, h("span", { class: "muted" }, "reward "), h("b", {}, signed(record.total))),
         h("span", { class: "number" }, h("span", { class: "muted" }, "outcome "), h("b", {}, number(record.outcome))),
         h("span", { class: `chip ${record.stop_reason !== "answer" ? "bad" : record.outcome >= 1 ? "ok" : ""}` }, record.stop_reason)),
-      record.values ? h("p", { class: "muted number" }, Object.entries(record.values).map(([name, value]) => `${name} ${typeof value === "number" ? number(value) : JSON.stringify(value)}`).join("   ")) : null,
+      record.values ? h("p", { class: "muted number" }, Object.entries(record.values).map(([name, value]) =>
+        `${name} ${typeof value === "number" ? number(value) : JSON.stringify(value)}`).join("   ")) : null,
       group.length > 1 ? groupStrip(group, shown, scale) : null,
       h("div", { class: "tools" },
         group.length > 1 ? h("button", { "aria-pressed": String(sideBySide), onclick: ACTIONS.g }, "side by side") : null,
@@ -138,7 +138,7 @@ function render() {
   renderList();
   root.querySelector(".list").scrollTop = scrolled;
   if (same) [...root.querySelectorAll("details.result")].forEach((d, index) => { d.open = opened.has(index); });
-  else root.querySelectorAll("[aria-current]").forEach((element) => element.scrollIntoView({ block: "nearest", inline: "nearest" }));
+  else for (const element of root.querySelectorAll("[aria-current]")) element.scrollIntoView({ block: "nearest", inline: "nearest" });
   const turn = state.turn && root.querySelector(`#turn-${state.turn}`);
   if (turn) turn.classList.add("target");
   if (turn && !(same && before.turn === state.turn)) turn.scrollIntoView({ block: "start" });

@@ -64,7 +64,9 @@ function penalties(record) {
   }
   const isUnpaid = (turn, index) => !turn.calls.length
     || Math.abs(turn.reward - (index === record.turns.length - 1 ? record.outcome_reward : 0)) < NOTICED;
-  if (made.some((call) => Math.abs(call.reward) > NOTICED) && record.turns.every(isUnpaid)) lines.push("No turn earned anything for its calls.");
+  if (made.some((call) => Math.abs(call.reward) > NOTICED) && record.turns.every(isUnpaid)) {
+    lines.push("No turn earned anything for its calls.");
+  }
   const taken = record.outcome_reward - record.outcome;
   if (taken < -NOTICED && record.answer === null) lines.push(`No answer: ${signed(taken)} in the last turn.`);
   return lines;

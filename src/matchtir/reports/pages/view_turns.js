@@ -53,9 +53,11 @@ function callCard(record, call, index, highlight) {
       h("code", { class: "signature" }, parsed || call.name ? signature(call) : "unreadable call"),
       h("span", { class: `chip ${ended === "ok" ? "ok" : "bad"}` }, ended)),
     h("div", { class: "call-facts muted number" },
-      call.gold === null ? h("span", { class: "missing" }, closest > 0 ? `unpaid: similarity ${number(closest)}, but no mass` : "unpaid: like no gold call")
+      call.gold === null
+        ? h("span", { class: "missing" }, closest > 0 ? `unpaid: similarity ${number(closest)}, but no mass` : "unpaid: like no gold call")
         : h("span", {}, `→ g${call.gold + 1}   similarity ${number(call.similarity)}   mass ${number(call.weight, 3)}`),
-      h("span", {}, `earned ${signed(call.reward)}`), call.advantage === undefined ? null : h("span", {}, `A ${signed(call.advantage)}`)),
+      h("span", {}, `earned ${signed(call.reward)}`),
+      call.advantage === undefined ? null : h("span", {}, `A ${signed(call.advantage)}`)),
     call.output === null ? null : h("details", { class: "result" },
       h("summary", {}, "result ", h("span", { class: "muted" }, call.output.length > 70 ? `${call.output.slice(0, 70)}…` : call.output || "(empty)")),
       h("pre", {}, call.output)));
