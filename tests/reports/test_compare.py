@@ -263,6 +263,7 @@ def test_the_page(page, sweep, width):
     assert page.locator("table.final tbody tr").count() == 2
     assert page.inner_text("table.final .best") == "0.215"
     assert page.inner_text("table.settings tbody td:first-child") == "lr"
+    assert page.locator("text=Where in an attempt").count() == 0  # no run has measured it
     assert "seeds 1, 2, 3" in page.inner_text("table.final")
     assert "3 seed" not in page.inner_text(".methods")
     for table in page.locator("table").all():  # no column is cut

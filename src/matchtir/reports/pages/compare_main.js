@@ -5,7 +5,7 @@ const STAGES = [["rollout", "#56b4e9"], ["tools", "#e69f00"], ["credit", "#cc79a
 const hidden = new Set();
 
 // Long labels break behind their joints, not within words.
-const breakable = (label) => label.split(/(?<=[=_,/])/).flatMap((part) => [part, h("wbr", {})]);
+const breakable = (label) => label.split(/(?<=[=_,/]|\.(?=\D))/).flatMap((part) => [part, h("wbr", {})]);
 
 // The value that a metric has in every run at every step; null where it changes.
 function constantOf(methods) {
@@ -107,7 +107,7 @@ function settingsTable(data) {
   if (data.methods.length < 2) return h("p", { class: "muted" }, "There is one method.");
   if (!data.settings.length) return h("p", { class: "muted" }, "The settings are the same.");
   return table("settings", ["setting", ...data.methods.map((method) => method.label)], data.settings.map((row) =>
-    [h("td", {}, h("code", {}, row.key)), ...row.values.map((value) => h("td", {}, h("code", {}, value.replace(/^matchtir\.(\w+\.)*/, ""))))]));
+    [h("td", { class: "wrap" }, h("code", {}, breakable(row.key))), ...row.values.map((value) => h("td", {}, h("code", {}, value.replace(/^matchtir\.(\w+\.)*/, ""))))]));
 }
 
 function costTable(data) {
@@ -122,7 +122,7 @@ function costTable(data) {
 }
 
 unpack("comparison").then((data) => {
-  const section = (title, note, ...content) => h("section", {}, h("h2", {}, title), note ? h("p", { class: "note muted" }, note) : null, content);
+  const section = (title, note, content) => content?.length === 0 ? null : h("section", {}, h("h2", {}, title), note ? h("p", { class: "note muted" }, note) : null, content);
   document.body.append(h("div", { class: "compare" },
     h("header", { class: "topbar" }, h("h1", { class: "grow" }, data.title), h("button", { onclick: toggleTheme, "aria-label": "light or dark" }, "◐")),
     h("main", {}, h("div", { class: "sticky" }, legend(data.methods)), data.notes.map((note) => h("p", { class: "note muted" }, note)),
