@@ -183,6 +183,12 @@ def test_keys_and_links(page, url):
     assert page.locator(".switch").count() == 0  # its cells have the colour of the advantage
     page.click("table.group thead th:nth-child(2) a")
     page.wait_for_function("location.hash === '#/1/0/0'")
+    page.evaluate(SHOWN)
+    page.click(".result summary")
+    page.keyboard.press("Escape")
+    page.wait_for_function("location.hash === '#/'")
+    page.go_back()
+    page.wait_for_function("location.hash === '#/1/0/0'")
     page.keyboard.press("/")
     page.keyboard.type("jkl")  # letters typed into the search move nothing
     page.wait_for_function("location.hash === '#/1/0/0?q=jkl'")

@@ -33,6 +33,7 @@ function highlight(call, gold) {
   }
 }
 
+const FIELDS = "input, select"; // take letters themselves
 const ACTIONS = {
   j: () => step(found, 1), k: () => step(found, -1),
   l: () => current() && step(groupOf(current().record), 1), h: () => current() && step(groupOf(current().record), -1),
@@ -42,10 +43,10 @@ const ACTIONS = {
   r: () => { const all = [...root.querySelectorAll("details.result")]; const open = all.some((d) => !d.open); all.forEach((d) => { d.open = open; }); },
   t: toggleTheme, "?": () => help.showModal(),
   "/": () => { if (isNarrow()) replace({ key: "", turn: null }); root.querySelector("input[type=search]").focus(); },
-  Escape: () => { if (document.activeElement !== document.body) document.activeElement.blur(); else go({ key: "", turn: null }); },
+  Escape: () => { if (document.activeElement.matches(FIELDS)) document.activeElement.blur(); else go({ key: "", turn: null }); },
 };
 addEventListener("keydown", (event) => {
-  const typing = event.target.matches("input, select, textarea");
+  const typing = event.target.matches(FIELDS);
   if (event.ctrlKey || event.metaKey || event.altKey || help.open || (typing && event.key !== "Escape")) return;
   const action = ACTIONS[event.key];
   if (action) { event.preventDefault(); action(); }
@@ -69,7 +70,7 @@ function detail(item) {
   const colors = h("span", { class: "switch", role: "group", "aria-label": "colour of tokens" }, COLORS.map((color) =>
     h("button", { "aria-pressed": String(color === state.color), onclick: () => replace({ color }) }, color)));
   const sideBySide = state.view === "group";
-  return h("main", { class: "detail", tabindex: -1 },
+  return h("main", { class: "detail" },
     h("section", { class: "head" },
       h("p", { class: "muted number" }, `${/^\d+$/.test(record.place) ? "iteration " : ""}${record.place}, group ${record.group}, attempt ${record.attempt + 1} of ${group.length}   ${record.task}`),
       h("h2", { title: record.question }, asked(record)),
