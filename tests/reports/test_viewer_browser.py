@@ -114,8 +114,6 @@ def test_a_tools_error_penalties_and_mass_without_similarity_are_named(page, tmp
         "Unmatched: p2 −0.25, the penalty for a call that no gold call pays.",
         "No answer: −0.50 in the last turn.",
     ]
-    assert unlike["plan"] == [[1.0, 0.0], [0.0, 1.0]]
-    assert page.inner_text("#turn-1 .call-facts .missing") == "unpaid: like no gold call"
     assert not page.query_selector_all(".matrix .paid")
     assert page.locator(".gold .missing").all_text_contents() == ["not matched"] * 2
     page.select_option("select[name=error]", "tool error")
