@@ -11,6 +11,7 @@ import pytest
 import wandb
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from transformers.utils import logging as transformers_logging
 
 from matchtir.utils.loggers import CsvLogger, WandbLogger, quiet
@@ -207,3 +208,15 @@ def test_listed_messages_are_silent_and_bars_are_for_terminals(monkeypatch, watc
     assert transformers_logging.is_progress_bar_enabled() == watched
     transformers_logging.enable_progress_bar()
     assert [str(warning.message) for warning in heard] == ["something else is deprecated"]
+
+
+def test_lightning_says_a_thing_once_and_advertises_nothing(caplog):
+    logger = logging.getLogger("lightning")
+    logger.addHandler(caplog.handler)  # as its own, beside the root's
+    try:
+        quiet()
+        rank_zero_info("💡 Tip: For seamless cloud logging, try installing ...")
+        rank_zero_info("GPU available: False")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert caplog.messages == ["GPU available: False"]

@@ -132,7 +132,7 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            trainer.save_checkpoint(self._new)
+            trainer.save_checkpoint(self._new, weights_only=False)
         self._saved_iterations = _iterations(trainer)
 
     def _promote(self, trainer: Trainer) -> None:
