@@ -71,6 +71,12 @@ def test_a_policy_that_is_nothing_is_refused_before_anything_is_fetched(name):
         find_policy(name)
 
 
+def test_a_folder_without_a_policy_is_refused(tmp_path):
+    (tmp_path / "config.yaml").touch()  # as in a run that was interrupted
+    with pytest.raises(FileNotFoundError, match="neither policy/, which a run leaves when it ends"):
+        find_policy(str(tmp_path))
+
+
 def test_a_model_that_is_in_no_hub_is_named(monkeypatch):
     def nowhere(name):
         raise OSError(f"{name} is not a local folder\nand much more")

@@ -105,4 +105,4 @@ def test_the_program_refuses_before_it_imports_what_is_slow(tmp_path, command, n
     )
     assert named in done.stdout + done.stderr
     assert done.stdout.endswith("imported set()\n")
-    assert not list(tmp_path.rglob("config.yaml"))
+    assert not list(tmp_path.rglob("runs/*"))

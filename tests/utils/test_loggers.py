@@ -210,13 +210,13 @@ def test_listed_messages_are_silent_and_bars_are_for_terminals(monkeypatch, watc
     assert [str(warning.message) for warning in heard] == ["something else is deprecated"]
 
 
-def test_lightning_says_a_thing_once_and_advertises_nothing(caplog):
+def test_lightning_says_what_matters_once(caplog):
     logger = logging.getLogger("lightning")
     logger.addHandler(caplog.handler)  # as its own, beside the root's
     try:
         quiet()
         rank_zero_info("💡 Tip: For seamless cloud logging, try installing ...")
-        rank_zero_info("GPU available: False")
+        logging.getLogger("lightning.pytorch").warning("something is wrong")
     finally:
         logger.removeHandler(caplog.handler)
-    assert caplog.messages == ["GPU available: False"]
+    assert caplog.messages == ["something is wrong"]

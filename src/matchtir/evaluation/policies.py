@@ -23,7 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from matchtir.policy.loading import load_policy
+from matchtir.policy.loading import POLICY_FOLDER, load_policy
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.chat_server import MODEL, ChatServer
 from matchtir.rollout.engine import Engine, SamplingParams, ScriptedEngine, replay, turn_by_sample
@@ -37,6 +37,7 @@ from matchtir.utils.options import UserError
 from matchtir.utils.run_folder import CONFIG_FILE
 
 SCRIPTED_POLICIES = ("gold", "random")
+MODEL_FILE = "config.json"  # which every model of Hugging Face has
 
 _TURNS, _CALLS = (1, 5), (1, 2)  # of a random attempt, and of a turn: about FTRL's gold traces
 _OPTIONAL_SHARE = 0.25  # chance that an optional parameter is given
@@ -188,14 +189,22 @@ def find_policy(
         seed: of random calls.
 
     Raises:
-        FileNotFoundError: it can only be a folder, and there is none.
+        FileNotFoundError: it can only be a folder, and there is none, or no policy in it.
     """
     if policy.startswith(("http://", "https://")):
         return EndpointPolicy(endpoint(policy))
     make_renderer = renderer or renderer_of_run(policy)
     if policy in SCRIPTED_POLICIES:
         return scripted_policy(policy, make_renderer, seed)
-    if not Path(policy).is_dir() and not HUB_ID.fullmatch(policy):
+    folder = Path(policy)
+    if folder.is_dir() and not any(
+        (folder / name).exists() for name in (POLICY_FOLDER, MODEL_FILE)
+    ):
+        raise FileNotFoundError(
+            f"policy={policy}: the folder has neither {POLICY_FOLDER}/, which a run leaves when it "
+            f"ends, nor a Hugging Face model with its {MODEL_FILE}"
+        )
+    if not folder.is_dir() and not HUB_ID.fullmatch(policy):
         raise FileNotFoundError(
             f"policy={policy}: no such folder. A policy is {', '.join(SCRIPTED_POLICIES)}, the URL "
             "of an endpoint, the folder of a run, or a Hugging Face model: a folder or owner/name"

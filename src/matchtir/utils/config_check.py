@@ -16,11 +16,13 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Literal, Union, get_args, get_origin
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -99,7 +101,8 @@ def check_packages(config: DictConfig) -> None:
 def plain_errors() -> Iterator[None]:
     """End with the message alone where settings, rows or files are at fault.
 
-    `HYDRA_FULL_ERROR=1` shows the traceback, as it does for Hydra's own messages.
+    `HYDRA_FULL_ERROR=1` shows the traceback, as it does for Hydra's own messages. The folder of a
+    run that left nothing in it, since it was refused or dry, goes.
 
     Raises:
         SystemExit: instead of a UserError, of a file that is not there, and of what a constructor
@@ -113,6 +116,18 @@ def plain_errors() -> Iterator[None]:
         found = _of_constructor(error) if isinstance(error, InstantiationException) else str(error)
         hint = "Set the environment variable HYDRA_FULL_ERROR=1 for a complete stack trace."
         raise SystemExit(f"{found}\n\n{hint}") from error
+    finally:
+        if HydraConfig.initialized() and HydraConfig.get().mode == RunMode.RUN:
+            _remove_unused(Path(HydraConfig.get().runtime.output_dir))
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder that has nothing but Hydra's empty log."""
+    left = [*folder.iterdir()] if folder.is_dir() else []
+    if left and all(file.suffix == ".log" and not file.stat().st_size for file in left):
+        for file in left:
+            file.unlink()
+        folder.rmdir()
 
 
 @contextmanager
