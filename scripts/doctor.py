@@ -105,7 +105,7 @@ def tasks(config: DictConfig) -> Iterator[Finding]:
     """Rows that can be read, gold solutions that score 1, attempts without a call that score 0."""
     found, missing = splits_there(instantiate(config.data))
     for reason in missing:
-        yield not found, reason
+        yield True, reason
     sandbox, at_once = instantiate(config.sandbox), config.rollout.episodes.max_concurrent or 64
     try:
         for split, of_split in found.items():

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 import eval as evaluation
+from matchtir.tasks.custom import CustomTasks
 from scripts import doctor, inspect_data
 from tests.scale.whole_runs import ROOT
 
@@ -71,6 +72,21 @@ def test_the_doctor_names_a_broken_row_and_a_task_that_nothing_solves(configure,
     assert "wrong: only 0 of 1 gold outputs come out" in problem
     many = [json.dumps({**ROWS[0], "id": str(number)}) for number in range(12)]
     assert not problems(*many, wrong, more=["data.on_bad_row=skip"])
+
+
+class OnlyTests(CustomTasks):
+    """The tasks of a data set whose file of training tasks is not there."""
+
+    def tasks(self, split):
+        if split != "test":
+            raise FileNotFoundError("no such file: train.parquet")
+        return super().tasks(split)
+
+
+def test_the_doctor_names_a_split_that_a_run_would_miss(configure):
+    config = configure("train", *EXAMPLE, f"data._target_={__name__}.OnlyTests")
+    found = doctor.findings(doctor.tasks, config)
+    assert (True, "without train validation tasks: no such file: train.parquet") in found
 
 
 def test_the_gold_solutions_of_the_example_get_the_full_score(configure, tmp_path):
