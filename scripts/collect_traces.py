@@ -160,6 +160,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="collect_traces")
 def main(config: DictConfig) -> None:
     """The command line."""
+    quiet()
     with plain_errors():
         missing = run(config)["attempts that could not be made"]
     if missing:

@@ -202,6 +202,7 @@ def run(config: DictConfig) -> Mapping[str, list[str]]:
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train")
 def main(config: DictConfig) -> None:
     """The command line."""
+    quiet()
     with plain_errors():
         sys.exit(1 if run(config) else 0)
 

@@ -121,6 +121,7 @@ def _split_anew(
 @hydra.main(version_base="1.3", config_path="../configs", config_name="inspect_data")
 def main(config: DictConfig) -> None:
     """The command line."""
+    quiet()
     with plain_errors():
         run(config)
 
