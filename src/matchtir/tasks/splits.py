@@ -109,7 +109,8 @@ def split_tasks(
     if len(groups) < len(wanted):
         raise UserError(
             f"{len(tasks)} tasks fall into {len(groups)} groups that share no {by}, too few for "
-            f"the splits {', '.join(wanted)}: split by something else"
+            f"the splits {', '.join(wanted)}: it takes more tasks, another way to split "
+            "(split_by), or a split in every row"
         )
     random.Random(seed).shuffle(groups)
     groups.sort(key=len, reverse=True)
