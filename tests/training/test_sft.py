@@ -50,3 +50,11 @@ def test_it_is_validated_by_attempts_of_its_own(tmp_path):
     assert module.policy.training  # though it was loaded at rest
     for measure in ("solve_f1", "answer_f1", "answered"):
         assert len(logged(tmp_path, f"val/{measure}")) == 1
+
+
+def test_a_task_with_a_user_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    good, other = with_outputs(2)
+    for given in ([good, replace(other, user=("Yes.",))], [replace(good, user_goal="Go."), other]):
+        with pytest.raises(ValueError, match="with a user are not demonstrated; warm_start=none"):
+            fit(supervised(), tmp_path, given, batch_size=1)
+    assert not (tmp_path / "metrics.csv").exists()

@@ -26,6 +26,15 @@ def gold_trajectory(task: Task, renderer: Renderer) -> Trajectory:
     return written_trajectory(task, gold_turn_texts(task, renderer.calls), results, renderer)
 
 
+def check_demonstrable(task: Task) -> None:
+    """Raise UserError where the task has a user, whose part nobody has written."""
+    if task.has_user:
+        raise UserError(
+            f"task {task.task_id}: conversations with a user are not demonstrated; "
+            "warm_start=none does without demonstrations"
+        )
+
+
 def written_trajectory(
     task: Task,
     texts: Sequence[str],
@@ -43,8 +52,7 @@ def written_trajectory(
     Raises:
         UserError: the task has a user, whose part nobody has written.
     """
-    if task.has_user:
-        raise UserError(f"task {task.task_id}: conversations with a user are not demonstrated")
+    check_demonstrable(task)
     tools = {spec.name: spec.parameters for spec in task.tools}
     turns = []
     for text, outcome in zip(texts, [*map(tuple, results), ()], strict=True):

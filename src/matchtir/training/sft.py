@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from matchtir.policy.batching import collate
-from matchtir.rollout.demonstration import gold_trajectory, imperfect_trajectories
+from matchtir.rollout.demonstration import (
+    check_demonstrable,
+    gold_trajectory,
+    imperfect_trajectories,
+)
 from matchtir.tasks.habits import Habits
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
@@ -27,6 +32,17 @@ class SupervisedModule(PolicyModule):
         super().__init__(sandbox=sandbox, **settings)
         self.sandbox = sandbox
         self.habits = habits
+
+    def on_fit_start(self) -> None:
+        """Refuse what cannot be demonstrated before the first step, not in the one that needs it.
+
+        Raises:
+            UserError: a training task has a user.
+        """
+        super().on_fit_start()
+        stages = getattr(self.trainer.datamodule, "stages", ())  # type: ignore[attr-defined]
+        for task in chain.from_iterable(stage.training_tasks for stage in stages):
+            check_demonstrable(task)
 
     def demonstrations(self, tasks: list[Task]) -> list[Trajectory]:
         """One solution of each task."""
