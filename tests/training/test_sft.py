@@ -52,7 +52,7 @@ def test_it_is_validated_by_attempts_of_its_own(tmp_path):
         assert len(logged(tmp_path, f"val/{measure}")) == 1
 
 
-def test_a_task_with_a_user_is_refused_before_the_first_step(tmp_path: Path) -> None:
+def test_a_task_with_a_user_is_refused_before_the_first_step(tmp_path):
     good, other = with_outputs(2)
     for given in ([good, replace(other, user=("Yes.",))], [replace(good, user_goal="Go."), other]):
         with pytest.raises(ValueError, match="with a user are not demonstrated; warm_start=none"):

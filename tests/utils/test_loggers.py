@@ -11,7 +11,7 @@ import pytest
 import wandb
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_module
 from transformers.utils import logging as transformers_logging
 
 from matchtir.utils.loggers import CsvLogger, WandbLogger, quiet
@@ -216,7 +216,8 @@ def test_lightning_says_what_matters_once(caplog):
     try:
         quiet()
         rank_zero_info("💡 Tip: For seamless cloud logging, try installing ...")
-        logging.getLogger("lightning.pytorch").warning("something is wrong")
+        rank_zero_module.log.warning("something is wrong")
+        logging.getLogger("lightning.pytorch.callbacks.model_summary").info("0.7 M parameters")
     finally:
         logger.removeHandler(caplog.handler)
-    assert caplog.messages == ["something is wrong"]
+    assert caplog.messages == ["something is wrong", "0.7 M parameters"]

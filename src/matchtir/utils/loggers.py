@@ -50,11 +50,13 @@ def quiet() -> None:
     """
     from transformers.utils.logging import disable_progress_bar
 
-    for package in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(package).setLevel(logging.WARNING)
-    logging.getLogger("lightning").handlers.clear()
     for category, beginning in CHATTER:
         warnings.filterwarnings("ignore", beginning, category)
+    for library in ("lightning", "huggingface_hub"):
+        logging.getLogger(library).handlers.clear()  # the root logger's say the same
+    # Not callbacks: who adds one wants to hear it.
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     if not sys.stderr.isatty():
         disable_progress_bar()
 
