@@ -45,8 +45,8 @@ CHATTER: tuple[tuple[type[Warning], str], ...] = (
 def quiet() -> None:
     """Silence these warnings, Lightning's tips, and where nobody watches the bars of weights.
 
-    Lightning sets its level when it is imported, later than Hydra sets that of a config; what it
-    warns of is said once, by the root logger.
+    Here and not in a config, since Lightning sets its level when it is imported. What it warns of
+    is said once, by the root logger.
     """
     from transformers.utils.logging import disable_progress_bar
 
@@ -54,7 +54,7 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", beginning, category)
     for library in ("lightning", "huggingface_hub"):
         logging.getLogger(library).handlers.clear()  # the root logger's say the same
-    # Not callbacks: who adds one wants to hear it.
+    # Its callbacks are heard: a user has asked for them.
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if not sys.stderr.isatty():
