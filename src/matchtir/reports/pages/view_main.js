@@ -129,7 +129,7 @@ function render() {
   found = select(items, state);
   const left = !state.key && isNarrow() ? before?.key : null; // what the list is come back to from
   const place = found.findIndex((item) => item.key === (state.key || left || found[0].key));
-  if (place >= 0 && (place < first || place >= first + rows)) { first = place - place % PAGE_ROWS; rows = PAGE_ROWS; }
+  if (place < first || place >= first + rows) { first = place - place % PAGE_ROWS; rows = PAGE_ROWS; } // not there: the first
   const item = current();
   const scrolled = root.querySelector(".list")?.scrollTop || 0;
   root.className = `app ${state.key ? "has-detail" : "has-list"}`;
