@@ -71,6 +71,7 @@ def test_it_is_refused(command, named):
         "objective=train/reward",
         "benchmark@validation=ftrl objective=val/solve_p",
         "benchmark@validation=nestful objective=val/full_match",
+        "benchmark@validation=toolhop validation.split=test",
     ],
 )
 def test_what_is_read_is_taken(command):

@@ -182,7 +182,8 @@ class TaskBenchmark(Benchmark):
         split = self.split or split
         tasks = self.task_set.tasks(split)
         if not tasks:
-            raise UserError(f"benchmark {self.name}: the split {split!r} has no tasks")
+            hint = "; validation.split=test takes others" if split == "validation" else ""
+            raise UserError(f"benchmark {self.name}: the split {split!r} has no tasks{hint}")
         return evenly_spaced(tasks, self.max_tasks, attrgetter("scenario"))
 
     def run(self, policy: EvaluatedPolicy, setting: Setting) -> BenchmarkResult:

@@ -98,8 +98,9 @@ def existing_file(path: str | Path, argument: str) -> Path:
         return file
     raise FileNotFoundError(
         f"no such file: {file.absolute()} (data.{argument}=FILE in training, "
-        f"benchmark.NAME.tasks.{argument}=FILE in evaluation; the folder of the benchmarks' files "
-        "is paths.data_dir=FOLDER or the environment variable MATCHTIR_DATA)"
+        f"benchmark.NAME.tasks.{argument}=FILE in evaluation, validation.tasks.{argument}=FILE in "
+        "validation; the folder of the benchmarks' files is paths.data_dir=FOLDER or the "
+        "environment variable MATCHTIR_DATA)"
     )
 
 
