@@ -71,14 +71,14 @@ def test_the_table_has_the_papers_columns_and_average_first():
     numbers = {("nestful", "Win"): 0.5, ("toolhop", "mandatory"): 0.4616, ("bfcl", "BFCL"): 0.3432}
     of_ftrl = {"success": 0.9, "Solve-P": 0.3633, "Solve-R": 0.4418, "Solve-F1": 0.3733}
     numbers |= {("ftrl", name): mean for name, mean in of_ftrl.items()}
-    ours, part = row("KM", numbers), row("part", {("ftrl", "Solve-P"): 0.1})
+    ours, part = row("KM [all]", numbers), row("part", {("ftrl", "Solve-P"): 0.1})
     assert ours.with_average()["", "Avg"].mean == pytest.approx(0.3992, abs=5e-5)
     gain = Row("gain", {("ftrl", "Solve-P"): Estimate(0.1, 0.05, 0.15)}, is_difference=True)
     text = text_of(overview([ours, part, gain]))
     headings = next(line for line in text.splitlines() if "mandatory" in line).split("┃")
     shown = [heading.strip() for heading in headings[2:-1]]
     assert shown[:8] == [*of_ftrl, "BFCL", "mandatory", "Avg", "Win"]
-    assert "39.92" in text and "26.3-46.3" in text and "+10.00" in text
+    assert "KM [all]" in text and "39.92" in text and "26.3-46.3" in text and "+10.00" in text
     missing = "blank without ftrl Solve-R, ftrl Solve-F1, bfcl BFCL, toolhop mandatory"
     assert missing in re.sub(r"\s+", " ", text)
     first, second = table_rows([ours, part])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from matchtir.evaluation.benchmark import Benchmark, BenchmarkResult
@@ -124,7 +125,7 @@ def group_table(summary: Mapping[str, Any], names: Sequence[str], title: str) ->
     for kind in sorted(groups, key=lambda kind: kind == ALL):  # all tasks last
         for group, numbers in groups[kind].items():
             cells = [_cell(**numbers[name]) for name in names]
-            table.add_row(group, str(numbers["tasks"]), *cells)
+            table.add_row(escape(group), str(numbers["tasks"]), *cells)
         table.add_section()
     return table
 
@@ -197,7 +198,7 @@ def overview(rows: Sequence[Row]) -> Table:
     for row in rows:
         numbers = row.with_average()
         cells = [_percent(numbers.get(column, NOTHING), row.is_difference) for column in columns]
-        table.add_row(row.label, *cells, end_section=row.is_difference)
+        table.add_row(escape(row.label), *cells, end_section=row.is_difference)
     if AVERAGE in columns:
         table.caption = "Avg: of FTRL (mean of Solve-P, -R and -F1), BFCL and ToolHop"
         if missing := dict.fromkeys(column for row in rows for column in row.missing()):
