@@ -373,6 +373,6 @@ def reports_error(output: str) -> bool:
         return True
     try:
         value = json.loads(output)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and bool(value.get("error"))
