@@ -256,6 +256,10 @@ def test_a_tool_that_always_hangs_is_named_and_not_waited_for(make_sandbox, capl
     assert results[-1].seconds == 0
     assert caplog.text.count("the tool f hangs") == 1
     assert run(pool, ONE).output == "1"
+    method = replace(tool("class C:\n    def f(self):\n        while True: pass"), owner="C")
+    twice = [in_session(pool, [method], ("f", {}), ("f", {}))[0] for _ in range(4)]
+    assert [one.status for one, _ in twice] == [TIMEOUT] * 3 + [BROKEN]
+    assert {other.status for _, other in twice[:3]} == {CRASHED}  # its object is lost: no call
 
 
 @fault("G recovers", "a tool times out now and then", "called as ever")

@@ -291,7 +291,12 @@ class CircuitBreaker:
         return Reply(ResultStatus.BROKEN_TOOL, detail, 0.0)
 
     def see(self, tool: ToolSpec, reply: Reply) -> None:
-        """Take note of how a call ended; a source that does not load need not try again."""
+        """Take note of how a call ended; a source that does not load need not try again.
+
+        One that crashed tells nothing: perhaps the tool was not called, its objects being lost.
+        """
+        if reply.status is ResultStatus.CRASHED:
+            return
         key = _identity(tool)
         before = self._in_a_row.pop(key, 0)
         if not reply.hung:
