@@ -45,6 +45,7 @@ def test_calls_come_in_order_with_or_without_text_between():
         ('{"name": "add", "arguments": {"a": NaN}}', BAD_JSON, "NaN"),
         ('{"name": "add", "arguments": {"a": -Infinity}}', BAD_JSON, "-Infinity"),
         ('{"name": "add", "arguments": {"a": 1e999}}', BAD_JSON, "too large"),
+        ('{"name": "add", "arguments": {"a": -' + "9" * 309 + "}}", BAD_JSON, "too large"),
         ('{"name": "add", "arguments": {"a": 1, "a": 2}}', BAD_JSON, '"a" stands'),
         ('{"name": "x", "name": "add", "arguments": {}}', BAD_JSON, '"name" stands'),
         ('{"name": "add", "arguments": {"a": "\\ud800"}}', BAD_JSON, "surrogate"),

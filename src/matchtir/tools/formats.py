@@ -23,8 +23,8 @@ held by a test:
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -360,7 +360,7 @@ def _check(value: Any, depth: int = 0) -> None:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
     if isinstance(value, str) and _SURROGATE.search(value):
         raise ValueError("a string holds half of a surrogate pair")
-    if isinstance(value, float) and math.isinf(value):
+    if isinstance(value, int | float) and abs(value) > sys.float_info.max:
         raise ValueError("a number is too large")
     inner = [*value, *value.values()] if isinstance(value, dict) else value
     for item in inner if isinstance(inner, list) else ():
