@@ -180,6 +180,7 @@ def test_engines_of_one_machine_do_not_share_what_they_compile(monkeypatch):
         (VllmEngine, {"tensor_parallel_size": 2}, "rollout=vllm_server"),
         (partial(VllmServerEngine, url="http://localhost:1"), SETTINGS, "settings of its own"),
         (VllmEngine, None, "call sync first"),
+        (VllmEngine, {"tensor_parallel_size": None}, "call sync first"),
         (VllmServerEngine, None, "call sync first"),
     ],
 )

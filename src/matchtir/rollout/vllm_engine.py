@@ -116,7 +116,7 @@ class VllmBase(Engine):
         taken = sorted(_RESERVED.intersection(settings or ()))
         if taken:
             raise ValueError(f"these settings of vLLM cannot be chosen: {', '.join(taken)}")
-        if self.most_gpus and (settings or {}).get("tensor_parallel_size", 1) > self.most_gpus:
+        if self.most_gpus and ((settings or {}).get("tensor_parallel_size") or 1) > self.most_gpus:
             raise ValueError("vLLM in this process has one GPU; several need rollout=vllm_server")
         if sleep_level is None:
             sleep_level = 2 if torch.cuda.is_available() else 0
