@@ -5,6 +5,7 @@ import json
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from matchtir.policy.tiny.tokenizer import tiny_tokenizer
 from matchtir.rollout.chat_server import ChatServer
@@ -32,7 +33,7 @@ def test_an_episode_over_the_protocol(monkeypatch):
     monkeypatch.setenv("SOME_KEY", "secret")
     answers = (
         says("Let me see.", ("mayor_of", '{"city": "alpha"}'), ("mayor_of", '{"city": "beta"}')),
-        says("<answer>beta</answer>", reasoning_content="clear"),
+        says("<answer>beta</answer>", reasoning_content="clear\ud83d"),
     )
     with answering(*answers) as (url, requests):
         endpoint = ChatEndpoint(url, api_key_variable="SOME_KEY", system_prompt="Be brief.")
@@ -40,7 +41,7 @@ def test_an_episode_over_the_protocol(monkeypatch):
     assert trajectory.stop_reason is StopReason.ANSWER
     assert [(turn.token_ids, turn.observation_ids) for turn in trajectory.turns] == [((), ())] * 2
     assert [call.arguments for call in trajectory.calls] == [{"city": "alpha"}, {"city": "beta"}]
-    assert trajectory.final_text == "<think>\nclear\n</think>\n\n<answer>beta</answer>"
+    assert trajectory.final_text == "<think>\nclear\ufffd\n</think>\n\n<answer>beta</answer>"
 
     first, second = requests
     assert first["model"] == "some-model"
@@ -101,6 +102,15 @@ def test_failures_of_the_network_are_tried_again_and_counted(impatient):
 def test_what_does_not_pass_stops_the_evaluation(impatient, answers, words):
     with answering(*answers) as (url, _), pytest.raises(EndpointError, match=words):
         play(ChatEndpoint(url, model="m", retries=1))
+
+
+def test_a_list_of_models_of_another_protocol_is_no_answer(monkeypatch):
+    async def models(request):
+        return web.json_response({"models": ["m"]})
+
+    monkeypatch.setattr("tests.rollout.chat_fakes.models", models)
+    with answering() as (url, _), pytest.raises(EndpointError, match="answered {'models'"):
+        play(ChatEndpoint(url))
 
 
 def test_a_full_context_stops_only_the_episode():

@@ -125,16 +125,17 @@ def test_a_task_with_a_user_is_a_success_where_its_state_is_reached(sandbox, tmp
 
 
 def test_a_model_behind_an_endpoint_plays_the_user():
-    with answering(says("<think>\nhm\n</think>\n\nalpha"), says("###STOP###")) as (url, requests):
+    said_first = says("<think>\nhm\n</think>\n\nalpha\ud83d")  # half of a character
+    with answering(said_first, says("###STOP###")) as (url, requests):
         user = EndpointUser(ChatEndpoint(url))
         engine = Engine("<think>\nso\n</think>\n\ncity ?", call_text("alpha"), "beta")
         trajectory = episode(engine, user, user_goal="Find the mayor of alpha.", gold_state={})
-    assert [turn.reply for turn in trajectory.turns] == ["alpha", "", ""]
+    assert [turn.reply for turn in trajectory.turns] == ["alpha\ufffd", "", ""]
     assert trajectory.stop_reason is StopReason.ANSWER
     (rules, *first), (_, *second) = map(said, requests)
     assert rules[0] == "system" and rules[1].endswith("Your goal: Find the mayor of alpha.")
     assert first == [("assistant", "What is alpha ?"), ("user", "city ?")]  # no thoughts
-    assert second == [*first, ("assistant", "alpha"), ("user", "beta")]
+    assert second == [*first, ("assistant", "alpha\ufffd"), ("user", "beta")]
     with pytest.raises(ValueError, match="task t has a user_goal: user=endpoint plays one"):
         episode(engine, user_goal="Find the mayor of alpha.")
 

@@ -62,8 +62,8 @@ def check_prompts(
     lengths = [
         len(renderer.prompt_ids(task))
         for task in tasks.values()
-        # A text of half as many characters does not have so many tokens: it need not be written.
-        if len(repr((task.question, task.history, task.tools))) > limit // 2
+        # A text of half as many bytes does not have so many tokens: it need not be written.
+        if len(repr((task.question, task.history, task.tools)).encode()) > limit // 2
     ]
     skipped = sum(length > limit for length in lengths)
     said = (

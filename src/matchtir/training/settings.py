@@ -30,7 +30,8 @@ SIZES = (
     *("iterations", "tasks_per_iteration", "group_size", "mini_batches"),
     *("module.micro_batch_tokens", "datamodule.eval_batch_size"),
 )
-OTHERS = ("train/", "test/", "credit/", "time/", "memory/")  # prefixes of metrics, besides val/
+# Prefixes of metrics, besides val/; test/ is measured before and after training, and chooses nothing.
+OTHERS = ("train/", "credit/", "time/", "memory/")
 
 
 def unfit_settings(config: DictConfig) -> Iterator[str]:
@@ -49,7 +50,7 @@ def unfit_settings(config: DictConfig) -> Iterator[str]:
     for key in ("objective", "callbacks.best_checkpoint.monitor"):
         name = OmegaConf.select(config, key)
         if name is not None and name not in names and not str(name).startswith(OTHERS):
-            yield f"  {key}: nothing measures {name}{suggest(str(name), names)}"
+            yield f"  {key}: nothing in training measures {name}{suggest(str(name), names)}"
     if config.ahead and config.trainer.offload != "none":
         yield (
             f"  ahead: with trainer.offload={config.trainer.offload} nothing would leave the "
