@@ -61,7 +61,7 @@ def test_several_attempts_at_each_task(tmp_path):
 def test_it_is_the_validation_split_unless_told_otherwise(caplog):
     with pytest.raises(ValueError, match="three: the split 'test' has no tasks"):
         TaskDataModule([], None, seed=1, validation=benchmark("test"))
-    only_tests = TaskBenchmark("three", OneSplit(3, "test"), {})
+    only_tests = TaskBenchmark("three", TaskList(tasks(3), "test"), {})
     with pytest.raises(ValueError, match=r"'validation' has no tasks; validation\.split=test"):
         TaskDataModule([], None, seed=1, validation=only_tests)
     with caplog.at_level(logging.WARNING):
