@@ -19,6 +19,7 @@ from matchtir.tools.formats import call_from_api, without_thinking
 from matchtir.types import ToolCall
 
 _THINK_TAG = re.compile(r"</?think>")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, as JSON may have it
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
 _BEYOND_CONTEXT = ("context_length", "context length", "context size")
 
@@ -163,7 +164,8 @@ class ChatEndpoint(Speaker):
         """
         if self.model is None:
             answer = await self.client.request("GET", "/models")
-            names = [item["id"] for item in answer["data"]]
+            with self.reading(answer):
+                names = [item["id"] for item in answer["data"]]
             if len(names) != 1:
                 raise EndpointError(f"{self.client.url} has the models {names}: choose one of them")
             self.model = names[0]
@@ -237,7 +239,7 @@ class EndpointUser(User):
         answer = await self.endpoint.ask(attempt, messages, options)
         with self.endpoint.reading(answer):
             text = plain_text(answer["choices"][0]["message"].get("content"))
-        text = without_thinking(text).strip()
+        text = _SURROGATE.sub("\ufffd", without_thinking(text).strip())
         return None if self.STOP in text or not text else text
 
 
@@ -248,11 +250,14 @@ def api_url(url: str) -> str:
 
 
 def turn_text(message: ChatMessage, calls: Sequence[ToolCall]) -> str:
-    """An assistant message as the project's format of turns writes it, for readers of traces."""
+    """An assistant message as the project's format of turns writes it, for readers of traces.
+
+    Lone surrogates become U+FFFD: no trace could be written with them.
+    """
     parts = []
     reasoning = message.get("reasoning_content") or message.get("reasoning")
     if reasoning:  # a tag of its own would end it
         parts.append(f"<think>\n{_THINK_TAG.sub('', reasoning)}\n</think>\n")
     parts.append(plain_text(message.get("content")))
     parts += [f"<tool_call>\n{call.text}\n</tool_call>" for call in calls]
-    return "\n".join(part for part in parts if part)
+    return _SURROGATE.sub("\ufffd", "\n".join(part for part in parts if part))
