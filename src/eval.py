@@ -48,7 +48,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     """One evaluation; what it found is also in the run's folder."""
     check(config, KNOWN_KEYS, SETTINGS)  # before the slow imports
     from matchtir.evaluation.benchmark import Setting, TaskBenchmark
-    from matchtir.evaluation.policies import find_policy
+    from matchtir.evaluation.policies import LocalPolicy, find_policy
     from matchtir.evaluation.tables import PastEvaluation, overall, report
     from matchtir.utils.loggers import close, quiet
 
@@ -71,6 +71,8 @@ def run(config: DictConfig) -> dict[str, Any]:
         endpoint=instantiate(config.endpoint),
         seed=config.seed,
     )
+    if isinstance(policy, LocalPolicy) and not policy.scripted:
+        check_sessions(config)
     with opened(config, folder), ExitStack() as at_the_end:
         sandbox = instantiate(config.sandbox)
         at_the_end.callback(sandbox.shutdown)
@@ -87,6 +89,19 @@ def run(config: DictConfig) -> dict[str, Any]:
         logger.log_metrics(overall(result), step=0)
     close(loggers)
     return result
+
+
+def check_sessions(config: DictConfig) -> None:
+    """Raise UserError where a conversation could wait for the tools of one that waits for it."""
+    engine, sessions = config.rollout.engine, config.sandbox.get("max_sessions")
+    if engine.get("rejoin_after") is None or sessions is None:
+        return
+    at_once = min(engine.max_sessions, config.max_concurrent)
+    if sessions < at_once:
+        raise UserError(
+            f"sandbox.max_sessions={sessions}: {at_once} conversations are under way, each waits "
+            f"for the tools of all: max_concurrent={sessions}, or rollout.engine.rejoin_after=null"
+        )
 
 
 def with_lists(arguments: Sequence[str]) -> list[str]:

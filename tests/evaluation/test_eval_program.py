@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 import eval as program
 from matchtir.tasks.synthetic import SCENARIOS
 from matchtir.utils.config_check import ConfigError
+from matchtir.utils.options import UserError
 from matchtir.utils.run_folder import register_resolvers
 
 ROOT = Path(__file__).parents[2]
@@ -103,6 +104,11 @@ def test_what_is_not_there_is_named(configure, tmp_path):
         program.run(configure(*base, "ckpt_path=last"))
     with pytest.raises(ValueError, match="an evaluation goes on from last alone"):
         program.run(configure(*base, "ckpt_path=some.ckpt"))
+    few = (*base, "policy=owner/name", "sandbox.max_sessions=8")  # fewer than wait for each other
+    with pytest.raises(UserError, match="sandbox.max_sessions=8: 64 conversations"):
+        program.run(configure(*few))
+    for enough in ("max_concurrent=8", "rollout.engine.rejoin_after=null"):
+        program.check_sessions(configure(*few, enough))
     with pytest.raises(ConfigError, match="policy: a value must be given"):
         program.run(configure(*base, "policy=???"))
     assert not (tmp_path / "new").exists()
