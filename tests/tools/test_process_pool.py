@@ -56,6 +56,19 @@ def test_a_call_goes_on_while_the_event_loop_is_busy(make_sandbox):
     assert {result.output for result in asyncio.run(busy())} == {"1"}
 
 
+def test_an_episode_that_ends_leaves_a_worker_to_the_one_that_has_it_by_now(make_sandbox):
+    sandbox, source = make_sandbox(workers=1), tool("def f(): return 1")
+
+    async def close_one_while_the_other_calls():
+        first, second = await sandbox.open([source]), await sandbox.open([source])
+        await first.call(ToolCall("f", {}))
+        sandbox._thread.loop.call_soon_threadsafe(time.sleep, 0.3)  # so that both begin at once
+        await asyncio.gather(first.close(), second.call(ToolCall("f", {})))
+        return [process.key[0] for process in sandbox.calling.pool._free]
+
+    assert asyncio.run(close_one_while_the_other_calls()) == [2]  # whose end is to find it
+
+
 def test_a_cancelled_call_frees_its_worker_at_once(make_sandbox):
     sandbox = make_sandbox(workers=1)
     endless = (tool(ENDLESS), {})

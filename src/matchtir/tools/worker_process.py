@@ -97,7 +97,8 @@ class WorkerProcess:
         is repeated, a few times.
         """
         async with self._order:
-            self.key = request["key"]
+            if request["action"] != "end":  # which may come when others have the worker already
+                self.key = request["key"]
             try:
                 for _ in range(_ATTEMPTS):
                     if not self.lives:
