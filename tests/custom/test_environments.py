@@ -171,6 +171,9 @@ def test_what_cannot_be_played_is_said(protocol, tmp_path):
     lost = OpenEnvTasks(OpenEnvSandbox("http://127.0.0.1:1"), {"test": 1})
     with pytest.raises(ValueError, match="no OpenEnv server answers"):
         lost.tasks("test")
+    with pytest.raises(ValueError, match=r"no answer to a reset within 0\.5 seconds"):
+        slow = OpenEnvSandbox(protocol, timeout_s=0.5)
+        asyncio.run(slow.open((), {"<environment>": {"metres": 9}}))
     with pytest.raises(ValueError, match="need sandbox=openenv"):
         OpenEnvTasks(object(), {"test": 1})
     with pytest.raises(ValueError, match=r"question=metadata\.text: the observation is"):

@@ -124,7 +124,7 @@ class OpenEnvSandbox:
         """Begin an episode, with what `state` has for `ENVIRONMENT` as arguments of its reset.
 
         Raises:
-            UserError: there is no such server, or it does not take this reset.
+            UserError: there is no such server, or it does not take this reset, or not in time.
         """
         session = OpenEnvSession(self, [tool.name for tool in tools])
         try:
@@ -134,6 +134,9 @@ class OpenEnvSandbox:
             if isinstance(error, RefusedError):
                 limits = "rollout.episodes.max_concurrent or, evaluating, max_concurrent"
                 raise UserError(f"{self.url}: {error} ({limits} limits episodes)") from error
+            if isinstance(error, TimeoutError):
+                text = f"no answer to a reset within {self.timeout_s:g} seconds"
+                raise UserError(f"{self.url}: {text}") from error
             raise
         return session
 
