@@ -101,7 +101,7 @@ def train_in(folder: Path, config: DictConfig, checkpoint: Path | None) -> float
         at_the_end.callback(module.engine.close)
         if config.get("warm_start"):
             steps.start_warm(config, loaded, sandbox)
-        checkpoint = steps.start_from(checkpoint, loaded)
+        checkpoint = steps.start_from(checkpoint, loaded, folder)
         before = steps.scores_before(trainer, module, datamodule, folder / "before.json")
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint, weights_only=True)
         objective = steps.last_value(config.objective, trainer, folder)

@@ -171,3 +171,14 @@ def test_the_best_checkpoint_is_a_start(tmp_path, unbroken):
     assert [row["step"] for row in rows(folder) if "train/loss" in row] == [1]
     before = json.loads((folder / "before.json").read_text())
     assert before.keys() == json.loads((folder / "after.json").read_text()).keys()
+
+
+def test_a_run_from_the_best_checkpoint_goes_on_with_the_reference_that_it_began_with(
+    tmp_path, unbroken
+):
+    given = f"ckpt_path={unbroken}/checkpoints/best.ckpt", "loss.kl_coefficient=0.1"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert run(whole, *given)[0] == 0
+    assert run(broken, *given, moment=Moment("credit", 4))[0] == -signal.SIGKILL
+    go_on(broken, given[1])
+    assert outcome(broken) == outcome(whole)

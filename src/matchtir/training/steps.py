@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from importlib import metadata
@@ -29,6 +30,7 @@ from matchtir.policy.weights import full_tensor
 from matchtir.reports.progress import Scores, compare, final_table, next_commands, write_result
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
+from matchtir.training.callbacks.checkpoint import UNFINISHED
 from matchtir.training.callbacks.display import Progress
 from matchtir.training.data import TaskDataModule
 from matchtir.utils.processes import is_first, rank, wait_for_all
@@ -36,6 +38,7 @@ from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_metrics, r
 
 log = logging.getLogger(__name__)
 
+START_CHECKPOINT = "checkpoints/start.ckpt"  # of a run that began with those of another
 # What starting weights depend on besides the settings: libraries, and folders of this package.
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "lightning")
 SOURCES = ("policy", "rollout", "tasks", "tools", "training")
@@ -110,22 +113,35 @@ def _hash(parts: Iterable[Any]) -> str:
 # -- starting weights ----------------------------------------------------------------------------
 
 
-def start_from(checkpoint: Path | None, loaded: LoadedPolicy) -> Path | None:
+def start_from(checkpoint: Path | None, loaded: LoadedPolicy, folder: Path) -> Path | None:
     """Give the policy the weights of a checkpoint that has nothing else, as `best.ckpt` has.
+
+    The run's folder keeps a copy: what goes on there needs them again, for its reference.
 
     Returns:
         The checkpoint, where it is one of a run to go on with.
     """
-    if checkpoint is None or checkpoint.is_dir():
-        return checkpoint
-    state = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-    if "optimizer_states" in state:
-        return checkpoint
-    log.info("a new run from the weights of %s", checkpoint)
-    prefix = "policy."
-    weights = {n.removeprefix(prefix): w for n, w in state["state_dict"].items() if prefix in n}
+    own = folder / START_CHECKPOINT
+    if checkpoint and checkpoint.is_file() and "optimizer_states" not in _read(checkpoint):
+        log.info("a new run from the weights of %s", checkpoint)
+        _load_weights(checkpoint, loaded)
+        if is_first():
+            own.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(shutil.copyfile(checkpoint, f"{own}{UNFINISHED}"), own)
+        return None
+    if own.exists():
+        _load_weights(own, loaded)
+    return checkpoint
+
+
+def _load_weights(checkpoint: Path, loaded: LoadedPolicy) -> None:
+    prefix, state = "policy.", _read(checkpoint)["state_dict"]
+    weights = {n.removeprefix(prefix): w for n, w in state.items() if prefix in n}
     loaded.policy.load_state_dict(weights)
-    return None
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
 
 
 def start_warm(config: DictConfig, loaded: LoadedPolicy, sandbox: Sandbox) -> None:
