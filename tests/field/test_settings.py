@@ -39,6 +39,7 @@ ROOT = Path(__file__).parents[2]
         ("+module.micro_batch_token=9", "module.micro_batch_token: .* mean micro_batch_tokens"),
         ("trainer.log_every_n_steps=5", "trainer.log_every_n_steps: every iteration is logged"),
         ("objective=val/solve_f2", "objective: .*did you mean val/solve_f1"),
+        ("objective=test/solve_f1", "objective: nothing in training measures test/solve_f1"),
         # What nothing in the run reads.
         ("advantage=trajectory turn_groups=state", "turn_groups=state: nothing in this run reads"),
         ("turn_baseline=absorbing", "absorbing needs turn_groups=index, not kind_and_index"),

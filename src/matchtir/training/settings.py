@@ -30,7 +30,7 @@ SIZES = (
     *("iterations", "tasks_per_iteration", "group_size", "mini_batches"),
     *("module.micro_batch_tokens", "datamodule.eval_batch_size"),
 )
-# Prefixes of metrics, besides val/; test/ is measured before and after training, chooses nothing.
+# Prefixes of metrics, besides val/; test/ is measured before and after: it chooses nothing.
 OTHERS = ("train/", "credit/", "time/", "memory/")
 
 
