@@ -8,6 +8,7 @@ import pytest
 
 from matchtir.training.data import Stage, TaskBatches, TaskDataModule, check_prompts
 from matchtir.types import Task
+from tests.training.training_parts import TaskList
 
 
 class Named:
@@ -49,6 +50,13 @@ def test_tasks_that_a_limit_skips_are_counted_and_more_than_a_share_is_refused()
     assert re.match(said, check_prompts(given, renderer, 6, 0.25))
     with pytest.raises(ValueError, match=f"{said}.*plan.skipped_share"):
         check_prompts(given, renderer, 6, 0.2)
+
+
+def test_a_prompt_of_few_characters_may_have_many_tokens():
+    task = Task("a", "\N{GRINNING FACE}" * 200, (), (), "")
+    renderer = SimpleNamespace(prompt_ids=lambda task: task.question.encode())
+    given = [Stage(TaskList([task]), 1, 1)]
+    assert "1 of 1 training tasks are skipped" in check_prompts(given, renderer, 600, 1.0)
 
 
 def test_stages_follow_each_other_each_with_an_order_of_its_own():
