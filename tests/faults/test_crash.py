@@ -151,6 +151,18 @@ def test_a_run_may_become_longer_and_not_shorter_than_it_is(tmp_path, unbroken):
     assert outcome(folder) == outcome(unbroken)
 
 
+@pytest.mark.parametrize("iterations", [2, 3])  # saved before and behind the end of training
+def test_a_run_that_has_all_its_iterations_may_become_longer(tmp_path, unbroken, iterations):
+    folder = tmp_path / "run"
+    status, said = run(folder, f"iterations={iterations}")
+    assert status == 0, said
+    (folder / "result.json").unlink()  # as where it was killed in its last test
+    go_on(folder, "iterations=5")
+    found, expected = outcome(folder), outcome(unbroken)
+    assert found.pop("metrics") != expected.pop("metrics")  # it was tested once more
+    assert found == expected
+
+
 @fault("E inputs", "other rows, weights, tokenizer", "refused by name, before training")
 def test_a_run_does_not_go_on_with_other_inputs(tmp_path):
     folder = killed(tmp_path / "run", Moment("credit", 3))

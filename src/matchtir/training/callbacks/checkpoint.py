@@ -62,6 +62,16 @@ class LastCheckpoint(Checkpoint):
         """Every checkpoint is written as this one."""
         trainer.strategy.checkpoint_io = CheckpointFiles()
 
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let a run whose iterations were all done go on where it is to have more of them."""
+        loop, data = checkpoint["loops"]["fit_loop"], trainer.datamodule  # type: ignore[attr-defined]
+        done = loop["epoch_loop.batch_progress"]
+        if done["total"]["ready"] < len(data.train_dataloader()):
+            done["is_last_batch"] = False
+            loop["epoch_progress"]["current"] |= {"processed": 0, "completed": 0}
+
     def state_dict(self) -> dict[str, Any]:
         """The state of every global random generator, of every process."""
         return {"random": all_gather(random_state())}
