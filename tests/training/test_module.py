@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lightning import Callback
 
 from matchtir.credit.advantages import DualAdvantage
 from matchtir.policy.batching import collate
@@ -13,12 +14,14 @@ from matchtir.policy.losses import LossOutput, MismatchCorrection
 from matchtir.rollout.engine import SamplingParams
 from matchtir.training.callbacks.traces import rollout_records
 from matchtir.training.module import PolicyGradientModule
+from matchtir.training.optim import AdamW
 from matchtir.types import StopReason
 from tests.policy.tiny_policy import small
 from tests.training.token_reward import TokenReward
 from tests.training.training_parts import (
     ATTEMPTS,
     LIMITS,
+    Breaking,
     fit,
     logged,
     policy_gradient,
@@ -278,3 +281,21 @@ def test_each_hook_can_be_overridden(tmp_path):
     assert len(module.last_rollout.trajectories) == 6
     assert logged(tmp_path, "train/own") == [pytest.approx(3, abs=1e-5)]
     assert not equal(weights(policy_gradient()), weights(module))
+
+
+class Rates(Callback):
+    """Keeps the learning rate of every iteration."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_train_batch_start(self, trainer, *_):
+        self.found.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_a_run_that_becomes_longer_has_the_rates_of_its_new_length_at_once(tmp_path):
+    shorter, longer = (policy_gradient(optimizer=AdamW(0.6, decay="linear")) for _ in range(2))
+    fit(shorter, tmp_path, iterations=3, callbacks=[Breaking(tmp_path / "two.ckpt", 2)])
+    rates = Rates()
+    fit(longer, tmp_path, iterations=6, checkpoint=tmp_path / "two.ckpt", callbacks=[rates])
+    assert rates.found == pytest.approx([0.4, 0.3, 0.2, 0.1])

@@ -220,8 +220,14 @@ class PolicyModule(LightningModule):
         """Let the loggers forget what an earlier process measured behind the checkpoint.
 
         What callbacks log stands beside what was measured in the same iteration: Lightning would
-        count their rows from 0.
+        count their rows from 0. The learning rates are those of the run as long as it is now.
         """
+        for each in self.trainer.lr_scheduler_configs:
+            schedule: Any = each.scheduler
+            for group, lr, factor in zip(
+                schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+            ):
+                group["lr"] = lr * factor(schedule.last_epoch)
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.iteration + 1
         for logger in self.loggers:
             if isinstance(logger, CsvLogger):
