@@ -62,10 +62,10 @@ def loaded_once(rank, folder, tied):
             each.mul_(2.0)
     own, other = next(policy.parameters()), next(reference.parameters())
     assert torch.equal(full_tensor(own), 2 * full_tensor(other))
-    then, shelf = scores(policy), HostOffload()
-    shelf.put(policy.parameters())
+    then, offloaded = scores(policy), HostOffload()
+    offloaded.offload(policy.parameters())
     assert all(each.untyped_storage().nbytes() == 0 for each in shards)
-    shelf.take_back()
+    offloaded.reload()
     assert torch.equal(scores(policy), then)
 
 

@@ -73,14 +73,14 @@ def test_an_iteration_and_a_validation_wake_sync_sample_sleep(tmp_path):
 
 
 def test_tensors_that_share_memory_leave_together_and_copies_are_used_again():
-    shelf, tensor = HostOffload(), torch.randn(4, 6)
+    offloaded, tensor = HostOffload(), torch.randn(4, 6)
     view, before = tensor.t(), tensor.clone()
     for _ in range(2):
-        shelf.offload([tensor, view, torch.zeros(0)])
+        offloaded.offload([tensor, view, torch.zeros(0)])
         assert tensor.untyped_storage().nbytes() == 0
-        shelf.reload()
+        offloaded.reload()
         assert torch.equal(tensor, before) and torch.equal(view, before.t())
-    assert len(shelf._copies) == 1
+    assert len(offloaded._copies) == 1
 
 
 def test_memory_of_a_phase_is_without_what_an_engine_asleep_has_given_back(monkeypatch):
