@@ -185,7 +185,7 @@ class SoftAssignment(ByShape):
     """Entropic optimal transport from calls to gold calls (paper eq. 6-7).
 
     The plan Z minimises ``<Z, C> - reg * H(Z)`` with every call sending 1/m and every gold call
-    receiving 1/n; a call earns ``sum_j Z_pj S_pj``. Without gold calls it earns 0. All mass must
+    receiving 1/n; a call earns ``sum_j Z_pj S_pj``, 0 where there are no gold calls. All mass must
     arrive, so that a wrong call takes some from the right ones (see `PartialAssignment`).
 
     Args:
@@ -194,7 +194,7 @@ class SoftAssignment(ByShape):
             ``exponential`` (C = -exp(S)).
         scale: ``mass`` pays the transported mass as it is; ``conditional`` multiplies by m, so
             that a perfect call scores 1 however many calls there are.
-        unmatched_penalty: a call whose similarities are all 0 earns ``-unmatched_penalty`` times
+        unmatched_penalty: a call that is like no gold call earns ``-unmatched_penalty`` times
             its mass (1/m, or 1 with ``conditional``).
         max_iterations: Sinkhorn stops there, converged or not (release: 1,000); None: every plan
             converges.
