@@ -108,7 +108,7 @@ def test_the_chain_holds_from_the_example_to_an_evaluated_policy(tmp_path):
     """As a user starts it, in seconds instead of minutes: nothing is learned, every part runs."""
     logs = f"paths.log_dir={tmp_path}"
     assert "LEAK" not in run("scripts/inspect_data.py", *EXAMPLE, logs)
-    few = [f"warm_start.datamodule.stages.{stage}.iterations=2" for stage in range(3)]
+    few = [f"warm_start.datamodule.stages.{stage}.iterations=2" for stage in range(2)]
     few += ["iterations=2", "tasks_per_iteration=2", "group_size=2", "zero_advantage=keep", logs]
     run("src/train.py", "experiment=matchtir_hard", *EXAMPLE, *few)
     (folder,) = (tmp_path / "matchtir_hard" / "runs").iterdir()
