@@ -225,7 +225,7 @@ class GroupSource:
         """Go on with the groups of this process; with more or fewer processes, without any."""
         if len(states) != world_size():
             log.warning(
-                "%d processes instead of %d: groups under way are sampled anew",
+                "%d processes instead of %d: groups under way are dropped",
                 world_size(),
                 len(states),
             )
