@@ -42,6 +42,11 @@ class Stage:
         return tasks if self.first is None else tasks[: self.first]
 
 
+def existing(tasks: Sequence[Task]) -> Sequence[Task]:
+    """What to look at before a run begins: all tasks, or the first of those made on demand."""
+    return tasks if isinstance(tasks, list | tuple) else tasks[:64]
+
+
 PROMPTS = 5000  # of one stage, whose lengths are looked at before a run begins
 
 

@@ -14,6 +14,7 @@ from matchtir.rollout.demonstration import (
 from matchtir.tasks.habits import Habits
 from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
+from matchtir.training.data import existing
 from matchtir.training.parallel import all_reduce_metrics
 from matchtir.types import Task, Trajectory
 from matchtir.utils.processes import all_reduce_sum
@@ -41,7 +42,7 @@ class SupervisedModule(PolicyModule):
         """
         super().on_fit_start()
         stages = getattr(self.trainer.datamodule, "stages", ())  # type: ignore[attr-defined]
-        for task in chain.from_iterable(stage.training_tasks for stage in stages):
+        for task in chain.from_iterable(existing(stage.training_tasks) for stage in stages):
             check_demonstrable(task)
 
     def demonstrations(self, tasks: list[Task]) -> list[Trajectory]:

@@ -32,7 +32,7 @@ from matchtir.tools.sandbox import Sandbox
 from matchtir.training.base import PolicyModule
 from matchtir.training.callbacks.checkpoint import UNFINISHED
 from matchtir.training.callbacks.display import Progress
-from matchtir.training.data import TaskDataModule
+from matchtir.training.data import TaskDataModule, existing
 from matchtir.utils.processes import is_first, rank, wait_for_all
 from matchtir.utils.run_folder import METRICS_FILE, RESULT_FILE, read_metrics, replace_text
 
@@ -80,11 +80,7 @@ def task_hashes(data: TaskDataModule) -> dict[str, str]:
     if data.validation is not None:
         sets["validation tasks"] = data.validation.select()
     return {
-        name: _hash(
-            repr(task).encode()
-            for task in (tasks if isinstance(tasks, list | tuple) else tasks[:64])
-        )
-        for name, tasks in sets.items()
+        name: _hash(repr(task).encode() for task in existing(tasks)) for name, tasks in sets.items()
     }
 
 
