@@ -93,11 +93,10 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 def check_sessions(config: DictConfig) -> None:
     """Raise UserError where a conversation could wait for the tools of one that waits for it."""
-    engine, sessions = config.rollout.engine, config.sandbox.get("max_sessions")
-    if engine.get("rejoin_after") is None or sessions is None:
-        return
-    at_once = min(engine.max_sessions, config.max_concurrent)
-    if sessions < at_once:
+    from matchtir.training.settings import waiting_for_each_other
+
+    if at_once := waiting_for_each_other(config, config.max_concurrent):
+        sessions = config.sandbox.max_sessions
         raise UserError(
             f"sandbox.max_sessions={sessions}: {at_once} conversations are under way, each waits "
             f"for the tools of all: max_concurrent={sessions}, or rollout.engine.rejoin_after=null"

@@ -56,15 +56,27 @@ def unfit_settings(config: DictConfig) -> Iterator[str]:
             f"  ahead: with trainer.offload={config.trainer.offload} nothing would leave the "
             "device: groups are sampled during the update, which needs all of it"
         )
-    engine, sessions = config.rollout.engine, config.sandbox.get("max_sessions")
-    if engine.get("rejoin_after") is not None and (sessions or math.inf) < engine.max_sessions:
+    if at_once := waiting_for_each_other(config):
         yield (
-            f"  sandbox.max_sessions: with {sessions} of them conversations could wait for each "
-            f"other: rollout.engine.max_sessions={engine.max_sessions} are under way, and each "
-            "waits for the tools of all (rollout.engine.rejoin_after=null: it does not)"
+            f"  sandbox.max_sessions: with {config.sandbox.max_sessions} of them conversations "
+            f"could wait for each other: rollout.engine.max_sessions={at_once} are under way, and "
+            "each waits for the tools of all (rollout.engine.rejoin_after=null: it does not)"
         )
     model, precision = config.model, str(config.trainer.precision)
     if model.get("head_float32") and model.dtype == "float32" and precision.startswith("32"):
         yield "  model.head_float32: all computes in 32 bits already"
     if config.trainer.get("log_every_n_steps", 1) != 1:
         yield "  trainer.log_every_n_steps: every iteration is logged"
+
+
+def waiting_for_each_other(config: DictConfig, max_concurrent: float = math.inf) -> float:
+    """How many conversations could wait for each other's tools for ever; 0: none.
+
+    Args:
+        max_concurrent: so many are under way at most, besides the engine's limit.
+    """
+    engine, sessions = config.rollout.engine, config.sandbox.get("max_sessions")
+    if sessions is None or engine.get("rejoin_after") is None:
+        return 0
+    at_once: float = min(engine.max_sessions, max_concurrent)
+    return at_once if sessions < at_once else 0
