@@ -17,7 +17,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from matchtir.rollout.templates import OTHER_ENDS, ChatMessage, plain_text, read_format
-from matchtir.tools.formats import outside_thinking
+from matchtir.tools.formats import SURROGATE, outside_thinking
 from matchtir.types import Message, Span, SpanKind, Task, ToolResult
 
 DEFAULT_SYSTEM_PROMPT = (
@@ -32,7 +32,6 @@ CALL_END = "</tool_call>"
 # Marks where a text is cut before it is encoded. A lone surrogate cannot be encoded, so no
 # text that reaches a tokenizer contains one.
 _CUT = "\ud800"
-_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class _Escaper:
@@ -47,7 +46,7 @@ class _Escaper:
 
     def text(self, text: str) -> str:
         """The text with cuts; lone surrogates become U+FFFD."""
-        return self._starts.sub(lambda start: start.group() + _CUT, _SURROGATES.sub("\ufffd", text))
+        return self._starts.sub(lambda start: start.group() + _CUT, SURROGATE.sub("\ufffd", text))
 
     def json(self, value: Any) -> Any:
         """A JSON value with cuts in all of its texts, keys included."""

@@ -15,11 +15,10 @@ from matchtir.rollout.episode import Attempt, Response, Speaker, User
 from matchtir.rollout.http import EndpointError, HttpClient
 from matchtir.rollout.renderer import DEFAULT_SYSTEM_PROMPT, Renderer
 from matchtir.rollout.templates import ChatMessage, plain_text
-from matchtir.tools.formats import call_from_api, without_thinking
+from matchtir.tools.formats import SURROGATE, call_from_api, without_thinking
 from matchtir.types import ToolCall
 
 _THINK_TAG = re.compile(r"</?think>")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, as JSON may have it
 # OpenAI's error code, and what vLLM and llama.cpp write in its place.
 _BEYOND_CONTEXT = ("context_length", "context length", "context size")
 
@@ -239,7 +238,7 @@ class EndpointUser(User):
         answer = await self.endpoint.ask(attempt, messages, options)
         with self.endpoint.reading(answer):
             text = plain_text(answer["choices"][0]["message"].get("content"))
-        text = _SURROGATE.sub("\ufffd", without_thinking(text).strip())
+        text = SURROGATE.sub("\ufffd", without_thinking(text).strip())
         return None if self.STOP in text or not text else text
 
 
@@ -260,4 +259,4 @@ def turn_text(message: ChatMessage, calls: Sequence[ToolCall]) -> str:
         parts.append(f"<think>\n{_THINK_TAG.sub('', reasoning)}\n</think>\n")
     parts.append(plain_text(message.get("content")))
     parts += [f"<tool_call>\n{call.text}\n</tool_call>" for call in calls]
-    return _SURROGATE.sub("\ufffd", "\n".join(part for part in parts if part))
+    return SURROGATE.sub("\ufffd", "\n".join(part for part in parts if part))

@@ -51,7 +51,7 @@ _PARAMETER = re.compile(
 _INNER_TAG = re.compile(r"</?(?:function|parameter)\b")
 # An opening tag may not stand inside: of "<answer>a <answer>b</answer>" the answer is "b".
 _ANSWER = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a character, as JSON may have it
 _PYTHON_WORDS = {"True": True, "False": False, "None": None}
 _KINDS: dict[type, str] = {str: "string", bool: "boolean", int: "integer", float: "number"}
 _KINDS |= {dict: "object", list: "array", type(None): "null"}
@@ -178,7 +178,7 @@ class QwenCoderCalls(CallFormat):
     def parse_block(self, block: str, tools: Tools) -> ToolCall:
         """The function in a block."""
         function = _FUNCTION.fullmatch(block)
-        if function is None or _SURROGATE.search(block):
+        if function is None or SURROGATE.search(block):
             problem = "it must be <function=name>, <parameter=name> blocks, </function>"
             return ToolCall("", None, CallStatus.INVALID_JSON, block, problem)
         name, body = function.groups()
@@ -358,7 +358,7 @@ def _check(value: Any, depth: int = 0) -> None:
     """Refuse what Python's reader accepts and others may not."""
     if depth > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
-    if isinstance(value, str) and _SURROGATE.search(value):
+    if isinstance(value, str) and SURROGATE.search(value):
         raise ValueError("a string holds half of a surrogate pair")
     if isinstance(value, int | float) and abs(value) > sys.float_info.max:
         raise ValueError("a number is too large")
@@ -369,7 +369,7 @@ def _check(value: Any, depth: int = 0) -> None:
 
 def _printable(text: str) -> str:
     """A name out of the policy's text as an error may repeat it: short, and encodable."""
-    return json.dumps(text[:100], ensure_ascii=bool(_SURROGATE.search(text)))
+    return json.dumps(text[:100], ensure_ascii=bool(SURROGATE.search(text)))
 
 
 def _typed(text: str, schema: Any) -> Any:
